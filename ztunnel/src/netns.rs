@@ -1,0 +1,115 @@
+//! Network namespaces: a pod's is opened once, proven by its identity, and entered for as long as it takes to make a socket.
+//!
+//! A thread that stayed behind in a pod's namespace would open the next tenant's sockets there, so the way back is not allowed
+//! to fail: [`Netns::enter`] aborts the process rather than go on from the wrong place.
+
+use std::cell::OnceCell;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{FsType, fstatfs};
+
+/// The magic number of `nsfs`, the file system of which every namespace is an inode (`linux/magic.h`, `NSFS_MAGIC`).
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+
+/// What the kernel calls a network namespace: the inode is given anew only after the last holder has let go.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetnsId {
+    device: u64,
+    inode: u64,
+}
+
+impl fmt::Display for NetnsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "net:[{}]", self.inode)
+    }
+}
+
+impl fmt::Debug for NetnsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An open network namespace; it exists for at least as long as this value does.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    id: NetnsId,
+    path: PathBuf,
+}
+
+thread_local! {
+    /// Where this thread lives: the namespace that it was in when it first entered another.
+    static HOME: OnceCell<File> = const { OnceCell::new() };
+}
+
+impl Netns {
+    /// Opens the namespace that is mounted, or linked by `/proc`, at `path`.
+    ///
+    /// # Errors
+    /// Fails if `path` cannot be opened, or is an ordinary file: what is left after the namespace's mount has gone.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} is not a namespace", path.display())));
+        }
+        let stat = fstat(&file)?;
+        Ok(Self { file, id: NetnsId { device: stat.st_dev, inode: stat.st_ino }, path: path.to_owned() })
+    }
+
+    /// Opens the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Fails if `/proc` is not mounted.
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// The kernel's name of this namespace.
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// The path by which it was opened; for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `f` on this thread inside the namespace and comes back. A socket belongs to the namespace in which it was made, so
+    /// `f` makes sockets and returns; it must not wait, and must not call `enter` itself.
+    ///
+    /// # Errors
+    /// Fails if the namespace cannot be entered (needs `CAP_SYS_ADMIN`), or as `f` fails.
+    ///
+    /// Aborts the process if the thread cannot come back.
+    pub fn enter<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        HOME.with(|home| {
+            if home.get().is_none() {
+                let file = File::open("/proc/thread-self/ns/net")?;
+                home.get_or_init(|| file);
+            }
+            let Some(home) = home.get() else { return Err(io::ErrorKind::NotFound.into()) };
+            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+            // The guard, not the next line, brings the thread back: `f` may panic.
+            let _way_back = WayBack(home.as_fd());
+            f()
+        })
+    }
+}
+
+struct WayBack<'a>(BorrowedFd<'a>);
+
+impl Drop for WayBack<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
+            tracing::error!(%error, "this thread cannot leave the pod's network namespace: stopping before it serves the wrong pod");
+            std::process::abort();
+        }
+    }
+}
