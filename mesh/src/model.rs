@@ -1,0 +1,143 @@
+//! The compiled mesh: what the data path reads.
+//!
+//! A [`Model`] is immutable. All lookups are one hash lookup; entries are shared by `Arc`, and an
+//! entry that an update did not change is the very same allocation in the next model.
+
+mod endpoint;
+mod service;
+mod workload;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+pub use endpoint::{Endpoint, EndpointKey, EndpointLease, EndpointPort, EndpointTarget, Load};
+pub use service::{Affinity, Distribution, Service, ServiceName, ServicePort};
+pub use workload::{Health, Locality, Mode, NamedPort, Workload, WorkloadType, WorkloadUid};
+
+use crate::problem::Problem;
+
+/// Port on which a meshed pod accepts HBONE (Istio's contract).
+pub const HBONE_PORT: u16 = 15008;
+
+/// Everything the mesh knows at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    pub(crate) workloads: FxHashMap<WorkloadUid, Arc<Workload>>,
+    pub(crate) by_ip: FxHashMap<IpAddr, Arc<Workload>>,
+    pub(crate) services: FxHashMap<ServiceName, Arc<Service>>,
+    pub(crate) by_vip: FxHashMap<IpAddr, Arc<Service>>,
+    pub(crate) refused: FxHashMap<IpAddr, Refusal>,
+    pub(crate) nodes: FxHashMap<Arc<str>, Arc<Node>>,
+    pub(crate) namespaces: FxHashMap<Arc<str>, Arc<Namespace>>,
+    pub(crate) problems: Arc<Vec<Problem>>,
+}
+
+impl Model {
+    /// The workload with this uid.
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The one workload that owns this address. Host-network pods own none, and an address that
+    /// several pods claim is owned by nobody (see [`Model::refused`]).
+    pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.by_ip.get(&ip.to_canonical())
+    }
+
+    /// All workloads, in no particular order.
+    pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// The service with this namespace and name.
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
+        self.services.get(&ServiceName::new(namespace, name))
+    }
+
+    /// The service that owns this cluster IP.
+    pub fn service_by_vip(&self, ip: IpAddr) -> Option<&Arc<Service>> {
+        self.by_vip.get(&ip.to_canonical())
+    }
+
+    /// All services, in no particular order.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// Why nothing may be sent to this address, if that is so.
+    pub fn refused(&self, ip: IpAddr) -> Option<Refusal> {
+        self.refused.get(&ip.to_canonical()).copied()
+    }
+
+    /// The node of this name.
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(name)
+    }
+
+    /// All nodes, in no particular order.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// The namespace of this name.
+    pub fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
+        self.namespaces.get(name)
+    }
+
+    /// What was wrong with the input, sorted by file, document and object.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+/// Why an address is refused: no route leads to it, because every answer might be the wrong one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Two or more live pods claim it.
+    DuplicatePodIp,
+    /// Two or more services claim it.
+    DuplicateServiceIp,
+    /// A pod and a service claim it.
+    PodIpIsServiceIp,
+    /// Its pod could not be compiled, so it is not known whether the mesh protects it.
+    InvalidWorkload,
+}
+
+impl Refusal {
+    /// Stable reason code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Refusal::DuplicatePodIp => "duplicate_ip",
+            Refusal::DuplicateServiceIp => "duplicate_service_ip",
+            Refusal::PodIpIsServiceIp => "pod_ip_is_service_ip",
+            Refusal::InvalidWorkload => "invalid_workload",
+        }
+    }
+}
+
+/// A machine of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// Its internal and external addresses from `status.addresses`.
+    pub addresses: Vec<IpAddr>,
+    /// From the topology labels.
+    pub locality: Locality,
+}
+
+/// What a namespace says about the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// What pods of it are when they say nothing themselves (`istio.io/dataplane-mode`).
+    pub mode: Mode,
+    /// What services of it prefer when they say nothing themselves
+    /// (`networking.istio.io/traffic-distribution`).
+    pub distribution: Option<Distribution>,
+}

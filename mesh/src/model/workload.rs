@@ -1,0 +1,213 @@
+//! Workloads: pods as the mesh sees them.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use spiffe::SpiffeId;
+
+use super::{Load, ServiceName};
+
+/// Names one life of one pod: `<cluster>//Pod/<namespace>/<name>/<metadata.uid>`.
+///
+/// The Kubernetes uid is part of it, so that a pod that is made again under the same name and
+/// address is another workload, and nothing that was kept for the first is used for the second.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkloadUid(Arc<str>);
+
+impl WorkloadUid {
+    /// Puts the uid of a pod together.
+    pub fn of_pod(cluster: &str, namespace: &str, name: &str, kube_uid: &str) -> Self {
+        Self(format!("{cluster}//Pod/{namespace}/{name}/{kube_uid}").into())
+    }
+
+    /// The uid as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The shared text itself, for example as part of a pool key.
+    pub fn to_arc(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl From<&str> for WorkloadUid {
+    fn from(uid: &str) -> Self {
+        Self(uid.into())
+    }
+}
+
+impl Borrow<str> for WorkloadUid {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Serialize for WorkloadUid {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// One live pod. Pods that have ended (`Succeeded`, `Failed`) are not in the model.
+///
+/// All texts are empty, not absent, where the pod says nothing; the telemetry layer decides how
+/// "unknown" is spelled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Workload {
+    /// Names this life of this pod.
+    pub uid: WorkloadUid,
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Pod namespace.
+    pub namespace: Arc<str>,
+    /// Service account name (`default` when the pod names none).
+    pub service_account: Arc<str>,
+    /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+    #[serde(serialize_with = "as_text")]
+    pub identity: SpiffeId,
+    /// Pod addresses, primary first; at most one per family. Those of a host-network pod are its
+    /// node's and lead to no workload.
+    pub ips: Vec<IpAddr>,
+    /// Name of the node it runs on; empty while unscheduled.
+    pub node: Arc<str>,
+    /// Where that node is.
+    pub locality: Locality,
+    /// The pod shares its node's network namespace, so it can never be meshed.
+    pub host_network: bool,
+    /// Whether the mesh carries its traffic.
+    pub mode: Mode,
+    /// Whether it takes traffic.
+    pub health: Health,
+    /// Istio's canonical service: by label, else the workload name.
+    pub canonical_name: Arc<str>,
+    /// Istio's canonical revision: by label, else `latest`.
+    pub canonical_revision: Arc<str>,
+    /// What kind of object owns the pod.
+    pub workload_type: WorkloadType,
+    /// Name of the owner, for example of the Deployment; the pod's own if it has none.
+    pub workload_name: Arc<str>,
+    /// Label `app` (or `app.kubernetes.io/name`).
+    pub app: Arc<str>,
+    /// Label `version` (or `app.kubernetes.io/version`).
+    pub version: Arc<str>,
+    /// Cluster id.
+    pub cluster: Arc<str>,
+    /// Ports that the kubelet probes or calls hooks on; sorted, without duplicates.
+    pub probe_ports: Vec<u16>,
+    /// Named TCP container ports.
+    pub ports: Vec<NamedPort>,
+    /// Services that have an endpoint on this workload, sorted.
+    pub services: Vec<ServiceName>,
+    /// `metadata.uid`.
+    pub kube_uid: Arc<str>,
+    /// Open connections that this process holds to it; survives updates of the workload.
+    #[serde(skip)]
+    pub load: Load,
+}
+
+impl Workload {
+    /// Its address of the wanted family.
+    pub fn ip(&self, v6: bool) -> Option<IpAddr> {
+        self.ips.iter().copied().find(|ip| ip.is_ipv6() == v6)
+    }
+
+    /// Whether the mesh carries its traffic.
+    pub fn is_meshed(&self) -> bool {
+        self.mode == Mode::Mesh
+    }
+}
+
+fn as_text<S: Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+/// Whether the mesh carries the traffic of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Opted in: reached by HBONE only.
+    Mesh,
+    /// Not opted in: reached by plain TCP.
+    #[default]
+    Plain,
+}
+
+/// Whether a pod takes traffic, in the words of an EndpointSlice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Health {
+    /// Serving and not terminating.
+    pub ready: bool,
+    /// Passes its readiness probes, terminating or not.
+    pub serving: bool,
+    /// Asked to end.
+    pub terminating: bool,
+}
+
+/// Where something is, from coarse to fine; empty where unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Locality {
+    /// `topology.kubernetes.io/region`.
+    pub region: Arc<str>,
+    /// `topology.kubernetes.io/zone`.
+    pub zone: Arc<str>,
+    /// `topology.istio.io/subzone`.
+    pub subzone: Arc<str>,
+}
+
+/// The owners that Istio's telemetry knows; all others count as `Pod`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadType {
+    /// Nothing better is known.
+    #[default]
+    Pod,
+    /// A ReplicaSet of a Deployment.
+    Deployment,
+    /// A Job that no CronJob made.
+    Job,
+    /// A Job that a CronJob made.
+    CronJob,
+}
+
+impl WorkloadType {
+    /// As in the baggage key `k8s.<type>.name` and the workload dump.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            WorkloadType::Pod => "pod",
+            WorkloadType::Deployment => "deployment",
+            WorkloadType::Job => "job",
+            WorkloadType::CronJob => "cronjob",
+        }
+    }
+}
+
+impl fmt::Display for WorkloadType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A container port with a name, which a Service or a probe may refer to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct NamedPort {
+    /// Name, unique within the pod.
+    pub name: Arc<str>,
+    /// TCP port.
+    pub port: u16,
+}

