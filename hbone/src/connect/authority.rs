@@ -1,0 +1,104 @@
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use super::Malformed;
+
+/// What a CONNECT asks for: `10.0.0.1:80`, `[2001:db8::1]:80` or `name.ns.svc:80`.
+///
+/// Strict: no user info, no zone id, no port 0, no leading zeros, no bytes outside the grammar of RFC 1123 host names.
+/// A string that looks like an address and is none is not taken for a name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Authority {
+    /// An address.
+    Address(SocketAddr),
+    /// A host name, as given.
+    Host {
+        /// Labels of letters, digits, `-` and `_`, separated by dots; at most 253 bytes.
+        name: String,
+        /// Never 0.
+        port: u16,
+    },
+}
+
+/// RFC 1035, section 2.3.4.
+const MAX_NAME: usize = 253;
+const MAX_LABEL: usize = 63;
+
+impl Authority {
+    /// The port.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Host { port, .. } => *port,
+        }
+    }
+}
+
+impl From<SocketAddr> for Authority {
+    fn from(address: SocketAddr) -> Self {
+        Self::Address(SocketAddr::new(address.ip(), address.port()))
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(SocketAddr::V4(a)) => write!(f, "{a}"),
+            // By hand, because a scope id must not reach the wire.
+            Self::Address(SocketAddr::V6(a)) => write!(f, "[{}]:{}", a.ip(), a.port()),
+            Self::Host { name, port } => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+impl FromStr for Authority {
+    type Err = Malformed;
+
+    fn from_str(s: &str) -> Result<Self, Malformed> {
+        let (host, port) = s.rsplit_once(':').ok_or(malformed("no port"))?;
+        let port = parse_port(port)?;
+        if let Some(inner) = host.strip_prefix('[') {
+            let inner = inner.strip_suffix(']').ok_or(malformed("unclosed bracket"))?;
+            let ip: Ipv6Addr = inner.parse().map_err(|_| malformed("bad IPv6 address"))?;
+            return Ok(Self::Address((IpAddr::V6(ip), port).into()));
+        }
+        if let Ok(ip) = host.parse::<Ipv4Addr>() {
+            return Ok(Self::Address((IpAddr::V4(ip), port).into()));
+        }
+        check_name(host)?;
+        Ok(Self::Host { name: host.to_owned(), port })
+    }
+}
+
+pub(super) fn parse_port(s: &str) -> Result<u16, Malformed> {
+    let digits = !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    if !digits || s.starts_with('0') {
+        return Err(malformed("bad port"));
+    }
+    s.parse().map_err(|_| malformed("bad port"))
+}
+
+fn check_name(name: &str) -> Result<(), Malformed> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err(malformed("bad length of host name"));
+    }
+    let mut last = "";
+    for label in name.split('.') {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let hyphen = label.starts_with('-') || label.ends_with('-');
+        if label.is_empty() || label.len() > MAX_LABEL || hyphen || !label.bytes().all(allowed) {
+            return Err(malformed("bad label in host name"));
+        }
+        last = label;
+    }
+    // As in the WHATWG URL standard: a name that ends in a number is an address, and this one is not a valid one.
+    if last.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(malformed("bad IPv4 address"));
+    }
+    Ok(())
+}
+
+const fn malformed(problem: &'static str) -> Malformed {
+    Malformed { what: ":authority", problem }
+}

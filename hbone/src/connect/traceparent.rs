@@ -1,0 +1,70 @@
+use std::fmt;
+use std::str::FromStr;
+
+use super::Malformed;
+
+/// W3C trace context, version 00: a trace id and the id of the span that calls.
+///
+/// One connection is one span. The flags are written as 00, because no span of it is recorded here; those of the peer
+/// are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TraceParent(pub [u8; 16], pub [u8; 8]);
+
+const LEN: usize = "00-".len() + 32 + 1 + 16 + "-00".len();
+
+impl TraceParent {
+    /// New random ids. Not for secrets.
+    pub fn random() -> Self {
+        // All zeros is not a valid id.
+        Self(fastrand::u128(1..).to_be_bytes(), fastrand::u64(1..).to_be_bytes())
+    }
+}
+
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (trace, span) = (u128::from_be_bytes(self.0), u64::from_be_bytes(self.1));
+        write!(f, "00-{trace:032x}-{span:016x}-00")
+    }
+}
+
+impl FromStr for TraceParent {
+    type Err = Malformed;
+
+    fn from_str(s: &str) -> Result<Self, Malformed> {
+        // Later versions may append fields, after a dash.
+        let b = s.as_bytes();
+        let cut = |from: usize, to: usize| b.get(from..to).ok_or(malformed("too short"));
+        let dashes = [2, 35, 52].iter().all(|&at| b.get(at) == Some(&b'-'));
+        let version = hex::<1>(cut(0, 2)?)?[0];
+        let longer_is_allowed = version != 0 && b.get(LEN) == Some(&b'-');
+        if !dashes || version == 0xff || (b.len() != LEN && !longer_is_allowed) {
+            return Err(malformed("not of the form version-trace-span-flags"));
+        }
+        let (trace, span) = (hex::<16>(cut(3, 35)?)?, hex::<8>(cut(36, 52)?)?);
+        hex::<1>(cut(53, 55)?)?;
+        if trace == [0; 16] || span == [0; 8] {
+            return Err(malformed("an id of zeros"));
+        }
+        Ok(Self(trace, span))
+    }
+}
+
+/// Lower case only, as the standard asks.
+fn hex<const N: usize>(digits: &[u8]) -> Result<[u8; N], Malformed> {
+    let mut out = [0; N];
+    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+        for digit in pair {
+            let value = match digit {
+                b'0'..=b'9' => digit - b'0',
+                b'a'..=b'f' => digit - b'a' + 10,
+                _ => return Err(malformed("not lower-case hexadecimal")),
+            };
+            *byte = *byte << 4 | value;
+        }
+    }
+    Ok(out)
+}
+
+const fn malformed(problem: &'static str) -> Malformed {
+    Malformed { what: "traceparent", problem }
+}

@@ -1,0 +1,126 @@
+//! The one error of the data path.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::reason::{Fault, Reason};
+
+/// A failure of a tunnel or a stream: what, at which peer, whose fault, whether to retry.
+///
+/// Cheap to clone, because everybody who waited for one dial receives its failure.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    reason: Reason,
+    peer: Option<SocketAddr>,
+    detail: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// The cause; its code goes to log, metric and dump.
+    pub fn reason(&self) -> Reason {
+        self.0.reason
+    }
+
+    /// Whose side the failure lies on, see [`Reason::fault`].
+    pub fn fault(&self) -> Fault {
+        self.0.reason.fault()
+    }
+
+    /// Whether another endpoint may do better, see [`Reason::retryable`].
+    pub fn retryable(&self) -> bool {
+        self.0.reason.retryable()
+    }
+
+    /// The address of the tunnel's other end, if the failure belongs to one.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer
+    }
+
+    pub(crate) fn new(reason: Reason) -> Self {
+        Self(Arc::new(Inner { reason, peer: None, detail: None, source: None }))
+    }
+
+    pub(crate) fn at(self, peer: SocketAddr) -> Self {
+        self.change(|inner| inner.peer = Some(peer))
+    }
+
+    pub(crate) fn because(self, detail: impl Into<String>) -> Self {
+        self.change(|inner| inner.detail = Some(detail.into()))
+    }
+
+    pub(crate) fn caused_by(self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.change(|inner| inner.source = Some(Box::new(source)))
+    }
+
+    /// Only used while an error is built, when nobody else holds it; a shared error stays as it is.
+    fn change(mut self, f: impl FnOnce(&mut Inner)) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            f(inner);
+        }
+        self
+    }
+}
+
+impl From<Reason> for Error {
+    fn from(reason: Reason) -> Self {
+        Self::new(reason)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(peer) = self.0.peer {
+            write!(f, "{peer}: ")?;
+        }
+        write!(f, "{}", self.0.reason)?;
+        if let Some(detail) = &self.0.detail {
+            write!(f, " ({detail})")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("reason", &self.0.reason)
+            .field("peer", &self.0.peer)
+            .field("detail", &self.0.detail)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|e| e as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_is_reachable_and_not_printed_twice() {
+        let error = Error::new(Reason::ConnectRefused)
+            .at(SocketAddr::from(([10, 0, 0, 1], 15008)))
+            .caused_by(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+        let text = error.to_string();
+        let source = error.source().map(ToString::to_string).unwrap_or_default();
+        assert!(text.starts_with("10.0.0.1:15008: connection refused"), "{text}");
+        assert!(!text.contains(&source), "{text} repeats {source}");
+    }
+
+    #[test]
+    fn an_error_crosses_threads_and_is_small() {
+        fn shared<T: Send + Sync + Clone>() {}
+        shared::<Error>();
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+}

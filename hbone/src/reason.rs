@@ -1,0 +1,226 @@
+//! Why a connection failed: one stable code per cause, with whose fault it is and whether another try may help.
+
+use std::fmt;
+
+/// Whose side a failure lies on, seen from this daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The one who connected to us: the application outbound, the peer's daemon inbound.
+    Downstream,
+    /// The one we connect to, or the network on the way there.
+    Upstream,
+    /// Ourselves: out of file descriptors, shutting down, stopped by policy.
+    Internal,
+}
+
+/// The cause of a failure.
+///
+/// [`Reason::code`] is part of the product's interface: it appears alike in the log, the metric and the admin dump, so
+/// a code is never renamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The socket could not be created or bound on this node.
+    SocketFailed,
+    /// No answer to the TCP connect within its deadline.
+    ConnectTimeout,
+    /// The peer's HBONE port answered with RST: nothing listens there.
+    ConnectRefused,
+    /// The network says that there is no way to the peer's address.
+    HostUnreachable,
+    /// The TCP connect failed in another way.
+    ConnectFailed,
+    /// The TLS handshake did not end within its deadline.
+    TlsHandshakeTimeout,
+    /// The TLS handshake failed in a way that no other reason names.
+    TlsHandshakeFailed,
+    /// What the peer speaks is not TLS 1.3 with ALPN `h2`.
+    NotHbone,
+    /// The peer's certificate does not chain to the trust bundle, has expired, or carries no well-formed SPIFFE id.
+    PeerUntrusted,
+    /// The peer sent no certificate.
+    PeerWithoutCertificate,
+    /// The peer's certificate is trusted, but is not for any of the expected identities.
+    PeerIdentityMismatch,
+    /// The peer refused our certificate.
+    RejectedByPeer,
+    /// The HTTP/2 preface and SETTINGS did not come within their deadline.
+    H2HandshakeTimeout,
+    /// After TLS the peer did not speak HTTP/2.
+    H2HandshakeFailed,
+    /// The peer did not answer the CONNECT within its deadline.
+    ConnectResponseTimeout,
+    /// The peer answered the CONNECT with this HTTP status instead of 200.
+    ConnectRejected(u16),
+    /// The request is not a well-formed CONNECT.
+    ConnectMalformed,
+    /// The tunnel's connection broke.
+    TunnelClosed,
+    /// The tunnel's peer no longer answers pings.
+    PingTimeout,
+    /// The peer is going away and takes no new streams on this tunnel.
+    GoAway,
+    /// The peer violated HTTP/2, or says that we did.
+    ProtocolError,
+    /// The peer refused the stream before it looked at it.
+    StreamRefused,
+    /// The peer reset the stream.
+    StreamReset,
+    /// All tunnels that we may open to this peer are full.
+    TooManyStreams,
+    /// This pool or server is shutting down.
+    Draining,
+    /// Stopped from this side, by a [`Stop`](crate::Stop) or an abort.
+    Stopped,
+}
+
+impl Reason {
+    /// The stable snake_case code for logs, metrics and dumps.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::SocketFailed => "socket_failed",
+            Self::ConnectTimeout => "hbone_connect_timeout",
+            Self::ConnectRefused => "hbone_port_unreachable",
+            Self::HostUnreachable => "hbone_host_unreachable",
+            Self::ConnectFailed => "hbone_connect_failed",
+            Self::TlsHandshakeTimeout => "tls_handshake_timeout",
+            Self::TlsHandshakeFailed => "tls_handshake_failed",
+            Self::NotHbone => "peer_not_hbone",
+            Self::PeerUntrusted => "peer_untrusted",
+            Self::PeerWithoutCertificate => "peer_without_certificate",
+            Self::PeerIdentityMismatch => "peer_identity_mismatch",
+            Self::RejectedByPeer => "certificate_rejected_by_peer",
+            Self::H2HandshakeTimeout => "h2_handshake_timeout",
+            Self::H2HandshakeFailed => "h2_handshake_failed",
+            Self::ConnectResponseTimeout => "connect_response_timeout",
+            Self::ConnectRejected(_) => "connect_rejected",
+            Self::ConnectMalformed => "connect_malformed",
+            Self::TunnelClosed => "tunnel_closed",
+            Self::PingTimeout => "tunnel_ping_timeout",
+            Self::GoAway => "tunnel_goaway",
+            Self::ProtocolError => "h2_protocol_error",
+            Self::StreamRefused => "stream_refused",
+            Self::StreamReset => "stream_reset",
+            Self::TooManyStreams => "too_many_streams",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// On whose side the failure lies, for one who opens tunnels. A server looks from the other end: what is
+    /// [`Fault::Upstream`] here is its peer, the downstream.
+    pub const fn fault(self) -> Fault {
+        match self {
+            Self::SocketFailed | Self::TooManyStreams | Self::Draining | Self::Stopped => {
+                Fault::Internal
+            }
+            Self::ConnectMalformed => Fault::Downstream,
+            _ => Fault::Upstream,
+        }
+    }
+
+    /// Whether another endpoint, or the same one a moment later, may do better. True only for failures at which the
+    /// application behind the peer has seen nothing of the connection.
+    pub const fn retryable(self) -> bool {
+        match self {
+            Self::ConnectTimeout
+            | Self::ConnectRefused
+            | Self::HostUnreachable
+            | Self::ConnectFailed
+            | Self::TlsHandshakeTimeout
+            | Self::TlsHandshakeFailed
+            | Self::NotHbone
+            | Self::PeerUntrusted
+            | Self::PeerWithoutCertificate
+            | Self::PeerIdentityMismatch
+            | Self::RejectedByPeer
+            | Self::H2HandshakeTimeout
+            | Self::H2HandshakeFailed
+            | Self::GoAway
+            | Self::StreamRefused
+            | Self::TooManyStreams => true,
+            // 503: the peer's daemon could not reach its application. All other statuses are decisions.
+            Self::ConnectRejected(status) => status == 503,
+            Self::SocketFailed
+            | Self::ConnectResponseTimeout
+            | Self::ConnectMalformed
+            | Self::TunnelClosed
+            | Self::PingTimeout
+            | Self::ProtocolError
+            | Self::StreamReset
+            | Self::Draining
+            | Self::Stopped => false,
+        }
+    }
+
+    /// What the operator reads, with the likely cause where there is one.
+    const fn message(self) -> &'static str {
+        match self {
+            Self::SocketFailed => "cannot create a socket for the tunnel",
+            Self::ConnectTimeout => {
+                "no answer to the TCP connect; a NetworkPolicy or firewall may block port 15008"
+            }
+            Self::ConnectRefused => {
+                "connection refused; no mesh daemon listens for this pod, is it enrolled?"
+            }
+            Self::HostUnreachable => "no route to the peer's address; is the pod gone?",
+            Self::ConnectFailed => "TCP connect failed",
+            Self::TlsHandshakeTimeout => "the TLS handshake did not end in time",
+            Self::TlsHandshakeFailed => "the TLS handshake failed",
+            Self::NotHbone => "the peer does not speak HBONE (TLS 1.3 with ALPN h2)",
+            Self::PeerUntrusted => {
+                "the peer's certificate is not trusted; other root, expired, or no SPIFFE id"
+            }
+            Self::PeerWithoutCertificate => "the peer sent no certificate",
+            Self::PeerIdentityMismatch => "the peer has another identity than expected",
+            Self::RejectedByPeer => {
+                "the peer refused our certificate; does it trust our root, do clocks agree?"
+            }
+            Self::H2HandshakeTimeout => "the peer sent no HTTP/2 SETTINGS in time",
+            Self::H2HandshakeFailed => "the peer did not speak HTTP/2 after TLS",
+            Self::ConnectResponseTimeout => "no answer to the CONNECT in time",
+            Self::ConnectRejected(_) => "the peer rejected the CONNECT",
+            Self::ConnectMalformed => "the request is not a well-formed CONNECT",
+            Self::TunnelClosed => "the tunnel's connection broke",
+            Self::PingTimeout => "the tunnel's peer no longer answers pings",
+            Self::GoAway => "the peer is going away",
+            Self::ProtocolError => "HTTP/2 protocol error on the tunnel",
+            Self::StreamRefused => "the peer refused the stream",
+            Self::StreamReset => "the peer reset the stream",
+            Self::TooManyStreams => "all tunnels to this peer are full",
+            Self::Draining => "shutting down, no new streams",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message())?;
+        if let Self::ConnectRejected(status) = self {
+            write!(f, " with status {status}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_failures_before_the_application_was_reached_are_retryable() {
+        assert!(Reason::ConnectRefused.retryable());
+        assert!(Reason::GoAway.retryable());
+        assert!(Reason::ConnectRejected(503).retryable());
+        assert!(!Reason::ConnectRejected(401).retryable());
+        assert!(!Reason::StreamReset.retryable());
+        assert!(!Reason::ConnectResponseTimeout.retryable());
+    }
+
+    #[test]
+    fn the_status_of_a_rejection_is_in_the_message_and_not_in_the_code() {
+        let reason = Reason::ConnectRejected(401);
+        assert_eq!(reason.code(), "connect_rejected");
+        assert_eq!(reason.to_string(), "the peer rejected the CONNECT with status 401");
+    }
+}

@@ -1,0 +1,175 @@
+//! Mutual TLS 1.3 between SPIFFE identities.
+//!
+//! A configuration is made once per certificate ([`ClientTls`], [`ServerTls`]) and shared by all connections that use
+//! it. A server accepts every client whose chain ends in the trust bundle and whose leaf carries exactly one
+//! well-formed SPIFFE id: who may do what is the caller's decision, made per request. A client additionally compares
+//! the server's id with those that it expects, after the handshake and before it writes a byte of HTTP/2; the
+//! configuration therefore does not depend on the destination.
+//!
+//! There is no resumption: a tunnel lives for long, and a resumed session would not look at certificates again.
+
+mod classify;
+mod identity;
+mod provider;
+mod verify;
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use spiffe::SpiffeId;
+
+pub(crate) use classify::{classify, classify_io};
+pub use identity::NotSpiffe;
+pub(crate) use identity::of_leaf;
+pub use provider::{Aead, aead};
+
+use verify::{SpiffeClient, SpiffeServer};
+
+/// The only protocol inside the tunnel.
+pub(crate) const ALPN: &[u8] = b"h2";
+
+/// A certificate with its key, and whom it trusts.
+pub struct Credentials {
+    /// Leaf first, then intermediates; DER.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub key: PrivateKeyDer<'static>,
+    /// The trust bundle.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("chain", &self.chain.len())
+            .field("key", &"redacted")
+            .field("roots", &self.roots.len())
+            .finish()
+    }
+}
+
+/// Credentials that no TLS configuration can be made of.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The leaf has no identity.
+    #[error("the certificate carries no well-formed SPIFFE id")]
+    Identity(#[source] NotSpiffe),
+    /// One of the roots is not a certificate.
+    #[error("the trust bundle holds something that is not a usable CA certificate")]
+    Roots(#[source] rustls::Error),
+    /// Nobody would be trusted.
+    #[error("the trust bundle is empty")]
+    NoRoots,
+    /// The key is of an unknown kind, or not the certificate's.
+    #[error("the certificate and its key cannot be used")]
+    Key(#[source] rustls::Error),
+    /// The provider lacks something; cannot happen with the built-in ones.
+    #[error("the TLS configuration is inconsistent")]
+    Configuration(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The client side's TLS configuration for one certificate. Cheap to clone.
+#[derive(Clone)]
+pub struct ClientTls {
+    identity: Arc<SpiffeId>,
+    config: Arc<ClientConfig>,
+}
+
+impl ClientTls {
+    /// Checks the credentials and prepares everything that connections share.
+    pub fn new(credentials: &Credentials) -> Result<Self, TlsError> {
+        let (identity, roots) = check(credentials)?;
+        let provider = provider::provider();
+        let verifier = SpiffeServer::new(roots, provider.signature_verification_algorithms);
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|e| TlsError::Configuration(e.into()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(credentials.chain.clone(), credentials.key.clone_key())
+            .map_err(TlsError::Key)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        // The peer is known by its SPIFFE id, and names in clear would tell an observer who talks to whom.
+        config.enable_sni = false;
+        Ok(Self { identity: Arc::new(identity), config: Arc::new(config) })
+    }
+
+    /// The identity that this side presents.
+    pub fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+
+    pub(crate) fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+}
+
+/// The server side's TLS configuration for one certificate. Cheap to clone.
+#[derive(Clone)]
+pub struct ServerTls {
+    identity: Arc<SpiffeId>,
+    config: Arc<ServerConfig>,
+}
+
+impl ServerTls {
+    /// Checks the credentials and prepares everything that connections share.
+    pub fn new(credentials: &Credentials) -> Result<Self, TlsError> {
+        let (identity, roots) = check(credentials)?;
+        let provider = provider::provider();
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+            .build()
+            .map_err(|e| TlsError::Configuration(e.into()))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|e| TlsError::Configuration(e.into()))?
+            .with_client_cert_verifier(Arc::new(SpiffeClient::new(chain)))
+            .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())
+            .map_err(TlsError::Key)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok(Self { identity: Arc::new(identity), config: Arc::new(config) })
+    }
+
+    /// The identity that this side presents.
+    pub fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClientTls").field(&format_args!("{}", self.identity)).finish()
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServerTls").field(&format_args!("{}", self.identity)).finish()
+    }
+}
+
+fn check(credentials: &Credentials) -> Result<(SpiffeId, Arc<RootCertStore>), TlsError> {
+    let leaf = credentials.chain.first().ok_or(TlsError::Identity(NotSpiffe::NoLeaf))?;
+    let identity = of_leaf(leaf).map_err(TlsError::Identity)?;
+    let mut roots = RootCertStore::empty();
+    for root in &credentials.roots {
+        roots.add(root.clone()).map_err(TlsError::Roots)?;
+    }
+    if roots.is_empty() {
+        return Err(TlsError::NoRoots);
+    }
+    Ok((identity, Arc::new(roots)))
+}
+
+#[cfg(test)]
+mod tests;

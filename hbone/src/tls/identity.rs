@@ -1,0 +1,57 @@
+//! The SPIFFE id in a certificate.
+
+use rustls_pki_types::CertificateDer;
+use spiffe::{SpiffeId, SpiffeIdError};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// SPIFFE ID standard, section 2.3: implementations must support this much, and should not issue more.
+const MAX_ID: usize = 2048;
+
+/// Why a certificate is not an X.509 SVID.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum NotSpiffe {
+    /// The chain is empty.
+    #[error("there is no leaf certificate")]
+    NoLeaf,
+    /// The leaf is not X.509.
+    #[error("the leaf is not a well-formed X.509 certificate")]
+    NotX509,
+    /// SPIFFE X509-SVID, section 2: exactly one URI SAN.
+    #[error("the leaf has {0} URI names instead of exactly one")]
+    Names(usize),
+    /// SPIFFE X509-SVID, section 4.1: a leaf is not a CA.
+    #[error("the leaf is a CA certificate")]
+    Authority,
+    /// The URI is not a SPIFFE id.
+    #[error("the leaf's URI name is not a well-formed SPIFFE id")]
+    Malformed(#[source] SpiffeIdError),
+    /// The id is longer than the standard allows, or names a whole trust domain.
+    #[error("the leaf's SPIFFE id does not name a workload")]
+    NotWorkload,
+}
+
+/// The one identity of a leaf.
+pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, NotSpiffe> {
+    let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|_| NotSpiffe::NotX509)?;
+    if !rest.is_empty() {
+        return Err(NotSpiffe::NotX509);
+    }
+    if certificate.is_ca() {
+        return Err(NotSpiffe::Authority);
+    }
+    let names = certificate.subject_alternative_name().map_err(|_| NotSpiffe::NotX509)?;
+    let uris: Vec<&str> = names
+        .iter()
+        .flat_map(|names| &names.value.general_names)
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect();
+    let [uri] = uris.as_slice() else { return Err(NotSpiffe::Names(uris.len())) };
+    if uri.len() > MAX_ID {
+        return Err(NotSpiffe::NotWorkload);
+    }
+    let id = SpiffeId::new(uri).map_err(NotSpiffe::Malformed)?;
+    if id.path().is_empty() { Err(NotSpiffe::NotWorkload) } else { Ok(id) }
+}

@@ -1,0 +1,81 @@
+use super::*;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+
+fn authority() -> (CertificateDer<'static>, Issuer<'static, KeyPair>) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let root = params.self_signed(&key).unwrap().der().clone();
+    (root, Issuer::new(params, key))
+}
+
+fn leaf_with(names: Vec<SanType>, ca: IsCa) -> Credentials {
+    let (root, issuer) = authority();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.subject_alt_names = names;
+    params.is_ca = ca;
+    let leaf = params.signed_by(&key, &issuer).unwrap();
+    Credentials {
+        chain: vec![leaf.der().clone()],
+        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        roots: vec![root],
+    }
+}
+
+fn uri(uri: &str) -> SanType {
+    SanType::URI(uri.try_into().unwrap())
+}
+
+#[test]
+fn a_certificate_with_one_spiffe_id_has_that_identity() {
+    let credentials = leaf_with(vec![uri("spiffe://td/ns/a/sa/b")], IsCa::NoCa);
+    let expected = SpiffeId::new("spiffe://td/ns/a/sa/b").unwrap();
+    assert_eq!(ClientTls::new(&credentials).unwrap().identity(), &expected);
+    assert_eq!(ServerTls::new(&credentials).unwrap().identity(), &expected);
+}
+
+#[test]
+fn a_certificate_that_is_no_svid_is_refused() {
+    let dns = SanType::DnsName("a.example".try_into().unwrap());
+    let two = vec![uri("spiffe://td/a"), uri("spiffe://td/b")];
+    let long = format!("spiffe://td/{}", "a".repeat(2048));
+    for names in [vec![], vec![dns], two, vec![uri("https://td/a")], vec![uri("spiffe://td")],
+        vec![uri("spiffe://td/a/")], vec![uri("spiffe://td/a?b")], vec![uri(&long)]]
+    {
+        let credentials = leaf_with(names.clone(), IsCa::NoCa);
+        assert!(matches!(ClientTls::new(&credentials), Err(TlsError::Identity(_))), "{names:?}");
+    }
+    let authority = leaf_with(
+        vec![uri("spiffe://td/a")],
+        IsCa::Ca(BasicConstraints::Unconstrained),
+    );
+    assert!(matches!(ServerTls::new(&authority), Err(TlsError::Identity(_))));
+}
+
+#[test]
+fn credentials_that_do_not_belong_together_are_refused() {
+    let mut credentials = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
+    let other = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
+    credentials.key = other.key;
+    assert!(matches!(ClientTls::new(&credentials), Err(TlsError::Key(_))));
+    credentials.roots.clear();
+    assert!(matches!(ServerTls::new(&credentials), Err(TlsError::NoRoots)));
+    credentials.chain.clear();
+    assert!(matches!(ServerTls::new(&credentials), Err(TlsError::Identity(_))));
+}
+
+#[test]
+fn a_key_never_appears_in_debug_output() {
+    let credentials = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
+    assert_eq!(format!("{credentials:?}"), "Credentials { chain: 1, key: \"redacted\", roots: 1 }");
+    let tls = ClientTls::new(&credentials).unwrap();
+    assert_eq!(format!("{tls:?}"), "ClientTls(spiffe://td/a)");
+}
+
+#[test]
+fn configurations_are_shared_between_threads() {
+    fn shared<T: Send + Sync + Clone>() {}
+    shared::<ClientTls>();
+    shared::<ServerTls>();
+}
