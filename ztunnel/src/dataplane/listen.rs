@@ -1,0 +1,82 @@
+//! Accepting: one loop per listener that survives what `accept` can answer, owns the connections it accepted, and ends them.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::WorkerTelemetry;
+
+/// How long accepting pauses after the first failure in a row, and at most. Out of descriptors, the connection stays in the
+/// backlog and `accept` would fail again at once: without a pause the loop would take the core from those who could close one.
+const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE_AT_MOST: Duration = Duration::from_secs(1);
+
+/// The two ways in which accepting ends.
+#[derive(Clone)]
+pub(crate) struct Ends {
+    /// Accept nothing more; what is open lives on.
+    pub(crate) drain: CancellationToken,
+    /// End everything now.
+    pub(crate) abort: CancellationToken,
+}
+
+/// Accepts until drained, serving each connection in a task of this loop, and returns when the last of them has ended.
+pub(crate) async fn accept_loop<F, S>(listener: TcpListener, ends: Ends, telemetry: &WorkerTelemetry, serve: S)
+where
+    F: Future<Output = ()> + 'static,
+    S: Fn(TcpStream, SocketAddr) -> F,
+{
+    let mut connections = JoinSet::new();
+    let mut pause = PAUSE;
+    loop {
+        tokio::select! {
+            biased;
+            () = ends.drain.cancelled() => break,
+            () = ends.abort.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    pause = PAUSE;
+                    connections.spawn_local(serve(stream, peer));
+                }
+                // The client gave up while it waited in the backlog: its loss alone.
+                Err(error) if is_of_one_connection(&error) => telemetry.accept_failed("aborted"),
+                Err(error) => {
+                    telemetry.accept_failed(accept_code(&error));
+                    tracing::warn!(%error, pause = ?pause, "cannot accept connections, pausing");
+                    tokio::select! {
+                        () = ends.drain.cancelled() => break,
+                        () = ends.abort.cancelled() => break,
+                        () = sleep(pause) => {}
+                    }
+                    pause = (pause * 2).min(PAUSE_AT_MOST);
+                }
+            }
+        }
+    }
+    drop(listener);
+    // Each connection watches `abort` itself and ends with a reset and a line in the access log; the set only waits for them.
+    while connections.join_next().await.is_some() {}
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted
+    )
+}
+
+fn accept_code(error: &io::Error) -> &'static str {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    match error.raw_os_error() {
+        Some(EMFILE | ENFILE) => "out_of_descriptors",
+        Some(ENOBUFS | ENOMEM) => "out_of_memory",
+        _ => "accept_failed",
+    }
+}

@@ -1,0 +1,243 @@
+//! The connections of one pod that are open now: what the limit counts, what a removal stops, what the admin page lists.
+//!
+//! A connection is registered before anybody decides about it, so that a decision that changes meanwhile finds it here. Each
+//! worker has its own shard, which only the worker itself and the rare reader from the control side ever lock.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use hbone::{Counters, Stop};
+use rustc_hash::FxHashMap;
+
+use crate::telemetry::Series;
+
+/// Which way a connection crosses the pod's border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Someone reached the pod.
+    Inbound,
+    /// The pod reached someone.
+    Outbound,
+}
+
+impl Direction {
+    /// The word of the access log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// One open connection, as the admin page shows it.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// Which way it goes.
+    pub direction: Direction,
+    /// Who opened it.
+    pub source: SocketAddr,
+    /// Where its opener wanted to go.
+    pub original_destination: SocketAddr,
+    /// Where it went; none while that is being decided.
+    pub actual_destination: Option<SocketAddr>,
+    /// Whether it is inside a tunnel on the network.
+    pub hbone: bool,
+    /// Bytes from the opener to the destination so far.
+    pub sent: u64,
+    /// Bytes from the destination to the opener so far.
+    pub received: u64,
+}
+
+/// The connections of one pod on all workers.
+pub(crate) struct Registry {
+    shards: Box<[Mutex<Shard>]>,
+    open: AtomicUsize,
+    limit: usize,
+}
+
+#[derive(Default)]
+struct Shard {
+    next: u64,
+    connections: FxHashMap<u64, Arc<Connection>>,
+}
+
+impl Registry {
+    pub(crate) fn new(workers: usize, limit: usize) -> Self {
+        Self { shards: (0..workers).map(|_| Mutex::default()).collect(), open: AtomicUsize::new(0), limit }
+    }
+
+    /// Room for one more connection, or none if the pod has as many as it may.
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Slot> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Slot { registry: self.clone() })
+    }
+
+    /// Everything that is open now.
+    pub(crate) fn list(&self) -> Vec<ConnectionInfo> {
+        (0..self.shards.len()).flat_map(|worker| self.on(worker)).map(|connection| connection.info()).collect()
+    }
+
+    /// Everything that is open on one worker. A copy, so that nothing is done under the lock.
+    pub(crate) fn on(&self, worker: usize) -> Vec<Arc<Connection>> {
+        self.shard(worker).map(|shard| shard.connections.values().cloned().collect()).unwrap_or_default()
+    }
+
+    fn shard(&self, worker: usize) -> Option<MutexGuard<'_, Shard>> {
+        // The maps are whole between any two statements, so a panic elsewhere has not broken them.
+        self.shards.get(worker).map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Room for one connection; given back on drop.
+pub(crate) struct Slot {
+    registry: Arc<Registry>,
+}
+
+impl Slot {
+    /// Enters the connection that the room was taken for.
+    pub(crate) fn register(self, worker: usize, connection: Connection) -> Registered {
+        let connection = Arc::new(connection);
+        let key = self.registry.shard(worker).map_or(0, |mut shard| {
+            shard.next += 1;
+            let key = shard.next;
+            shard.connections.insert(key, connection.clone());
+            key
+        });
+        Registered { connection, slot: self, worker, key }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.registry.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection's entry; removed on drop.
+pub(crate) struct Registered {
+    connection: Arc<Connection>,
+    slot: Slot,
+    worker: usize,
+    key: u64,
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(mut shard) = self.slot.registry.shard(self.worker) {
+            shard.connections.remove(&self.key);
+        }
+    }
+}
+
+/// What is shared about an open connection between the task that serves it and everybody who watches or ends it.
+pub(crate) struct Connection {
+    pub(crate) direction: Direction,
+    pub(crate) source: SocketAddr,
+    pub(crate) original_destination: SocketAddr,
+    pub(crate) actual_destination: OnceLock<SocketAddr>,
+    pub(crate) hbone: OnceLock<bool>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) stop: Stop,
+    series: OnceLock<Arc<Series>>,
+    reported_sent: AtomicU64,
+    reported_received: AtomicU64,
+}
+
+impl Connection {
+    pub(crate) fn new(direction: Direction, source: SocketAddr, original_destination: SocketAddr) -> Self {
+        Self {
+            direction,
+            source,
+            original_destination,
+            actual_destination: OnceLock::new(),
+            hbone: OnceLock::new(),
+            counters: Arc::default(),
+            stop: Stop::new(),
+            series: OnceLock::new(),
+            reported_sent: AtomicU64::new(0),
+            reported_received: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts the connection as opened, once, under the labels that it keeps until it is closed.
+    pub(crate) fn opened(&self, series: Arc<Series>) {
+        self.series.get_or_init(|| {
+            series.opened();
+            series
+        });
+    }
+
+    /// The labels under which it was opened.
+    pub(crate) fn series(&self) -> Option<&Arc<Series>> {
+        self.series.get()
+    }
+
+    /// Adds the bytes that moved since the last time to the metrics. Long connections are reported while they live.
+    pub(crate) fn report(&self) {
+        let Some(series) = self.series.get() else { return };
+        let since = |now: &AtomicU64, reported: &AtomicU64| {
+            let now = now.load(Ordering::Relaxed);
+            now.saturating_sub(reported.swap(now, Ordering::Relaxed))
+        };
+        let sent = since(&self.counters.sent, &self.reported_sent);
+        let received = since(&self.counters.received, &self.reported_received);
+        series.moved(sent, received);
+    }
+
+    fn info(&self) -> ConnectionInfo {
+        ConnectionInfo {
+            direction: self.direction,
+            source: self.source,
+            original_destination: self.original_destination,
+            actual_destination: self.actual_destination.get().copied(),
+            hbone: self.hbone.get().copied().unwrap_or(false),
+            sent: self.counters.sent.load(Ordering::Relaxed),
+            received: self.counters.received.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> Connection {
+        let address = SocketAddr::from(([10, 0, 0, 1], 80));
+        Connection::new(Direction::Outbound, address, address)
+    }
+
+    #[test]
+    fn a_pod_opens_no_more_connections_than_it_may_and_closing_one_makes_room() {
+        let registry = Arc::new(Registry::new(1, 2));
+        let first = registry.admit();
+        let second = registry.admit();
+        assert!(first.is_some() && second.is_some());
+        assert!(registry.admit().is_none());
+        drop(first);
+        assert!(registry.admit().is_some());
+    }
+
+    #[test]
+    fn an_entry_is_listed_while_its_connection_lives_and_no_longer() {
+        let registry = Arc::new(Registry::new(2, 10));
+        let entry = registry.admit().map(|slot| slot.register(1, connection()));
+        assert_eq!(registry.list().len(), 1);
+        assert_eq!(registry.on(0).len(), 0);
+        assert_eq!(registry.on(1).len(), 1);
+        drop(entry);
+        assert_eq!(registry.list().len(), 0);
+    }
+}

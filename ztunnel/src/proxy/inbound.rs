@@ -1,0 +1,209 @@
+//! What reaches the pod through the mesh: verified peer, CONNECT, the application.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hbone::{Accepted, Authority, Baggage, Connect, ConnectRequest, ConnectResponse, Ended, Peer, Reason, Rejected, ServeEnd};
+use mesh::{Model, Service, Workload};
+use tokio::net::TcpStream;
+
+use super::Error;
+use super::address::{canonical, endpoint_of, is_own, port_behind, refuse_elsewhere, reset};
+use super::flow::Flow;
+use crate::dataplane::PodContext;
+use crate::dataplane::registry::Direction;
+
+/// Serves one tunnel that a peer opened to the pod.
+pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: SocketAddr) {
+    let peer = canonical(peer);
+    // A tunnel counts as a connection of its own, so that handshakes that never end are bounded too.
+    let Some(_slot) = pod.admit() else {
+        refused(&pod, Direction::Inbound, peer, None, &Error::ConnectionLimit);
+        return reset(transport);
+    };
+    let local = match transport.local_addr() {
+        Ok(local) => canonical(local),
+        Err(_) => return reset(transport),
+    };
+    let identity = tokio::select! {
+        biased;
+        () = pod.ends.abort.cancelled() => return reset(transport),
+        identity = identity(&pod) => identity,
+    };
+    let identity = match identity {
+        Ok(identity) => identity,
+        Err(error) => {
+            refused(&pod, Direction::Inbound, peer, Some(local), &error);
+            return reset(transport);
+        }
+    };
+    let (drain, abort) = (pod.ends.drain.clone(), pod.ends.abort.clone());
+    let tunnel = Rc::new(Tunnel { pod: pod.clone(), local });
+    let end = hbone::serve(transport, &identity.server, tunnel, &pod.serve, drain, abort).await;
+    drop(identity);
+    report(&pod, peer, local, &end);
+}
+
+async fn identity(pod: &PodContext) -> Result<Arc<crate::identity::Identity>, Error> {
+    let identity = {
+        let model = pod.store.load();
+        model.workload(&pod.uid).ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?.identity.clone()
+    };
+    Ok(pod.identities.ready(&identity).await?)
+}
+
+/// A tunnel that carried something has told its story stream by stream; one that broke before is told here.
+fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeEnd) {
+    if let (Ended::Failed, Some(error)) = (end.ended, &end.error) {
+        if end.streams == 0 {
+            refused(pod, Direction::Inbound, peer, Some(local), &Error::Tunnel(error.clone()));
+        } else {
+            tracing::debug!(%peer, reason = error.reason().code(), streams = end.streams, "a tunnel broke");
+        }
+    }
+}
+
+/// Counts and logs what failed before there was a connection to speak of.
+pub(super) fn refused(pod: &PodContext, direction: Direction, peer: SocketAddr, wanted: Option<SocketAddr>, error: &Error) {
+    pod.telemetry.failed(direction, error.code());
+    tracing::event!(
+        target: "access",
+        tracing::Level::WARN,
+        src.addr = %peer,
+        dst.addr = wanted.map(tracing::field::display),
+        pod = %pod.uid,
+        direction = direction.name(),
+        error = error.text(),
+        reason = error.code(),
+        "connection failed"
+    );
+}
+
+/// The decisions about one tunnel's streams.
+struct Tunnel {
+    pod: Rc<PodContext>,
+    /// The address that the peer dialled; what it asks for has to be the same pod address.
+    local: SocketAddr,
+}
+
+impl Connect for Tunnel {
+    async fn connect(&self, peer: &Peer, request: ConnectRequest) -> Result<Accepted, Rejected> {
+        let from = canonical(peer.address);
+        let Some(slot) = self.pod.admit() else {
+            refused(&self.pod, Direction::Inbound, from, Some(self.local), &Error::ConnectionLimit);
+            return Err(rejected(&Error::ConnectionLimit));
+        };
+        let mut flow = Flow::begin(&self.pod, slot, Direction::Inbound, from, self.local);
+        match self.establish(peer, from, &request, &mut flow).await {
+            Ok((upstream, response)) => {
+                flow.opened();
+                let opts = flow.relay_opts();
+                Ok(Accepted { upstream, response, opts, on_end: Box::new(move |end| flow.closed(&end)) })
+            }
+            Err(error) => {
+                flow.failed(&error);
+                Err(rejected(&error))
+            }
+        }
+    }
+
+    fn refused(&self, peer: &Peer, reason: Reason, detail: &str) {
+        let from = canonical(peer.address);
+        self.pod.telemetry.failed(Direction::Inbound, reason.code());
+        tracing::event!(
+            target: "access",
+            tracing::Level::WARN,
+            src.addr = %from,
+            src.identity = %peer.identity,
+            dst.addr = %self.local,
+            direction = Direction::Inbound.name(),
+            error = %format_args!("{reason}: {detail}"),
+            reason = reason.code(),
+            "connection failed"
+        );
+    }
+}
+
+fn rejected(error: &Error) -> Rejected {
+    Rejected { status: error.status(), reason: error.code() }
+}
+
+impl Tunnel {
+    /// Decides about a request and dials the application. Authorization stands between the two: the flow is registered, the
+    /// peer is proven, the target is known, and nothing has reached the application yet.
+    async fn establish(
+        &self,
+        peer: &Peer,
+        from: SocketAddr,
+        request: &ConnectRequest,
+        flow: &mut Flow,
+    ) -> Result<(TcpStream, ConnectResponse), Error> {
+        flow.via(self.local, Some(request.authority.clone()));
+        let (target, answer) = {
+            let model = self.pod.store.load();
+            let workload = model.workload(&self.pod.uid).ok_or_else(|| Error::WorkloadUnknown(self.pod.uid.clone()))?;
+            flow.from(source(&model, from, peer), Some(peer.identity.clone()));
+            let host = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
+            let target = self.target(&model, workload, &request.authority);
+            let port = target.as_ref().map_or(request.authority.port(), SocketAddr::port);
+            flow.to(Some(workload.clone()), service_behind(&model, workload, host, port));
+            (target?, baggage(workload))
+        };
+        let upstream = flow.unless_stopped(self.pod.sockets.dial_from(from.ip(), target)).await?;
+        Ok((upstream, ConnectResponse { baggage: Some(answer) }))
+    }
+
+    /// Where in the pod a request leads. The address is always the one that the peer dialled, so a name can never lead elsewhere.
+    fn target(&self, model: &Model, workload: &Workload, authority: &Authority) -> Result<SocketAddr, Error> {
+        let elsewhere = || Error::NotThisPod { authority: authority.to_string() };
+        let target = match authority {
+            Authority::Address(address) => canonical(*address),
+            Authority::Host { name, port } => {
+                let port = port_behind(model, workload, name, *port).ok_or_else(elsewhere)?;
+                SocketAddr::new(self.local.ip(), port)
+            }
+        };
+        if is_own(target.port()) {
+            return Err(Error::SelfCall(target));
+        }
+        if target.ip() != self.local.ip() {
+            return Err(elsewhere());
+        }
+        refuse_elsewhere(workload, target)?;
+        Ok(target)
+    }
+}
+
+/// The workload at the peer's address, if it is one of the peer's identity. Only for labels: the peer proved its identity and
+/// nothing else, so a workload of another identity says nothing about it, and neither does what it claims in its baggage.
+fn source(model: &Model, from: SocketAddr, peer: &Peer) -> Option<Arc<Workload>> {
+    model.workload_by_ip(from.ip()).filter(|workload| workload.identity == peer.identity).cloned()
+}
+
+/// The service that was meant: the one that the client named if this pod is behind it, else the first that leads to the port.
+pub(super) fn service_behind(model: &Model, pod: &Workload, host: Option<&str>, port: u16) -> Option<Arc<Service>> {
+    let services = || pod.services.iter().filter_map(|name| model.service(&name.namespace, &name.name));
+    if let Some(named) = host.and_then(|host| services().find(|service| *service.hostname == *host)) {
+        return Some(named.clone());
+    }
+    let leads_here = |service: &&Arc<Service>| {
+        endpoint_of(service, pod).is_some_and(|endpoint| endpoint.ports.iter().any(|ports| ports.target == port))
+    };
+    services().find(leads_here).cloned()
+}
+
+/// A workload as the tunnel's headers describe it.
+pub(super) fn baggage(workload: &Workload) -> Baggage {
+    let text = |value: &Arc<str>| (!value.is_empty()).then(|| value.to_string());
+    Baggage {
+        cluster: text(&workload.cluster),
+        namespace: text(&workload.namespace),
+        workload_type: Some(workload.workload_type.as_str().into()),
+        workload_name: text(&workload.workload_name),
+        service_name: text(&workload.canonical_name),
+        service_version: text(&workload.canonical_revision),
+        region: text(&workload.locality.region),
+        zone: text(&workload.locality.zone),
+    }
+}

@@ -1,0 +1,204 @@
+//! What the pod opens: original destination, route, tunnel or plain TCP, relay.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hbone::{Authority, ConnectRequest, Forwarded, PoolKey, Reason, Stream, TraceParent, relay_tcp};
+use mesh::{EndpointKey, Route, Service, Workload, route};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::address::{canonical, original_destination, refuse_own, reset};
+use super::flow::Flow;
+use super::inbound::baggage;
+use super::{Error, inbound};
+use crate::dataplane::PodContext;
+use crate::dataplane::registry::Direction;
+
+/// Endpoints that are tried for one connection.
+const ATTEMPTS: usize = 3;
+
+/// No attempt begins later than this after the application connected: it has its own patience, which is often 30 s.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Carries one connection that the pod opened.
+pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: SocketAddr) {
+    let peer = canonical(peer);
+    let wanted = match original_destination(&downstream) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            inbound::refused(&pod, Direction::Outbound, peer, None, &error);
+            return reset(downstream);
+        }
+    };
+    let Some(slot) = pod.admit() else {
+        inbound::refused(&pod, Direction::Outbound, peer, Some(wanted), &Error::ConnectionLimit);
+        return reset(downstream);
+    };
+    let mut flow = Flow::begin(&pod, slot, Direction::Outbound, peer, wanted);
+    let stop = flow.stop();
+    let connected = tokio::select! {
+        biased;
+        reason = stop.stopped() => Err(Error::Stopped(reason)),
+        connected = connect(&pod, &mut flow, peer, wanted) => connected,
+    };
+    match connected {
+        Ok(upstream) => relay(flow, downstream, upstream).await,
+        Err(error) => {
+            reset(downstream);
+            flow.failed(&error);
+        }
+    }
+}
+
+/// The other side of a connection.
+enum Upstream {
+    Tunnel { stream: Box<Stream>, answered: bool },
+    Plain(TcpStream),
+}
+
+async fn relay(flow: Flow, downstream: TcpStream, upstream: Upstream) {
+    flow.opened();
+    let mut opts = flow.relay_opts();
+    let end = match upstream {
+        Upstream::Tunnel { stream, answered } => {
+            opts.optimistic = !answered;
+            stream.relay(downstream, opts).await
+        }
+        Upstream::Plain(upstream) => relay_tcp(downstream, upstream, opts).await,
+    };
+    flow.closed(&end);
+}
+
+/// Connects to where the route leads; to the next endpoint if one fails before it has seen anything of the application.
+async fn connect(pod: &PodContext, flow: &mut Flow, peer: SocketAddr, wanted: SocketAddr) -> Result<Upstream, Error> {
+    let started = Instant::now();
+    let mut tried: Vec<EndpointKey> = Vec::new();
+    let mut failure = None;
+    for _ in 0..ATTEMPTS {
+        let (source, route) = decide(pod, wanted, &tried)?;
+        let endpoint = endpoint_of(&route);
+        let again = match attempt(pod, flow, peer, source, route).await {
+            Ok(upstream) => return Ok(upstream),
+            // With every endpoint tried, how the last one failed says more than that none is left.
+            Err(Error::NoEndpoint { .. }) if failure.is_some() => break,
+            Err(error) => {
+                let again = (error.retryable() && started.elapsed() < PATIENCE).then(|| next(&error, endpoint)).flatten();
+                failure = Some(error);
+                again
+            }
+        };
+        match again {
+            Some(Retry::Elsewhere(endpoint)) => tried.push(endpoint),
+            Some(Retry::SameEndpoint) => {}
+            None => break,
+        }
+    }
+    Err(failure.unwrap_or_else(|| Error::NoEndpoint { destination: wanted.to_string(), code: "no_healthy_endpoint" }))
+}
+
+/// The route for the pod as it is now. The model is let go before anything waits.
+fn decide(pod: &PodContext, wanted: SocketAddr, tried: &[EndpointKey]) -> Result<(Arc<Workload>, Route), Error> {
+    let model = pod.store.load();
+    let source = model.workload(&pod.uid).ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?;
+    refuse_own(source, wanted)?;
+    let route = route(&model, source, wanted, tried, &mut pod.random.borrow_mut());
+    Ok((source.clone(), route))
+}
+
+enum Retry {
+    Elsewhere(EndpointKey),
+    SameEndpoint,
+}
+
+/// A service has other endpoints to try. A pod that was addressed itself has none, but one whose tunnel is just going away takes
+/// the next tunnel.
+fn next(error: &Error, endpoint: Option<(EndpointKey, bool)>) -> Option<Retry> {
+    let (endpoint, of_service) = endpoint?;
+    let tunnel_is_leaving = matches!(error, Error::Tunnel(error) if matches!(error.reason(), Reason::GoAway | Reason::StreamRefused));
+    match (of_service, tunnel_is_leaving) {
+        (true, _) => Some(Retry::Elsewhere(endpoint)),
+        (false, true) => Some(Retry::SameEndpoint),
+        (false, false) => None,
+    }
+}
+
+fn endpoint_of(route: &Route) -> Option<(EndpointKey, bool)> {
+    match route {
+        Route::Mesh { workload, service, .. } => Some((EndpointKey::Workload(workload.uid.clone()), service.is_some())),
+        Route::Plain { workload: Some(workload), service, .. } => {
+            Some((EndpointKey::Workload(workload.uid.clone()), service.is_some()))
+        }
+        Route::Plain { target, service, .. } => Some((EndpointKey::Address(target.ip()), service.is_some())),
+        Route::Passthrough { .. } | Route::NoEndpoint { .. } => None,
+    }
+}
+
+async fn attempt(
+    pod: &PodContext,
+    flow: &mut Flow,
+    peer: SocketAddr,
+    source: Arc<Workload>,
+    route: Route,
+) -> Result<Upstream, Error> {
+    match route {
+        Route::Mesh { workload, service, target, tunnel, lease } => {
+            flow.from(Some(source.clone()), Some(source.identity.clone()));
+            flow.to(Some(workload.clone()), service.clone());
+            flow.via(tunnel, Some(Authority::from(target)));
+            flow.hold(lease);
+            // A boxed future: it is large, and most connections of a busy pod wait in their relay and not here.
+            Box::pin(open_tunnel(pod, &source, &workload, service.as_deref(), target, tunnel, peer)).await
+        }
+        Route::Plain { target, workload, service, lease } => {
+            flow.from(Some(source), None);
+            flow.to(workload, service);
+            flow.via(target, None);
+            flow.hold(lease);
+            pod.sockets.dial(target).await.map(Upstream::Plain)
+        }
+        Route::Passthrough { target } => {
+            flow.from(Some(source), None);
+            flow.via(target, None);
+            pod.sockets.dial(target).await.map(Upstream::Plain)
+        }
+        Route::NoEndpoint { service, code } => {
+            flow.from(Some(source), None);
+            let destination = service.as_ref().map_or_else(|| "this address".into(), |service| service.hostname.to_string());
+            flow.to(None, service);
+            Err(Error::NoEndpoint { destination, code })
+        }
+    }
+}
+
+/// Through the mesh or not at all: whatever fails here, nothing is sent in clear.
+async fn open_tunnel(
+    pod: &PodContext,
+    source: &Workload,
+    workload: &Workload,
+    service: Option<&Service>,
+    target: SocketAddr,
+    tunnel: SocketAddr,
+    peer: SocketAddr,
+) -> Result<Upstream, Error> {
+    let identity = pod.identities.ready(&source.identity).await?;
+    let key = PoolKey { source: source.identity.clone(), destination: workload.uid.to_arc(), address: tunnel };
+    let request = ConnectRequest {
+        authority: Authority::from(target),
+        baggage: Some(baggage(source)),
+        forwarded: Some(Forwarded { for_: peer, host: service.map(|service| service.hostname.to_string()) }),
+        traceparent: Some(TraceParent::random()),
+    };
+    let expect = std::slice::from_ref(&workload.identity);
+    let mut stream = Box::new(pod.pool.open(&key, expect, &identity.client, request).await.map_err(Error::Tunnel)?);
+    // Where another endpoint could take over, the answer is awaited before the application's first byte leaves. Where none
+    // could, the first byte travels with the CONNECT and saves a round trip.
+    let elsewhere = service.is_some_and(|service| service.endpoints.len() > 1);
+    if elsewhere {
+        stream.response().await.map_err(Error::Tunnel)?;
+    }
+    Ok(Upstream::Tunnel { stream, answered: elsewhere })
+}
+
