@@ -18,6 +18,8 @@ pub mod dataplane;
 pub mod enrolment;
 pub mod guard;
 pub mod identity;
+mod netlink;
 pub mod netns;
+mod nftables;
 pub mod proxy;
 pub mod telemetry;

@@ -9,10 +9,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
+use tokio::sync::{mpsc, oneshot};
 
 /// The magic number of `nsfs`, the file system of which every namespace is an inode (`linux/magic.h`, `NSFS_MAGIC`).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
@@ -111,5 +114,63 @@ impl Drop for WayBack<'_> {
             tracing::error!(%error, "this thread cannot leave the pod's network namespace: stopping before it serves the wrong pod");
             std::process::abort();
         }
+    }
+}
+
+/// Jobs that may wait for the thread.
+const JOBS: usize = 64;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread for work inside namespaces that takes as long as the kernel or `nft` takes, so that the control runtime never
+/// waits for either. It ends when its last handle is dropped and its last job is done.
+#[derive(Clone, Debug)]
+pub struct NetnsThread {
+    // Dropped in this order: the thread ends when the last sender has gone, and is then joined.
+    jobs: mpsc::Sender<Job>,
+    _joined: Arc<Joined>,
+}
+
+/// The thread is gone: a job has panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("the thread for work in network namespaces has ended")]
+pub struct ThreadEnded;
+
+#[derive(Debug)]
+struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // A panic of a job has been told to whoever waited for it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl NetnsThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Fails if the system gives no thread.
+    pub fn start() -> io::Result<Self> {
+        let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
+        let thread = std::thread::Builder::new().name("netns".into()).spawn(move || {
+            while let Some(job) = queue.blocking_recv() {
+                job();
+            }
+        })?;
+        Ok(Self { jobs, _joined: Arc::new(Joined(Some(thread))) })
+    }
+
+    /// Runs `job` on the thread, after those before it. The job runs to its end even if nobody waits for the answer any more.
+    ///
+    /// # Errors
+    /// Fails if the thread has ended.
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, ThreadEnded> {
+        let (answer, answered) = oneshot::channel();
+        let job = Box::new(move || drop(answer.send(job())));
+        self.jobs.send(job).await.map_err(|_| ThreadEnded)?;
+        answered.await.map_err(|_| ThreadEnded)
     }
 }

@@ -1,1 +1,230 @@
 //! Redirection of a pod's TCP to the daemon, inside the pod's own network namespace.
+//!
+//! One nftables table of both families, applied in one transaction, does all of it; policy routing brings back the answers to
+//! connections that the daemon opens in a client's name. What was applied is remembered as the kernel lists it, so that
+//! [`Capture::verify`] can tell later whether it still stands: by the ruleset's generation, which costs microseconds, and by the
+//! listing only when something in the namespace has changed.
+//!
+//! Everything here blocks for as long as the kernel or `nft` takes, and runs on the thread made for that
+//! ([`crate::netns::NetnsThread`]).
+
+mod addresses;
+mod listeners;
+mod routing;
+mod rules;
+mod sysctl;
+mod watch;
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+pub use addresses::addresses;
+pub use listeners::listeners;
+pub use rules::{Redirection, Rules};
+pub use watch::Watch;
+
+use crate::netns::Netns;
+use crate::nftables;
+
+/// Name of the pod's table, which is ours alone.
+pub const TABLE: &str = "ambit";
+
+/// Mark of every socket that the daemon makes in a pod: what the daemon sends is not captured again (Istio's contract: 1337).
+pub const DAEMON_MARK: u32 = 0x539;
+/// Mark of connections that the daemon opened inside the pod in a client's name: their answers are routed back to the daemon.
+pub const RETURN_MARK: u32 = 0x111;
+/// The part of the mark that is ours; the rest belongs to whoever set it (a CNI, for instance).
+pub const MARK_MASK: u32 = 0xfff;
+
+/// Where the pod's own connections are redirected.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Where connections that reach the pod in clear are redirected.
+pub const INBOUND_PLAIN_PORT: u16 = 15006;
+/// Where other daemons reach the pod; nothing is redirected for it.
+pub const INBOUND_HBONE_PORT: u16 = mesh::HBONE_PORT;
+
+/// Which families a namespace has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Families {
+    /// IPv6 exists and is not disabled on the loopback device, where redirected connections end.
+    pub v6: bool,
+}
+
+/// Why capture could not be put in place or taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rules.
+    #[error("the redirect rules could not be applied")]
+    Rules(#[from] nftables::Error),
+    /// The policy routing.
+    #[error("the policy route of answers (mark {RETURN_MARK:#x}, table {}) could not be set", routing::TABLE)]
+    Routing(#[source] io::Error),
+    /// The namespace.
+    #[error("the pod's network namespace could not be entered")]
+    Netns(#[source] io::Error),
+}
+
+impl Error {
+    /// Stable reason code.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Error::Rules(_) => "capture_rules",
+            Error::Routing(_) => "capture_routing",
+            Error::Netns(_) => "netns_unusable",
+        }
+    }
+}
+
+/// What no longer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drift {
+    /// The table is gone.
+    TableGone,
+    /// The table's content differs from what was applied.
+    RulesChanged,
+    /// The policy rule or its route is gone.
+    RoutingGone,
+    /// IPv6 came or went.
+    FamiliesChanged,
+    /// Nobody listens on a port to which the rules redirect.
+    ListenersGone,
+}
+
+impl Drift {
+    /// Stable reason code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Drift::TableGone => "table_gone",
+            Drift::RulesChanged => "rules_changed",
+            Drift::RoutingGone => "routing_gone",
+            Drift::FamiliesChanged => "families_changed",
+            Drift::ListenersGone => "listeners_gone",
+        }
+    }
+}
+
+/// Rules that stand in one pod's namespace, and how to tell that they still do.
+#[derive(Debug)]
+pub struct Capture {
+    netns: Arc<Netns>,
+    rules: Rules,
+    families: Families,
+    listing: String,
+    generation: u32,
+}
+
+impl Capture {
+    /// Puts `rules` in place of whatever stood in our table, in one transaction, and sets the routing and the kernel's options
+    /// that they need.
+    ///
+    /// # Errors
+    /// Fails if the kernel or `nft` refuses. The rules of before stand then; the routing may be half set, which harms nothing.
+    pub fn apply(netns: Arc<Netns>, rules: Rules) -> Result<Self, Error> {
+        let mut outcome = Ok(None);
+        netns
+            .enter(|| {
+                outcome = Self::apply_here(&rules).map(Some);
+                Ok(())
+            })
+            .map_err(Error::Netns)?;
+        let (families, listing, generation) = outcome?.ok_or(Error::Netns(io::ErrorKind::Other.into()))?;
+        Ok(Self { netns, rules, families, listing, generation })
+    }
+
+    fn apply_here(rules: &Rules) -> Result<(Families, String, u32), Error> {
+        let families = families();
+        routing::ensure(families).map_err(Error::Routing)?;
+        nftables::apply(&rules.script())?;
+        // Another transaction may come between the two, so the generation is asked first: at worst it is read as older than the
+        // listing, and the next verification lists once more than it had to.
+        let generation = nftables::generation()?;
+        let listing = nftables::list(TABLE)?.ok_or_else(|| nftables::Error::Refused("the table vanished".into()))?;
+        sysctl::set();
+        Ok((families, listing, generation))
+    }
+
+    /// The rules that stand.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// Looks whether everything still stands as applied. With `expect_listeners`, this includes sockets that listen on the three
+    /// ports.
+    ///
+    /// # Errors
+    /// Fails if the namespace or the kernel cannot be asked, which says nothing about the rules.
+    pub fn verify(&mut self, expect_listeners: bool) -> Result<Option<Drift>, Error> {
+        let netns = self.netns.clone();
+        let mut outcome = Ok(None);
+        netns
+            .enter(|| {
+                outcome = self.verify_here(expect_listeners);
+                Ok(())
+            })
+            .map_err(Error::Netns)?;
+        outcome
+    }
+
+    fn verify_here(&mut self, expect_listeners: bool) -> Result<Option<Drift>, Error> {
+        let generation = nftables::generation()?;
+        if generation != self.generation {
+            match nftables::list(TABLE)? {
+                None => return Ok(Some(Drift::TableGone)),
+                Some(listing) if listing != self.listing => return Ok(Some(Drift::RulesChanged)),
+                Some(_) => self.generation = generation,
+            }
+        }
+        if families() != self.families {
+            return Ok(Some(Drift::FamiliesChanged));
+        }
+        if !routing::stands(self.families).map_err(Error::Routing)? {
+            return Ok(Some(Drift::RoutingGone));
+        }
+        if expect_listeners && !listeners::stand().map_err(Error::Netns)? {
+            return Ok(Some(Drift::ListenersGone));
+        }
+        Ok(None)
+    }
+
+    /// Takes everything away that [`Capture::apply`] put into a namespace; nothing there is no error.
+    ///
+    /// # Errors
+    /// Fails if the kernel or `nft` refuses.
+    pub fn remove(netns: &Netns) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        netns
+            .enter(|| {
+                outcome = Self::remove_here();
+                Ok(())
+            })
+            .map_err(Error::Netns)?;
+        outcome
+    }
+
+    fn remove_here() -> Result<(), Error> {
+        nftables::apply(&rules::removal())?;
+        routing::remove().map_err(Error::Routing)
+    }
+
+    /// Whether our table stands in a namespace, put there by this process or by one before it.
+    ///
+    /// # Errors
+    /// Fails if the namespace cannot be entered or `nft` cannot be run.
+    pub fn stands_in(netns: &Netns) -> Result<bool, Error> {
+        let mut outcome = Ok(false);
+        netns
+            .enter(|| {
+                outcome = nftables::list(TABLE).map(|listing| listing.is_some());
+                Ok(())
+            })
+            .map_err(Error::Netns)?;
+        Ok(outcome?)
+    }
+}
+
+/// The families of the namespace that this thread is in.
+fn families() -> Families {
+    let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
+    Families { v6: disabled.is_ok_and(|value| value.trim() == "0") }
+}

@@ -1,1 +1,242 @@
 //! Which pods of this node are in the mesh, and the steps that bring them in and let them go.
+//!
+//! The reconciler is level-triggered: what should be ([the model's][mesh::Model] opted-in pods of this node) is compared with what
+//! is, again and again, by a pure function that says the next step of each pod; the steps run as tasks, one per pod at a time.
+//! Nothing is remembered as done: a pod counts as enrolled because its rules and its listeners were seen inside its own network
+//! namespace a moment ago.
+//!
+//! A pod whose step fails is tried again, later and later up to [`RETRY_MOST`], for as long as it exists; it keeps neither another
+//! pod nor the daemon's readiness waiting.
+
+mod claims;
+mod entry;
+mod plan;
+mod purge;
+mod source;
+mod status;
+mod steps;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh::{Model, Store, WorkloadUid};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+pub use purge::purge_removed;
+pub use source::{NetnsFolder, PodNetns};
+pub use status::{PodStatus, State, Statuses};
+
+use crate::dataplane::DataPlane;
+use crate::guard::{self, Guard};
+use crate::identity::Identities;
+use crate::netns::{NetnsId, NetnsThread};
+use crate::telemetry::Telemetry;
+use claims::Claims;
+use entry::{Entry, Finished, Step};
+use plan::{Action, Actual, World, plan};
+use steps::Tools;
+
+/// The first wait after a failure: a pod whose namespace appears a moment after its object is enrolled without a visible delay.
+pub const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The longest wait between two attempts.
+pub const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// Changes heard of in namespaces that may wait to be looked at; a lost one is found by the next round.
+const HEARD: usize = 1024;
+
+/// What enrolment is made of.
+pub struct Parts {
+    /// This node's name.
+    pub node: Arc<str>,
+    /// The node's own network namespace.
+    pub node_netns: NetnsId,
+    /// What should be.
+    pub store: Store,
+    /// Where the pods' namespaces are.
+    pub source: Arc<dyn PodNetns>,
+    /// Who serves the pods.
+    pub data_plane: Arc<DataPlane>,
+    /// Their certificates.
+    pub identities: Identities,
+    /// Where states and repairs are counted.
+    pub telemetry: Arc<Telemetry>,
+    /// The thread for work inside pods' namespaces.
+    pub thread: NetnsThread,
+    /// The node's guard.
+    pub guard: Guard,
+    /// How often everything is verified.
+    pub verify_interval: Duration,
+}
+
+/// The reconciler of one node.
+pub struct Enrolment {
+    node: Arc<str>,
+    store: Store,
+    tools: Tools,
+    guard: Guard,
+    guard_due: Instant,
+    guard_stands: bool,
+    entries: BTreeMap<WorkloadUid, Entry>,
+    steps: JoinSet<(WorkloadUid, Finished)>,
+    heard: (mpsc::Sender<WorkloadUid>, mpsc::Receiver<WorkloadUid>),
+    statuses: watch::Sender<Statuses>,
+    settled: watch::Sender<bool>,
+}
+
+impl Enrolment {
+    /// A reconciler that has not looked yet.
+    pub fn new(parts: Parts) -> Self {
+        let tools = Tools {
+            thread: parts.thread,
+            source: parts.source,
+            data_plane: parts.data_plane,
+            identities: parts.identities,
+            claims: Claims::default(),
+            telemetry: parts.telemetry,
+            node: parts.node_netns,
+            verify_interval: parts.verify_interval,
+        };
+        Self {
+            node: parts.node,
+            store: parts.store,
+            tools,
+            guard: parts.guard,
+            guard_due: Instant::now(),
+            guard_stands: false,
+            entries: BTreeMap::new(),
+            steps: JoinSet::new(),
+            heard: mpsc::channel(HEARD),
+            statuses: watch::Sender::default(),
+            settled: watch::Sender::new(false),
+        }
+    }
+
+    /// The verified state of every pod, as it changes.
+    pub fn statuses(&self) -> watch::Receiver<Statuses> {
+        self.statuses.subscribe()
+    }
+
+    /// Becomes true when every pod that opted in before the start has been enrolled, or tried.
+    pub fn settled(&self) -> watch::Receiver<bool> {
+        self.settled.subscribe()
+    }
+
+    /// Reconciles until cancelled. To be called when the store has been filled once: an empty store says that no pod is in the mesh,
+    /// and would open the guard.
+    ///
+    /// When it ends, everything stays as it is: the rules outlive the daemon, so that a pod of the mesh never speaks in clear.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut changed = self.store.subscribe();
+        loop {
+            changed.borrow_and_update();
+            let next = self.reconcile().await;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                store = changed.changed() => if store.is_err() { break },
+                Some(step) = self.steps.join_next() => self.finish(step),
+                Some(uid) = self.heard.1.recv() => self.entries.get_mut(&uid).into_iter().for_each(Entry::hear),
+                () = sleep_until(next) => {}
+            }
+        }
+        self.steps.shutdown().await;
+    }
+
+    /// One round; says when the next is due at the latest.
+    async fn reconcile(&mut self) -> Instant {
+        let model = self.store.model();
+        let world = World::of(&model, &self.node);
+        self.tools.identities.wanted(world.meshed.values().map(|pod| pod.identity.clone()).collect());
+        self.stand_guard(&model).await;
+        let now = Instant::now();
+        let actual: BTreeMap<WorkloadUid, Actual> =
+            self.entries.iter().map(|(uid, entry)| (uid.clone(), entry.actual(now))).collect();
+        for (uid, action) in plan(&world, &actual) {
+            // The guard stands before a pod's capture is trusted with anything.
+            if action != Action::Enrol || self.guard_stands {
+                self.start(uid, action, &world);
+            }
+        }
+        self.publish(&world);
+        self.entries.values().filter_map(Entry::wakes).fold(self.guard_due, Instant::min)
+    }
+
+    async fn stand_guard(&mut self, model: &Model) {
+        let mut outcome = self.guard.apply(guard::sets(model, &self.node)).await;
+        if outcome.is_ok() && self.guard_due <= Instant::now() {
+            self.guard_due = Instant::now() + self.tools.verify_interval;
+            outcome = self.guard.verify().await.map(|repaired| {
+                if repaired {
+                    tracing::warn!("the node's guard rules were gone or changed: put back");
+                    self.tools.telemetry.capture_repaired("guard");
+                }
+            });
+        }
+        if let Err(error) = &outcome {
+            tracing::error!(error = error as &dyn std::error::Error, "the guard does not stand: no pod is enrolled until it does");
+            self.guard_due = Instant::now() + RETRY_MOST;
+        }
+        self.guard_stands = outcome.is_ok();
+    }
+
+    fn start(&mut self, uid: WorkloadUid, action: Action, world: &World) {
+        let desired = world.meshed.get(&uid);
+        let step = match (action, desired, world.plain.get(&uid)) {
+            (Action::Interrupt, _, _) => {
+                self.entries.get(&uid).into_iter().for_each(Entry::interrupt);
+                return;
+            }
+            (Action::Forget, _, _) => Step::Forget,
+            (Action::Leave, _, _) => Step::Leave,
+            (Action::Enrol, Some(desired), _) => Step::Enrol(desired.clone()),
+            (Action::Verify, Some(desired), _) => Step::Verify(desired.clone()),
+            (Action::Sweep, _, Some(kube_uid)) => Step::Sweep(kube_uid.clone()),
+            // The plan was made from this very world, so the pod that a step is for is in it.
+            (Action::Enrol | Action::Verify | Action::Sweep, _, _) => return,
+        };
+        let entry = self.entries.entry(uid.clone()).or_default();
+        let task = entry.begin(&self.tools, &uid, step);
+        self.steps.spawn(async move { (uid, task.await) });
+    }
+
+    fn finish(&mut self, step: Result<(WorkloadUid, Finished), tokio::task::JoinError>) {
+        let (uid, finished) = match step {
+            Ok(done) => done,
+            Err(error) => {
+                // A step that panicked left its pod busy for ever; better to begin again from what stands in the kernel.
+                tracing::error!(%error, "a step of a pod's enrolment panicked: stopping");
+                std::process::abort();
+            }
+        };
+        if matches!(finished, Finished::Forgotten) {
+            self.entries.remove(&uid);
+            tracing::info!(pod = %uid, "pod is gone: forgotten");
+            return;
+        }
+        let (tools, heard) = (&self.tools, &self.heard.0);
+        if let Some(entry) = self.entries.get_mut(&uid) {
+            entry.end(tools, &uid, finished, heard);
+        }
+    }
+
+    fn publish(&mut self, world: &World) {
+        let statuses: BTreeMap<_, _> =
+            self.entries.iter().filter_map(|(uid, entry)| Some((uid.clone(), entry.status()?))).collect();
+        let tried = world.meshed.keys().all(|uid| self.entries.get(uid).is_some_and(Entry::tried));
+        if tried {
+            self.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
+        }
+        if **self.statuses.borrow() == statuses {
+            return;
+        }
+        let counts: Vec<_> = [State::Pending, State::Enrolled, State::Leaving]
+            .iter()
+            .map(|state| (state.name(), statuses.values().filter(|status| status.state == *state).count()))
+            .collect();
+        self.tools.telemetry.enrolment(&counts);
+        self.statuses.send_replace(Arc::new(statuses));
+    }
+}

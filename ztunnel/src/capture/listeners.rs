@@ -1,0 +1,99 @@
+//! The three listeners of a pod, one set per data-plane worker, made inside the pod's namespace.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{DAEMON_MARK, INBOUND_HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT};
+use crate::dataplane::PodListeners;
+use crate::netlink::{DUMP, Netlink};
+use crate::netns::Netns;
+
+/// Connections that may wait to be accepted, per listener. A burst of a thousand connections of one pod must not meet a full
+/// queue, where each loses a second to a retransmitted SYN. The kernel cuts this down to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// `SOCK_DIAG_BY_FAMILY` and the state bit of listening sockets (`linux/sock_diag.h`, `TCP_LISTEN` is 10).
+const BY_FAMILY: u16 = 20;
+const LISTENING: u32 = 1 << 10;
+
+/// Opens the listeners of one pod for `workers` workers.
+///
+/// # Errors
+/// Fails if the namespace cannot be entered or a port is taken, most likely by the application.
+pub fn listeners(netns: &Netns, workers: usize) -> io::Result<Vec<PodListeners>> {
+    netns.enter(|| {
+        (0..workers)
+            .map(|_| {
+                Ok(PodListeners {
+                    outbound: listener(OUTBOUND_PORT)?,
+                    inbound_plain: listener(INBOUND_PLAIN_PORT)?,
+                    inbound_hbone: listener(INBOUND_HBONE_PORT)?,
+                })
+            })
+            .collect()
+    })
+}
+
+/// On every address of both families, or of IPv4 alone where the kernel has no IPv6.
+fn listener(port: u16) -> io::Result<TcpListener> {
+    match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+        Err(error) if without_ipv6(&error) => bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+        outcome => outcome,
+    }
+    .map_err(|error| io::Error::new(error.kind(), format!("port {port} of the pod: {error}")))
+}
+
+fn without_ipv6(error: &io::Error) -> bool {
+    [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // The next daemon binds the same ports before this one lets go, and each worker has a socket of its own.
+    socket.set_reuse_port(true)?;
+    socket.set_reuse_address(true)?;
+    socket.set_mark(DAEMON_MARK)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether somebody listens on all three ports, in the namespace of this thread.
+pub(super) fn stand() -> io::Result<bool> {
+    let netlink = Netlink::open(SockProtocol::NetlinkSockDiag)?;
+    let mut missing = vec![OUTBOUND_PORT, INBOUND_PLAIN_PORT, INBOUND_HBONE_PORT];
+    for family in [nix::libc::AF_INET6, nix::libc::AF_INET] {
+        let outcome = netlink.call(BY_FAMILY, DUMP, &question(family), |_, answer| {
+            // struct inet_diag_msg: family, state, timer, retransmissions, then the source port in network order.
+            if let Some(port) = answer.get(4..6).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes) {
+                missing.retain(|wanted| *wanted != port);
+            }
+        });
+        // A kernel without IPv6 has no table to look into.
+        if outcome.is_ok() && missing.is_empty() {
+            return Ok(true);
+        }
+        if family == nix::libc::AF_INET {
+            outcome?;
+        }
+    }
+    Ok(false)
+}
+
+/// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, and an empty socket id.
+fn question(family: i32) -> Vec<u8> {
+    let family = u8::try_from(family).unwrap_or_default();
+    let tcp = u8::try_from(nix::libc::IPPROTO_TCP).unwrap_or_default();
+    let mut question = vec![family, tcp, 0, 0];
+    question.extend_from_slice(&LISTENING.to_ne_bytes());
+    question.extend_from_slice(&[0; 48]);
+    question
+}

@@ -1,0 +1,288 @@
+//! What the reconciler knows of one pod, between its steps.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use mesh::WorkloadUid;
+use tokio::sync::mpsc;
+use tokio::time::{Duration, Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::plan::{Actual, Desired, Phase};
+use super::status::{PodStatus, State};
+use super::steps::{self, Enrolled, Found, Left, StepError, Tools};
+use super::{RETRY_FIRST, RETRY_MOST};
+use crate::capture::Watch;
+use crate::telemetry::Chain;
+
+/// Changes in a namespace within this time are one reason to verify: a transaction is told of in several messages.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// A step that is to be done.
+pub(super) enum Step {
+    Enrol(Desired),
+    Verify(Desired),
+    Leave,
+    Sweep(Arc<str>),
+    Forget,
+}
+
+/// A step that was done, with what it leaves.
+pub(super) enum Finished {
+    Enrolled(Result<Enrolled, StepError>, Desired),
+    Verified(Result<Found, StepError>, Option<Enrolled>, Desired),
+    Left(Result<Left, StepError>, Option<Enrolled>),
+    Swept(Result<(), StepError>),
+    Forgotten,
+}
+
+/// One pod.
+pub(super) struct Entry {
+    phase: Phase,
+    interrupt: Option<CancellationToken>,
+    enrolled: Option<Enrolled>,
+    enrolled_as: Option<Desired>,
+    watch: Option<AbortOnDropHandle<()>>,
+    heard: bool,
+    verify_at: Option<Instant>,
+    retry_at: Option<Instant>,
+    failures: u32,
+    tried: bool,
+    failure: Option<(&'static str, String)>,
+    netns: Option<String>,
+    repairs: u64,
+    since: SystemTime,
+}
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Pending,
+            interrupt: None,
+            enrolled: None,
+            enrolled_as: None,
+            watch: None,
+            heard: false,
+            verify_at: None,
+            retry_at: None,
+            failures: 0,
+            tried: false,
+            failure: None,
+            netns: None,
+            repairs: 0,
+            since: SystemTime::now(),
+        }
+    }
+}
+
+impl Entry {
+    /// The entry as the plan sees it.
+    pub(super) fn actual(&self, now: Instant) -> Actual {
+        Actual {
+            phase: self.phase,
+            busy: self.interrupt.is_some(),
+            waiting: self.retry_at.is_some_and(|at| at > now),
+            due: self.heard || self.verify_at.is_some_and(|at| at <= now),
+            enrolled_as: self.enrolled_as.clone(),
+        }
+    }
+
+    /// When there is something to do even if nothing happens.
+    pub(super) fn wakes(&self) -> Option<Instant> {
+        if self.interrupt.is_some() {
+            return None;
+        }
+        self.retry_at.or(self.verify_at)
+    }
+
+    /// Something changed in the pod's namespace.
+    pub(super) fn hear(&mut self) {
+        self.heard = true;
+    }
+
+    /// Ends a wait that has become pointless.
+    pub(super) fn interrupt(&self) {
+        if let Some(interrupt) = &self.interrupt {
+            interrupt.cancel();
+        }
+    }
+
+    /// Whether the pod was enrolled, or failed to be, at least once.
+    pub(super) fn tried(&self) -> bool {
+        self.tried
+    }
+
+    /// What is published of the pod; nothing if it has nothing to do with the mesh.
+    pub(super) fn status(&self) -> Option<PodStatus> {
+        let state = match self.phase {
+            Phase::Pending => State::Pending,
+            Phase::Enrolled if self.failure.is_some() => State::Pending,
+            Phase::Enrolled => State::Enrolled,
+            Phase::Leaving => State::Leaving,
+            Phase::Clean => return None,
+        };
+        Some(PodStatus {
+            state,
+            reason: self.failure.as_ref().map(|(code, _)| *code),
+            message: self.failure.as_ref().map(|(_, message)| message.clone()),
+            since: self.since,
+            netns: self.netns.clone(),
+            repairs: self.repairs,
+        })
+    }
+
+    /// Marks a step as begun and returns it, to be run by the caller.
+    pub(super) fn begin(&mut self, tools: &Tools, uid: &WorkloadUid, step: Step) -> impl Future<Output = Finished> + Send + 'static {
+        let interrupt = CancellationToken::new();
+        self.interrupt = Some(interrupt.clone());
+        self.heard = false;
+        match &step {
+            Step::Enrol(_) => self.enter(Phase::Pending),
+            Step::Leave => self.enter(Phase::Leaving),
+            Step::Verify(_) | Step::Sweep(_) | Step::Forget => {}
+        }
+        if matches!(step, Step::Enrol(_) | Step::Leave | Step::Forget) {
+            self.watch = None;
+        }
+        let enrolled = if matches!(step, Step::Enrol(_) | Step::Sweep(_)) { None } else { self.enrolled.take() };
+        run(tools.clone(), uid.clone(), step, enrolled, interrupt)
+    }
+
+    /// Takes in what a step left.
+    pub(super) fn end(&mut self, tools: &Tools, uid: &WorkloadUid, finished: Finished, heard: &mpsc::Sender<WorkloadUid>) {
+        self.interrupt = None;
+        self.tried = true;
+        match finished {
+            Finished::Enrolled(Ok(enrolled), desired) => {
+                tracing::info!(pod = %uid, netns = %enrolled.netns.path().display(), "pod enrolled");
+                self.netns = Some(enrolled.netns.path().display().to_string());
+                self.watch = listen(&enrolled, uid, heard);
+                self.enrolled = Some(enrolled);
+                self.enter(Phase::Enrolled);
+                self.succeed(tools, Some(desired));
+            }
+            Finished::Enrolled(Err(error), _) => self.fail(uid, &error),
+            Finished::Verified(outcome, enrolled, desired) => {
+                self.enrolled = enrolled;
+                self.verified(tools, uid, outcome, desired);
+            }
+            Finished::Left(Ok(left), enrolled) => {
+                self.enrolled = enrolled;
+                self.enter(if matches!(left, Left::Clean) { Phase::Clean } else { Phase::Pending });
+                tracing::info!(pod = %uid, interrupted = matches!(left, Left::Interrupted), "pod has left the mesh");
+                self.succeed(tools, None);
+            }
+            Finished::Left(Err(error), enrolled) => {
+                self.enrolled = enrolled;
+                self.fail(uid, &error);
+            }
+            Finished::Swept(Ok(())) => {
+                self.enter(Phase::Clean);
+                self.succeed(tools, None);
+            }
+            Finished::Swept(Err(error)) => self.fail(uid, &error),
+            Finished::Forgotten => {}
+        }
+    }
+
+    fn verified(&mut self, tools: &Tools, uid: &WorkloadUid, outcome: Result<Found, StepError>, desired: Desired) {
+        match outcome {
+            Ok(Found::Stands) => self.succeed(tools, Some(desired)),
+            Ok(Found::Repaired(reason)) => {
+                tracing::warn!(pod = %uid, reason, "capture did not stand: repaired");
+                tools.telemetry.capture_repaired(reason);
+                self.repairs += 1;
+                self.succeed(tools, Some(desired));
+            }
+            Ok(Found::Replaced(reason)) => {
+                tracing::warn!(pod = %uid, reason, "pod must be enrolled anew");
+                tools.telemetry.capture_repaired(reason);
+                self.repairs += 1;
+                self.watch = None;
+                self.enter(Phase::Pending);
+                self.succeed(tools, None);
+            }
+            Err(error) => {
+                if self.enrolled.is_none() {
+                    self.enter(Phase::Pending);
+                }
+                self.fail(uid, &error);
+            }
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        if self.phase != phase {
+            self.phase = phase;
+            self.since = SystemTime::now();
+        }
+    }
+
+    fn succeed(&mut self, tools: &Tools, desired: Option<Desired>) {
+        if self.failure.take().is_some() {
+            self.since = SystemTime::now();
+        }
+        self.failures = 0;
+        self.retry_at = None;
+        self.verify_at = desired.is_some().then(|| Instant::now() + tools.verify_interval);
+        self.enrolled_as = desired;
+    }
+
+    /// The same failure again is not news.
+    fn fail(&mut self, uid: &WorkloadUid, error: &StepError) {
+        let message = Chain(error as &dyn Error).to_string();
+        let failure = (error.code(), message);
+        if self.failure.as_ref() != Some(&failure) {
+            tracing::warn!(pod = %uid, reason = failure.0, error = failure.1, "pod is not in the mesh: its step failed");
+            self.since = SystemTime::now();
+        }
+        self.failure = Some(failure);
+        let wait = RETRY_FIRST.saturating_mul(1 << self.failures.min(16)).min(RETRY_MOST);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(Instant::now() + wait);
+    }
+}
+
+async fn run(tools: Tools, uid: WorkloadUid, step: Step, mut enrolled: Option<Enrolled>, interrupt: CancellationToken) -> Finished {
+    match step {
+        Step::Enrol(desired) => Finished::Enrolled(steps::enrol(&tools, &uid, &desired).await, desired),
+        Step::Verify(desired) => {
+            let outcome = steps::verify(&tools, &uid, &desired, &mut enrolled).await;
+            Finished::Verified(outcome, enrolled, desired)
+        }
+        Step::Leave => {
+            let outcome = steps::leave(&tools, &uid, &mut enrolled, interrupt).await;
+            Finished::Left(outcome, enrolled)
+        }
+        Step::Sweep(kube_uid) => Finished::Swept(steps::sweep(&tools, kube_uid).await),
+        Step::Forget => {
+            if let Err(error) = steps::forget(&tools, &uid, enrolled).await {
+                tracing::error!(pod = %uid, error = &error as &dyn Error, "the data plane may still hold a pod that is gone");
+            }
+            Finished::Forgotten
+        }
+    }
+}
+
+/// Tells the reconciler of every change in the pod's namespace. A pod whose changes cannot be heard is verified all the same, only
+/// later.
+fn listen(enrolled: &Enrolled, uid: &WorkloadUid, heard: &mpsc::Sender<WorkloadUid>) -> Option<AbortOnDropHandle<()>> {
+    let watch = match Watch::new(&enrolled.netns) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!(pod = %uid, %error, "changes in the pod's namespace are found only by the periodic verification");
+            return None;
+        }
+    };
+    let (uid, heard) = (uid.clone(), heard.clone());
+    Some(AbortOnDropHandle::new(tokio::spawn(async move {
+        while watch.changed().await.is_ok() {
+            sleep(TOGETHER).await;
+            if heard.send(uid.clone()).await.is_err() {
+                return;
+            }
+        }
+    })))
+}
