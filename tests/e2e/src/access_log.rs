@@ -24,7 +24,10 @@ pub struct Access {
 impl Access {
     /// The value of a field; empty if the line does not have it.
     pub fn field(&self, key: &str) -> &str {
-        self.fields.iter().find(|(name, _)| name == key).map_or("", |(_, value)| value)
+        self.fields
+            .iter()
+            .find(|(name, _)| name == key)
+            .map_or("", |(_, value)| value)
     }
 
     /// Whether the line has all of these fields with these values.
@@ -46,7 +49,12 @@ fn access(line: &str) -> Option<Access> {
     }
     let (message, fields) = (columns.next()?, columns.next()?);
     let (level, message) = (level.to_owned(), message.to_owned());
-    Some(Access { level, message, fields: pairs(fields), line: line.to_owned() })
+    Some(Access {
+        level,
+        message,
+        fields: pairs(fields),
+        line: line.to_owned(),
+    })
 }
 
 /// `key=value` and `key="value"`, separated by spaces.
@@ -95,11 +103,19 @@ pub fn lines(lab: &Lab, node: &str) -> Result<Vec<Access>> {
 pub fn wait(lab: &Lab, node: &str, fields: &[(&str, &str)]) -> Result<Access> {
     let what = format!("an access-log line of node {node} with {fields:?}");
     lab.wait_until(&what, DEADLINE, || {
-        lines(lab, node).ok()?.into_iter().find(|line| line.has(fields))
+        lines(lab, node)
+            .ok()?
+            .into_iter()
+            .find(|line| line.has(fields))
     })
     .with_context(|| {
         let lines = lines(lab, node).unwrap_or_default();
-        let lines: Vec<_> = lines.iter().rev().take(20).map(|line| line.line.clone()).collect();
+        let lines: Vec<_> = lines
+            .iter()
+            .rev()
+            .take(20)
+            .map(|line| line.line.clone())
+            .collect();
         format!("the last lines are\n{}", lines.join("\n"))
     })
 }
@@ -115,7 +131,11 @@ mod tests {
         let all = parse(&format!("2026Z\tinfo\tstart\thello\n{line}\n"));
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].message, "connection complete");
-        assert!(all[0].has(&[("src.addr", "10.0.0.1:80"), ("bytes_sent", "7"), ("reason", "ok")]));
+        assert!(all[0].has(&[
+            ("src.addr", "10.0.0.1:80"),
+            ("bytes_sent", "7"),
+            ("reason", "ok")
+        ]));
         assert_eq!(all[0].field("error"), "a \"b\" c");
         assert_eq!(all[0].field("dst.addr"), "");
     }

@@ -1,1 +1,83 @@
-//! detector
+//! The plaintext detector: what of a marker crossed the wire in clear, and where.
+//!
+//! It records the bridge, where cross-node traffic passes, and every node's own side, where the
+//! pods' veths end and same-node traffic passes. A detector that sees nothing proves nothing, so
+//! suites send markers that must be seen, between unmeshed pods, beside those that must not be.
+
+use anyhow::{Context, Result, ensure};
+use lab::{Capture, Lab, Where};
+
+/// Recordings of a whole lab, running.
+#[derive(Debug)]
+pub struct Detector {
+    captures: Vec<(Where, Capture)>,
+}
+
+/// How often a marker was seen in clear, in each place.
+#[derive(Debug, Clone)]
+pub struct Sightings(Vec<(Where, usize)>);
+
+impl Detector {
+    /// Records the bridge and all nodes from now on.
+    ///
+    /// # Errors
+    /// tcpdump does not start.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let nodes = lab.status()?.nodes;
+        let places = nodes
+            .iter()
+            .map(|node| Where::node(&node.name))
+            .chain([Where::Bridge]);
+        let capture = |place: Where| Ok((place.clone(), lab.capture(place, "tcp")?));
+        Ok(Self {
+            captures: places.map(capture).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Where the marker was seen up to now.
+    ///
+    /// # Errors
+    /// A recording is not complete, so that "not seen" would mean nothing.
+    pub fn look_for(&self, marker: &str) -> Result<Sightings> {
+        let look = |(place, capture): &(Where, Capture)| {
+            let seen = capture
+                .occurrences(marker)
+                .with_context(|| format!("the detector at {place}"))?;
+            Ok((place.clone(), seen))
+        };
+        self.captures
+            .iter()
+            .map(look)
+            .collect::<Result<_>>()
+            .map(Sightings)
+    }
+
+    /// The marker must not have been seen anywhere.
+    ///
+    /// # Errors
+    /// It was; the error says where.
+    pub fn never_saw(&self, marker: &str) -> Result<()> {
+        let seen = self.look_for(marker)?;
+        ensure!(
+            seen.total() == 0,
+            "in clear on the wire: {marker}: {seen:?}"
+        );
+        Ok(())
+    }
+}
+
+impl Sightings {
+    /// In all places together.
+    pub fn total(&self) -> usize {
+        self.0.iter().map(|(_, seen)| seen).sum()
+    }
+
+    /// In one place.
+    pub fn at(&self, place: &Where) -> usize {
+        self.0
+            .iter()
+            .filter(|(at, _)| at == place)
+            .map(|(_, seen)| seen)
+            .sum()
+    }
+}

@@ -1,1 +1,208 @@
-//! manifest
+//! Manifests in a few words. What is written out is JSON, which is YAML, one document per object.
+
+use serde_json::{Map, Value, json};
+
+/// Several manifests as one.
+pub fn all<T: Into<String>>(manifests: impl IntoIterator<Item = T>) -> String {
+    manifests
+        .into_iter()
+        .map(Into::into)
+        .collect::<Vec<String>>()
+        .join("\n---\n")
+}
+
+/// A node in a zone.
+pub fn node(name: &str, zone: &str) -> String {
+    let labels =
+        json!({"topology.kubernetes.io/region": "r1", "topology.kubernetes.io/zone": zone});
+    let node =
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
+    node.to_string()
+}
+
+/// Nodes `a` and `b`, in zones `za` and `zb`.
+pub fn two_nodes() -> String {
+    all([node("a", "za"), node("b", "zb")])
+}
+
+/// A namespace; `mode` is the value of its `istio.io/dataplane-mode` label.
+pub fn namespace(name: &str, mode: Option<&str>) -> String {
+    let labels: Map<String, Value> = mode
+        .map(|mode| ("istio.io/dataplane-mode".to_owned(), mode.into()))
+        .into_iter()
+        .collect();
+    let metadata = json!({"name": name, "labels": labels});
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}).to_string()
+}
+
+/// A service account.
+pub fn service_account(namespace: &str, name: &str) -> String {
+    let metadata = json!({"namespace": namespace, "name": name});
+    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}).to_string()
+}
+
+/// A Pod with one container, which sleeps unless [`Pod::runs`] says otherwise.
+#[derive(Debug, Clone)]
+pub struct Pod(Value);
+
+impl Pod {
+    /// A pod of this namespace. It has a label `app` with its own name, and a service account of
+    /// that name too, so that its identity tells it from all others.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self(json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}},
+            "spec": {
+                "serviceAccountName": name,
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "main", "command": ["sleep", "inf"], "ports": []}],
+            },
+        }))
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn on(self, node: &str) -> Self {
+        self.set("/spec", "nodeName", node)
+    }
+
+    /// What its container runs.
+    #[must_use]
+    pub fn runs(self, command: Vec<String>) -> Self {
+        self.set("/spec/containers/0", "command", command)
+    }
+
+    /// A label.
+    #[must_use]
+    pub fn label(self, key: &str, value: &str) -> Self {
+        self.set("/metadata/labels", key, value)
+    }
+
+    /// A container port, which may have a name.
+    #[must_use]
+    pub fn port(mut self, name: Option<&str>, number: u16) -> Self {
+        let mut port = json!({"containerPort": number});
+        if let (Some(name), Some(port)) = (name, port.as_object_mut()) {
+            port.insert("name".to_owned(), name.into());
+        }
+        if let Some(ports) = self
+            .0
+            .pointer_mut("/spec/containers/0/ports")
+            .and_then(Value::as_array_mut)
+        {
+            ports.push(port);
+        }
+        self
+    }
+
+    /// A field of the container, such as `readinessProbe`.
+    #[must_use]
+    pub fn container(self, field: &str, value: Value) -> Self {
+        self.set("/spec/containers/0", field, value)
+    }
+
+    /// A field of the object `spec`.
+    #[must_use]
+    pub fn spec(self, field: &str, value: impl Into<Value>) -> Self {
+        self.set("/spec", field, value)
+    }
+
+    /// A field of the object `metadata`.
+    #[must_use]
+    pub fn metadata(self, field: &str, value: impl Into<Value>) -> Self {
+        self.set("/metadata", field, value)
+    }
+
+    fn set(mut self, at: &str, field: &str, value: impl Into<Value>) -> Self {
+        if let Some(object) = self.0.pointer_mut(at).and_then(Value::as_object_mut) {
+            object.insert(field.to_owned(), value.into());
+        }
+        self
+    }
+}
+
+impl From<Pod> for String {
+    fn from(pod: Pod) -> Self {
+        pod.0.to_string()
+    }
+}
+
+/// A dual-stack Service with one port.
+#[derive(Debug, Clone)]
+pub struct Service(Value);
+
+impl Service {
+    /// A service of the pods with the label `app: <name>`, from `port` to `target`, which may be a
+    /// number or the name of a container port.
+    pub fn new(namespace: &str, name: &str, port: u16, target: impl Into<Value>) -> Self {
+        let target: Value = target.into();
+        Self(json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"namespace": namespace, "name": name},
+            "spec": {
+                "selector": {"app": name},
+                "ipFamilyPolicy": "PreferDualStack",
+                "ports": [{"name": "main", "protocol": "TCP", "port": port, "targetPort": target}],
+            },
+        }))
+    }
+
+    /// Without a ClusterIP.
+    #[must_use]
+    pub fn headless(self) -> Self {
+        self.spec("clusterIP", "None")
+    }
+
+    /// Of the pods with the label `app` of this value, not of its own name.
+    #[must_use]
+    pub fn of(self, app: &str) -> Self {
+        self.spec("selector", json!({"app": app}))
+    }
+
+    /// Without a selector: its endpoints are written by hand.
+    #[must_use]
+    pub fn without_selector(mut self) -> Self {
+        if let Some(spec) = self.0.pointer_mut("/spec").and_then(Value::as_object_mut) {
+            spec.remove("selector");
+        }
+        self
+    }
+
+    /// A field of the object `spec`.
+    #[must_use]
+    pub fn spec(mut self, field: &str, value: impl Into<Value>) -> Self {
+        if let Some(spec) = self.0.pointer_mut("/spec").and_then(Value::as_object_mut) {
+            spec.insert(field.to_owned(), value.into());
+        }
+        self
+    }
+}
+
+impl From<Service> for String {
+    fn from(service: Service) -> Self {
+        service.0.to_string()
+    }
+}
+
+/// A hand-written EndpointSlice of a service, with one ready address and one port named `main`.
+pub fn endpoint_slice(
+    namespace: &str,
+    service: &str,
+    address: std::net::IpAddr,
+    port: u16,
+) -> String {
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let name = format!("{service}-{}", family.to_lowercase());
+    let labels = json!({"kubernetes.io/service-name": service});
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"namespace": namespace, "name": name, "labels": labels},
+        "addressType": family,
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "ports": [{"name": "main", "protocol": "TCP", "port": port}],
+    })
+    .to_string()
+}

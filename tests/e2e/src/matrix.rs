@@ -1,1 +1,232 @@
-//! matrix
+//! The matrix: {meshed, unmeshed} client x {meshed, unmeshed} server x {same node, cross node} x
+//! {IPv4, IPv6} x {pod IP, ClusterIP, headless name}. One cell is one request of curl to nginx.
+
+mod evidence;
+
+use std::fmt;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use lab::{Family, Lab, Where};
+
+use crate::manifest::{self, Pod, Service};
+use crate::programs::{self, Curled, PORT};
+
+pub use evidence::{check_counts, check_wire, judge};
+
+/// How the client names the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// By the pod's address.
+    PodIp,
+    /// By the ClusterIP of a service of it alone.
+    ClusterIp,
+    /// By the name of a headless service, which resolves to the pod's address.
+    Headless,
+}
+
+impl Via {
+    const ALL: [Self; 3] = [Self::PodIp, Self::ClusterIp, Self::Headless];
+}
+
+/// One cell of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cell {
+    /// Whether the client is in the mesh.
+    pub client_meshed: bool,
+    /// Whether the server is in the mesh.
+    pub server_meshed: bool,
+    /// Whether both run on node `a`; else the server runs on node `b`.
+    pub same_node: bool,
+    /// The family of the addresses.
+    pub family: Family,
+    /// How the client names the server.
+    pub via: Via,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mesh = |meshed| if meshed { "meshed" } else { "unmeshed" };
+        let nodes = if self.same_node {
+            "same node"
+        } else {
+            "cross node"
+        };
+        let (client, server) = (mesh(self.client_meshed), mesh(self.server_meshed));
+        write!(
+            f,
+            "{client} -> {server}, {nodes}, {:?}, {:?}",
+            self.family, self.via
+        )
+    }
+}
+
+impl Cell {
+    /// All 48.
+    pub fn all() -> Vec<Self> {
+        let both = [true, false];
+        let mut cells = Vec::new();
+        for client_meshed in both {
+            for server_meshed in both {
+                for same_node in both {
+                    for family in Family::ALL {
+                        let cell = |via| Self {
+                            client_meshed,
+                            server_meshed,
+                            same_node,
+                            family,
+                            via,
+                        };
+                        cells.extend(Via::ALL.map(cell));
+                    }
+                }
+            }
+        }
+        cells
+    }
+
+    /// Whether both sides are in the mesh, so that nothing may cross the wire in clear.
+    pub fn mutual_tls(&self) -> bool {
+        self.client_meshed && self.server_meshed
+    }
+
+    /// The client pod's namespace.
+    pub fn client_namespace(&self) -> &'static str {
+        namespace(self.client_meshed)
+    }
+
+    /// The server pod's namespace.
+    pub fn server_namespace(&self) -> &'static str {
+        namespace(self.server_meshed)
+    }
+
+    /// The server pod's name, which is its services' too.
+    pub fn server(&self) -> &'static str {
+        server(self.same_node)
+    }
+
+    /// The server pod's node.
+    pub fn server_node(&self) -> &'static str {
+        if self.same_node { "a" } else { "b" }
+    }
+
+    /// The client pod, as the lab names it.
+    pub fn client_pod(&self) -> String {
+        format!("{}/{CLIENT}", self.client_namespace())
+    }
+
+    /// The server pod, as the lab names it.
+    pub fn server_pod(&self) -> String {
+        format!("{}/{}", self.server_namespace(), self.server())
+    }
+
+    fn url(&self, lab: &Lab) -> Result<String> {
+        let (namespace, server) = (self.server_namespace(), self.server());
+        Ok(match self.via {
+            Via::PodIp => programs::url(lab.pod_ip(&self.server_pod(), self.family)?, PORT),
+            Via::ClusterIp => {
+                let ip = lab.service_ip(&format!("{namespace}/{server}"), self.family)?;
+                programs::url(ip, SERVICE_PORT)
+            }
+            // Without a ClusterIP there is nothing to map the port: it is the target port.
+            Via::Headless => format!("http://{server}-pods.{namespace}.svc.cluster.local:{PORT}/"),
+        })
+    }
+}
+
+/// The client pods' name.
+pub const CLIENT: &str = "client";
+
+/// The services' port, which is not the servers'.
+pub const SERVICE_PORT: u16 = 80;
+
+/// The namespace of meshed or unmeshed pods.
+fn namespace(meshed: bool) -> &'static str {
+    if meshed { "in" } else { "out" }
+}
+
+fn server(same_node: bool) -> &'static str {
+    if same_node { "near" } else { "far" }
+}
+
+/// Two nodes; in the mesh and out of it a client on node `a` and a server on each node, with a
+/// service by ClusterIP and a headless one for each server.
+pub fn manifests() -> String {
+    let mut all = vec![manifest::two_nodes()];
+    for meshed in [true, false] {
+        let namespace = namespace(meshed);
+        all.push(manifest::namespace(namespace, meshed.then_some("ambient")));
+        all.push(Pod::new(namespace, CLIENT).on("a").into());
+        for same_node in [true, false] {
+            let name = server(same_node);
+            // The marker comes back, so that each direction can be looked for on the wire.
+            let server = programs::nginx(&[PORT], "$remote_addr reply-$http_x_marker");
+            let node = if same_node { "a" } else { "b" };
+            all.push(
+                Pod::new(namespace, name)
+                    .on(node)
+                    .runs(server)
+                    .port(None, PORT)
+                    .into(),
+            );
+            all.push(Service::new(namespace, name, SERVICE_PORT, PORT).into());
+            let pods = format!("{name}-pods");
+            all.push(
+                Service::new(namespace, &pods, PORT, PORT)
+                    .of(name)
+                    .headless()
+                    .into(),
+            );
+        }
+    }
+    manifest::all(all)
+}
+
+/// One request that was made, and answered.
+#[derive(Debug)]
+pub struct Request {
+    /// What it was.
+    pub cell: Cell,
+    /// The text in it that no other request has.
+    pub marker: String,
+    /// The client pod's address.
+    pub client_ip: IpAddr,
+    /// The server pod's address.
+    pub server_ip: IpAddr,
+    /// The ClusterIP of the server's service.
+    pub service_ip: IpAddr,
+    /// What curl saw.
+    pub curled: Curled,
+}
+
+/// Makes the request of a cell, the `index`th one of the lab.
+///
+/// # Errors
+/// curl was not answered.
+pub fn request(lab: &Lab, cell: Cell, index: usize) -> Result<Request> {
+    // As many more bytes as its index: no two requests have the same length, so that a line of the
+    // access log tells by its byte counts which of them it is about.
+    let marker = format!("marker-{index:02}-{}{}", lab.name(), "x".repeat(index));
+    let family = match cell.family {
+        Family::V4 => "-4",
+        Family::V6 => "-6",
+    };
+    let header = format!("X-Marker: {marker}");
+    let client = Where::Pod(cell.client_pod());
+    let agent = ["-A", "e2e", "-H", &header, "-H", "Host: e2e", family];
+    let curled = programs::curl(lab, &client, &cell.url(lab)?, &agent).context("no answer")?;
+    let server = format!("{}/{}", cell.server_namespace(), cell.server());
+    Ok(Request {
+        cell,
+        marker,
+        client_ip: lab.pod_ip(&cell.client_pod(), cell.family)?,
+        server_ip: lab.pod_ip(&cell.server_pod(), cell.family)?,
+        service_ip: lab.service_ip(&server, cell.family)?,
+        curled,
+    })
+}
+
+/// The identity of a pod of the matrix: each has a service account of its own name.
+pub fn identity(namespace: &str, pod: &str) -> String {
+    format!("spiffe://cluster.local/ns/{namespace}/sa/{pod}")
+}

@@ -30,14 +30,21 @@ impl Sample {
 
 /// The samples of a scrape in Prometheus' text form.
 pub fn parse(text: &str) -> Vec<Sample> {
-    text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(sample)
+        .collect()
 }
 
 fn sample(line: &str) -> Option<Sample> {
     let (series, value) = line.rsplit_once(' ')?;
     let (name, labels) = series.split_once('{').unwrap_or((series, ""));
     let value = value.parse().ok()?;
-    Some(Sample { name: name.to_owned(), labels: pairs(labels.trim_end_matches('}')), value })
+    Some(Sample {
+        name: name.to_owned(),
+        labels: pairs(labels.trim_end_matches('}')),
+        value,
+    })
 }
 
 /// `key="value",...`; no value that the daemon writes has an escaped quote in it.
@@ -62,7 +69,11 @@ pub fn scrape(lab: &Lab, node: &str) -> Result<Vec<Sample>> {
 
 /// The sum of a metric over all series with these labels.
 pub fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
-    samples.iter().filter(|sample| sample.is(name, labels)).map(|sample| sample.value).sum()
+    samples
+        .iter()
+        .filter(|sample| sample.is(name, labels))
+        .map(|sample| sample.value)
+        .sum()
 }
 
 /// Waits until a metric, summed over all series with these labels, is at least `least`; returns it.

@@ -1,1 +1,212 @@
-//! programs
+//! The real programs that run in pods, and the questions that are put to them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, Where};
+
+/// The port that servers of the suites listen on.
+pub const PORT: u16 = 8080;
+
+/// No answer in a lab takes longer, unless something is broken.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A command line from words.
+pub fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// nginx, on both families and these ports, answering every request with `answer`, which may use
+/// nginx' variables. Its error log goes to stderr, one line per request to stdout.
+pub fn nginx(ports: &[u16], answer: &str) -> Vec<String> {
+    let listen: String = ports
+        .iter()
+        .map(|port| format!("listen {port}; listen [::]:{port}; "))
+        .collect();
+    let config = format!(
+        "daemon off; master_process off; pid nginx.pid; error_log /dev/stderr;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n\
+           log_format e2e '$remote_addr $server_port $request_uri $http_user_agent';\n\
+           access_log /dev/stdout e2e;\n\
+           server {{ {listen}default_type text/plain; location / {{ return 200 \"{answer}\"; }} }}\n\
+         }}\n"
+    );
+    // In a folder of its own: pods of a lab run side by side.
+    let script = "dir=$(mktemp -d); trap 'rm -rf \"$dir\"' EXIT; printf %s \"$0\" >\"$dir/nginx.conf\"; \
+                  exec nginx -e /dev/stderr -p \"$dir\" -c \"$dir/nginx.conf\"";
+    words(&["sh", "-c", script, &config])
+}
+
+/// A server that says `greeting` as soon as a client is there, and then echoes.
+pub fn greeter(port: u16, greeting: &str) -> Vec<String> {
+    let listen = format!("TCP6-LISTEN:{port},ipv6only=0,reuseaddr,fork,backlog=128");
+    words(&[
+        "socat",
+        &listen,
+        &format!("SYSTEM:echo {greeting}; exec cat"),
+    ])
+}
+
+/// What curl saw.
+#[derive(Debug, Clone)]
+pub struct Curled {
+    /// The answer's body.
+    pub body: String,
+    /// curl's own port.
+    pub local_port: u16,
+    /// Bytes of the request, head and body.
+    pub request_bytes: u64,
+    /// Bytes of the answer, head and body.
+    pub answer_bytes: u64,
+}
+
+/// A URL of this address.
+pub fn url(ip: IpAddr, port: u16) -> String {
+    format!("http://{}/", SocketAddr::new(ip, port))
+}
+
+/// One GET request, over a connection of its own, from a place.
+///
+/// # Errors
+/// curl did not succeed; the error has its exit code and what it said.
+pub fn curl(lab: &Lab, from: &Where, url: &str, args: &[&str]) -> Result<Curled> {
+    // The numbers follow the body, which no server of the suites ends with a newline.
+    let format = "\n%{local_port} %{size_request} %{size_header} %{size_download}";
+    let mut command = vec![
+        "curl",
+        "-sS",
+        "--max-time",
+        "10",
+        "-H",
+        "Connection: close",
+        "-w",
+        format,
+    ];
+    command.extend_from_slice(args);
+    command.push(url);
+    let output = lab.exec_within(from, &command, ANSWER_DEADLINE + Duration::from_secs(2))?;
+    let said = output
+        .ok()
+        .with_context(|| format!("curl {url} from {from}"))?;
+    let (body, numbers) = said.rsplit_once('\n').context("curl's numbers")?;
+    let numbers: Vec<u64> = numbers
+        .split(' ')
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    let [port, request, head, download] = numbers[..] else {
+        anyhow::bail!("curl's numbers: {numbers:?}");
+    };
+    let local_port = u16::try_from(port).context("curl's port")?;
+    let body = body.to_owned();
+    Ok(Curled {
+        body,
+        local_port,
+        request_bytes: request,
+        answer_bytes: head + download,
+    })
+}
+
+/// The exit code of curl, and how long it took. For requests that are to fail.
+///
+/// # Errors
+/// curl could not be run, or runs on for ever.
+pub fn curl_code(lab: &Lab, from: &Where, url: &str) -> Result<(i32, Duration)> {
+    let start = std::time::Instant::now();
+    let command = [
+        "curl",
+        "-sS",
+        "--max-time",
+        "10",
+        "-H",
+        "Connection: close",
+        url,
+    ];
+    let output = lab.exec_within(from, &command, ANSWER_DEADLINE + Duration::from_secs(2))?;
+    Ok((output.code, start.elapsed()))
+}
+
+/// The answers to `count` requests one after the other, from one run of curl, each over a
+/// connection of its own.
+///
+/// # Errors
+/// One of them failed.
+pub fn curl_many(lab: &Lab, from: &Where, url: &str, count: usize) -> Result<Vec<String>> {
+    let url = format!("{url}[1-{count}]");
+    let command = [
+        "curl",
+        "-sS",
+        "--fail-early",
+        "--max-time",
+        "10",
+        "-H",
+        "Connection: close",
+        "-w",
+        "\n",
+        &url,
+    ];
+    let output = lab.exec_within(from, &command, ANSWER_DEADLINE * 2)?;
+    let said = output
+        .ok()
+        .with_context(|| format!("curl {url} from {from}"))?;
+    let answers: Vec<String> = said
+        .lines()
+        .filter(|line| !line.starts_with("--_curl_--"))
+        .map(str::to_owned)
+        .collect();
+    ensure!(
+        answers.len() == count,
+        "{count} requests, {} answers: {answers:?}",
+        answers.len()
+    );
+    Ok(answers)
+}
+
+/// The same program, deaf to SIGTERM: it runs until the end of its pod's grace period.
+pub fn stubborn(command: Vec<String>) -> Vec<String> {
+    // A session of its own keeps signals to the container's first process away from it.
+    let script = "trap '' TERM; setsid \"$@\" & while :; do wait; done";
+    words(&["bash", "-c", script, "stubborn"])
+        .into_iter()
+        .chain(command)
+        .collect()
+}
+
+/// In a client pod: opens `count` connections to a greeter one after the other, prints the greeting
+/// of each, then `held`, and keeps them until it is killed. For every line on its stdin it sends
+/// that line on each connection and prints what comes back.
+pub fn hold(ip: IpAddr, port: u16, count: usize) -> Vec<String> {
+    let script = "for i in $(seq \"$2\"); do exec {fd}<>\"/dev/tcp/$0/$1\" || exit 9; fds+=($fd); \
+                  read -r line <&$fd || exit 8; echo \"$line\"; done; echo held; \
+                  while read -r word; do for fd in \"${fds[@]}\"; do echo \"$word\" >&$fd; \
+                  read -r line <&$fd || exit 7; echo \"$line\"; done; done";
+    words(&[
+        "bash",
+        "-c",
+        script,
+        &ip.to_string(),
+        &port.to_string(),
+        &count.to_string(),
+    ])
+}
+
+/// The daemon's binary: in `$AMBIT_BIN_DIR`, else in the target folder of the running test.
+///
+/// # Errors
+/// It has not been built.
+pub fn ztunnel() -> Result<PathBuf> {
+    let running = std::env::current_exe().context("the path of the running test")?;
+    let dir = std::env::var_os("AMBIT_BIN_DIR").map(PathBuf::from);
+    let dir = dir
+        .or_else(|| running.ancestors().nth(2).map(PathBuf::from))
+        .unwrap_or_default();
+    let path = dir.join("ztunnel");
+    ensure!(
+        path.is_file(),
+        "no {}: cargo build -p ztunnel",
+        path.display()
+    );
+    Ok(path)
+}

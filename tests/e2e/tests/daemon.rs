@@ -1,0 +1,186 @@
+//! The daemon as a process: its flags, its readiness, its end.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ambit_e2e::manifest::{self, Pod};
+use ambit_e2e::programs::{self, PORT, curl_code, greeter, hold, url};
+use lab::{DaemonState, Family, Lab, Options, Process, Where};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+#[test]
+fn all_configuration_errors_are_reported_together_with_exit_code_64() {
+    // EX_USAGE of sysexits.h.
+    let output = Command::new(programs::ztunnel().unwrap())
+        .env_clear()
+        .env("ZTUNNEL_WORKER_THREADS", "many")
+        .env("LOG_FORMAT", "xml")
+        .args([
+            "--cert-ttl",
+            "soon",
+            "--admin-addr",
+            "nowhere",
+            "--trust-domain",
+            "Not A Domain",
+        ])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    let wrong = [
+        "--worker-threads",
+        "--log-format",
+        "--cert-ttl",
+        "--admin-addr",
+        "--trust-domain",
+        // These are not given.
+        "--node-name",
+        "--source-folder",
+    ];
+    let silent: Vec<&&str> = wrong.iter().filter(|flag| !said.contains(**flag)).collect();
+    assert!(silent.is_empty(), "nothing about {silent:?} in:\n{said}");
+}
+
+#[test]
+fn an_unknown_flag_is_a_configuration_error_too() {
+    let output = Command::new(programs::ztunnel().unwrap())
+        .arg("--nonsense")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--nonsense"));
+}
+
+/// A client on node `a`, a greeter on node `b`, both in the mesh.
+fn lab_with(deadline: &str) -> Lab {
+    let server = Pod::new("in", "server")
+        .on("b")
+        .runs(greeter(PORT, "hi"))
+        .port(None, PORT);
+    let client = Pod::new("in", "client").on("a").into();
+    let namespace = manifest::namespace("in", Some("ambient"));
+    let all = [manifest::two_nodes(), namespace, client, server.into()];
+    let daemon_args = vec!["--termination-deadline".to_owned(), deadline.to_owned()];
+    Lab::up(
+        manifest::all(all),
+        Options {
+            daemon_args,
+            ..Options::default()
+        },
+    )
+    .unwrap()
+}
+
+/// One connection from the client to the server, held open.
+fn held(lab: &Lab) -> Process {
+    let command = hold(lab.pod_ip("server", Family::V4).unwrap(), PORT, 1);
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let process = lab.spawn("client", &command).unwrap();
+    process.wait_stdout("held\n", DEADLINE).unwrap();
+    process
+}
+
+fn says(process: &mut Process, word: &str) {
+    process.write(format!("{word}\n").as_bytes()).unwrap();
+    process.wait_stdout(&format!("{word}\n"), DEADLINE).unwrap();
+}
+
+#[test]
+fn readiness_is_answered_on_both_families_and_admin_on_loopback_alone() {
+    let lab = lab_with("5s");
+    for family in Family::ALL {
+        let node = lab.node_ip("a", family).unwrap();
+        let ready = lab
+            .http(
+                &Where::Bridge,
+                SocketAddr::new(node, 15021),
+                "/healthz/ready",
+            )
+            .unwrap();
+        assert_eq!(ready.status, 200, "{}", ready.body);
+        let metrics = lab
+            .http(&Where::Bridge, SocketAddr::new(node, 15020), "/metrics")
+            .unwrap();
+        assert_eq!(metrics.status, 200);
+        assert!(
+            lab.http(&Where::Bridge, SocketAddr::new(node, 15000), "/config_dump")
+                .is_err()
+        );
+        // Nor for the daemon's own pods: their loopback is another.
+        let from_pod = lab.http(
+            &Where::pod("client"),
+            SocketAddr::new(node, 15000),
+            "/config_dump",
+        );
+        assert!(from_pod.is_err(), "{from_pod:?}");
+    }
+}
+
+/// Runs `meanwhile` once SIGTERM is on its way to the daemon; returns how the daemon ended, and
+/// after how long.
+fn terminate(lab: &Lab, node: &str, meanwhile: impl FnOnce()) -> (DaemonState, Duration) {
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| lab.stop_daemon(node));
+        // Draining has begun once readiness is no longer 200.
+        let ip = lab.node_ip(node, Family::V4).unwrap();
+        lab.wait_until("the daemon to drain", DEADLINE, || {
+            let ready = lab.http(&Where::Bridge, SocketAddr::new(ip, 15021), "/healthz/ready");
+            (!ready.is_ok_and(|answer| answer.status == 200)).then_some(())
+        })
+        .unwrap();
+        meanwhile();
+        stop.join().unwrap().unwrap();
+    });
+    (
+        lab.status().unwrap().node(node).unwrap().daemon.clone(),
+        start.elapsed(),
+    )
+}
+
+#[test]
+fn sigterm_lets_connections_end_and_exits_with_0_as_soon_as_they_have() {
+    let lab = lab_with("20s");
+    let mut connection = held(&lab);
+    says(&mut connection, "one");
+    let (ended, took) = terminate(&lab, "b", || {
+        says(&mut connection, "two");
+        // What is new is refused, neither served nor sent in clear.
+        let to = url(lab.pod_ip("server", Family::V4).unwrap(), PORT);
+        let (code, _) = curl_code(&lab, &Where::pod("client"), &to).unwrap();
+        assert_ne!(code, 0);
+        connection.close_stdin();
+        connection.wait(DEADLINE).unwrap();
+    });
+    assert_eq!(ended, DaemonState::Exited("exit code 0".to_owned()));
+    assert!(
+        took < Duration::from_secs(15),
+        "{took:?}: waited for the deadline, not for the end"
+    );
+}
+
+#[test]
+fn sigterm_cuts_what_has_not_ended_at_the_deadline_and_exits_with_0() {
+    let lab = lab_with("1s");
+    for node in ["b", "a"] {
+        let mut connection = held(&lab);
+        says(&mut connection, "one");
+        let (ended, took) = terminate(&lab, node, || {});
+        assert_eq!(
+            ended,
+            DaemonState::Exited("exit code 0".to_owned()),
+            "{node}"
+        );
+        assert!(took < Duration::from_secs(5), "{node}: {took:?}");
+        lab.restart_daemon(node).unwrap();
+        for pod in ["client", "server"] {
+            lab.wait_workload_state(pod, Some("enrolled"), DEADLINE)
+                .unwrap();
+        }
+    }
+    says(&mut held(&lab), "again");
+}

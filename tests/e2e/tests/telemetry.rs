@@ -1,0 +1,187 @@
+//! What operators read: metric names and labels, and the access log, exactly as Istio's.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ambit_e2e::access_log::{self, Access};
+use ambit_e2e::manifest::{self, Pod, Service};
+use ambit_e2e::metrics::{self, Sample};
+use ambit_e2e::programs::{Curled, PORT, curl, nginx, url};
+use lab::{Family, Lab, Options, Where};
+
+/// A connection from pod `client` on node `a` to service `web`, of a pod on node `b`. Canonical
+/// service and revision come from the labels that Istio looks at.
+fn lab_and_request() -> (Lab, Curled) {
+    let client = Pod::new("in", "client").on("a").label("version", "v1");
+    let web = Pod::new("in", "web-0")
+        .on("b")
+        .runs(nginx(&[PORT], "hello"))
+        .port(None, PORT);
+    let web = web
+        .label("app", "web")
+        .label("service.istio.io/canonical-name", "shop");
+    let all = [
+        manifest::two_nodes(),
+        manifest::namespace("in", Some("ambient")),
+        client.into(),
+        web.into(),
+        Service::new("in", "web", 80, PORT).into(),
+    ];
+    let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
+    let to = url(lab.service_ip("web", Family::V4).unwrap(), 80);
+    let answer = curl(&lab, &Where::pod("client"), &to, &[]).unwrap();
+    assert_eq!(answer.body, "hello");
+    (lab, answer)
+}
+
+/// Istio's labels and their values for that connection, but for `reporter`.
+const LABELS: &[(&str, &str)] = &[
+    ("source_workload", "client"),
+    ("source_canonical_service", "client"),
+    ("source_canonical_revision", "v1"),
+    ("source_workload_namespace", "in"),
+    ("source_principal", "spiffe://cluster.local/ns/in/sa/client"),
+    ("source_app", "client"),
+    ("source_version", "v1"),
+    ("source_cluster", "Kubernetes"),
+    ("destination_service", "web.in.svc.cluster.local"),
+    ("destination_service_namespace", "in"),
+    ("destination_service_name", "web"),
+    ("destination_workload", "web-0"),
+    ("destination_canonical_service", "shop"),
+    ("destination_canonical_revision", "latest"),
+    ("destination_workload_namespace", "in"),
+    (
+        "destination_principal",
+        "spiffe://cluster.local/ns/in/sa/web-0",
+    ),
+    ("destination_app", "shop"),
+    ("destination_version", "latest"),
+    ("destination_cluster", "Kubernetes"),
+    ("request_protocol", "tcp"),
+    ("response_flags", "-"),
+    ("connection_security_policy", "mutual_tls"),
+    ("source_region", "r1"),
+    ("source_zone", "za"),
+    ("destination_region", "r1"),
+    ("destination_zone", "zb"),
+];
+
+#[test]
+fn metrics_have_istios_names_and_labels() {
+    let (lab, answer) = lab_and_request();
+    let (request, reply) = (answer.request_bytes, answer.answer_bytes);
+    // "Received" is what the opener sent, with both reporters.
+    let expected = BTreeMap::from([
+        ("istio_tcp_connections_opened_total", 1),
+        ("istio_tcp_connections_closed_total", 1),
+        ("istio_tcp_received_bytes_total", request),
+        ("istio_tcp_sent_bytes_total", reply),
+    ]);
+    for (node, reporter) in [("a", "source"), ("b", "destination")] {
+        metrics::wait(&lab, node, "istio_tcp_connections_closed_total", &[], 1.0).unwrap();
+        let text = lab.metrics(node).unwrap();
+        let samples = metrics::parse(&text);
+        let traffic: Vec<&Sample> = samples
+            .iter()
+            .filter(|sample| expected.contains_key(sample.name.as_str()))
+            .collect();
+        assert_eq!(traffic.len(), expected.len(), "{traffic:#?}");
+        for sample in traffic {
+            let labels: BTreeMap<String, String> = LABELS
+                .iter()
+                .chain([&("reporter", reporter)])
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect();
+            assert_eq!(sample.labels, labels, "{} of node {node}", sample.name);
+            let value = u32::try_from(expected[sample.name.as_str()]).unwrap();
+            assert!(
+                (sample.value - f64::from(value)).abs() < 0.5,
+                "{sample:?}, not {value}"
+            );
+            assert!(
+                text.contains(&format!("# TYPE {} counter\n", sample.name)),
+                "{}",
+                sample.name
+            );
+        }
+        assert!(
+            !text.contains("istio_tcp_connections_failed_total{"),
+            "{text}"
+        );
+        let names: Vec<&str> = samples.iter().map(|sample| sample.name.as_str()).collect();
+        for name in [
+            "istio_build",
+            "istio_tcp_sockets_open",
+            "process_open_fds",
+            "process_max_fds",
+            "workload_manager_active_proxy_count",
+        ] {
+            assert!(names.contains(&name), "no {name} in {names:?}");
+        }
+    }
+}
+
+/// The line as it is, but for what differs from run to run.
+fn normalised(line: &Access, replacements: &[(String, &str)]) -> String {
+    let (_, rest) = line.line.split_once('\t').unwrap();
+    let duration = format!("duration=\"{}\"", line.field("duration"));
+    let mut text = rest.replace(&duration, "duration=\"Nms\"");
+    for (from, to) in replacements {
+        text = text.replace(from, to);
+    }
+    text
+}
+
+#[test]
+fn the_access_log_has_istios_fields_in_istios_order() {
+    let (lab, answer) = lab_and_request();
+    let (client, web) = (
+        lab.pod_ip("client", Family::V4).unwrap(),
+        lab.pod_ip("web-0", Family::V4).unwrap(),
+    );
+    let outbound = access_log::wait(&lab, "a", &[("direction", "outbound")]).unwrap();
+    let inbound = access_log::wait(&lab, "b", &[("direction", "inbound")]).unwrap();
+    let replacements = [
+        (
+            SocketAddr::new(client, answer.local_port).to_string(),
+            "CLIENT:PORT",
+        ),
+        // What the tunnel comes from, at the server.
+        (
+            format!("src.addr={}", inbound.field("src.addr")),
+            "src.addr=CLIENT:TUNNEL",
+        ),
+        (SocketAddr::new(web, PORT).to_string(), "WEB:8080"),
+        (SocketAddr::new(web, 15008).to_string(), "WEB:15008"),
+        (format!("={} ", answer.request_bytes), "=REQUEST "),
+        (format!("={} ", answer.answer_bytes), "=REPLY "),
+    ];
+    assert!(
+        inbound.field("src.addr").starts_with(&format!("{client}:")),
+        "{}",
+        inbound.line
+    );
+    assert_eq!(
+        normalised(&outbound, &replacements),
+        "info\taccess\tconnection complete\tsrc.addr=CLIENT:PORT src.workload=\"client\" src.namespace=\"in\" \
+         src.identity=\"spiffe://cluster.local/ns/in/sa/client\" src.cluster=\"Kubernetes\" dst.addr=WEB:15008 \
+         dst.hbone_addr=WEB:8080 dst.service=\"web.in.svc.cluster.local\" dst.workload=\"web-0\" dst.namespace=\"in\" \
+         dst.identity=\"spiffe://cluster.local/ns/in/sa/web-0\" dst.cluster=\"Kubernetes\" direction=\"outbound\" \
+         bytes_sent=REQUEST bytes_recv=REPLY duration=\"Nms\" reason=\"ok\""
+    );
+    assert_eq!(
+        normalised(&inbound, &replacements),
+        "info\taccess\tconnection complete\tsrc.addr=CLIENT:TUNNEL src.workload=\"client\" src.namespace=\"in\" \
+         src.identity=\"spiffe://cluster.local/ns/in/sa/client\" src.cluster=\"Kubernetes\" dst.addr=WEB:15008 \
+         dst.hbone_addr=WEB:8080 dst.service=\"web.in.svc.cluster.local\" dst.workload=\"web-0\" dst.namespace=\"in\" \
+         dst.identity=\"spiffe://cluster.local/ns/in/sa/web-0\" dst.cluster=\"Kubernetes\" direction=\"inbound\" \
+         bytes_sent=REPLY bytes_recv=REQUEST duration=\"Nms\" reason=\"ok\""
+    );
+    // One line for each connection, no more.
+    for node in ["a", "b"] {
+        assert_eq!(access_log::lines(&lab, node).unwrap().len(), 1);
+    }
+}
