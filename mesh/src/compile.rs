@@ -1,13 +1,27 @@
 //! From objects to the model: pure functions, no I/O, no clock.
+//!
+//! There are two steps. Each object is first read by itself ([`read`]): that yields facts and
+//! faults that depend on nothing else, which is why a source can use the same step to decide
+//! whether a new version of an object may replace the last good one. Then the facts are put
+//! together: who owns which address, which pods stand behind which service.
+
+mod addresses;
+mod endpoints;
+mod fault;
+mod join;
+mod read;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use spiffe::TrustDomain;
 
 use crate::model::Model;
-use crate::objects::Objects;
-use crate::problem::Problem;
+use crate::objects::{Object, Objects, Origin};
+use crate::problem::{ObjectRef, Problem};
+
+pub(crate) use fault::Fault;
 
 /// What the mesh is told about itself rather than finds in objects.
 #[derive(Clone, Debug)]
@@ -18,12 +32,60 @@ pub struct Params {
     pub trust_domain: TrustDomain,
     /// DNS suffix of services.
     pub cluster_domain: Arc<str>,
-    /// Namespaces whose pods are never meshed.
+    /// Namespaces whose pods are never meshed, whatever their labels say.
     pub excluded_namespaces: BTreeSet<String>,
 }
 
-/// Makes the model of these objects and says what is wrong with them.
-pub fn compile(objects: &Objects, params: &Params) -> (Model, Vec<Problem>) {
-    let _ = (objects, params);
-    (Model::default(), Vec::new())
+impl Params {
+    /// Istio's defaults for everything but the trust domain: cluster `Kubernetes`, cluster domain
+    /// `cluster.local`, and `kube-system` excluded.
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            cluster: "Kubernetes".into(),
+            trust_domain,
+            cluster_domain: "cluster.local".into(),
+            excluded_namespaces: BTreeSet::from(["kube-system".to_owned()]),
+        }
+    }
 }
+
+/// Makes the model of these objects and says what is wrong with them. The problems are sorted, and
+/// hold those that were found while reading ([`Objects::report`]).
+pub fn compile(objects: &Objects, params: &Params) -> (Model, Vec<Problem>) {
+    let mut problems: Vec<Problem> = objects.problems().collect();
+    let facts = read::all(objects, params, &mut problems);
+    let (model, cross) = join::join(facts);
+    problems.extend(cross);
+    problems.sort();
+    problems.dedup();
+    (model, problems)
+}
+
+/// What is wrong with an object in itself, whatever else there is.
+pub(crate) fn faults(object: &Object, params: &Params) -> Vec<Fault> {
+    read::one(object, params)
+}
+
+/// Something read from an object, with where it was written.
+#[derive(Clone, Debug)]
+struct Fact<T> {
+    value: T,
+    reference: ObjectRef,
+    origin: Origin,
+}
+
+impl<T> Fact<T> {
+    fn problem(&self, field: impl Into<String>, code: &'static str, message: String) -> Problem {
+        Problem {
+            file: self.origin.file.clone(),
+            document: self.origin.document,
+            object: Some(self.reference.clone()),
+            field: field.into(),
+            code,
+            message,
+        }
+    }
+}
+
+/// A hash map that is quick for short keys.
+type Map<K, V> = FxHashMap<K, V>;

@@ -105,6 +105,8 @@ pub enum Refusal {
     PodIpIsServiceIp,
     /// Its pod could not be compiled, so it is not known whether the mesh protects it.
     InvalidWorkload,
+    /// Its service could not be compiled, so it is not known what stands behind it.
+    InvalidService,
 }
 
 impl Refusal {
@@ -115,6 +117,7 @@ impl Refusal {
             Refusal::DuplicateServiceIp => "duplicate_service_ip",
             Refusal::PodIpIsServiceIp => "pod_ip_is_service_ip",
             Refusal::InvalidWorkload => "invalid_workload",
+            Refusal::InvalidService => "invalid_service",
         }
     }
 }

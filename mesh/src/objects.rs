@@ -1,5 +1,198 @@
 //! Typed Kubernetes objects, each with the place it came from.
+//!
+//! [`parse`] reads a file of YAML (or JSON) documents. What it cannot read it reports, document by
+//! document, so that one mistake costs one object and not the file.
 
-/// The objects of a source.
+mod kind;
+mod parse;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+pub use parse::{Parsed, parse};
+
+use crate::problem::{ObjectRef, Problem};
+
+/// Where an object was written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// File, relative to the source folder.
+    pub file: Arc<str>,
+    /// Position of the YAML document in the file, from 0.
+    pub document: usize,
+}
+
+/// One object of a kind that the mesh reads.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// v1 Namespace.
+    Namespace(Arc<core::Namespace>),
+    /// v1 Node.
+    Node(Arc<core::Node>),
+    /// v1 Pod.
+    Pod(Arc<core::Pod>),
+    /// v1 Service.
+    Service(Arc<core::Service>),
+    /// v1 ServiceAccount.
+    ServiceAccount(Arc<core::ServiceAccount>),
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice(Arc<discovery::EndpointSlice>),
+}
+
+impl Object {
+    /// `kind` as written in manifests.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Object::Namespace(_) => "Namespace",
+            Object::Node(_) => "Node",
+            Object::Pod(_) => "Pod",
+            Object::Service(_) => "Service",
+            Object::ServiceAccount(_) => "ServiceAccount",
+            Object::EndpointSlice(_) => "EndpointSlice",
+        }
+    }
+
+    /// `metadata`.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Object::Namespace(o) => &o.metadata,
+            Object::Node(o) => &o.metadata,
+            Object::Pod(o) => &o.metadata,
+            Object::Service(o) => &o.metadata,
+            Object::ServiceAccount(o) => &o.metadata,
+            Object::EndpointSlice(o) => &o.metadata,
+        }
+    }
+
+    /// Kind, namespace and name. A namespaced object that names no namespace is in `default`, as
+    /// for kubectl.
+    pub fn reference(&self) -> ObjectRef {
+        let meta = self.metadata();
+        let cluster_scoped = matches!(self, Object::Namespace(_) | Object::Node(_));
+        ObjectRef {
+            kind: self.kind().into(),
+            namespace: if cluster_scoped {
+                "".into()
+            } else {
+                namespace_of(meta).into()
+            },
+            name: meta.name.as_deref().unwrap_or_default().into(),
+        }
+    }
+}
+
+/// The namespace of a namespaced object.
+pub(crate) fn namespace_of(meta: &ObjectMeta) -> &str {
+    match meta.namespace.as_deref() {
+        None | Some("") => "default",
+        Some(namespace) => namespace,
+    }
+}
+
+/// An object and where it was written.
+#[derive(Clone, Debug)]
+pub struct Sourced<T> {
+    /// The object.
+    pub object: Arc<T>,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// Objects of one kind by (namespace, name); ordered, so that all that follows is deterministic.
+pub(crate) type Kind<T> = BTreeMap<(String, String), Sourced<T>>;
+
+/// The objects of a source, each once.
+///
+/// An object that is written twice is taken from its first place (by file name, then document), so
+/// that the outcome does not depend on the order of reading; the other places are reported.
 #[derive(Clone, Debug, Default)]
-pub struct Objects;
+pub struct Objects {
+    pub(crate) namespaces: Kind<core::Namespace>,
+    pub(crate) nodes: Kind<core::Node>,
+    pub(crate) pods: Kind<core::Pod>,
+    pub(crate) services: Kind<core::Service>,
+    pub(crate) service_accounts: Kind<core::ServiceAccount>,
+    pub(crate) slices: Kind<discovery::EndpointSlice>,
+    duplicates: Vec<(ObjectRef, Origin)>,
+    problems: Vec<Problem>,
+}
+
+impl Objects {
+    /// Adds an object.
+    pub fn insert(&mut self, object: Object, origin: Origin) {
+        let reference = object.reference();
+        let loser = match object {
+            Object::Namespace(o) => keep_first(&mut self.namespaces, &reference, o, origin),
+            Object::Node(o) => keep_first(&mut self.nodes, &reference, o, origin),
+            Object::Pod(o) => keep_first(&mut self.pods, &reference, o, origin),
+            Object::Service(o) => keep_first(&mut self.services, &reference, o, origin),
+            Object::ServiceAccount(o) => {
+                keep_first(&mut self.service_accounts, &reference, o, origin)
+            }
+            Object::EndpointSlice(o) => keep_first(&mut self.slices, &reference, o, origin),
+        };
+        self.duplicates
+            .extend(loser.map(|origin| (reference, origin)));
+    }
+
+    /// Adds a problem that was found while reading, to be reported with those of `compile`.
+    pub fn report(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    /// Number of objects, without duplicates.
+    pub fn len(&self) -> usize {
+        self.namespaces.len()
+            + self.nodes.len()
+            + self.pods.len()
+            + self.services.len()
+            + self.service_accounts.len()
+            + self.slices.len()
+    }
+
+    /// There is no object.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What was found while reading, and the duplicates.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> + '_ {
+        self.problems
+            .iter()
+            .cloned()
+            .chain(self.duplicates.iter().map(|(object, origin)| {
+                Problem {
+            file: origin.file.clone(),
+            document: origin.document,
+            object: Some(object.clone()),
+            field: String::new(),
+            code: "duplicate_object",
+            message: "is written in another place too; the first by file name and document counts"
+                .into(),
+        }
+            }))
+    }
+}
+
+/// Puts an object in its place unless an earlier origin holds it; returns the origin that lost.
+fn keep_first<T>(
+    kind: &mut Kind<T>,
+    reference: &ObjectRef,
+    object: Arc<T>,
+    origin: Origin,
+) -> Option<Origin> {
+    let key = (reference.namespace.to_string(), reference.name.to_string());
+    let new = Sourced { object, origin };
+    match kind.get_mut(&key) {
+        None => {
+            kind.insert(key, new);
+            None
+        }
+        Some(old) if new.origin < old.origin => Some(std::mem::replace(old, new).origin),
+        Some(_) => Some(new.origin),
+    }
+}

@@ -1,7 +1,9 @@
 //! The store: the current model, read without a lock.
 
+mod reconcile;
+
 use std::ops::Deref;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
@@ -10,12 +12,16 @@ use crate::model::{Model, ServiceName, WorkloadUid};
 use crate::problem::Problem;
 
 /// The current [`Model`]. Clones share it.
+///
+/// An update replaces only what changed: entries that say the same stay the same allocation, and a
+/// workload keeps its load counter through every change of what it says.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     model: ArcSwap<Model>,
+    /// Held by writers only, so that each builds on the one before.
     writer: Mutex<()>,
     version: watch::Sender<u64>,
 }
@@ -32,7 +38,7 @@ impl Deref for Snapshot {
     }
 }
 
-/// What an update changed.
+/// What an update changed. All lists are sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Workloads that are new.
@@ -47,8 +53,17 @@ pub struct Changes {
     pub nodes: Vec<Arc<str>>,
     /// Namespaces that are new, gone or different.
     pub namespaces: Vec<Arc<str>>,
+    /// The refused addresses are others.
+    pub refusals: bool,
     /// The list of problems is another one.
     pub problems: bool,
+}
+
+impl Changes {
+    /// Nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Changes::default()
+    }
 }
 
 impl Store {
@@ -76,12 +91,24 @@ impl Store {
         self.0.version.subscribe()
     }
 
-    /// Replaces the model by what `compile` made and says what that changed.
+    /// Replaces the model by what `compile` made and says what that changed. Subscribers are woken
+    /// only if something did.
     pub fn apply(&self, model: Model, problems: Vec<Problem>) -> Changes {
-        let _ = (&self.0.writer, problems);
-        self.0.model.store(Arc::new(model));
-        self.0.version.send_modify(|version| *version += 1);
-        Changes::default()
+        // The lock guards no data, so a writer that panicked left nothing half done.
+        let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.model();
+        let (mut model, mut changes) = reconcile::reconcile(&old, model);
+        changes.problems = *old.problems != problems;
+        model.problems = if changes.problems {
+            Arc::new(problems)
+        } else {
+            old.problems.clone()
+        };
+        if !changes.is_empty() {
+            self.0.model.store(Arc::new(model));
+            self.0.version.send_modify(|version| *version += 1);
+        }
+        changes
     }
 }
 
@@ -90,3 +117,6 @@ impl Default for Store {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! One certificate with its key.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use spiffe::SpiffeId;
@@ -23,11 +23,43 @@ pub struct Certificate {
     pub not_after: SystemTime,
     /// Serial number, lower-case hex.
     pub serial: String,
-    pub(super) key: Zeroizing<Vec<u8>>,
+    key: Zeroizing<Vec<u8>>,
+}
+
+/// What a leaf says of itself that the mesh relies on.
+pub(super) struct Leaf {
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
+    pub(super) serial: String,
 }
 
 impl Certificate {
-    /// The private key (PKCS#8). The copy is the caller's to keep or wipe.
+    /// Puts a certificate together and reads its validity and serial number from the leaf. Fails
+    /// with a sentence for the operator if the leaf does not name exactly this identity.
+    pub fn new(
+        identity: SpiffeId,
+        chain: Vec<CertificateDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+        key: Zeroizing<Vec<u8>>,
+    ) -> Result<Self, String> {
+        let leaf = chain.first().ok_or("the chain is empty")?;
+        let Leaf {
+            not_before,
+            not_after,
+            serial,
+        } = read_leaf(leaf, &identity)?;
+        Ok(Self {
+            identity,
+            chain,
+            roots,
+            not_before,
+            not_after,
+            serial,
+            key,
+        })
+    }
+
+    /// The private key (PKCS#8). The copy is the caller's to hand on or to wipe.
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(self.key.to_vec().into())
     }
@@ -43,4 +75,34 @@ impl fmt::Debug for Certificate {
             .field("key", &"redacted")
             .finish_non_exhaustive()
     }
+}
+
+fn read_leaf(leaf: &CertificateDer<'_>, identity: &SpiffeId) -> Result<Leaf, String> {
+    let (_, leaf) = x509_parser::parse_x509_certificate(leaf)
+        .map_err(|error| format!("the leaf cannot be read: {error}"))?;
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|error| format!("the leaf's names cannot be read: {error}"))?;
+    let names = names
+        .map(|names| names.value.general_names.as_slice())
+        .unwrap_or_default();
+    let wanted = identity.to_string();
+    match names {
+        [x509_parser::extensions::GeneralName::URI(uri)] if *uri == wanted => {}
+        _ => return Err(format!("the leaf does not name {wanted} alone")),
+    }
+    Ok(Leaf {
+        not_before: at(leaf.validity().not_before.timestamp()),
+        not_after: at(leaf.validity().not_after.timestamp()),
+        serial: leaf
+            .raw_serial()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    })
+}
+
+/// Times before 1970 are all the same to the mesh: long past.
+pub(super) fn at(timestamp: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(timestamp).unwrap_or(0))
 }

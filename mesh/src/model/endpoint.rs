@@ -117,11 +117,6 @@ impl Load {
         self.0.fetch_add(1, Ordering::Relaxed);
         EndpointLease(self.clone())
     }
-
-    /// Both count the same connections.
-    pub(crate) fn is_same(&self, other: &Load) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
 }
 
 impl PartialEq for Load {

@@ -1,0 +1,149 @@
+//! Who owns which address. An address that two claim is owned by neither.
+
+use std::net::IpAddr;
+
+use crate::model::Refusal;
+use crate::problem::Problem;
+
+use super::read::{PodFacts, ServiceFacts};
+use super::{Fact, Map};
+
+/// Owners by address, as positions in the lists of pods and services.
+#[derive(Debug, Default)]
+pub(super) struct Ownership {
+    pub(super) pods: Map<IpAddr, usize>,
+    pub(super) services: Map<IpAddr, usize>,
+    pub(super) refused: Map<IpAddr, Refusal>,
+}
+
+impl Ownership {
+    /// Whether this pod may be reached by this address under its own identity. A host-network pod
+    /// does not own its node's address, but may be reached by it unless somebody else owns it.
+    pub(super) fn leads_to(&self, ip: IpAddr, pod: usize, host_network: bool) -> bool {
+        match self.pods.get(&ip) {
+            Some(owner) => *owner == pod,
+            None => host_network && !self.is_taken(ip),
+        }
+    }
+
+    /// It is refused, or a service's.
+    pub(super) fn is_taken(&self, ip: IpAddr) -> bool {
+        self.refused.contains_key(&ip) || self.services.contains_key(&ip)
+    }
+}
+
+/// Settles all claims.
+pub(super) fn settle(
+    pods: &[Fact<PodFacts>],
+    services: &[Fact<ServiceFacts>],
+    unreadable: &[(IpAddr, Refusal)],
+    problems: &mut Vec<Problem>,
+) -> Ownership {
+    let mut ownership = Ownership::default();
+    settle_pods(pods, &mut ownership, problems);
+    settle_services(services, &mut ownership, problems);
+    settle_between(services, &mut ownership, problems);
+    for (ip, refusal) in unreadable {
+        // What cannot be read takes nothing from what can.
+        if !ownership.pods.contains_key(ip) && !ownership.services.contains_key(ip) {
+            ownership.refused.entry(*ip).or_insert(*refusal);
+        }
+    }
+    ownership
+}
+
+/// A pod that is terminating may already have given its address back, so it yields to one that is
+/// not. Between equals nobody can say who answers: the address is refused.
+fn settle_pods(pods: &[Fact<PodFacts>], ownership: &mut Ownership, problems: &mut Vec<Problem>) {
+    let live = pods
+        .iter()
+        .enumerate()
+        .filter(|(_, pod)| !pod.value.workload.host_network);
+    let claims = claims(live.map(|(i, pod)| (i, pod.value.workload.ips.as_slice())));
+    for (ip, mut claimants) in claims {
+        let stays = |i: &usize| !pods[*i].value.workload.health.terminating;
+        if claimants.iter().any(stays) {
+            claimants.retain(stays);
+        }
+        if let [owner] = claimants[..] {
+            ownership.pods.insert(ip, owner);
+            continue;
+        }
+        ownership.refused.insert(ip, Refusal::DuplicatePodIp);
+        for &i in &claimants {
+            let others = names(
+                claimants
+                    .iter()
+                    .filter(|other| **other != i)
+                    .map(|o| &pods[*o]),
+            );
+            let message = format!("{ip} is also claimed by {others}; nothing is sent to it");
+            let code = Refusal::DuplicatePodIp.code();
+            problems.push(pods[i].problem("status.podIPs", code, message));
+        }
+    }
+}
+
+fn settle_services(
+    services: &[Fact<ServiceFacts>],
+    ownership: &mut Ownership,
+    problems: &mut Vec<Problem>,
+) {
+    let all = services.iter().enumerate();
+    for (ip, claimants) in claims(all.map(|(i, s)| (i, s.value.service.vips.as_slice()))) {
+        if let [owner] = claimants[..] {
+            ownership.services.insert(ip, owner);
+            continue;
+        }
+        ownership.refused.insert(ip, Refusal::DuplicateServiceIp);
+        for &i in &claimants {
+            let others = claimants.iter().filter(|other| **other != i);
+            let others = names(others.map(|o| &services[*o]));
+            let message = format!("{ip} is also claimed by {others}; nothing is sent to it");
+            let code = Refusal::DuplicateServiceIp.code();
+            problems.push(services[i].problem("spec.clusterIPs", code, message));
+        }
+    }
+}
+
+fn settle_between(
+    services: &[Fact<ServiceFacts>],
+    ownership: &mut Ownership,
+    problems: &mut Vec<Problem>,
+) {
+    let both = ownership
+        .services
+        .keys()
+        .filter(|ip| ownership.pods.contains_key(ip));
+    for ip in both.copied().collect::<Vec<_>>() {
+        ownership.pods.remove(&ip);
+        let service = ownership.services.remove(&ip);
+        ownership.refused.insert(ip, Refusal::PodIpIsServiceIp);
+        if let Some(service) = service.map(|i| &services[i]) {
+            let message = format!("{ip} is also the address of a pod; nothing is sent to it");
+            let code = Refusal::PodIpIsServiceIp.code();
+            problems.push(service.problem("spec.clusterIPs", code, message));
+        }
+    }
+}
+
+fn claims<'a>(of: impl Iterator<Item = (usize, &'a [IpAddr])>) -> Map<IpAddr, Vec<usize>> {
+    let mut claims: Map<IpAddr, Vec<usize>> = Map::default();
+    for (claimant, ips) in of {
+        for ip in ips {
+            claims.entry(*ip).or_default().push(claimant);
+        }
+    }
+    claims
+}
+
+fn names<'a, T: 'a>(facts: impl Iterator<Item = &'a Fact<T>>) -> String {
+    const SHOWN: usize = 5;
+    let mut names: Vec<String> = facts.map(|fact| fact.reference.to_string()).collect();
+    if names.len() > SHOWN {
+        let more = names.len() - SHOWN;
+        names.truncate(SHOWN);
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}

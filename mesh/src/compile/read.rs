@@ -1,0 +1,170 @@
+//! The first step: each object by itself.
+
+mod names;
+mod namespace;
+mod node;
+mod owner;
+mod pod;
+mod ports;
+mod service;
+mod slice;
+mod values;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::{Namespace, Node, Refusal};
+use crate::objects::{Kind, Object, Objects};
+use crate::problem::{ObjectRef, Problem};
+
+use super::fault::{Fault, Faults};
+use super::{Fact, Params};
+
+pub(super) use pod::{PodFacts, PodRead};
+pub(super) use service::{ServiceFacts, ServiceRead, TargetPort};
+pub(super) use slice::{SliceEndpoint, SliceFacts};
+
+/// All that the objects say, each by itself.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) namespaces: Vec<Fact<Namespace>>,
+    pub(super) nodes: Vec<Fact<Node>>,
+    pub(super) pods: Vec<Fact<PodFacts>>,
+    pub(super) services: Vec<Fact<ServiceFacts>>,
+    pub(super) slices: Vec<Fact<SliceFacts>>,
+    /// Addresses of pods and services that could not be read.
+    pub(super) refused: Vec<(IpAddr, Refusal)>,
+    pub(super) excluded_namespaces: Vec<Arc<str>>,
+}
+
+/// Reads every object, and reports the faults of each.
+pub(super) fn all(objects: &Objects, params: &Params, problems: &mut Vec<Problem>) -> Facts {
+    let mut facts = Facts {
+        namespaces: each(
+            &objects.namespaces,
+            Object::Namespace,
+            problems,
+            namespace::read,
+        ),
+        nodes: each(&objects.nodes, Object::Node, problems, node::read),
+        slices: each(
+            &objects.slices,
+            Object::EndpointSlice,
+            problems,
+            slice::read,
+        ),
+        excluded_namespaces: params
+            .excluded_namespaces
+            .iter()
+            .map(|n| n.as_str().into())
+            .collect(),
+        ..Facts::default()
+    };
+    each(
+        &objects.service_accounts,
+        Object::ServiceAccount,
+        problems,
+        |o, f| {
+            names::check(
+                &o.metadata,
+                names::Scope::Namespaced(names::Form::Subdomain),
+                f,
+            );
+            None::<()>
+        },
+    );
+    for service in each(&objects.services, Object::Service, problems, |o, f| {
+        service::read(o, params, f)
+    }) {
+        let Fact {
+            value,
+            reference,
+            origin,
+        } = service;
+        match value {
+            ServiceRead::Usable(value) => {
+                facts.services.push(Fact {
+                    value: *value,
+                    reference,
+                    origin,
+                });
+            }
+            ServiceRead::Unreadable { vips } => {
+                facts
+                    .refused
+                    .extend(vips.into_iter().map(|ip| (ip, Refusal::InvalidService)));
+            }
+        }
+    }
+    for pod in each(&objects.pods, Object::Pod, problems, |o, f| {
+        pod::read(o, params, f)
+    }) {
+        match pod.value {
+            PodRead::Live(value) => {
+                let Fact {
+                    reference, origin, ..
+                } = pod;
+                facts.pods.push(Fact {
+                    value: *value,
+                    reference,
+                    origin,
+                });
+            }
+            PodRead::Unreadable { ips } => {
+                facts
+                    .refused
+                    .extend(ips.into_iter().map(|ip| (ip, Refusal::InvalidWorkload)));
+            }
+        }
+    }
+    facts
+}
+
+/// Reads one object for its faults only.
+pub(super) fn one(object: &Object, params: &Params) -> Vec<Fault> {
+    let mut faults = Faults::default();
+    match object {
+        Object::Namespace(o) => drop(namespace::read(o, &mut faults)),
+        Object::Node(o) => drop(node::read(o, &mut faults)),
+        Object::Pod(o) => drop(pod::read(o, params, &mut faults)),
+        Object::Service(o) => drop(service::read(o, params, &mut faults)),
+        Object::EndpointSlice(o) => drop(slice::read(o, &mut faults)),
+        Object::ServiceAccount(o) => names::check(
+            &o.metadata,
+            names::Scope::Namespaced(names::Form::Subdomain),
+            &mut faults,
+        ),
+    }
+    faults.into_vec()
+}
+
+fn each<T, F>(
+    kind: &Kind<T>,
+    object: fn(Arc<T>) -> Object,
+    problems: &mut Vec<Problem>,
+    mut read: impl FnMut(&T, &mut Faults) -> Option<F>,
+) -> Vec<Fact<F>> {
+    let mut facts = Vec::with_capacity(kind.len());
+    for sourced in kind.values() {
+        let mut faults = Faults::default();
+        let value = read(&sourced.object, &mut faults);
+        let reference = object(sourced.object.clone()).reference();
+        report(faults, &reference, sourced, problems);
+        facts.extend(value.map(|value| Fact {
+            value,
+            reference,
+            origin: sourced.origin.clone(),
+        }));
+    }
+    facts
+}
+
+fn report<T>(
+    faults: Faults,
+    reference: &ObjectRef,
+    sourced: &crate::objects::Sourced<T>,
+    problems: &mut Vec<Problem>,
+) {
+    let faults = faults.into_vec().into_iter();
+    problems.extend(faults.map(|fault| fault.at(reference.clone(), &sourced.origin)));
+}

@@ -1,0 +1,63 @@
+//! Names: what Kubernetes allows, checked again because identities are made of them.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::compile::fault::Faults;
+use crate::objects::namespace_of;
+
+/// The two forms of names (RFC 1123, as Kubernetes reads it).
+#[derive(Clone, Copy)]
+pub(super) enum Form {
+    /// Lower-case letters, digits and inner dashes; at most 63.
+    Label,
+    /// Labels with dots between them; at most 253.
+    Subdomain,
+}
+
+/// Whether a kind lives in namespaces, and the form of its names.
+#[derive(Clone, Copy)]
+pub(super) enum Scope {
+    Cluster(Form),
+    Namespaced(Form),
+}
+
+impl Form {
+    pub(super) fn admits(self, name: &str) -> bool {
+        match self {
+            Form::Label => is_label(name),
+            Form::Subdomain => name.len() <= 253 && name.split('.').all(is_label),
+        }
+    }
+}
+
+fn is_label(name: &str) -> bool {
+    let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = name.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(|&b| alphanumeric(b) || b == b'-')
+        && alphanumeric(bytes[0])
+        && alphanumeric(bytes[bytes.len() - 1])
+}
+
+/// A uid becomes part of keys and of file names, so it may hold nothing that means something there.
+pub(super) fn is_uid(uid: &str) -> bool {
+    (1..=128).contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+/// Checks namespace and name. A wrong name is fatal: nobody can say whose object it is.
+pub(super) fn check(meta: &ObjectMeta, scope: Scope, faults: &mut Faults) {
+    let (Scope::Cluster(form) | Scope::Namespaced(form)) = scope;
+    let name = meta.name.as_deref().unwrap_or_default();
+    if !form.admits(name) {
+        faults.fatal(
+            "metadata.name",
+            "bad_name",
+            format!("{name:?} is no Kubernetes name"),
+        );
+    }
+    if matches!(scope, Scope::Namespaced(_)) && !Form::Label.admits(namespace_of(meta)) {
+        let namespace = namespace_of(meta);
+        let message = format!("{namespace:?} is no namespace name");
+        faults.fatal("metadata.namespace", "bad_name", message);
+    }
+}

@@ -1,0 +1,27 @@
+//! Nodes: where they are, and by which addresses.
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::names::{self, Form, Scope};
+use super::values;
+use crate::compile::fault::Faults;
+use crate::model::Node;
+
+pub(super) fn read(object: &core::Node, faults: &mut Faults) -> Option<Node> {
+    names::check(&object.metadata, Scope::Cluster(Form::Subdomain), faults);
+    let addresses = object.status.as_ref().and_then(|s| s.addresses.as_ref());
+    let mut ips = Vec::new();
+    for (i, address) in addresses.into_iter().flatten().enumerate() {
+        if matches!(address.type_.as_str(), "InternalIP" | "ExternalIP") {
+            let field = format!("status.addresses[{i}].address");
+            ips.extend(values::ip_at(&address.address, field, faults));
+        }
+    }
+    let name = object.metadata.name.as_deref()?.into();
+    let node = Node {
+        name,
+        addresses: ips,
+        locality: values::locality(&object.metadata),
+    };
+    (!faults.is_fatal()).then_some(node)
+}

@@ -1,0 +1,198 @@
+//! Pods.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+use spiffe::SpiffeId;
+
+use super::names::{self, Form, Scope};
+use super::{owner, ports, values};
+use crate::compile::Params;
+use crate::compile::fault::Faults;
+use crate::model::{Health, Load, Locality, Mode, Workload, WorkloadUid};
+use crate::objects::namespace_of;
+
+/// What a pod says by itself.
+#[derive(Clone, Debug)]
+pub(in crate::compile) struct PodFacts {
+    /// Complete but for mode, locality and services, which depend on other objects.
+    pub(in crate::compile) workload: Workload,
+    pub(in crate::compile) labels: BTreeMap<String, String>,
+    /// What its own label says.
+    pub(in crate::compile) mode: Option<Mode>,
+    /// Istio's sidecar is in it, so it is in the mesh by other means.
+    pub(in crate::compile) has_sidecar: bool,
+}
+
+/// The outcome of reading a pod that has not ended.
+pub(in crate::compile) enum PodRead {
+    Live(Box<PodFacts>),
+    /// It is not certain who it is. Its addresses are, so they can be refused.
+    Unreadable {
+        ips: Vec<IpAddr>,
+    },
+}
+
+/// `None` for a pod that has ended: its address may be another's by now.
+pub(super) fn read(pod: &core::Pod, params: &Params, faults: &mut Faults) -> Option<PodRead> {
+    let status = pod.status.clone().unwrap_or_default();
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let spec = pod.spec.clone().unwrap_or_default();
+    let ips = addresses(&status, faults);
+    let mode = values::dataplane_mode(&pod.metadata, faults);
+    let host_network = spec.host_network == Some(true);
+    if host_network && mode == Some(Mode::Mesh) {
+        let message = "a pod on the host's network cannot be meshed".to_owned();
+        faults.add("spec.hostNetwork", "host_network", message);
+    }
+    let Some(workload) = workload(pod, &spec, &status, ips.clone(), params, faults) else {
+        // The addresses of a host-network pod are its node's, which others use as well.
+        let ips = if host_network { Vec::new() } else { ips };
+        return Some(PodRead::Unreadable { ips });
+    };
+    Some(PodRead::Live(Box::new(PodFacts {
+        workload,
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        mode,
+        has_sidecar: values::annotation(&pod.metadata, "sidecar.istio.io/status").is_some(),
+    })))
+}
+
+fn workload(
+    pod: &core::Pod,
+    spec: &core::PodSpec,
+    status: &core::PodStatus,
+    ips: Vec<IpAddr>,
+    params: &Params,
+    faults: &mut Faults,
+) -> Option<Workload> {
+    let meta = &pod.metadata;
+    names::check(meta, Scope::Namespaced(Form::Subdomain), faults);
+    let (namespace, name) = (namespace_of(meta), meta.name.as_deref().unwrap_or_default());
+    let kube_uid = meta.uid.as_deref().unwrap_or_default();
+    if !names::is_uid(kube_uid) {
+        faults.fatal(
+            "metadata.uid",
+            "bad_uid",
+            format!("{kube_uid:?} is no uid of a pod"),
+        );
+    }
+    let node = spec.node_name.as_deref().unwrap_or_default();
+    if !node.is_empty() && !Form::Subdomain.admits(node) {
+        faults.fatal(
+            "spec.nodeName",
+            "bad_name",
+            format!("{node:?} is no node name"),
+        );
+    }
+    let service_account = service_account(spec);
+    let identity = identity(params, namespace, service_account, faults);
+    let (workload_type, workload_name) = owner::workload(meta);
+    let (canonical_name, canonical_revision) = owner::canonical(meta, &workload_name);
+    let text = |key, other| {
+        values::label(meta, key)
+            .or_else(|| values::label(meta, other))
+            .unwrap_or_default()
+    };
+    let workload = Workload {
+        uid: WorkloadUid::of_pod(&params.cluster, namespace, name, kube_uid),
+        name: name.into(),
+        namespace: namespace.into(),
+        service_account: service_account.into(),
+        identity: identity?,
+        ips,
+        node: node.into(),
+        locality: Locality::default(),
+        host_network: spec.host_network == Some(true),
+        mode: Mode::Plain,
+        health: health(pod, status),
+        canonical_name: canonical_name.into(),
+        canonical_revision: canonical_revision.into(),
+        workload_type,
+        workload_name: workload_name.into(),
+        app: text("app", "app.kubernetes.io/name").into(),
+        version: text("version", "app.kubernetes.io/version").into(),
+        cluster: params.cluster.clone(),
+        probe_ports: ports::probed(spec, faults),
+        ports: ports::named(spec, faults),
+        services: Vec::new(),
+        kube_uid: kube_uid.into(),
+        load: Load::default(),
+    };
+    (!faults.is_fatal()).then_some(workload)
+}
+
+fn service_account(spec: &core::PodSpec) -> &str {
+    let named = [&spec.service_account_name, &spec.service_account];
+    named
+        .into_iter()
+        .flatten()
+        .find(|name| !name.is_empty())
+        .map_or("default", String::as_str)
+}
+
+/// Namespace and account are checked before they become segments of a path, so that no name can
+/// spell another identity.
+fn identity(
+    params: &Params,
+    namespace: &str,
+    service_account: &str,
+    faults: &mut Faults,
+) -> Option<SpiffeId> {
+    if !Form::Subdomain.admits(service_account) {
+        let message = format!("{service_account:?} is no service account name");
+        faults.fatal("spec.serviceAccountName", "bad_name", message);
+        return None;
+    }
+    if !Form::Label.admits(namespace) {
+        return None;
+    }
+    let segments = ["ns", namespace, "sa", service_account];
+    SpiffeId::from_segments(params.trust_domain.clone(), &segments)
+        .map_err(|error| faults.fatal("spec.serviceAccountName", "bad_identity", error.to_string()))
+        .ok()
+}
+
+/// Primary first; a second of the same family is not one that Kubernetes gives.
+fn addresses(status: &core::PodStatus, faults: &mut Faults) -> Vec<IpAddr> {
+    let listed = status.pod_ips.iter().flatten().enumerate();
+    let listed = listed.map(|(i, ip)| (format!("status.podIPs[{i}].ip"), Some(ip.ip.as_str())));
+    let single = [("status.podIP".to_owned(), status.pod_ip.as_deref())];
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for (field, text) in listed.chain(single) {
+        let Some(text) = text.filter(|text| !text.is_empty()) else {
+            continue;
+        };
+        let Some(ip) = values::ip_at(text, field.as_str(), faults) else {
+            continue;
+        };
+        match ips.iter().find(|known| known.is_ipv6() == ip.is_ipv6()) {
+            None => ips.push(ip),
+            Some(known) if *known == ip => {}
+            Some(known) => {
+                faults.add(
+                    field,
+                    "bad_ip",
+                    format!("{ip} beside {known}: one per family"),
+                );
+            }
+        }
+    }
+    ips
+}
+
+fn health(pod: &core::Pod, status: &core::PodStatus) -> Health {
+    let conditions = status.conditions.iter().flatten();
+    let serving = conditions
+        .into_iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True");
+    let terminating = pod.metadata.deletion_timestamp.is_some();
+    Health {
+        ready: serving && !terminating,
+        serving,
+        terminating,
+    }
+}

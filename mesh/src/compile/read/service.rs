@@ -1,0 +1,185 @@
+//! Services.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::names::{self, Form, Scope};
+use super::{ports, values};
+use crate::compile::Params;
+use crate::compile::fault::Faults;
+use crate::model::{Affinity, Distribution, Service, ServicePort};
+use crate::objects::namespace_of;
+
+/// What a service says by itself.
+#[derive(Clone, Debug)]
+pub(in crate::compile) struct ServiceFacts {
+    /// Complete but for the endpoints, and the namespace's distribution.
+    pub(in crate::compile) service: Service,
+    /// `None` when its endpoints are written by somebody else.
+    pub(in crate::compile) selector: Option<BTreeMap<String, String>>,
+    /// Where each of `service.ports` leads, in the same order, with the path of its field.
+    pub(in crate::compile) targets: Vec<(String, TargetPort)>,
+    /// What the service itself says of traffic distribution.
+    pub(in crate::compile) distribution: Option<Distribution>,
+}
+
+/// The outcome of reading a service that is more than a name in DNS.
+pub(in crate::compile) enum ServiceRead {
+    Usable(Box<ServiceFacts>),
+    /// It is not certain which one it is. Its addresses are, so they can be refused.
+    Unreadable {
+        vips: Vec<IpAddr>,
+    },
+}
+
+/// `targetPort`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::compile) enum TargetPort {
+    Number(u16),
+    Name(Arc<str>),
+}
+
+/// `None` for `ExternalName`, which is a name in DNS and no more.
+pub(super) fn read(
+    object: &core::Service,
+    params: &Params,
+    faults: &mut Faults,
+) -> Option<ServiceRead> {
+    let (meta, spec) = (&object.metadata, object.spec.clone().unwrap_or_default());
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    names::check(meta, Scope::Namespaced(Form::Label), faults);
+    let (namespace, name) = (namespace_of(meta), meta.name.as_deref().unwrap_or_default());
+    let (ports, targets) = service_ports(&spec, faults);
+    let service = Service {
+        namespace: namespace.into(),
+        name: name.into(),
+        hostname: format!("{name}.{namespace}.svc.{}", params.cluster_domain).into(),
+        vips: vips(&spec, faults),
+        ports,
+        endpoints: Vec::new(),
+        affinity: affinity(&spec, faults),
+        distribution: Distribution::Any,
+        node_local: node_local(&spec, faults),
+        publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+    };
+    let distribution = distribution(object, &spec, faults);
+    let selector = spec.selector.filter(|selector| !selector.is_empty());
+    Some(match faults.is_fatal() {
+        true => ServiceRead::Unreadable { vips: service.vips },
+        false => ServiceRead::Usable(Box::new(ServiceFacts {
+            service,
+            selector,
+            targets,
+            distribution,
+        })),
+    })
+}
+
+fn vips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
+    let listed = spec.cluster_ips.iter().flatten().enumerate();
+    let listed = listed.map(|(i, ip)| (format!("spec.clusterIPs[{i}]"), Some(ip.as_str())));
+    let single = [("spec.clusterIP".to_owned(), spec.cluster_ip.as_deref())];
+    let mut vips = Vec::new();
+    for (field, text) in listed.chain(single) {
+        let Some(text) = text.filter(|text| !matches!(*text, "" | "None")) else {
+            continue;
+        };
+        vips.extend(values::ip_at(text, field, faults).filter(|ip| !vips.contains(ip)));
+    }
+    vips
+}
+
+fn service_ports(
+    spec: &core::ServiceSpec,
+    faults: &mut Faults,
+) -> (Vec<ServicePort>, Vec<(String, TargetPort)>) {
+    let (mut ports, mut targets) = (Vec::<ServicePort>::new(), Vec::new());
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        if !ports::is_tcp(&port.protocol) {
+            continue;
+        }
+        let path = format!("spec.ports[{i}]");
+        let number = values::port_at(port.port, format!("{path}.port"), faults);
+        let target = target_port(port, &path, faults);
+        let (Some(number), Some(target)) = (number, target) else {
+            continue;
+        };
+        if ports.iter().any(|known| known.port == number) {
+            let message = format!("{number} is listed twice; the first counts");
+            faults.add(format!("{path}.port"), "duplicate_port", message);
+            continue;
+        }
+        ports.push(ServicePort {
+            name: port.name.as_deref().unwrap_or_default().into(),
+            port: number,
+            app_protocol: port.app_protocol.as_deref().unwrap_or_default().into(),
+        });
+        targets.push((format!("{path}.targetPort"), target));
+    }
+    (ports, targets)
+}
+
+fn target_port(port: &core::ServicePort, path: &str, faults: &mut Faults) -> Option<TargetPort> {
+    let field = format!("{path}.targetPort");
+    match &port.target_port {
+        // Zero and the empty name are what clients write for "not given".
+        None | Some(IntOrString::Int(0)) => {
+            values::port_at(port.port, field, &mut Faults::default()).map(TargetPort::Number)
+        }
+        Some(IntOrString::Int(number)) => {
+            values::port_at(*number, field, faults).map(TargetPort::Number)
+        }
+        Some(IntOrString::String(name)) if name.is_empty() => {
+            values::port_at(port.port, field, &mut Faults::default()).map(TargetPort::Number)
+        }
+        Some(IntOrString::String(name)) => Some(TargetPort::Name(name.as_str().into())),
+    }
+}
+
+fn affinity(spec: &core::ServiceSpec, faults: &mut Faults) -> Affinity {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => Affinity::None,
+        Some("ClientIP") => Affinity::ClientIp,
+        Some(other) => {
+            let message = format!("{other:?} is neither \"None\" nor \"ClientIP\"");
+            faults.add("spec.sessionAffinity", "bad_value", message);
+            Affinity::None
+        }
+    }
+}
+
+/// A value that is not known is read as the narrower one.
+fn node_local(spec: &core::ServiceSpec, faults: &mut Faults) -> bool {
+    match spec.internal_traffic_policy.as_deref() {
+        None | Some("" | "Cluster") => false,
+        Some("Local") => true,
+        Some(other) => {
+            let message = format!("{other:?} is neither \"Cluster\" nor \"Local\"");
+            faults.add("spec.internalTrafficPolicy", "bad_value", message);
+            true
+        }
+    }
+}
+
+/// The field wins over the annotation (Istio's order); the namespace's comes later.
+fn distribution(
+    object: &core::Service,
+    spec: &core::ServiceSpec,
+    faults: &mut Faults,
+) -> Option<Distribution> {
+    let annotation = values::distribution_annotation(&object.metadata, faults);
+    match spec.traffic_distribution.as_deref() {
+        None | Some("") => annotation,
+        Some(text) => values::distribution(text).or_else(|| {
+            let message = format!("{text:?} is no traffic distribution");
+            faults.add("spec.trafficDistribution", "bad_value", message);
+            annotation
+        }),
+    }
+}

@@ -1,0 +1,276 @@
+//! From the bytes of a file to objects and problems.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::kind::{BadField, Known, known};
+use super::{Object, Origin};
+use crate::problem::{ObjectRef, Problem};
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// The objects that could be read.
+    pub objects: Vec<(Object, Origin)>,
+    /// Documents that should be an object the mesh reads, and are not. Whoever holds an earlier
+    /// version of such an object keeps it; where `object` is not known, that may be any object of
+    /// the file.
+    pub broken: Vec<Problem>,
+    /// Documents of kinds that the mesh does not read.
+    pub ignored: Vec<Problem>,
+}
+
+/// Reads a file of YAML or JSON documents. Never fails as a whole unless it is not UTF-8: each
+/// document stands for itself.
+pub fn parse(file: &Arc<str>, bytes: &[u8]) -> Parsed {
+    let mut parsed = Parsed::default();
+    let at = |document| Place {
+        file,
+        document,
+        prefix: String::new(),
+    };
+    match std::str::from_utf8(bytes) {
+        Ok(text) => {
+            let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+            for (document, (line, text)) in documents(text).into_iter().enumerate() {
+                read_document(&at(document), line, text, &mut parsed);
+            }
+        }
+        Err(error) => {
+            let message = format!("is not UTF-8 from byte {} on", error.valid_up_to());
+            parsed
+                .broken
+                .push(at(0).problem(None, String::new(), "yaml_syntax", message));
+        }
+    }
+    parsed
+}
+
+/// Where in a file a value stands.
+struct Place<'a> {
+    file: &'a Arc<str>,
+    document: usize,
+    /// Path of the object within its document, for example `items[3].`.
+    prefix: String,
+}
+
+impl Place<'_> {
+    fn problem(
+        &self,
+        object: Option<ObjectRef>,
+        field: String,
+        code: &'static str,
+        message: String,
+    ) -> Problem {
+        let field = format!("{}{}", self.prefix, field);
+        Problem {
+            file: self.file.clone(),
+            document: self.document,
+            object,
+            field,
+            code,
+            message,
+        }
+    }
+}
+
+/// Splits a stream at its document markers. A line that starts with `---` ends a document whatever
+/// it stands in (YAML 1.2, 9.1.2), so a document that is broken cannot spoil the next one.
+/// Returns the line on which each document starts, from 1; empty documents are left out.
+fn documents(text: &str) -> Vec<(usize, &str)> {
+    let mut found = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 1, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        if is_marker(line, "---") || is_marker(line, "...") {
+            found.push((start_line, &text[start..offset]));
+            // What follows `---` on its line belongs to the document; `...` only ends one.
+            start = if is_marker(line, "---") {
+                offset
+            } else {
+                offset + line.len()
+            };
+            start_line = number + 1;
+        }
+        offset += line.len();
+    }
+    found.push((start_line, &text[start..]));
+    found.retain(|(_, document)| !is_blank(document));
+    found
+}
+
+fn is_marker(line: &str, marker: &str) -> bool {
+    line.strip_prefix(marker)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+}
+
+fn is_blank(document: &str) -> bool {
+    document
+        .strip_prefix("---")
+        .unwrap_or(document)
+        .lines()
+        .all(|line| {
+            let line = line.trim();
+            line.is_empty() || line.starts_with('#') || line.starts_with('%')
+        })
+}
+
+fn read_document(place: &Place<'_>, line: usize, text: &str, parsed: &mut Parsed) {
+    match to_value(text) {
+        Ok(Value::Null) => {}
+        Ok(value) => read_object(place, value, parsed),
+        Err(error) => {
+            let message = located(&error, line);
+            parsed
+                .broken
+                .push(place.problem(None, String::new(), "yaml_syntax", message));
+        }
+    }
+}
+
+/// Goes through serde_yaml_ng's own value because that one refuses a key that is written twice,
+/// of which every reader of the file sees another one.
+fn to_value(text: &str) -> Result<Value, serde_yaml_ng::Error> {
+    let yaml = serde_yaml_ng::Deserializer::from_str(text);
+    let mut value = serde_yaml_ng::Value::deserialize(yaml)?;
+    value.apply_merge()?;
+    serde_yaml_ng::from_value(value)
+}
+
+/// The message with the line of the file instead of that of the document.
+fn located(error: &serde_yaml_ng::Error, first_line: usize) -> String {
+    let text = error.to_string();
+    match error.location() {
+        None => text,
+        Some(at) => {
+            let suffix = format!(" at line {} column {}", at.line(), at.column());
+            let line = first_line + at.line() - 1;
+            let message = text.replace(&suffix, "");
+            format!("{message} (line {line}, column {})", at.column())
+        }
+    }
+}
+
+fn read_object(place: &Place<'_>, value: Value, parsed: &mut Parsed) {
+    let text = |pointer: &str| {
+        value
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let (api_version, kind) = (text("/apiVersion").to_owned(), text("/kind").to_owned());
+    if api_version.is_empty() || kind.is_empty() {
+        let field = if kind.is_empty() {
+            "kind"
+        } else {
+            "apiVersion"
+        };
+        let message = "is missing, so it cannot be told what this is".to_owned();
+        parsed
+            .broken
+            .push(place.problem(None, field.into(), "missing_field", message));
+        return;
+    }
+    let reference = reference(&kind, &value);
+    match known(&api_version, &kind) {
+        Known::Yes(typed) => read_typed(place, reference, typed(value), parsed),
+        Known::List => read_list(place, value, parsed),
+        Known::NotEnforced => {
+            let message = format!(
+                "{kind} ({api_version}) is NOT enforced by this version: traffic that it should \
+                 refuse is let through"
+            );
+            parsed.ignored.push(place.problem(
+                Some(reference),
+                String::new(),
+                "unsupported_kind",
+                message,
+            ));
+        }
+        Known::No => {
+            let message = format!("the mesh does not read {kind} ({api_version}); ignored");
+            parsed.ignored.push(place.problem(
+                Some(reference),
+                String::new(),
+                "unknown_kind",
+                message,
+            ));
+        }
+    }
+}
+
+fn read_typed(
+    place: &Place<'_>,
+    reference: ObjectRef,
+    object: Result<Object, BadField>,
+    parsed: &mut Parsed,
+) {
+    match object {
+        Ok(object) if reference.name.is_empty() => {
+            let message = "is missing".to_owned();
+            let reference = Some(object.reference());
+            let problem =
+                place.problem(reference, "metadata.name".into(), "missing_field", message);
+            parsed.broken.push(Problem {
+                object: None,
+                ..problem
+            });
+        }
+        Ok(object) => {
+            let origin = Origin {
+                file: place.file.clone(),
+                document: place.document,
+            };
+            parsed.objects.push((object, origin));
+        }
+        Err(BadField { field, message }) => {
+            let reference = Some(reference).filter(|r| !r.name.is_empty());
+            parsed
+                .broken
+                .push(place.problem(reference, field, "bad_field", message));
+        }
+    }
+}
+
+fn read_list(place: &Place<'_>, mut value: Value, parsed: &mut Parsed) {
+    let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
+        let message = "is missing or no list".to_owned();
+        parsed
+            .broken
+            .push(place.problem(None, "items".into(), "missing_field", message));
+        return;
+    };
+    for (index, item) in items.into_iter().enumerate() {
+        let prefix = format!("{}items[{index}].", place.prefix);
+        // A list within a list is no Kubernetes object; not following it bounds the recursion.
+        if item.get("kind").and_then(Value::as_str) == Some("List") {
+            let message = "a List within a List".to_owned();
+            parsed
+                .broken
+                .push(place.problem(None, prefix, "bad_field", message));
+            continue;
+        }
+        read_object(&Place { prefix, ..*place }, item, parsed);
+    }
+}
+
+/// Who a document says it is; as far as it says it.
+fn reference(kind: &str, value: &Value) -> ObjectRef {
+    let text = |pointer: &str| {
+        value
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let namespace = match (kind, text("/metadata/namespace")) {
+        ("Namespace" | "Node", _) => "",
+        (_, "") => "default",
+        (_, namespace) => namespace,
+    };
+    ObjectRef {
+        kind: kind.into(),
+        namespace: namespace.into(),
+        name: text("/metadata/name").into(),
+    }
+}
