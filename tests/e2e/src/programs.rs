@@ -167,7 +167,7 @@ pub fn curl_many(lab: &Lab, from: &Where, url: &str, count: usize) -> Result<Vec
 /// The same program, deaf to SIGTERM: it runs until the end of its pod's grace period.
 pub fn stubborn(command: Vec<String>) -> Vec<String> {
     // A session of its own keeps signals to the container's first process away from it.
-    let script = "trap '' TERM; setsid \"$@\" & while :; do wait; done";
+    let script = "trap '' TERM; setsid \"$@\" & wait";
     words(&["bash", "-c", script, "stubborn"])
         .into_iter()
         .chain(command)

@@ -357,35 +357,49 @@ fn a_client_does_not_notice_an_endpoint_that_refuses() {
 }
 
 #[test]
-fn a_service_without_endpoints_resets_at_once_and_says_why() {
-    let lab = lab_with([String::from(Service::new("in", "empty", 80, PORT))]);
-    for family in Family::ALL {
-        let to = lab.service_ip("empty", family).unwrap();
-        let (code, took) = curl_code(&lab, &client(), &url(to, 80)).unwrap();
-        // 56: the connection was reset while curl waited for the answer.
-        assert_eq!(code, 56, "{family:?}");
-        assert!(took < Duration::from_secs(2), "{took:?}");
-    }
-    let host = "empty.in.svc.cluster.local";
-    let wanted = [("dst.service", host), ("reason", "no_healthy_endpoint")];
-    let line = access_log::wait(&lab, "a", &wanted).unwrap();
-    assert_eq!(
-        (line.level.as_str(), line.field("src.workload")),
-        ("error", "client"),
-        "{}",
-        line.line
-    );
-    let failures = [("direction", "outbound"), ("reason", "no_healthy_endpoint")];
-    metrics::wait(&lab, "a", "ambit_connection_failures_total", &failures, 2.0).unwrap();
-    let failed = [("destination_service", host), ("reporter", "source")];
-    metrics::wait(
-        &lab,
-        "a",
-        "istio_tcp_connections_failed_total",
-        &failed,
-        2.0,
-    )
+fn a_service_that_nobody_serves_resets_at_once_and_says_why() {
+    let ill = json!({"exec": {"command": ["false"]}, "periodSeconds": 1});
+    let ill = web("in", "ill", "b").container("readinessProbe", ill);
+    let empty = Service::new("in", "empty", 80, PORT);
+    let lab = lab_with([empty.into(), Service::new("in", "web", 80, PORT).into()]);
+    lab.apply(String::from(ill)).unwrap();
+    lab.wait_status("the pod to run", Duration::from_secs(10), |status| {
+        status.pod("in/ill").is_ok_and(|pod| pod.phase == "Running")
+    })
     .unwrap();
+    settle::caught_up(&lab).unwrap();
+    for (service, reason) in [("empty", "no_endpoint"), ("web", "no_healthy_endpoint")] {
+        for family in Family::ALL {
+            let to = lab.service_ip(service, family).unwrap();
+            let (code, took) = curl_code(&lab, &client(), &url(to, 80)).unwrap();
+            // 56: the connection was reset while curl waited for the answer.
+            assert_eq!(code, 56, "{service} {family:?}");
+            assert!(took < Duration::from_secs(2), "{took:?}");
+        }
+        let host = format!("{service}.in.svc.cluster.local");
+        let wanted = [("dst.service", host.as_str()), ("reason", reason)];
+        let line = access_log::wait(&lab, "a", &wanted).unwrap();
+        let of = [
+            ("src.workload", "client"),
+            ("src.namespace", "in"),
+            ("bytes_recv", "0"),
+        ];
+        assert!(line.level == "error" && line.has(&of), "{}", line.line);
+        let failures = [("direction", "outbound"), ("reason", reason)];
+        metrics::wait(&lab, "a", "ambit_connection_failures_total", &failures, 2.0).unwrap();
+        let failed = [
+            ("destination_service", host.as_str()),
+            ("reporter", "source"),
+        ];
+        metrics::wait(
+            &lab,
+            "a",
+            "istio_tcp_connections_failed_total",
+            &failed,
+            2.0,
+        )
+        .unwrap();
+    }
 }
 
 #[test]

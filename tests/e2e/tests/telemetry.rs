@@ -170,7 +170,7 @@ fn the_access_log_has_istios_fields_in_istios_order() {
          src.identity=\"spiffe://cluster.local/ns/in/sa/client\" src.cluster=\"Kubernetes\" dst.addr=WEB:15008 \
          dst.hbone_addr=WEB:8080 dst.service=\"web.in.svc.cluster.local\" dst.workload=\"web-0\" dst.namespace=\"in\" \
          dst.identity=\"spiffe://cluster.local/ns/in/sa/web-0\" dst.cluster=\"Kubernetes\" direction=\"outbound\" \
-         bytes_sent=REQUEST bytes_recv=REPLY duration=\"Nms\" reason=\"ok\""
+         bytes_sent=REQUEST bytes_recv=REPLY duration=\"Nms\" reason=\"closed\""
     );
     assert_eq!(
         normalised(&inbound, &replacements),
@@ -178,7 +178,7 @@ fn the_access_log_has_istios_fields_in_istios_order() {
          src.identity=\"spiffe://cluster.local/ns/in/sa/client\" src.cluster=\"Kubernetes\" dst.addr=WEB:15008 \
          dst.hbone_addr=WEB:8080 dst.service=\"web.in.svc.cluster.local\" dst.workload=\"web-0\" dst.namespace=\"in\" \
          dst.identity=\"spiffe://cluster.local/ns/in/sa/web-0\" dst.cluster=\"Kubernetes\" direction=\"inbound\" \
-         bytes_sent=REPLY bytes_recv=REQUEST duration=\"Nms\" reason=\"ok\""
+         bytes_sent=REPLY bytes_recv=REQUEST duration=\"Nms\" reason=\"closed\""
     );
     // One line for each connection, no more.
     for node in ["a", "b"] {
