@@ -1,0 +1,239 @@
+//! The mesh daemon of a node.
+
+use std::fs::OpenOptions;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::World;
+use super::event::{Answer, Event};
+use super::requests::reply;
+use crate::http;
+use crate::model::cluster::Cluster;
+use crate::netns;
+use crate::protocol::{DaemonAction, DaemonState};
+
+/// How often a daemon that has just started is asked whether it is ready.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long it may take to answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A daemon that drains longer than this after SIGTERM is killed. Its own deadline is 5 s.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
+
+/// What the agent's loop knows of a daemon.
+pub(super) struct Handle {
+    world: Rc<World>,
+    node: String,
+    netns: String,
+    pub(super) state: DaemonState,
+    pub(super) pid: Option<u32>,
+    actions: Option<mpsc::Sender<DaemonAction>>,
+    ends: Vec<Answer>,
+}
+
+impl Handle {
+    pub(super) fn new(world: Rc<World>, node: String, cluster: &Cluster) -> Self {
+        let netns = cluster
+            .nodes
+            .get(&node)
+            .map(|node| node.netns.clone())
+            .unwrap_or_default();
+        let (state, pid, actions, ends) = (DaemonState::Off, None, None, Vec::new());
+        Self {
+            world,
+            node,
+            netns,
+            state,
+            pid,
+            actions,
+            ends,
+        }
+    }
+
+    /// The task of a new life; none if there is one, or the lab runs without daemons.
+    pub(super) fn start(&mut self) -> Option<impl Future<Output = ()> + use<>> {
+        if self.world.daemon.is_none()
+            || matches!(self.state, DaemonState::Starting | DaemonState::Ready)
+        {
+            return None;
+        }
+        self.state = DaemonState::Starting;
+        let (sender, actions) = mpsc::channel(8);
+        self.actions = Some(sender);
+        let life = Life {
+            world: Rc::clone(&self.world),
+            node: self.node.clone(),
+            netns: self.netns.clone(),
+        };
+        Some(life.run(actions))
+    }
+
+    /// Ends it; answered when it has ended.
+    pub(super) fn end(&mut self, action: DaemonAction, answer: Answer) {
+        let alive = matches!(self.state, DaemonState::Starting | DaemonState::Ready);
+        match self
+            .actions
+            .as_ref()
+            .filter(|_| alive)
+            .map(|actions| actions.try_send(action))
+        {
+            Some(Ok(())) => self.ends.push(answer),
+            _ => reply(answer, Ok(())),
+        }
+    }
+
+    /// Notes what the daemon's task reports.
+    pub(super) fn report(&mut self, state: DaemonState, pid: Option<u32>) {
+        let ended = matches!(state, DaemonState::Exited(_));
+        (self.state, self.pid) = (state, pid);
+        if ended {
+            for answer in self.ends.drain(..) {
+                reply(answer, Ok(()));
+            }
+        }
+    }
+}
+
+/// One life of a daemon, from start to exit.
+struct Life {
+    world: Rc<World>,
+    node: String,
+    netns: String,
+}
+
+impl Life {
+    async fn run(self, mut actions: mpsc::Receiver<DaemonAction>) {
+        let how = match self.spawn() {
+            Err(error) => format!("did not start: {error:#}"),
+            Ok(mut child) => {
+                let pid = child.id();
+                self.report(DaemonState::Starting, pid).await;
+                tokio::select! {
+                    status = child.wait() => ended(status),
+                    how = self.obey(&mut actions) => end(&mut child, how).await,
+                    never = self.watch_readiness(pid) => match never {},
+                }
+            }
+        };
+        self.report(DaemonState::Exited(how), None).await;
+    }
+
+    async fn report(&self, state: DaemonState, pid: Option<u32>) {
+        let _ = self
+            .world
+            .events
+            .send(Event::Daemon {
+                node: self.node.clone(),
+                state,
+                pid,
+            })
+            .await;
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let dir = &self.world.dir;
+        let binary = self
+            .world
+            .daemon
+            .as_ref()
+            .context("this lab runs without daemons")?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(dir.node_log(&self.node))?;
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.netns]).arg(binary);
+        command
+            .args(["--node-name", &self.node])
+            .arg("--source-folder")
+            .arg(dir.objects());
+        command
+            .arg("--ca-dir")
+            .arg(dir.ca())
+            .arg("--netns-dir")
+            .arg(dir.netns_dir());
+        command
+            .args(&self.world.options.daemon_args)
+            .envs(self.world.options.daemon_env.iter().cloned());
+        command
+            .stdin(Stdio::null())
+            .stderr(log.try_clone()?)
+            .stdout(log);
+        command.spawn().context("ip netns exec")
+    }
+
+    async fn obey(&self, actions: &mut mpsc::Receiver<DaemonAction>) -> DaemonAction {
+        match actions.recv().await {
+            Some(action) => action,
+            // The handle has started another life, which it does only after this one's end.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Reports readiness as it comes and goes.
+    async fn watch_readiness(&self, pid: Option<u32>) -> std::convert::Infallible {
+        let mut was = false;
+        loop {
+            let ready = self.ready().await;
+            if ready != was {
+                let state = if ready {
+                    DaemonState::Ready
+                } else {
+                    DaemonState::Starting
+                };
+                self.report(state, pid).await;
+                was = ready;
+            }
+            tokio::time::sleep(if ready { ANSWER_DEADLINE } else { ASK_AGAIN }).await;
+        }
+    }
+
+    async fn ready(&self) -> bool {
+        let get = || {
+            let to = SocketAddr::from(([127, 0, 0, 1], 15021));
+            http::get(to, "localhost", "/healthz/ready", &[], ANSWER_DEADLINE)
+        };
+        matches!(netns::inside_async(&self.netns, get).await, Ok(Ok(answer)) if answer.status == 200)
+    }
+}
+
+async fn end(child: &mut Child, how: DaemonAction) -> String {
+    if how == DaemonAction::Stop
+        && let Some(pid) = child.id().and_then(|pid| pid.try_into().ok())
+    {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        if let Ok(status) = tokio::time::timeout(DRAIN_DEADLINE, child.wait()).await {
+            return ended(status);
+        }
+    }
+    let _ = child.start_kill();
+    ended(child.wait().await)
+}
+
+fn ended(status: std::io::Result<std::process::ExitStatus>) -> String {
+    match status {
+        Ok(status) => format!("ended: {status}"),
+        Err(error) => format!("cannot be waited for: {error}"),
+    }
+}
+
+/// The state in which the node's daemon reports a pod; `None` if it does not know it.
+pub(super) async fn workload_state(node_netns: &str, kube_uid: &str) -> Option<String> {
+    let get = || {
+        let to = SocketAddr::from(([127, 0, 0, 1], 15000));
+        http::get(to, "localhost", "/config_dump", &[], ANSWER_DEADLINE)
+    };
+    let answer = netns::inside_async(node_netns, get).await.ok()?.ok()?;
+    let dump = serde_json::from_str(&answer.body).ok()?;
+    http::workload_state(&dump, kube_uid).map(str::to_owned)
+}

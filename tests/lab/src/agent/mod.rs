@@ -1,0 +1,165 @@
+//! The process that owns a lab.
+//!
+//! One loop owns the state of the cluster. Requests from the socket, and reports from the tasks
+//! that look after pods and daemons, come to it as events; after each batch of them it publishes
+//! what follows from the new state (object files, hosts files, kube-proxy's rules, status), as
+//! differences to what it published before.
+
+mod container;
+mod daemon;
+mod event;
+mod kubelet;
+mod probe;
+mod publish;
+mod requests;
+mod sandbox;
+mod server;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::model::Key;
+use crate::model::cluster::Cluster;
+use crate::options::Options;
+use crate::protocol::Status;
+use crate::registry::{self, LabDir};
+use crate::tools;
+
+use event::{Answer, Event};
+
+/// Events wait here while one is acted on; a full queue holds the senders back.
+const EVENTS: usize = 1024;
+
+/// What every task of the agent needs.
+#[derive(Debug)]
+struct World {
+    dir: LabDir,
+    options: Options,
+    fabric: String,
+    /// The daemon's binary; none when the lab runs without.
+    daemon: Option<PathBuf>,
+    events: mpsc::Sender<Event>,
+}
+
+/// The state, and the handles of everything that runs.
+struct Agent {
+    world: Rc<World>,
+    cluster: Cluster,
+    published: publish::Published,
+    status: watch::Sender<Status>,
+    pods: BTreeMap<Key, watch::Sender<kubelet::Wish>>,
+    daemons: BTreeMap<String, daemon::Handle>,
+    deletions: Vec<requests::Deletion>,
+    /// The lab stays when its owner goes.
+    keep: bool,
+    tasks: JoinSet<()>,
+}
+
+/// Runs the agent until the lab is taken down. Called with the lab's locked file as stdin.
+pub(crate) fn run(name: &str, options: Options) -> Result<()> {
+    // Ctrl-C in the terminal that started the lab is not meant for it. Fails only for a process
+    // that leads a group already, which then has no terminal to fear.
+    let _ = nix::unistd::setsid();
+    let dir = LabDir::new(name)?;
+    std::fs::write(dir.root().join("lock"), std::process::id().to_string()).context("lock")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = tokio::task::LocalSet::new();
+    runtime.block_on(local.run_until(serve(dir, options)))
+}
+
+async fn serve(dir: LabDir, options: Options) -> Result<()> {
+    let (sender, events) = mpsc::channel(EVENTS);
+    let daemon = match options.daemon {
+        true => Some(tools::binary("ztunnel", options.bin_dir.as_deref())?),
+        false => None,
+    };
+    let fabric = format!("ambit-{}-fabric", dir.name());
+    let world = Rc::new(World {
+        dir: dir.clone(),
+        options,
+        fabric,
+        daemon,
+        events: sender,
+    });
+    mesh::certs::LocalCa::create(&dir.ca()).context("cannot make the certificate authority")?;
+    sandbox::fabric(&world).await?;
+    let mut agent = Agent::new(Rc::clone(&world));
+    agent.publish().await?;
+    let listener = tokio::net::UnixListener::bind(dir.socket()).context("socket")?;
+    agent.tasks.spawn_local(server::listen(
+        listener,
+        Rc::clone(&world),
+        agent.status.subscribe(),
+    ));
+    writeln!(std::io::stdout(), "listening").context("stdout")?;
+    let asked = agent.until_down(events).await;
+    agent.tasks.abort_all();
+    let wiped = registry::wipe(&dir);
+    if let Some(asked) = asked {
+        // Whoever asked may have gone.
+        let _ = asked.send(
+            wiped
+                .as_ref()
+                .map(|()| serde_json::Value::Null)
+                .map_err(|e| format!("{e:#}")),
+        );
+        // The connection's task writes the answer; it has nothing else left to do.
+        tokio::task::yield_now().await;
+    }
+    wiped
+}
+
+impl Agent {
+    fn new(world: Rc<World>) -> Self {
+        let cluster = Cluster::new(world.dir.name());
+        let (status, _) = watch::channel(publish::empty_status(&world));
+        Self {
+            world,
+            cluster,
+            published: publish::Published::default(),
+            status,
+            pods: BTreeMap::new(),
+            daemons: BTreeMap::new(),
+            deletions: Vec::new(),
+            keep: false,
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Acts on events until the lab is to go; returns whom to tell when it has gone.
+    async fn until_down(&mut self, mut events: mpsc::Receiver<Event>) -> Option<Answer> {
+        let mut terminate = signal(SignalKind::terminate()).ok()?;
+        let mut interrupt = signal(SignalKind::interrupt()).ok()?;
+        loop {
+            let first = tokio::select! {
+                event = events.recv() => event?,
+                _ = terminate.recv() => return None,
+                _ = interrupt.recv() => return None,
+                // Tasks end by themselves; what they had to say they have sent.
+                Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => continue,
+            };
+            // Everything that has come meanwhile is published together.
+            let mut next = Some(first);
+            while let Some(event) = next {
+                match event {
+                    Event::Down(answer) => return Some(answer),
+                    Event::OwnerGone if !self.keep => return None,
+                    event => self.act(event).await,
+                }
+                next = events.try_recv().ok();
+            }
+            if let Err(error) = self.publish().await {
+                eprintln!("publish: {error:#}");
+            }
+        }
+    }
+}

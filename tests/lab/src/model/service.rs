@@ -1,0 +1,178 @@
+//! A service: its ClusterIPs.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+
+use super::ipam::Pool;
+use super::pod::family_named;
+use crate::options::Family;
+
+/// The ClusterIPs of a service as its manifest asked for them, IPv4 or IPv6 first as it says; empty
+/// when headless.
+pub(crate) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
+    let spec = service.spec.as_ref();
+    let ips = spec
+        .and_then(|spec| spec.cluster_ips.as_ref())
+        .into_iter()
+        .flatten();
+    ips.filter_map(|ip| ip.parse().ok()).collect()
+}
+
+pub(crate) fn headless(service: &Service) -> bool {
+    service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.cluster_ip.as_deref())
+        == Some("None")
+}
+
+/// Fills in `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy`, as the API server does on
+/// a dual-stack cluster.
+pub(crate) fn resolve(service: &mut Service, pools: &mut [Pool; 2], owner: &str) -> Result<()> {
+    let spec = service.spec.get_or_insert_default();
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return Ok(());
+    }
+    let asked = asked_ips(spec)?;
+    let families = families(spec, &asked)?;
+    if spec.cluster_ip.as_deref() == Some("None") {
+        spec.cluster_ips = Some(vec!["None".to_owned()]);
+    } else {
+        let ips = allocate(&families, &asked, pools, owner)?;
+        spec.cluster_ip = ips.first().map(ToString::to_string);
+        spec.cluster_ips = Some(ips.iter().map(ToString::to_string).collect());
+    }
+    let name = |family: &Family| {
+        if *family == Family::V4 {
+            "IPv4"
+        } else {
+            "IPv6"
+        }
+        .to_owned()
+    };
+    spec.ip_families = Some(families.iter().map(name).collect());
+    let policy = if families.len() == 1 {
+        "SingleStack"
+    } else {
+        "PreferDualStack"
+    };
+    spec.ip_family_policy
+        .get_or_insert_with(|| policy.to_owned());
+    spec.type_.get_or_insert_with(|| "ClusterIP".to_owned());
+    Ok(())
+}
+
+fn asked_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>> {
+    let listed = spec.cluster_ips.clone().unwrap_or_default();
+    let single = spec.cluster_ip.iter().filter(|ip| !listed.contains(ip));
+    let all: Vec<&String> = single
+        .chain(&listed)
+        .filter(|ip| !ip.is_empty() && *ip != "None")
+        .collect();
+    all.into_iter()
+        .map(|ip| {
+            ip.parse()
+                .with_context(|| format!("spec.clusterIP: {ip:?}"))
+        })
+        .collect()
+}
+
+fn families(spec: &ServiceSpec, asked: &[IpAddr]) -> Result<Vec<Family>> {
+    let listed = spec.ip_families.clone().unwrap_or_default();
+    let mut families: Vec<Family> = listed
+        .iter()
+        .map(|family| family_named(family))
+        .collect::<Result<_>>()
+        .context("spec.ipFamilies")?;
+    for ip in asked {
+        if !families.contains(&Family::of(*ip)) {
+            if !listed.is_empty() {
+                bail!("spec.clusterIP {ip} is not of the families in spec.ipFamilies");
+            }
+            families.push(Family::of(*ip));
+        }
+    }
+    if families.is_empty() {
+        families.push(Family::V4);
+    }
+    let dual = matches!(
+        spec.ip_family_policy.as_deref(),
+        Some("PreferDualStack" | "RequireDualStack")
+    );
+    if dual {
+        families.extend(
+            Family::ALL
+                .into_iter()
+                .filter(|family| !families.contains(family))
+                .collect::<Vec<_>>(),
+        );
+    }
+    Ok(families)
+}
+
+fn allocate(
+    families: &[Family],
+    asked: &[IpAddr],
+    pools: &mut [Pool; 2],
+    owner: &str,
+) -> Result<Vec<IpAddr>> {
+    let mut ips = Vec::new();
+    for family in families {
+        let Some(pool) = pools.iter_mut().find(|pool| pool.family() == *family) else {
+            continue;
+        };
+        match asked.iter().find(|ip| family.has(**ip)) {
+            Some(ip) => {
+                pool.claim(*ip, owner).context("spec.clusterIP")?;
+                ips.push(*ip);
+            }
+            None => ips.push(pool.allocate(owner)?),
+        }
+    }
+    Ok(ips)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::topology::service_pools;
+    use super::*;
+
+    fn resolved(spec: &str) -> Result<ServiceSpec> {
+        let text = format!("{{metadata: {{name: s}}, spec: {spec}}}");
+        let mut service: Service = serde_yaml_ng::from_str(&text).unwrap();
+        resolve(&mut service, &mut service_pools(), "service default/s")?;
+        Ok(service.spec.unwrap())
+    }
+
+    #[test]
+    fn by_default_a_service_has_one_ipv4_address() {
+        let spec = resolved("{}").unwrap();
+        assert_eq!(spec.cluster_ips.unwrap(), ["10.96.0.2"]);
+        assert_eq!(spec.ip_families.unwrap(), ["IPv4"]);
+    }
+
+    #[test]
+    fn dual_stack_has_both_in_the_order_asked_for() {
+        let spec = resolved("{ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv6]}").unwrap();
+        assert_eq!(spec.cluster_ips.unwrap(), ["fd00:10:96::2", "10.96.0.2"]);
+        assert_eq!(spec.cluster_ip.unwrap(), "fd00:10:96::2");
+    }
+
+    #[test]
+    fn an_explicit_address_is_honoured_or_refused() {
+        let spec = resolved("{clusterIP: 10.96.1.1}").unwrap();
+        assert_eq!(spec.cluster_ips.unwrap(), ["10.96.1.1"]);
+        assert!(resolved("{clusterIP: 10.1.1.1}").is_err());
+        assert!(resolved("{clusterIP: 10.96.1.1, ipFamilies: [IPv6]}").is_err());
+        assert!(resolved("{clusterIP: nonsense}").is_err());
+    }
+
+    #[test]
+    fn a_headless_service_has_no_address() {
+        let spec = resolved("{clusterIP: None, ipFamilyPolicy: RequireDualStack}").unwrap();
+        assert_eq!(spec.cluster_ips.unwrap(), ["None"]);
+        assert_eq!(spec.ip_families.unwrap().len(), 2);
+    }
+}

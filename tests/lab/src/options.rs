@@ -1,0 +1,79 @@
+//! How a lab is to be brought up.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How long [`crate::Lab::up`] and [`crate::Lab::wait_ready`] wait by default. A lab of two nodes
+/// and four pods settles in about a second; this leaves room for a busy machine.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How a lab is to be brought up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Options {
+    /// The lab's name, unique on the machine: up to 24 of `a-z0-9-`. Default: one is made up.
+    pub name: Option<String>,
+    /// Whether each node runs a daemon. Without daemons every pod starts at once, unmeshed.
+    pub daemon: bool,
+    /// More arguments for every daemon, after the lab's own.
+    pub daemon_args: Vec<String>,
+    /// More environment for every daemon.
+    pub daemon_env: Vec<(String, String)>,
+    /// The folder with the `ztunnel` and `lab` binaries. Default: `$AMBIT_BIN_DIR`, else the
+    /// target folder of the running executable.
+    pub bin_dir: Option<PathBuf>,
+    /// How long to wait until all daemons and pods are ready.
+    pub ready_deadline: Duration,
+    /// Whether `up` waits until the lab has settled; else it returns once the manifests are accepted.
+    pub wait: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: None,
+            daemon: true,
+            daemon_args: Vec::new(),
+            daemon_env: Vec::new(),
+            bin_dir: None,
+            ready_deadline: READY_DEADLINE,
+            wait: true,
+        }
+    }
+}
+
+impl Options {
+    /// A lab without daemons: what the programs do when there is no mesh.
+    pub fn no_daemon() -> Self {
+        Self {
+            daemon: false,
+            ..Self::default()
+        }
+    }
+}
+
+/// An IP family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// Both, IPv4 first.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Whether the address is of this family.
+    pub fn has(self, ip: IpAddr) -> bool {
+        Self::of(ip) == self
+    }
+}
