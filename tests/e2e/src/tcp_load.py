@@ -1,0 +1,178 @@
+"""Many TCP connections at once.
+
+    tcp_load.py serve                       echoes; prints its port
+    tcp_load.py many ADDRESS PORT COUNT ROUNDS SIZE
+                COUNT connections, all open before the first is closed, each with ROUNDS exchanges
+    tcp_load.py short ADDRESS PORT COUNT AT-ONCE SIZE
+                COUNT connections of one exchange each, AT-ONCE of them at any time
+
+A client prints `KEY VALUE` lines: what was completed, every kind of error with its count, times.
+Each exchange is SIZE bytes there and the same bytes back. Needs python3-minimal only.
+"""
+
+import hashlib
+import select
+import socket
+import sys
+import time
+
+DEADLINE = 100.0  # the whole run; what is not done by then is an error
+
+
+def serve():
+    listener = socket.create_server(
+        ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
+    )
+    listener.setblocking(False)
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    sockets, waiting = {}, {}
+    print("listening", listener.getsockname()[1], flush=True)
+    while True:
+        for fd, events in poll.poll():
+            if fd == listener.fileno():
+                accept(listener, poll, sockets)
+            elif not echo(sockets[fd], fd, events, poll, waiting):
+                waiting.pop(fd, None)
+                sockets.pop(fd).close()
+
+
+def accept(listener, poll, sockets):
+    while True:
+        try:
+            connection = listener.accept()[0]
+        except BlockingIOError:
+            return
+        connection.setblocking(False)
+        sockets[connection.fileno()] = connection
+        poll.register(connection, select.EPOLLIN)
+
+
+def echo(connection, fd, events, poll, waiting):
+    """Reads only when everything read before is written; false at the end."""
+    try:
+        data = waiting.pop(fd, b"") if events & select.EPOLLOUT else connection.recv(65536)
+        if not data:
+            return False
+        rest = data[connection.send(data) :]
+    except BlockingIOError:
+        rest = data
+    except OSError:
+        return False
+    if rest:
+        waiting[fd] = rest
+    poll.modify(fd, select.EPOLLOUT if rest else select.EPOLLIN)
+    return True
+
+
+class Client:
+    """All connections of a run, moved by one epoll loop."""
+
+    def __init__(self, address, port, count, at_once, rounds, size, together):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.family, self.target = family, (address, port)
+        self.left, self.at_once, self.rounds, self.together = count, at_once, rounds, together
+        self.count, self.open_now, self.most_open, self.done = count, 0, 0, 0
+        self.message = hashlib.shake_128(b"load").digest(size)
+        self.poll, self.connections = select.epoll(), {}
+        self.errors, self.times = {}, []
+        self.parked = []  # have made their first exchange and wait for the others
+
+    def run(self):
+        start = time.monotonic()
+        while self.done < self.count:
+            while self.left and len(self.connections) < self.at_once:
+                self.left -= 1
+                Connection(self)
+            if not (ready := self.poll.poll(5)) and time.monotonic() - start > DEADLINE:
+                self.errors["not done at the deadline"] = self.count - self.done
+                break
+            for fd, events in ready:
+                self.connections[fd].step(events)
+        return time.monotonic() - start
+
+    def exchanged(self, connection):
+        """After an exchange: the next one, or the end."""
+        connection.round += 1
+        if self.together and connection.round == 1:
+            self.parked.append(connection)
+            self.go_on_together()
+        else:
+            connection.next()
+
+    def go_on_together(self):
+        if self.parked and len(self.parked) + self.done == self.count:
+            self.most_open = len(self.parked)
+            parked, self.parked = self.parked, []
+            for connection in parked:
+                connection.next()
+
+
+class Connection:
+    def __init__(self, client):
+        self.client, self.round, self.got, self.closing = client, 0, 0, False
+        self.socket = socket.socket(client.family)
+        self.socket.setblocking(False)
+        self.socket.connect_ex(client.target)
+        client.connections[self.socket.fileno()] = self
+        client.poll.register(self.socket, select.EPOLLOUT)
+        self.to_send, self.began = client.message, time.monotonic()
+
+    def step(self, events):
+        try:
+            if events & select.EPOLLOUT:
+                self.to_send = self.to_send[self.socket.send(self.to_send) :]
+                if not self.to_send:
+                    self.client.poll.modify(self.socket, select.EPOLLIN)
+            else:
+                self.receive(self.socket.recv(65536))
+        except OSError as error:
+            self.end(error.strerror)
+
+    def receive(self, data):
+        if not data:
+            return self.end(None if self.closing else "early FIN")
+        if self.closing or not self.client.message.startswith(data, self.got):
+            return self.end("wrong bytes")
+        self.got += len(data)
+        if self.got == len(self.client.message):
+            self.client.times.append(time.monotonic() - self.began)
+            self.client.exchanged(self)
+
+    def next(self):
+        if self.round == self.client.rounds:
+            self.closing = True  # FIN there, and the end only when the server's FIN is here
+            self.socket.shutdown(socket.SHUT_WR)
+            return
+        self.to_send, self.got, self.began = self.client.message, 0, time.monotonic()
+        self.client.poll.modify(self.socket, select.EPOLLOUT)
+
+    def end(self, error):
+        if error:
+            self.client.errors[error] = self.client.errors.get(error, 0) + 1
+        del self.client.connections[self.socket.fileno()]
+        self.socket.close()
+        self.client.done += 1
+        self.client.go_on_together()
+
+
+def report(client, seconds):
+    print("completed", client.done - sum(client.errors.values()))
+    print("errors", client.errors or 0)
+    print("together", client.most_open)
+    print(f"seconds {seconds:.2f}")
+    times = sorted(client.times) or [0]
+    print(f"p50-ms {times[len(times) // 2] * 1000:.2f}")
+    print(f"slowest-ms {times[-1] * 1000:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve()
+    kind, address = sys.argv[1:3]
+    port, count, middle, size = map(int, sys.argv[3:7])
+    if kind == "many":
+        load = Client(address, port, count, count, middle, size, together=True)
+    else:
+        load = Client(address, port, count, middle, 1, size, together=False)
+    report(load, load.run())

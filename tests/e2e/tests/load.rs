@@ -1,0 +1,189 @@
+//! Many connections: all of them work, none hurts another, and nothing of them stays behind.
+
+use std::time::Duration;
+
+use ambit_e2e::tcp::{Path, Running, manifests};
+use ambit_e2e::tcp_load::{Echo, Held, Load, Outcome, conntrack_failures, conntrack_fill};
+use lab::{Lab, Options};
+
+/// What a daemon may hold more than before the load, once it is over: the tunnels of the burst, which
+/// stay open for a while for who comes next.
+const FILES_KEPT: usize = 16;
+
+/// What the allocator may keep of thousands of connections, in KiB.
+const MEMORY_KEPT_KIB: u64 = 24 * 1024;
+
+/// How long idle buffers and freed memory may take to be given back.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(60);
+
+const THOUSAND: Load = Load::Together {
+    connections: 1000,
+    exchanges: 10,
+    size: 1024,
+};
+const TEN_THOUSAND: Load = Load::Short {
+    connections: 10_000,
+    at_once: 64,
+    size: 100,
+};
+
+#[test]
+fn a_thousand_connections_and_ten_thousand_short_ones_work_and_leave_nothing_behind() {
+    let lab = Lab::up(manifests(), Options::default()).unwrap();
+    let direct = Echo::start(&lab, Path::Direct.server()).unwrap();
+    let meshed = Echo::start(&lab, Path::Meshed.server()).unwrap();
+    // Certificates, tunnels, caches: what a daemon takes once and keeps.
+    completes(
+        Load::Short {
+            connections: 200,
+            at_once: 16,
+            size: 100,
+        },
+        &lab,
+        Path::Meshed,
+        &meshed,
+    );
+    let before = ["a", "b"].map(|node| Held::by(&lab, node).unwrap());
+
+    completes(THOUSAND, &lab, Path::Direct, &direct);
+    completes(THOUSAND, &lab, Path::Meshed, &meshed);
+    completes(THOUSAND, &lab, Path::MeshedV6, &meshed);
+    let held = ["a", "b"].map(|node| Held::by(&lab, node).unwrap());
+    println!("before {before:?}\nright after a thousand {held:?}");
+    completes(TEN_THOUSAND, &lab, Path::Direct, &direct);
+    completes(TEN_THOUSAND, &lab, Path::Meshed, &meshed);
+    let held = ["a", "b"].map(|node| Held::by(&lab, node).unwrap());
+    println!("right after ten thousand {held:?}");
+
+    for (node, before) in ["a", "b"].into_iter().zip(before) {
+        gives_back(&lab, node, before);
+    }
+    for pod in [Path::Meshed.client(), Path::Meshed.server()] {
+        assert_eq!(conntrack_failures(&lab, pod).unwrap(), 0, "{pod}");
+        let (count, max) = conntrack_fill(&lab, pod).unwrap();
+        println!("{pod}: {count} conntrack entries of {max}");
+        assert!(count < max / 4, "{pod}: {count} of {max}");
+    }
+}
+
+fn completes(load: Load, lab: &Lab, path: Path, echo: &Echo) {
+    let outcome = load
+        .run(lab, path, echo)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    println!("{path:?} {load:?}: {outcome:?}");
+    all_completed(load, &outcome);
+}
+
+fn all_completed(load: Load, outcome: &Outcome) {
+    assert_eq!(outcome.errors, "0", "{load:?}: {outcome:?}");
+    match load {
+        Load::Short { connections, .. } => assert_eq!(outcome.completed, connections),
+        Load::Together { connections, .. } => {
+            assert_eq!(
+                (outcome.completed, outcome.together),
+                (connections, connections)
+            );
+        }
+    }
+}
+
+fn gives_back(lab: &Lab, node: &str, before: Held) {
+    let what = format!(
+        "the daemon of {node} to be back at {before:?}, give or take {FILES_KEPT} files and \
+         {MEMORY_KEPT_KIB} KiB"
+    );
+    let back = || {
+        let now = Held::by(lab, node).ok()?;
+        let files = now.files <= before.files + FILES_KEPT;
+        (files && now.rss_kib <= before.rss_kib + MEMORY_KEPT_KIB).then_some(now)
+    };
+    match lab.wait_until(&what, GIVEN_BACK_WITHIN, back) {
+        Ok(now) => println!("node {node}: before {before:?}, back at {now:?}"),
+        Err(error) => panic!("{error:#}; it holds {:?}", Held::by(lab, node)),
+    }
+}
+
+/// One stream whose reader stalls under thousands of single bytes, in the one tunnel that it shares
+/// with its neighbours: they go on as if it were not there, and it has lost nothing in the end.
+#[test]
+fn a_reader_that_stalls_under_single_bytes_does_not_hurt_its_neighbours() {
+    let one_worker = Options {
+        daemon_args: vec!["--worker-threads".to_owned(), "1".to_owned()],
+        ..Options::default()
+    };
+    let lab = Lab::up(manifests(), one_worker).unwrap();
+    let echo = Echo::start(&lab, Path::Meshed.server()).unwrap();
+    let neighbours = Load::Together {
+        connections: 20,
+        exchanges: 200,
+        size: 2000,
+    };
+    let alone = neighbours.run(&lab, Path::Meshed, &echo).unwrap();
+
+    let stalled = ["small_window", "send 10", "hold", "drain", "close"];
+    let writer = ["recv 10", "send 256k", "dribble 20000", "shut", "drain"];
+    let mut slow = Running::start(&lab, Path::Meshed, &writer, &stalled).unwrap();
+    slow.wait_server("holding").unwrap();
+    let beside = neighbours.start(&lab, Path::Meshed, &echo).unwrap();
+    slow.wait_client("sent 20000").unwrap();
+    let beside = Outcome::of(beside).unwrap();
+    all_completed(neighbours, &beside);
+    let after = neighbours.run(&lab, Path::Meshed, &echo).unwrap();
+    all_completed(neighbours, &after);
+
+    slow.release_server().unwrap();
+    let seen = slow.finish().unwrap();
+    println!("neighbours alone {alone:?}\nbeside {beside:?}\nafter {after:?}");
+    assert_eq!(
+        seen.server.events[3..],
+        ["received 282144 intact", "fin", "closed"]
+    );
+    assert_eq!(seen.client.events.last().map(String::as_str), Some("fin"));
+    assert!(
+        beside.slowest_ms < 2000.0,
+        "a neighbour waited: {beside:?}, alone {alone:?}"
+    );
+}
+
+/// Readers that stop, each behind more than all buffers hold, and neighbours in the same tunnels.
+#[test]
+fn readers_that_stop_do_not_hurt_their_neighbours() {
+    let lab = Lab::up(manifests(), Options::default()).unwrap();
+    let echo = Echo::start(&lab, Path::Meshed.server()).unwrap();
+    let before = ["a", "b"].map(|node| Held::by(&lab, node).unwrap());
+    let mut slow: Vec<_> = (0..8)
+        .map(|_| {
+            Running::start(
+                &lab,
+                Path::Meshed,
+                &["send 64M", "close"],
+                &["hold", "drain", "close"],
+            )
+            .unwrap()
+        })
+        .collect();
+    for one in &slow {
+        one.wait_client("blocked").unwrap();
+    }
+    let held = ["a", "b"].map(|node| Held::by(&lab, node).unwrap());
+    println!("before {before:?}\nwith 8 readers that do not read {held:?}");
+    let neighbours = Load::Together {
+        connections: 100,
+        exchanges: 50,
+        size: 2000,
+    };
+    let beside = neighbours.run(&lab, Path::Meshed, &echo).unwrap();
+    println!("neighbours {beside:?}");
+    all_completed(neighbours, &beside);
+    assert!(beside.slowest_ms < 2000.0, "a neighbour waited: {beside:?}");
+    for one in &mut slow {
+        one.release_server().unwrap();
+    }
+    for one in slow {
+        let seen = one.finish().unwrap();
+        assert_eq!(
+            seen.server.events[2..],
+            ["received 67108864 intact", "fin", "closed"]
+        );
+    }
+}
