@@ -89,3 +89,8 @@ impl<T> Fact<T> {
 
 /// A hash map that is quick for short keys.
 type Map<K, V> = FxHashMap<K, V>;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,8 @@ mod problem;
 mod route;
 pub mod source;
 mod store;
+#[cfg(test)]
+mod testing;
 
 pub use compile::{Params, compile};
 pub use model::{

@@ -1,0 +1,6 @@
+//! What the objects mean, one sentence at a time.
+
+mod addresses;
+mod endpoints;
+mod pods;
+mod services;

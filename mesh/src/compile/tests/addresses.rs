@@ -1,0 +1,151 @@
+use std::net::IpAddr;
+
+use serde_json::json;
+
+use crate::Refusal;
+use crate::testing::{Doc, codes, compiled, pod, service, workload};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn host(name: &str, ip: &str) -> Doc {
+    pod(name, ip).set("spec.hostNetwork", true)
+}
+
+#[test]
+fn an_address_that_two_live_pods_claim_belongs_to_neither() {
+    let docs = [
+        pod("web", "10.0.0.1"),
+        pod("thief", "10.0.0.1"),
+        pod("db", "10.0.0.2"),
+    ];
+    let (model, problems) = compiled(&docs);
+    assert!(model.workload_by_ip(ip("10.0.0.1")).is_none());
+    assert_eq!(model.refused(ip("10.0.0.1")), Some(Refusal::DuplicatePodIp));
+    assert!(model.workload_by_ip(ip("10.0.0.2")).is_some());
+    assert_eq!(codes(&problems), ["duplicate_ip@status.podIPs"; 2]);
+    assert!(
+        problems[0].message.contains("Pod shop/thief"),
+        "{}",
+        problems[0]
+    );
+    assert_eq!(
+        model.workloads().len(),
+        3,
+        "both are still known, and can be enrolled"
+    );
+}
+
+#[test]
+fn a_terminating_pod_yields_its_address_to_the_next() {
+    let docs = [pod("old", "10.0.0.1").terminating(), pod("new", "10.0.0.1")];
+    let (model, problems) = compiled(&docs);
+    assert_eq!(&*model.workload_by_ip(ip("10.0.0.1")).unwrap().name, "new");
+    assert!(problems.is_empty());
+    let (model, _) = compiled(&docs[..1]);
+    assert_eq!(&*model.workload_by_ip(ip("10.0.0.1")).unwrap().name, "old");
+}
+
+#[test]
+fn two_terminating_pods_of_one_address_are_a_conflict_too() {
+    let docs = [
+        pod("one", "10.0.0.1").terminating(),
+        pod("two", "10.0.0.1").terminating(),
+    ];
+    assert_eq!(
+        compiled(&docs).0.refused(ip("10.0.0.1")),
+        Some(Refusal::DuplicatePodIp)
+    );
+}
+
+#[test]
+fn host_network_pods_own_no_address() {
+    let docs = [host("agent", "192.168.0.1"), host("proxy", "192.168.0.1")];
+    let (model, problems) = compiled(&docs);
+    assert!(model.workload_by_ip(ip("192.168.0.1")).is_none());
+    assert!(model.refused(ip("192.168.0.1")).is_none());
+    assert!(problems.is_empty());
+}
+
+#[test]
+fn an_address_that_two_services_claim_belongs_to_neither() {
+    let docs = [
+        service("web", "10.1.0.1"),
+        service("fake", "10.1.0.1"),
+        pod("web", "10.0.0.1"),
+    ];
+    let (model, problems) = compiled(&docs);
+    assert!(model.service_by_vip(ip("10.1.0.1")).is_none());
+    assert_eq!(
+        model.refused(ip("10.1.0.1")),
+        Some(Refusal::DuplicateServiceIp)
+    );
+    assert!(codes(&problems).contains(&"duplicate_service_ip@spec.clusterIPs".to_owned()));
+}
+
+#[test]
+fn an_address_of_both_a_pod_and_a_service_is_refused() {
+    let (model, problems) = compiled(&[service("web", "10.0.0.1"), pod("web", "10.0.0.1")]);
+    assert_eq!(
+        model.refused(ip("10.0.0.1")),
+        Some(Refusal::PodIpIsServiceIp)
+    );
+    assert!(model.workload_by_ip(ip("10.0.0.1")).is_none());
+    assert!(model.service_by_vip(ip("10.0.0.1")).is_none());
+    assert!(codes(&problems).contains(&"pod_ip_is_service_ip@spec.clusterIPs".to_owned()));
+}
+
+#[test]
+fn a_broken_pod_takes_no_address_from_a_good_one() {
+    let broken = pod("broken", "10.0.0.1").set("spec.serviceAccountName", "a/b");
+    let (model, _) = compiled(&[broken, pod("web", "10.0.0.1")]);
+    assert_eq!(&*model.workload_by_ip(ip("10.0.0.1")).unwrap().name, "web");
+}
+
+#[test]
+fn the_addresses_of_a_broken_service_are_refused() {
+    let broken = service("web", "10.1.0.1").set("metadata.name", "Web!");
+    let (model, _) = compiled(&[broken]);
+    assert_eq!(model.refused(ip("10.1.0.1")), Some(Refusal::InvalidService));
+}
+
+#[test]
+fn addresses_that_lead_back_into_the_pod_are_refused_and_reported() {
+    for bad in [
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+        "169.254.1.1",
+        "fe80::1",
+        "224.0.0.1",
+        "10.0.0",
+        "::ffff:127.0.0.1",
+        "010.0.0.1",
+        "",
+    ] {
+        let doc = pod("web", "10.0.0.1").set("status.podIPs", json!([{"ip": bad}]));
+        let (model, problems) = compiled(&[doc]);
+        assert!(workload(&model, "web").ips.is_empty(), "{bad}");
+        assert_eq!(problems.len(), usize::from(!bad.is_empty()), "{bad}");
+    }
+}
+
+#[test]
+fn a_pod_has_at_most_one_address_per_family() {
+    let ips = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}, {"ip": "10.0.0.2"}]);
+    let doc = pod("web", "10.0.0.1")
+        .set("status.podIPs", ips)
+        .set("status.podIP", "10.0.0.1");
+    let (model, problems) = compiled(&[doc]);
+    assert_eq!(workload(&model, "web").ips, [ip("10.0.0.1"), ip("fd00::1")]);
+    assert_eq!(codes(&problems), ["bad_ip@status.podIPs[2].ip"]);
+}
+
+#[test]
+fn a_v4_address_written_as_v6_is_the_v4_address() {
+    let doc = pod("web", "::ffff:10.0.0.1");
+    let (model, _) = compiled(&[doc]);
+    assert!(model.workload_by_ip(ip("10.0.0.1")).is_some());
+    assert!(model.workload_by_ip(ip("::ffff:10.0.0.1")).is_some());
+}
