@@ -10,8 +10,14 @@
 //! Every suite needs root, and says so if it is not; none passes silently where it cannot run.
 
 pub mod access_log;
+pub mod capture;
 pub mod detector;
+pub mod hostile;
+pub mod input;
 pub mod manifest;
 pub mod matrix;
 pub mod metrics;
 pub mod programs;
+pub mod settle;
+pub mod tcp;
+pub mod tcp_load;

@@ -1,0 +1,168 @@
+//! Traffic whose bytes can be recognised on the wire, and the state of a pod's network namespace.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lab::{Lab, Process, Where};
+
+use crate::programs::{PORT, nginx, words};
+
+/// The port of [`server`] that echoes; [`PORT`] answers HTTP.
+pub const ECHO: u16 = 7000;
+
+/// Answers that prove that traffic flows, and not only that one packet got through.
+const FLOWING: usize = 3;
+
+/// A server for [`Traffic`]: HTTP on [`PORT`] that answers with the client's marker and `name`, and an echo on [`ECHO`].
+pub fn server(name: &str) -> Vec<String> {
+    let script = format!(
+        "socat TCP6-LISTEN:{ECHO},ipv6only=0,reuseaddr,fork,backlog=128 EXEC:cat & exec \"$@\""
+    );
+    let mut command = words(&["sh", "-c", &script, "sh"]);
+    command.extend(nginx(&[PORT], &format!("$http_x_marker {name}")));
+    command
+}
+
+/// New connections (curl) and an established one (socat), both without end, with a marker in what is sent and in what
+/// comes back.
+pub struct Traffic {
+    marker: String,
+    requests: Process,
+    established: Process,
+}
+
+impl Traffic {
+    /// Starts in `pod`, towards a [`server`]'s address. Returns when both kinds flow.
+    ///
+    /// # Errors
+    /// One of them does not within 10 s.
+    pub fn start(lab: &Lab, pod: &str, to: IpAddr, marker: &str) -> Result<Self> {
+        let place = Where::pod(pod);
+        let url = crate::programs::url(to, PORT);
+        // Each line is one request: the answer, or curl's complaint. 2 s is the longest that a request of a client that
+        // is cut off may stand in the way of the next one.
+        let curl = format!(
+            "while :; do curl -sS -m 2 -H 'Connection: close' -H 'X-Marker: {marker}' '{url}' 2>&1; echo; \
+             sleep 0.05; done"
+        );
+        let echo = SocketAddr::new(to, ECHO);
+        let socat =
+            format!("while echo {marker}; do sleep 0.05; done | exec socat -t5 - TCP:{echo}");
+        let traffic = Self {
+            marker: marker.to_owned(),
+            requests: lab.spawn_in(&place, &["sh", "-c", &curl])?,
+            established: lab.spawn_in(&place, &["sh", "-c", &socat])?,
+        };
+        traffic.flows(lab, Duration::from_secs(10))?;
+        Ok(traffic)
+    }
+
+    /// The answers to requests so far, good and bad, oldest first; the last one may be incomplete.
+    pub fn answers(&self) -> Vec<String> {
+        let said = String::from_utf8_lossy(&self.requests.stdout()).into_owned();
+        said.lines()
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// How many requests were answered well.
+    pub fn good(&self) -> usize {
+        self.answers()
+            .iter()
+            .filter(|answer| answer.starts_with(&self.marker))
+            .count()
+    }
+
+    /// How many lines the established connection has brought back.
+    pub fn echoes(&self) -> usize {
+        self.established
+            .stdout()
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+    }
+
+    /// Waits until new connections work, from now on.
+    ///
+    /// # Errors
+    /// They do not within the time; says how requests ended instead.
+    pub fn new_ones_flow(&self, lab: &Lab, within: Duration) -> Result<()> {
+        let before = self.good();
+        lab.wait_until("new connections to work", within, || {
+            (self.good() >= before + FLOWING).then_some(())
+        })
+        .with_context(|| format!("the last answers are {:?}", self.last_answers()))
+    }
+
+    /// Waits until the established connection carries bytes both ways, from now on.
+    ///
+    /// # Errors
+    /// It does not within the time.
+    pub fn established_flows(&self, lab: &Lab, within: Duration) -> Result<()> {
+        let before = self.echoes();
+        lab.wait_until("the established connection to carry bytes", within, || {
+            (self.echoes() >= before + FLOWING).then_some(())
+        })
+        .with_context(|| String::from_utf8_lossy(&self.established.stderr()).into_owned())
+    }
+
+    /// Both.
+    ///
+    /// # Errors
+    /// One of them does not flow within the time.
+    pub fn flows(&self, lab: &Lab, within: Duration) -> Result<()> {
+        self.new_ones_flow(lab, within)?;
+        self.established_flows(lab, within)
+    }
+
+    /// Waits until a request has failed that began after now, which shows that traffic is cut.
+    ///
+    /// # Errors
+    /// Requests go on to succeed.
+    pub fn is_cut(&self, lab: &Lab) -> Result<()> {
+        let before = self.answers().len();
+        lab.wait_until("requests to fail", Duration::from_secs(10), || {
+            // The one that was under way, and then those that began since.
+            let since = self.answers().into_iter().skip(before + 1);
+            since
+                .take(FLOWING)
+                .any(|answer| answer.starts_with("curl:"))
+                .then_some(())
+        })
+    }
+
+    /// Ends the established connection with a FIN.
+    pub fn end_established(&mut self) {
+        self.established.signal(nix::sys::signal::Signal::SIGTERM);
+    }
+
+    fn last_answers(&self) -> Vec<String> {
+        let answers = self.answers();
+        answers.iter().rev().take(5).cloned().collect()
+    }
+}
+
+/// What the kernel of a pod's network namespace has been told about packets: nft ruleset without counters, policy
+/// rules, and all routes, of both families.
+///
+/// # Errors
+/// A tool fails.
+pub fn netfilter(lab: &Lab, pod: &str) -> Result<String> {
+    let script = "set -e; nft -s list ruleset; for family in -4 -6; do echo \"# ip $family\"; ip $family rule; \
+                  ip $family route show table all | sed 's/ expires [0-9]*sec//' | sort; done";
+    lab.exec(pod, &["sh", "-c", script])?
+        .ok()
+        .with_context(|| format!("netfilter state of {pod}"))
+}
+
+/// Runs a shell script in a pod, which must succeed.
+///
+/// # Errors
+/// It fails.
+pub fn shell(lab: &Lab, pod: &str, script: &str) -> Result<String> {
+    lab.exec(pod, &["sh", "-c", script])?
+        .ok()
+        .with_context(|| format!("{script} in {pod}"))
+}
