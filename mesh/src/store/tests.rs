@@ -1,1 +1,180 @@
+use std::sync::Arc;
 
+use serde_json::json;
+
+use super::*;
+use crate::testing::{Doc, compiled, namespace, node, pod, service, slice, workload};
+
+fn apply(store: &Store, docs: &[Doc]) -> Changes {
+    let (model, problems) = compiled(docs);
+    store.apply(model, problems)
+}
+
+fn names(uids: &[WorkloadUid]) -> Vec<&str> {
+    uids.iter()
+        .map(|uid| uid.as_str().split('/').nth(4).unwrap())
+        .collect()
+}
+
+fn world() -> Vec<Doc> {
+    let mut docs = vec![
+        namespace("shop"),
+        node("a", "eu", "eu-1"),
+        service("web", "10.1.0.1"),
+    ];
+    docs.extend([
+        pod("web-1", "10.0.0.1"),
+        pod("web-2", "10.0.0.2"),
+        pod("db", "10.0.0.3"),
+    ]);
+    docs
+}
+
+#[test]
+fn changes_say_what_came_went_and_changed() {
+    let store = Store::new();
+    let changes = apply(&store, &world());
+    assert_eq!(names(&changes.added), ["db", "web-1", "web-2"]);
+    assert_eq!(changes.services.len(), 1);
+    assert_eq!((changes.nodes.len(), changes.namespaces.len()), (1, 1));
+
+    let mut docs = world();
+    docs[3] = pod("web-1", "10.0.0.1").not_ready();
+    docs.remove(4);
+    docs.push(pod("new", "10.0.0.4"));
+    let changes = apply(&store, &docs);
+    assert_eq!(names(&changes.added), ["new"]);
+    assert_eq!(names(&changes.removed), ["web-2"]);
+    assert_eq!(names(&changes.changed), ["web-1"]);
+    assert_eq!(changes.services.len(), 1, "its endpoints are others");
+    assert!(changes.nodes.is_empty() && changes.namespaces.is_empty());
+}
+
+#[test]
+fn a_pod_that_is_made_again_is_removed_and_added() {
+    let store = Store::new();
+    apply(&store, &world());
+    let mut docs = world();
+    docs[5] = pod("db", "10.0.0.3").set("metadata.uid", "second-life");
+    let changes = apply(&store, &docs);
+    assert_eq!(
+        (names(&changes.added), names(&changes.removed)),
+        (vec!["db"], vec!["db"])
+    );
+    assert!(changes.changed.is_empty());
+}
+
+#[test]
+fn what_did_not_change_is_the_same_allocation() {
+    let store = Store::new();
+    apply(&store, &world());
+    let old = store.model();
+    let mut docs = world();
+    docs.push(pod("new", "10.0.0.9"));
+    apply(&store, &docs);
+    let new = store.model();
+    let ip = "10.0.0.1".parse().unwrap();
+    assert!(Arc::ptr_eq(
+        old.workload_by_ip(ip).unwrap(),
+        new.workload_by_ip(ip).unwrap()
+    ));
+    let web = |model: &Model| model.service("shop", "web").unwrap().clone();
+    assert!(Arc::ptr_eq(&web(&old), &web(&new)));
+    assert!(Arc::ptr_eq(old.node("a").unwrap(), new.node("a").unwrap()));
+}
+
+#[test]
+fn every_way_to_a_workload_leads_to_the_same_allocation() {
+    let store = Store::new();
+    apply(&store, &world());
+    let mut docs = world();
+    docs[3] = pod("web-1", "10.0.0.1").not_ready();
+    apply(&store, &docs);
+    let model = store.model();
+    let by_ip = model.workload_by_ip("10.0.0.1".parse().unwrap()).unwrap();
+    let by_uid = model.workload(&by_ip.uid).unwrap();
+    let service = model.service_by_vip("10.1.0.1".parse().unwrap()).unwrap();
+    let by_service = service
+        .endpoints
+        .iter()
+        .find_map(|e| e.workload().filter(|w| *w == by_ip));
+    assert!(Arc::ptr_eq(by_ip, by_uid) && Arc::ptr_eq(by_ip, by_service.unwrap()));
+    assert!(Arc::ptr_eq(service, model.service("shop", "web").unwrap()));
+}
+
+#[test]
+fn load_survives_every_update() {
+    let external = |zone| {
+        slice(
+            "x",
+            "out",
+            json!([{"addresses": ["203.0.113.1"], "zone": zone}]),
+        )
+    };
+    let docs = |ready: bool, zone| {
+        let db = pod("db", "10.0.0.3");
+        let db = if ready { db } else { db.not_ready() };
+        [db, service("out", "10.1.0.2"), external(zone)]
+    };
+    let store = Store::new();
+    apply(&store, &docs(true, "z1"));
+    let model = store.model();
+    let bare = |model: &Model| {
+        model.service("shop", "out").unwrap().endpoints[0]
+            .load()
+            .clone()
+    };
+    let _leases = [workload(&model, "db").load.lease(), bare(&model).lease()];
+    apply(&store, &docs(false, "z2"));
+    let model = store.model();
+    assert_eq!(
+        (workload(&model, "db").load.active(), bare(&model).active()),
+        (1, 1)
+    );
+    assert!(!workload(&model, "db").health.ready, "it is a new version");
+}
+
+#[test]
+fn nothing_new_wakes_nobody() {
+    let store = Store::new();
+    let mut version = store.subscribe();
+    apply(&store, &world());
+    assert!(version.has_changed().unwrap());
+    version.mark_unchanged();
+    let before = store.model();
+    assert!(apply(&store, &world()).is_empty());
+    assert!(!version.has_changed().unwrap());
+    assert!(Arc::ptr_eq(&before, &store.model()));
+}
+
+#[test]
+fn problems_are_part_of_the_model() {
+    let store = Store::new();
+    let changes = apply(&store, &[service("web", "10.1.0.1")]);
+    assert!(changes.problems);
+    assert_eq!(store.load().problems()[0].code, "service_without_endpoints");
+}
+
+#[test]
+fn a_refusal_that_comes_and_goes_is_a_change() {
+    let store = Store::new();
+    let thief = [pod("web", "10.0.0.1"), pod("thief", "10.0.0.1")];
+    assert!(apply(&store, &thief).refusals);
+    assert!(apply(&store, &thief[..1]).refusals);
+    assert!(
+        store
+            .load()
+            .workload_by_ip("10.0.0.1".parse().unwrap())
+            .is_some()
+    );
+}
+
+#[test]
+fn a_snapshot_stays_what_it_was() {
+    let store = Store::new();
+    apply(&store, &world());
+    let snapshot = store.load();
+    apply(&store, &[]);
+    assert_eq!(snapshot.workloads().len(), 3);
+    assert_eq!(store.load().workloads().len(), 0);
+}
