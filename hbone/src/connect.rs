@@ -41,7 +41,12 @@ pub struct ConnectRequest {
 impl ConnectRequest {
     /// A request without any hints.
     pub fn new(authority: Authority) -> Self {
-        Self { authority, baggage: None, forwarded: None, traceparent: None }
+        Self {
+            authority,
+            baggage: None,
+            forwarded: None,
+            traceparent: None,
+        }
     }
 }
 

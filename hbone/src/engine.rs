@@ -1,58 +1,61 @@
-//! The h2 + tokio-rustls engine. Nothing outside of this module names `h2`, `http` or `bytes`.
+//! The h2 + tokio-rustls engine. Nothing outside of this module names `h2` or `http`.
+//!
+//! One task drives each tunnel: it alone reads and writes the tunnel's socket ([`tunnel`] for those that we dial,
+//! [`serve`] for those that come in). One relay per stream ([`relay`]) moves bytes between that task and an
+//! application's socket. All of them live on one thread.
+//!
+//! # Windows, and why a slow reader harms nobody
+//!
+//! - The connection's receive window is the stream window times the number of streams, so streams whose readers stall
+//!   can never use up what their neighbours need.
+//! - A relay takes what arrives on its stream at once, whether or not the application reads, and holds it in an
+//!   [`inbox`], where small frames are joined. It gives the window back only when the application has taken the bytes.
+//!   So the window bounds the inbox, a million one-byte frames cost a megabyte and not a million allocations, and h2's
+//!   budget for small frames, which is one for the whole connection and closes it when it is spent, is replenished
+//!   before a slow reader can spend it.
 
-use std::rc::Rc;
+mod head;
+mod heart;
+mod inbox;
+mod io;
+mod relay;
+mod serve;
+mod stream;
+mod transport;
+mod tunnel;
 
-use spiffe::SpiffeId;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
+use std::time::Duration;
 
-use crate::connect::ConnectResponse;
-use crate::error::Error;
-use crate::reason::Reason;
-use crate::relay::{Outcome, RelayEnd, RelayOpts};
-use crate::server::{Connect, Ended, ServeConfig, ServeEnd};
-use crate::tls::ServerTls;
+use crate::relay::LARGE;
 
-/// One application connection on a tunnel, from this side.
-pub struct Stream {
-    peer: Rc<SpiffeId>,
-}
+pub use serve::serve;
+pub use stream::Stream;
+pub(crate) use tunnel::{Dial, Driver, Tunnel, drive};
 
-impl Stream {
-    /// Waits for the peer's answer to the CONNECT. Later calls give the same answer.
-    pub async fn response(&mut self) -> Result<ConnectResponse, Error> {
-        Err(Reason::Draining.into())
-    }
+/// Largest frame that we receive. h2 hands a frame on only when all of it is there; a peer sends no more in one frame
+/// than it read from its application at once, which is 256 KiB for Istio's and for ours.
+const MAX_FRAME: u32 = 1024 * 1024;
 
-    /// The peer's verified identity.
-    pub fn peer(&self) -> &SpiffeId {
-        &self.peer
-    }
+/// Bytes of a stream that wait inside h2 for the tunnel's socket.
+const SEND_BUFFER: usize = 1024 * 1024;
 
-    /// Moves bytes between `downstream` and the peer until both directions have closed.
-    pub async fn relay(self, downstream: TcpStream, opts: RelayOpts) -> RelayEnd {
-        drop(downstream);
-        RelayEnd::new(&opts.counters, Outcome::Failed(Reason::Draining.into()))
-    }
+/// h2 charges each frame of less than 256 bytes what it falls short of them, until the relay has taken it, and closes
+/// the connection at this much. The driver lets relays run after each [`transport::TURN`] bytes, which hold at most
+/// 100,000 one-byte frames of 10 bytes each: this is twice their charge.
+const SMALL_FRAME_BUDGET: usize = 2 * 255 * (transport::TURN / 10);
 
-    /// The stream as a byte stream, for what is not a plain relay.
-    pub fn into_io(self) -> impl AsyncRead + AsyncWrite + Unpin {
-        tokio::io::empty()
-    }
-}
+/// Streams that we have reset, of which late frames are ignored. Without it each late frame counts as an error of the
+/// peer, and h2 closes a connection after 1024 of those.
+const RESETS_REMEMBERED: usize = 1024;
 
-/// Serves one inbound transport until it ends: TLS, HTTP/2, and for each CONNECT the decision of `connect` and a relay.
-///
-/// `drain` sends GOAWAY and lets open streams finish; `abort` resets everything now.
-pub async fn serve<C: Connect + 'static>(
-    transport: TcpStream,
-    tls: &ServerTls,
-    connect: Rc<C>,
-    config: &ServeConfig,
-    drain: CancellationToken,
-    abort: CancellationToken,
-) -> ServeEnd {
-    let _ = (transport, tls, connect, config, drain, abort);
-    ServeEnd { peer: None, ended: Ended::Aborted, error: None, streams: 0 }
+/// How long they are ignored.
+const RESET_MEMORY: Duration = Duration::from_secs(30);
+
+/// Encrypted bytes that wait for the tunnel's socket. rustls' own 64 KiB make four system calls of one large frame.
+const TLS_BUFFER: usize = LARGE + 64 * 1024;
+
+/// The connection window for `streams` streams of `window` bytes each, within what HTTP/2 allows.
+fn connection_window(window: u32, streams: u32) -> u32 {
+    const MAX_WINDOW: u32 = (1 << 31) - 1;
+    window.saturating_mul(streams.max(1)).min(MAX_WINDOW)
 }

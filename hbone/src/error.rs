@@ -42,15 +42,21 @@ impl Error {
     }
 
     pub(crate) fn new(reason: Reason) -> Self {
-        Self(Arc::new(Inner { reason, peer: None, detail: None, source: None }))
+        Self(Arc::new(Inner {
+            reason,
+            peer: None,
+            detail: None,
+            source: None,
+        }))
     }
 
     pub(crate) fn at(self, peer: SocketAddr) -> Self {
         self.change(|inner| inner.peer = Some(peer))
     }
 
+    /// An empty detail is none.
     pub(crate) fn because(self, detail: impl Into<String>) -> Self {
-        self.change(|inner| inner.detail = Some(detail.into()))
+        self.change(|inner| inner.detail = Some(detail.into()).filter(|detail| !detail.is_empty()))
     }
 
     pub(crate) fn caused_by(self, source: impl StdError + Send + Sync + 'static) -> Self {
@@ -98,7 +104,10 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|e| e as &(dyn StdError + 'static))
+        self.0
+            .source
+            .as_deref()
+            .map(|e| e as &(dyn StdError + 'static))
     }
 }
 
@@ -110,10 +119,13 @@ mod tests {
     fn the_source_is_reachable_and_not_printed_twice() {
         let error = Error::new(Reason::ConnectRefused)
             .at(SocketAddr::from(([10, 0, 0, 1], 15008)))
-            .caused_by(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+            .caused_by(std::io::Error::from_raw_os_error(111));
         let text = error.to_string();
         let source = error.source().map(ToString::to_string).unwrap_or_default();
-        assert!(text.starts_with("10.0.0.1:15008: connection refused"), "{text}");
+        assert!(
+            text.starts_with("10.0.0.1:15008: connection refused"),
+            "{text}"
+        );
         assert!(!text.contains(&source), "{text} repeats {source}");
     }
 

@@ -22,7 +22,14 @@
 //! The crate knows no Kubernetes, no mesh and no configuration file. The HTTP/2 engine is one private module; no type
 //! of `h2`, `http` or `bytes` is part of the interface, so that another engine can take its place.
 #![forbid(unsafe_code)]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says so by panic"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        reason = "a test that fails says so by panic"
+    )
+)]
 
 mod connect;
 mod engine;

@@ -1,20 +1,28 @@
 //! The tunnels of one pod on one thread.
 
+mod config;
+mod peers;
+
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use spiffe::SpiffeId;
 use tokio::net::TcpSocket;
-use tokio::time::Instant;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::connect::ConnectRequest;
-use crate::engine::Stream;
+use crate::engine::{Dial, Stream, drive};
 use crate::error::Error;
-use crate::server;
+use crate::reason::Reason;
 use crate::tls::ClientTls;
+
+pub use config::PoolConfig;
+use peers::{Choice, Dialling, Joined, Peers};
 
 /// Where a pool's sockets come from: the caller knows the network namespace and the marks.
 pub trait Sockets {
@@ -33,86 +41,27 @@ pub struct PoolKey {
     pub address: SocketAddr,
 }
 
-/// Deadlines and limits of a pool.
-#[derive(Debug, Clone)]
-pub struct PoolConfig {
-    /// For the TCP connect.
-    pub connect_timeout: Duration,
-    /// For the whole TLS handshake.
-    pub tls_timeout: Duration,
-    /// For the peer's HTTP/2 SETTINGS after it.
-    pub h2_timeout: Duration,
-    /// For the answer to a CONNECT, which includes the peer's own dial to its application.
-    pub response_timeout: Duration,
-    /// Streams on one tunnel, if the peer does not allow less.
-    pub streams_per_tunnel: usize,
-    /// Tunnels to one peer; with all of them full, [`Pool::open`] fails.
-    pub tunnels_per_peer: usize,
-    /// Tunnels to one peer that are opened ahead of need, because those that exist are busy.
-    pub eager_tunnels_per_peer: usize,
-    /// From this many streams on the least loaded tunnel, another is opened ahead of need.
-    pub busy_streams: usize,
-    /// A tunnel without streams is closed after this time.
-    pub idle_timeout: Duration,
-    /// Between pings to the peer.
-    pub ping_interval: Duration,
-    /// For the answer to a ping; after it the tunnel is dead.
-    pub ping_timeout: Duration,
-    /// Bytes that the peer may send on one stream before the application takes them. The connection's window is this
-    /// times `streams_per_tunnel`, so that readers that stall can never use up their neighbours' share.
-    pub stream_window: u32,
-}
-
-/// SYNs go out at 0, 1, 3 and 7 s; a peer that answers none of them is down or filtered.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A busy node signs in tens of milliseconds.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longer than [`CONNECT_TIMEOUT`], so that the peer can tell us that its own dial timed out.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// 6,400 streams to one pod from one thread of one pod.
-const TUNNELS_PER_PEER: usize = 64;
-
-/// A tunnel lives on one core at each end; more tunnels than a large node has cores bring nothing.
-const EAGER_TUNNELS_PER_PEER: usize = 8;
-
-/// Measured: from 4 bulk streams on, one tunnel for each beats a shared one.
-const BUSY_STREAMS: usize = 4;
-
-/// Istio's. The price of an idle tunnel is some 50 KB and a ping each 10 s, that of a new one a millisecond of CPU.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-
-impl Default for PoolConfig {
-    fn default() -> Self {
-        Self {
-            connect_timeout: CONNECT_TIMEOUT,
-            tls_timeout: HANDSHAKE_TIMEOUT,
-            h2_timeout: HANDSHAKE_TIMEOUT,
-            response_timeout: RESPONSE_TIMEOUT,
-            streams_per_tunnel: server::MAX_STREAMS as usize,
-            tunnels_per_peer: TUNNELS_PER_PEER,
-            eager_tunnels_per_peer: EAGER_TUNNELS_PER_PEER,
-            busy_streams: BUSY_STREAMS,
-            idle_timeout: IDLE_TIMEOUT,
-            ping_interval: server::PING_INTERVAL,
-            ping_timeout: server::PING_TIMEOUT,
-            stream_window: server::STREAM_WINDOW,
-        }
-    }
-}
-
-/// The tunnels of one pod on one thread, by [`PoolKey`]. Lives in a `LocalSet`.
+/// The tunnels of one pod on one thread, by [`PoolKey`]. Lives in a `LocalSet`; dropped, it aborts its tunnels.
 pub struct Pool {
     config: Rc<PoolConfig>,
     sockets: Rc<dyn Sockets>,
+    peers: Rc<Peers>,
+    tasks: RefCell<JoinSet<()>>,
+    draining: Cell<bool>,
+    abort: CancellationToken,
 }
 
 impl Pool {
     /// An empty pool. Nothing runs until the first [`Pool::open`].
     pub fn new(config: PoolConfig, sockets: Rc<dyn Sockets>) -> Self {
-        Self { config: Rc::new(config), sockets }
+        Self {
+            config: Rc::new(config),
+            sockets,
+            peers: Rc::default(),
+            tasks: RefCell::default(),
+            draining: Cell::new(false),
+            abort: CancellationToken::new(),
+        }
     }
 
     /// Sends a CONNECT on a tunnel to the peer: one that exists, or a new one, which is dialled once for all who wait
@@ -124,23 +73,109 @@ impl Pool {
         tls: &ClientTls,
         request: ConnectRequest,
     ) -> Result<Stream, Error> {
-        let _ = (&self.config, &self.sockets, key, expect, tls, request);
-        Err(crate::reason::Reason::Draining.into())
+        if tls.identity() != &key.source {
+            let detail = "the certificate is not for the pool key's source";
+            return Err(Error::from(Reason::Internal).because(detail));
+        }
+        // Each round without success has opened a tunnel that others filled first, or retired one, so that the peer's
+        // limit on tunnels bounds the rounds as well.
+        for _ in 0..self.config.tunnels_per_peer.saturating_mul(2) {
+            if self.draining.get() {
+                return Err(Reason::Draining.into());
+            }
+            match self.peers.choose(key, expect, &self.config) {
+                Choice::Use { tunnel, another } => {
+                    if another {
+                        self.dial(key, expect, tls);
+                    }
+                    match tunnel.open(&request) {
+                        Err(e) if e.reason() == Reason::GoAway => {}
+                        opened => return opened,
+                    }
+                }
+                Choice::Dial => self.dialled(key, expect, tls).await?,
+                Choice::Full => break,
+            }
+        }
+        Err(Error::from(Reason::TooManyStreams).at(key.address))
     }
 
     /// The workload is gone: its tunnels are no longer chosen. Streams that are open live on as long as the peer does.
     pub fn purge(&self, destination: &str) {
-        let _ = destination;
+        self.peers.purge(|key| &*key.destination == destination);
     }
 
-    /// Tunnels that are open.
+    /// Tunnels that may be chosen.
     pub fn tunnels(&self) -> usize {
-        0
+        self.peers.tunnels()
     }
 
     /// Takes no more streams, waits for those that are open until `deadline`, then resets the rest. All tasks of the
     /// pool have ended when this returns.
     pub async fn close(&self, deadline: Instant) {
-        let _ = deadline;
+        self.draining.set(true);
+        self.peers.purge(|_| true);
+        let mut tasks = self.tasks.take();
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if timeout_at(deadline, all).await.is_err() {
+            self.abort.cancel();
+            while tasks.join_next().await.is_some() {}
+        }
+    }
+
+    /// Waits for a dial: the one that is under way, or a new one.
+    async fn dialled(
+        &self,
+        key: &PoolKey,
+        expect: &[SpiffeId],
+        tls: &ClientTls,
+    ) -> Result<(), Error> {
+        let (mut outcome, expected) = self.dial(key, expect, tls);
+        let failure = match outcome.wait_for(Option::is_some).await {
+            Ok(done) => done.as_ref().and_then(|done| done.as_ref().err().cloned()),
+            // The dial was dropped unfinished: the pool is closing.
+            Err(_) => Some(Reason::Draining.into()),
+        };
+        match failure {
+            // Somebody else's expectation was wrong, and that says nothing about ours.
+            Some(e) if e.reason() == Reason::PeerIdentityMismatch && *expected != *expect => Ok(()),
+            Some(e) => Err(e),
+            None => Ok(()),
+        }
+    }
+
+    /// Joins the dial to this peer, or starts it. It runs to its end even if nobody waits any more: the next one may.
+    fn dial(&self, key: &PoolKey, expect: &[SpiffeId], tls: &ClientTls) -> Dialling {
+        let (dialling, promise) = match self.peers.join_dial(key, expect) {
+            Joined::UnderWay(dialling) => return dialling,
+            Joined::New(dialling, promise) => (dialling, promise),
+        };
+        let dial = Dial {
+            config: Rc::clone(&self.config),
+            sockets: Rc::clone(&self.sockets),
+            address: key.address,
+            expect: expect.to_vec(),
+            tls: tls.clone(),
+        };
+        let (peers, abort, key) = (Rc::clone(&self.peers), self.abort.clone(), key.clone());
+        let mut tasks = self.tasks.borrow_mut();
+        // Those that have ended are let go here, so that their number is bounded by that of live tunnels and dials.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_local(async move {
+            // Boxed, so that the long life of a tunnel does not carry the size of its handshake.
+            let dialled = tokio::select! {
+                biased;
+                () = abort.cancelled() => Err(Reason::Draining.into()),
+                dialled = Box::pin(dial.run()) => dialled,
+            };
+            if let Some((tunnel, driver)) = peers.settle(&key, promise, dialled) {
+                drive(driver, abort).await;
+                peers.remove(&key, &tunnel);
+            }
+        });
+        dialling
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,6 +71,8 @@ pub enum Reason {
     Draining,
     /// Stopped from this side, by a [`Stop`](crate::Stop) or an abort.
     Stopped,
+    /// A mistake of this program: the certificate is not the pool key's, or a state that cannot be.
+    Internal,
 }
 
 impl Reason {
@@ -103,6 +105,7 @@ impl Reason {
             Self::TooManyStreams => "too_many_streams",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
+            Self::Internal => "internal",
         }
     }
 
@@ -110,9 +113,11 @@ impl Reason {
     /// [`Fault::Upstream`] here is its peer, the downstream.
     pub const fn fault(self) -> Fault {
         match self {
-            Self::SocketFailed | Self::TooManyStreams | Self::Draining | Self::Stopped => {
-                Fault::Internal
-            }
+            Self::SocketFailed
+            | Self::TooManyStreams
+            | Self::Draining
+            | Self::Stopped
+            | Self::Internal => Fault::Internal,
             Self::ConnectMalformed => Fault::Downstream,
             _ => Fault::Upstream,
         }
@@ -148,7 +153,8 @@ impl Reason {
             | Self::ProtocolError
             | Self::StreamReset
             | Self::Draining
-            | Self::Stopped => false,
+            | Self::Stopped
+            | Self::Internal => false,
         }
     }
 
@@ -189,6 +195,7 @@ impl Reason {
             Self::TooManyStreams => "all tunnels to this peer are full",
             Self::Draining => "shutting down, no new streams",
             Self::Stopped => "stopped",
+            Self::Internal => "internal error",
         }
     }
 }
@@ -221,6 +228,9 @@ mod tests {
     fn the_status_of_a_rejection_is_in_the_message_and_not_in_the_code() {
         let reason = Reason::ConnectRejected(401);
         assert_eq!(reason.code(), "connect_rejected");
-        assert_eq!(reason.to_string(), "the peer rejected the CONNECT with status 401");
+        assert_eq!(
+            reason.to_string(),
+            "the peer rejected the CONNECT with status 401"
+        );
     }
 }

@@ -32,7 +32,11 @@ impl Stop {
 
     /// The reason, once stopped.
     pub fn reason(&self) -> Option<&'static str> {
-        if self.0.token.is_cancelled() { self.0.reason.get().copied() } else { None }
+        if self.0.token.is_cancelled() {
+            self.0.reason.get().copied()
+        } else {
+            None
+        }
     }
 
     /// Resolves with the reason when stopped; at once if that has happened already.
@@ -57,7 +61,9 @@ mod tests {
         let stop = Stop::new();
         let clone = stop.clone();
         assert_eq!(clone.reason(), None);
-        std::thread::spawn(move || stop.stop("first")).join().unwrap();
+        std::thread::spawn(move || stop.stop("first"))
+            .join()
+            .unwrap();
         clone.stop("second");
         assert_eq!(clone.stopped().await, "first");
     }

@@ -22,7 +22,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use spiffe::SpiffeId;
 
-pub(crate) use classify::{classify, classify_io};
+pub(crate) use classify::classify_io;
 pub use identity::NotSpiffe;
 pub(crate) use identity::of_leaf;
 pub use provider::{Aead, aead};
@@ -96,7 +96,10 @@ impl ClientTls {
         config.resumption = rustls::client::Resumption::disabled();
         // The peer is known by its SPIFFE id, and names in clear would tell an observer who talks to whom.
         config.enable_sni = false;
-        Ok(Self { identity: Arc::new(identity), config: Arc::new(config) })
+        Ok(Self {
+            identity: Arc::new(identity),
+            config: Arc::new(config),
+        })
     }
 
     /// The identity that this side presents.
@@ -133,7 +136,10 @@ impl ServerTls {
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self { identity: Arc::new(identity), config: Arc::new(config) })
+        Ok(Self {
+            identity: Arc::new(identity),
+            config: Arc::new(config),
+        })
     }
 
     /// The identity that this side presents.
@@ -148,18 +154,25 @@ impl ServerTls {
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ClientTls").field(&format_args!("{}", self.identity)).finish()
+        f.debug_tuple("ClientTls")
+            .field(&format_args!("{}", self.identity))
+            .finish()
     }
 }
 
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ServerTls").field(&format_args!("{}", self.identity)).finish()
+        f.debug_tuple("ServerTls")
+            .field(&format_args!("{}", self.identity))
+            .finish()
     }
 }
 
 fn check(credentials: &Credentials) -> Result<(SpiffeId, Arc<RootCertStore>), TlsError> {
-    let leaf = credentials.chain.first().ok_or(TlsError::Identity(NotSpiffe::NoLeaf))?;
+    let leaf = credentials
+        .chain
+        .first()
+        .ok_or(TlsError::Identity(NotSpiffe::NoLeaf))?;
     let identity = of_leaf(leaf).map_err(TlsError::Identity)?;
     let mut roots = RootCertStore::empty();
     for root in &credentials.roots {

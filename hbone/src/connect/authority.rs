@@ -59,7 +59,9 @@ impl FromStr for Authority {
         let (host, port) = s.rsplit_once(':').ok_or(malformed("no port"))?;
         let port = parse_port(port)?;
         if let Some(inner) = host.strip_prefix('[') {
-            let inner = inner.strip_suffix(']').ok_or(malformed("unclosed bracket"))?;
+            let inner = inner
+                .strip_suffix(']')
+                .ok_or(malformed("unclosed bracket"))?;
             let ip: Ipv6Addr = inner.parse().map_err(|_| malformed("bad IPv6 address"))?;
             return Ok(Self::Address((IpAddr::V6(ip), port).into()));
         }
@@ -67,7 +69,10 @@ impl FromStr for Authority {
             return Ok(Self::Address((IpAddr::V4(ip), port).into()));
         }
         check_name(host)?;
-        Ok(Self::Host { name: host.to_owned(), port })
+        Ok(Self::Host {
+            name: host.to_owned(),
+            port,
+        })
     }
 }
 
@@ -100,5 +105,8 @@ fn check_name(name: &str) -> Result<(), Malformed> {
 }
 
 const fn malformed(problem: &'static str) -> Malformed {
-    Malformed { what: ":authority", problem }
+    Malformed {
+        what: ":authority",
+        problem,
+    }
 }

@@ -45,8 +45,12 @@ impl Baggage {
         for member in s.split(',').take(MAX_MEMBERS) {
             // Properties of a member, after `;`, say nothing to us.
             let member = member.split_once(';').map_or(member, |(m, _)| m);
-            let Some((key, value)) = member.split_once('=') else { continue };
-            let Some(value) = decode(value.trim_matches([' ', '\t'])) else { continue };
+            let Some((key, value)) = member.split_once('=') else {
+                continue;
+            };
+            let Some(value) = decode(value.trim_matches([' ', '\t'])) else {
+                continue;
+            };
             baggage.put(key.trim_matches([' ', '\t']), value);
         }
         baggage
@@ -67,8 +71,12 @@ impl Baggage {
     }
 
     fn put_workload(&mut self, key: &str, value: String) {
-        let kind = key.strip_prefix("k8s.").and_then(|k| k.strip_suffix(".name"));
-        let Some(kind) = kind.filter(|k| KINDS.contains(k)) else { return };
+        let kind = key
+            .strip_prefix("k8s.")
+            .and_then(|k| k.strip_suffix(".name"));
+        let Some(kind) = kind.filter(|k| KINDS.contains(k)) else {
+            return;
+        };
         if self.workload_name.is_none() {
             self.workload_type = Some(kind.to_owned());
             self.workload_name = Some(value);
@@ -86,7 +94,9 @@ impl fmt::Display for Baggage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut first = true;
         let mut member = |key: fmt::Arguments<'_>, value: &Option<String>| {
-            let Some(value) = value.as_deref().filter(|v| !v.is_empty()) else { return Ok(()) };
+            let Some(value) = value.as_deref().filter(|v| !v.is_empty()) else {
+                return Ok(());
+            };
             if !std::mem::take(&mut first) {
                 f.write_char(',')?;
             }
@@ -95,7 +105,10 @@ impl fmt::Display for Baggage {
         };
         member(format_args!("k8s.cluster.name"), &self.cluster)?;
         member(format_args!("k8s.namespace.name"), &self.namespace)?;
-        member(format_args!("k8s.{}.name", self.kind()), &self.workload_name)?;
+        member(
+            format_args!("k8s.{}.name", self.kind()),
+            &self.workload_name,
+        )?;
         member(format_args!("service.name"), &self.service_name)?;
         member(format_args!("service.version"), &self.service_version)?;
         member(format_args!("cloud.region"), &self.region)?;

@@ -41,7 +41,9 @@ impl FromStr for Forwarded {
         }
         let (mut for_, mut host) = (None, None);
         for pair in s.split(';') {
-            let (key, value) = pair.split_once('=').ok_or(malformed("not a list of pairs"))?;
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or(malformed("not a list of pairs"))?;
             let value = unquote(value.trim_matches([' ', '\t']))?;
             match key.trim_matches([' ', '\t']).to_ascii_lowercase().as_str() {
                 "for" if for_.is_none() => for_ = Some(parse_address(value)?),
@@ -61,7 +63,11 @@ fn unquote(value: &str) -> Result<&str, Malformed> {
         None => value,
     };
     // No escapes: no value that we understand has need of one.
-    if inner.contains(['"', '\\', ',']) { Err(malformed("bad character")) } else { Ok(inner) }
+    if inner.contains(['"', '\\', ',']) {
+        Err(malformed("bad character"))
+    } else {
+        Ok(inner)
+    }
 }
 
 fn parse_address(value: &str) -> Result<SocketAddr, Malformed> {
@@ -72,7 +78,11 @@ fn parse_address(value: &str) -> Result<SocketAddr, Malformed> {
 }
 
 fn parse_host(value: &str) -> Result<String, Malformed> {
-    if is_host(value) { Ok(value.to_owned()) } else { Err(malformed("bad host")) }
+    if is_host(value) {
+        Ok(value.to_owned())
+    } else {
+        Err(malformed("bad host"))
+    }
 }
 
 fn is_host(host: &str) -> bool {
@@ -81,5 +91,8 @@ fn is_host(host: &str) -> bool {
 }
 
 const fn malformed(problem: &'static str) -> Malformed {
-    Malformed { what: "forwarded", problem }
+    Malformed {
+        what: "forwarded",
+        problem,
+    }
 }

@@ -8,7 +8,8 @@ fn host_name() -> impl Strategy<Value = String> {
 
 fn authority() -> impl Strategy<Value = Authority> {
     prop_oneof![
-        (any::<std::net::IpAddr>(), 1u16..).prop_map(|(ip, port)| Authority::Address((ip, port).into())),
+        (any::<std::net::IpAddr>(), 1u16..)
+            .prop_map(|(ip, port)| Authority::Address((ip, port).into())),
         (host_name(), 1u16..).prop_map(|(name, port)| Authority::Host { name, port }),
     ]
 }
@@ -18,20 +19,34 @@ fn value() -> impl Strategy<Value = Option<String>> {
 }
 
 fn baggage() -> impl Strategy<Value = Baggage> {
-    let kind = prop_oneof![Just("deployment"), Just("pod"), Just("job"), Just("cronjob")];
+    let kind = prop_oneof![
+        Just("deployment"),
+        Just("pod"),
+        Just("job"),
+        Just("cronjob")
+    ];
     let workload = proptest::option::of((kind, "[ -~]{1,40}"));
-    (value(), value(), workload, value(), value(), value(), value()).prop_map(
-        |(cluster, namespace, workload, service_name, service_version, region, zone)| Baggage {
-            cluster,
-            namespace,
-            workload_type: workload.as_ref().map(|(kind, _)| (*kind).to_owned()),
-            workload_name: workload.map(|(_, name)| name),
-            service_name,
-            service_version,
-            region,
-            zone,
-        },
+    (
+        value(),
+        value(),
+        workload,
+        value(),
+        value(),
+        value(),
+        value(),
     )
+        .prop_map(
+            |(cluster, namespace, workload, service_name, service_version, region, zone)| Baggage {
+                cluster,
+                namespace,
+                workload_type: workload.as_ref().map(|(kind, _)| (*kind).to_owned()),
+                workload_name: workload.map(|(_, name)| name),
+                service_name,
+                service_version,
+                region,
+                zone,
+            },
+        )
 }
 
 proptest! {
@@ -78,10 +93,38 @@ fn an_authority_that_is_not_exact_is_refused() {
     let long = format!("{}:80", "a".repeat(254));
     let label = format!("{}.b:80", "a".repeat(64));
     for bad in [
-        "", ":", "a", "a:", ":80", "a:0", "a:080", "a:65536", "a:+80", "a: 80", "a:80 ", "1.2.3:80",
-        "1.2.3.4.5:80", "01.2.3.4:80", "256.1.1.1:80", "::1:80", "[::1:80", "[::1%lo]:80", "[1.2.3.4]:80",
-        "[]:80", "user@a:80", "a/b:80", "a..b:80", ".a:80", "a.:80", "-a:80", "a-:80", "ä:80", "a\0b:80",
-        "http://a:80", &long, &label,
+        "",
+        ":",
+        "a",
+        "a:",
+        ":80",
+        "a:0",
+        "a:080",
+        "a:65536",
+        "a:+80",
+        "a: 80",
+        "a:80 ",
+        "1.2.3:80",
+        "1.2.3.4.5:80",
+        "01.2.3.4:80",
+        "256.1.1.1:80",
+        "::1:80",
+        "[::1:80",
+        "[::1%lo]:80",
+        "[1.2.3.4]:80",
+        "[]:80",
+        "user@a:80",
+        "a/b:80",
+        "a..b:80",
+        ".a:80",
+        "a.:80",
+        "-a:80",
+        "a-:80",
+        "ä:80",
+        "a\0b:80",
+        "http://a:80",
+        &long,
+        &label,
     ] {
         assert!(bad.parse::<Authority>().is_err(), "{bad:?} was accepted");
     }
@@ -90,7 +133,10 @@ fn an_authority_that_is_not_exact_is_refused() {
 #[test]
 fn an_ipv6_scope_never_reaches_the_wire() {
     let scoped = std::net::SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, 80, 7, 3);
-    assert_eq!(Authority::from(std::net::SocketAddr::V6(scoped)).to_string(), "[::1]:80");
+    assert_eq!(
+        Authority::from(std::net::SocketAddr::V6(scoped)).to_string(),
+        "[::1]:80"
+    );
 }
 
 #[test]
@@ -108,7 +154,10 @@ fn baggage_is_istios() {
 fn baggage_leaves_out_what_it_cannot_use() {
     let text = "x=y,,=,k8s.namespace.name,k8s.cluster.name=,service.name=a%0ab,cloud.region=%zz,\
                 k8s.namespace.name = a ;p=1,k8s.namespace.name=b,k8s.node.name=n";
-    let expected = Baggage { namespace: Some("a".into()), ..Baggage::default() };
+    let expected = Baggage {
+        namespace: Some("a".into()),
+        ..Baggage::default()
+    };
     assert_eq!(Baggage::parse(text), expected);
     let long = format!("service.name={}", "a".repeat(254));
     assert_eq!(Baggage::parse(&long), Baggage::default());
@@ -118,20 +167,36 @@ fn baggage_leaves_out_what_it_cannot_use() {
 
 #[test]
 fn baggage_cannot_inject_a_member() {
-    let baggage = Baggage { cluster: Some("a,k8s.namespace.name=b;\r\n\"".into()), ..Baggage::default() };
+    let baggage = Baggage {
+        cluster: Some("a,k8s.namespace.name=b;\r\n\"".into()),
+        ..Baggage::default()
+    };
     let text = baggage.to_string();
     assert!(!text.contains([',', ';', '\r', '\n', '"']), "{text}");
 }
 
 #[test]
 fn forwarded_takes_what_istio_writes_and_nothing_vague() {
-    let both: Forwarded = "for=\"10.0.0.1:4711\";host=web.default.svc".parse().unwrap();
+    let both: Forwarded = "for=\"10.0.0.1:4711\";host=web.default.svc"
+        .parse()
+        .unwrap();
     assert_eq!(both.host.as_deref(), Some("web.default.svc"));
     assert!("For=10.0.0.1:80;proto=http".parse::<Forwarded>().is_ok());
     assert!("for=\"[::1]:80\"".parse::<Forwarded>().is_ok());
-    for bad in ["", "for", "for=", "for=unknown", "for=_x", "for=10.0.0.1", "host=a", "for=\"1.2.3.4:1",
-        "for=1.2.3.4:1;for=1.2.3.4:2", "for=1.2.3.4:1, for=1.2.3.4:2", "for=1.2.3.4:1;host=a\\b", "for=1.2.3.4:1;host="]
-    {
+    for bad in [
+        "",
+        "for",
+        "for=",
+        "for=unknown",
+        "for=_x",
+        "for=10.0.0.1",
+        "host=a",
+        "for=\"1.2.3.4:1",
+        "for=1.2.3.4:1;for=1.2.3.4:2",
+        "for=1.2.3.4:1, for=1.2.3.4:2",
+        "for=1.2.3.4:1;host=a\\b",
+        "for=1.2.3.4:1;host=",
+    ] {
         assert!(bad.parse::<Forwarded>().is_err(), "{bad:?} was accepted");
     }
 }
@@ -139,12 +204,23 @@ fn forwarded_takes_what_istio_writes_and_nothing_vague() {
 #[test]
 fn traceparent_follows_the_standard() {
     let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    assert_eq!(good.parse::<TraceParent>().unwrap().to_string(), good.replace("-01", "-00"));
+    assert_eq!(
+        good.parse::<TraceParent>().unwrap().to_string(),
+        good.replace("-01", "-00")
+    );
     assert!(good.replacen("00", "01", 1).parse::<TraceParent>().is_ok());
-    assert!(format!("{}-more", good.replacen("00", "01", 1)).parse::<TraceParent>().is_ok());
+    assert!(
+        format!("{}-more", good.replacen("00", "01", 1))
+            .parse::<TraceParent>()
+            .is_ok()
+    );
     for bad in [
-        good.replacen("00", "ff", 1), good.to_uppercase(), format!("{good}-more"), good[..54].to_owned(),
-        good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)), good.replace('-', "_"),
+        good.replacen("00", "ff", 1),
+        good.to_uppercase(),
+        format!("{good}-more"),
+        good[..54].to_owned(),
+        good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+        good.replace('-', "_"),
     ] {
         assert!(bad.parse::<TraceParent>().is_err(), "{bad:?} was accepted");
     }

@@ -16,7 +16,10 @@ impl TraceParent {
     /// New random ids. Not for secrets.
     pub fn random() -> Self {
         // All zeros is not a valid id.
-        Self(fastrand::u128(1..).to_be_bytes(), fastrand::u64(1..).to_be_bytes())
+        Self(
+            fastrand::u128(1..).to_be_bytes(),
+            fastrand::u64(1..).to_be_bytes(),
+        )
     }
 }
 
@@ -66,5 +69,8 @@ fn hex<const N: usize>(digits: &[u8]) -> Result<[u8; N], Malformed> {
 }
 
 const fn malformed(problem: &'static str) -> Malformed {
-    Malformed { what: "traceparent", problem }
+    Malformed {
+        what: "traceparent",
+        problem,
+    }
 }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::reason::Reason;
 
 /// The reason in a failed handshake.
-pub(crate) fn classify(error: &TlsFailure) -> Reason {
+fn classify(error: &TlsFailure) -> Reason {
     match error {
         TlsFailure::InvalidCertificate(_) => Reason::PeerUntrusted,
         TlsFailure::NoCertificatesPresented => Reason::PeerWithoutCertificate,

@@ -39,7 +39,9 @@ pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, NotSpiffe> 
     if certificate.is_ca() {
         return Err(NotSpiffe::Authority);
     }
-    let names = certificate.subject_alternative_name().map_err(|_| NotSpiffe::NotX509)?;
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|_| NotSpiffe::NotX509)?;
     let uris: Vec<&str> = names
         .iter()
         .flat_map(|names| &names.value.general_names)
@@ -48,10 +50,16 @@ pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, NotSpiffe> 
             _ => None,
         })
         .collect();
-    let [uri] = uris.as_slice() else { return Err(NotSpiffe::Names(uris.len())) };
+    let [uri] = uris.as_slice() else {
+        return Err(NotSpiffe::Names(uris.len()));
+    };
     if uri.len() > MAX_ID {
         return Err(NotSpiffe::NotWorkload);
     }
     let id = SpiffeId::new(uri).map_err(NotSpiffe::Malformed)?;
-    if id.path().is_empty() { Err(NotSpiffe::NotWorkload) } else { Ok(id) }
+    if id.path().is_empty() {
+        Err(NotSpiffe::NotWorkload)
+    } else {
+        Ok(id)
+    }
 }

@@ -26,7 +26,11 @@ pub fn aead() -> Aead {
 }
 
 static AEAD: LazyLock<Aead> = LazyLock::new(|| {
-    if best_time(seal_ring) <= best_time(seal_aws_lc) { Aead::Ring } else { Aead::AwsLc }
+    if best_time(seal_ring) <= best_time(seal_aws_lc) {
+        Aead::Ring
+    } else {
+        Aead::AwsLc
+    }
 });
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
@@ -105,6 +109,12 @@ mod tests {
         let names = |aead| suites(aead).iter().map(|s| s.suite()).collect::<Vec<_>>();
         assert_eq!(names(Aead::Ring), names(Aead::AwsLc));
         let groups: Vec<_> = provider().kx_groups.iter().map(|g| g.name()).collect();
-        assert_eq!(groups, [rustls::NamedGroup::X25519MLKEM768, rustls::NamedGroup::X25519]);
+        assert_eq!(
+            groups,
+            [
+                rustls::NamedGroup::X25519MLKEM768,
+                rustls::NamedGroup::X25519
+            ]
+        );
     }
 }

@@ -40,17 +40,30 @@ fn a_certificate_that_is_no_svid_is_refused() {
     let dns = SanType::DnsName("a.example".try_into().unwrap());
     let two = vec![uri("spiffe://td/a"), uri("spiffe://td/b")];
     let long = format!("spiffe://td/{}", "a".repeat(2048));
-    for names in [vec![], vec![dns], two, vec![uri("https://td/a")], vec![uri("spiffe://td")],
-        vec![uri("spiffe://td/a/")], vec![uri("spiffe://td/a?b")], vec![uri(&long)]]
-    {
+    for names in [
+        vec![],
+        vec![dns],
+        two,
+        vec![uri("https://td/a")],
+        vec![uri("spiffe://td")],
+        vec![uri("spiffe://td/a/")],
+        vec![uri("spiffe://td/a?b")],
+        vec![uri(&long)],
+    ] {
         let credentials = leaf_with(names.clone(), IsCa::NoCa);
-        assert!(matches!(ClientTls::new(&credentials), Err(TlsError::Identity(_))), "{names:?}");
+        assert!(
+            matches!(ClientTls::new(&credentials), Err(TlsError::Identity(_))),
+            "{names:?}"
+        );
     }
     let authority = leaf_with(
         vec![uri("spiffe://td/a")],
         IsCa::Ca(BasicConstraints::Unconstrained),
     );
-    assert!(matches!(ServerTls::new(&authority), Err(TlsError::Identity(_))));
+    assert!(matches!(
+        ServerTls::new(&authority),
+        Err(TlsError::Identity(_))
+    ));
 }
 
 #[test]
@@ -58,17 +71,29 @@ fn credentials_that_do_not_belong_together_are_refused() {
     let mut credentials = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
     let other = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
     credentials.key = other.key;
-    assert!(matches!(ClientTls::new(&credentials), Err(TlsError::Key(_))));
+    assert!(matches!(
+        ClientTls::new(&credentials),
+        Err(TlsError::Key(_))
+    ));
     credentials.roots.clear();
-    assert!(matches!(ServerTls::new(&credentials), Err(TlsError::NoRoots)));
+    assert!(matches!(
+        ServerTls::new(&credentials),
+        Err(TlsError::NoRoots)
+    ));
     credentials.chain.clear();
-    assert!(matches!(ServerTls::new(&credentials), Err(TlsError::Identity(_))));
+    assert!(matches!(
+        ServerTls::new(&credentials),
+        Err(TlsError::Identity(_))
+    ));
 }
 
 #[test]
 fn a_key_never_appears_in_debug_output() {
     let credentials = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
-    assert_eq!(format!("{credentials:?}"), "Credentials { chain: 1, key: \"redacted\", roots: 1 }");
+    assert_eq!(
+        format!("{credentials:?}"),
+        "Credentials { chain: 1, key: \"redacted\", roots: 1 }"
+    );
     let tls = ClientTls::new(&credentials).unwrap();
     assert_eq!(format!("{tls:?}"), "ClientTls(spiffe://td/a)");
 }

@@ -1,0 +1,358 @@
+//! A tunnel that comes in: TLS, HTTP/2, and a task for each CONNECT.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use h2::RecvStream;
+use h2::server::{Builder, Connection, SendResponse};
+use http::Request;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use super::heart::{Beat, Heart};
+use super::inbox::Inbox;
+use super::relay::Relay;
+use super::transport::{Cause, Link, Transport};
+use super::tunnel::{pong, send_ping};
+use super::{
+    MAX_FRAME, RESET_MEMORY, RESETS_REMEMBERED, SEND_BUFFER, SMALL_FRAME_BUDGET, TLS_BUFFER,
+    connection_window, head,
+};
+use crate::connect::ConnectRequest;
+use crate::error::Error;
+use crate::reason::Reason;
+use crate::relay::{Chunk, Counters, Outcome, RelayEnd, RelayOpts, ResetOnDrop, Side};
+use crate::server::{Accepted, Connect, Ended, Peer, Rejected, ServeConfig, ServeEnd};
+use crate::tls::{ALPN, ServerTls, classify_io, of_leaf};
+
+type Wire = Link<TlsStream<Transport>>;
+
+/// Serves one inbound transport until it and its streams have ended: TLS, HTTP/2, and for each CONNECT the decision of
+/// `connect` and a relay.
+///
+/// `drain` sends GOAWAY and lets open streams finish; `abort` resets everything now.
+pub async fn serve<C: Connect + 'static>(
+    transport: TcpStream,
+    tls: &ServerTls,
+    connect: Rc<C>,
+    config: &ServeConfig,
+    drain: CancellationToken,
+    abort: CancellationToken,
+) -> ServeEnd {
+    let (mut peer, mut streams) = (None, 0);
+    // Boxed, so that the long life of a tunnel does not carry the size of its handshake.
+    let accepted = Box::pin(accept(transport, tls, config, &mut peer));
+    let accepted = tokio::select! {
+        biased;
+        () = abort.cancelled() => {
+            return ServeEnd { peer: None, ended: Ended::Aborted, error: None, streams };
+        }
+        accepted = accepted => accepted,
+    };
+    let (ended, error) = match (accepted, peer.clone()) {
+        (Ok((connection, cause)), Some(peer)) => {
+            let server = Server {
+                connect,
+                peer: Rc::new(peer),
+                cause,
+                abort: abort.clone(),
+                max_header_bytes: config.max_header_bytes,
+            };
+            let ended = Box::pin(server.run(connection, config, drain, &mut streams)).await;
+            (
+                ended,
+                server.cause.error().filter(|_| ended == Ended::Failed),
+            )
+        }
+        (Ok(_), None) => (Ended::Failed, Some(Reason::Internal.into())),
+        (Err(error), _) => (Ended::Failed, Some(error)),
+    };
+    ServeEnd {
+        peer,
+        ended,
+        error,
+        streams,
+    }
+}
+
+/// Both handshakes. Sets `peer` as soon as it is verified.
+async fn accept(
+    transport: TcpStream,
+    tls: &ServerTls,
+    config: &ServeConfig,
+    peer: &mut Option<Peer>,
+) -> Result<(Connection<Wire, Chunk>, Cause), Error> {
+    let address = transport
+        .peer_addr()
+        .map_err(|e| Error::new(Reason::TunnelClosed).caused_by(e))?;
+    let cause = Cause::new(address);
+    let transport = Transport::new(transport, config.ping_timeout, cause.clone());
+    let handshake = TlsAcceptor::from(tls.config())
+        .accept_with(transport, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
+    let stream = match timeout(config.tls_timeout, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(e)) => return Err(classify_io(e, Reason::TlsHandshakeFailed).at(address)),
+        Err(_) => return Err(Error::new(Reason::TlsHandshakeTimeout).at(address)),
+    };
+    *peer = Some(verified(&stream, address)?);
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+        return Err(Error::new(Reason::NotHbone).because("no ALPN").at(address));
+    }
+    let handshake = builder(config).handshake(Link::new(stream, cause.clone()));
+    match timeout(config.h2_timeout, handshake).await {
+        Ok(Ok(connection)) => Ok((connection, cause)),
+        Ok(Err(e)) => Err(match cause.error() {
+            Some(error) if error.reason() != Reason::TunnelClosed => error,
+            _ => Error::new(Reason::H2HandshakeFailed)
+                .caused_by(e)
+                .at(address),
+        }),
+        Err(_) => Err(Error::new(Reason::H2HandshakeTimeout).at(address)),
+    }
+}
+
+fn verified(stream: &TlsStream<Transport>, address: SocketAddr) -> Result<Peer, Error> {
+    let leaf = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(<[_]>::first);
+    let leaf = leaf.ok_or_else(|| Error::new(Reason::PeerWithoutCertificate).at(address))?;
+    let identity = of_leaf(leaf);
+    let untrusted = |e| Error::new(Reason::PeerUntrusted).caused_by(e).at(address);
+    Ok(Peer {
+        identity: identity.map_err(untrusted)?,
+        address,
+    })
+}
+
+fn builder(config: &ServeConfig) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(config.max_streams)
+        .initial_window_size(config.stream_window)
+        .initial_connection_window_size(connection_window(config.stream_window, config.max_streams))
+        .data_frame_budget(SMALL_FRAME_BUDGET)
+        .max_frame_size(MAX_FRAME)
+        // h2 answers 431 itself beyond this; up to it the request reaches us, is refused and can be counted.
+        .max_header_list_size(config.max_header_bytes.saturating_mul(HEADER_SLACK))
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(RESETS_REMEMBERED)
+        .reset_stream_duration(RESET_MEMORY);
+    builder
+}
+
+/// See [`builder`].
+const HEADER_SLACK: u32 = 4;
+
+/// An accepted tunnel.
+struct Server<C> {
+    connect: Rc<C>,
+    peer: Rc<Peer>,
+    cause: Cause,
+    abort: CancellationToken,
+    max_header_bytes: u32,
+}
+
+impl<C: Connect + 'static> Server<C> {
+    async fn run(
+        &self,
+        mut connection: Connection<Wire, Chunk>,
+        config: &ServeConfig,
+        drain: CancellationToken,
+        streams: &mut u64,
+    ) -> Ended {
+        let mut ping = connection.ping_pong();
+        let mut tasks = JoinSet::new();
+        let mut draining = false;
+        let ended = {
+            let mut heart = Heart::new(config.ping_interval, config.ping_timeout, Instant::now());
+            loop {
+                tokio::select! {
+                    biased;
+                    () = self.abort.cancelled() => break Ended::Aborted,
+                    () = drain.cancelled(), if !draining => {
+                        draining = true;
+                        connection.graceful_shutdown();
+                    }
+                    () = pong(&mut ping) => heart.pong(Instant::now()),
+                    () = sleep_until(heart.due()) => match heart.beat(Instant::now()) {
+                        Beat::Ping => send_ping(&mut ping),
+                        Beat::Dead => {
+                            self.cause.set(Reason::PingTimeout.into());
+                            break Ended::Failed;
+                        }
+                        Beat::Nothing => {}
+                    },
+                    Some(_) = tasks.join_next() => {}
+                    request = connection.accept() => match request {
+                        Some(Ok((request, respond))) => {
+                            *streams += 1;
+                            tasks.spawn_local(self.stream(request, respond));
+                        }
+                        Some(Err(e)) => {
+                            self.cause.set(self.cause.explain(e));
+                            break Ended::Failed;
+                        }
+                        None if draining => break Ended::Drained,
+                        None => break Ended::ByPeer,
+                    },
+                }
+            }
+        };
+        self.finish(ended, connection, tasks).await
+    }
+
+    /// The connection has ended. Streams that had ended before may still hold bytes that their applications have not
+    /// taken; all others see its end.
+    async fn finish(
+        &self,
+        ended: Ended,
+        connection: Connection<Wire, Chunk>,
+        mut tasks: JoinSet<()>,
+    ) -> Ended {
+        if ended == Ended::Aborted {
+            self.cause.set(Reason::Stopped.into());
+        }
+        drop(connection);
+        let all = async { while tasks.join_next().await.is_some() {} };
+        tokio::select! {
+            biased;
+            () = self.abort.cancelled() => {}
+            () = all => return ended,
+        }
+        tasks.shutdown().await;
+        Ended::Aborted
+    }
+
+    /// One CONNECT. The future owns what it needs: it outlives the borrow of the server.
+    fn stream(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Chunk>,
+    ) -> impl Future<Output = ()> + use<C> {
+        let (connect, peer) = (Rc::clone(&self.connect), Rc::clone(&self.peer));
+        let (cause, max_header_bytes) = (self.cause.clone(), self.max_header_bytes);
+        async move {
+            let (head, body) = request.into_parts();
+            let request = match head::parse(&head, max_header_bytes) {
+                Ok(request) => request,
+                Err(malformed) => {
+                    let detail = malformed.to_string();
+                    connect.refused(&peer, Reason::ConnectMalformed, &detail);
+                    return reject(
+                        &mut respond,
+                        if malformed.what == "headers" {
+                            431
+                        } else {
+                            400
+                        },
+                    );
+                }
+            };
+            let mut inbox = Inbox::new(body);
+            let decision = decide(&*connect, &peer, request, &mut inbox, &mut respond).await;
+            match decision {
+                Some(Ok(accepted)) => relay(accepted, inbox, &mut respond, &cause).await,
+                Some(Err(Rejected { status, .. })) => reject(&mut respond, status),
+                None => {}
+            }
+        }
+    }
+}
+
+fn reject(respond: &mut SendResponse<Chunk>, status: u16) {
+    // Fails if the peer has given up, and then nobody waits for it.
+    let _gone = respond.send_response(head::rejected(status), true);
+}
+
+/// The caller's decision; none if the peer has given up before. What the peer sends meanwhile is taken in, within the
+/// stream's window.
+async fn decide<C: Connect>(
+    connect: &C,
+    peer: &Peer,
+    request: ConnectRequest,
+    inbox: &mut Inbox,
+    respond: &mut SendResponse<Chunk>,
+) -> Option<Result<Accepted, Rejected>> {
+    let mut decision = pin!(connect.connect(peer, request));
+    poll_fn(|cx| {
+        let reset = respond.poll_reset(cx).is_ready();
+        if reset || matches!(inbox.poll_fill(cx), Poll::Ready(Err(_))) {
+            return Poll::Ready(None);
+        }
+        decision.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+async fn relay(
+    accepted: Accepted,
+    mut inbox: Inbox,
+    respond: &mut SendResponse<Chunk>,
+    cause: &Cause,
+) {
+    let Accepted {
+        upstream,
+        response,
+        opts,
+        on_end,
+    } = accepted;
+    let RelayOpts {
+        counters,
+        stop,
+        prefix,
+        ..
+    } = opts;
+    let mut end = OnEnd {
+        report: Some(on_end),
+        counters: &counters,
+    };
+    let outcome = match respond.send_response(head::accepted(&response), false) {
+        Ok(send) => {
+            inbox.put_first(prefix);
+            let relay = Relay {
+                app: Side::Upstream,
+                counters: &counters,
+                stop: &stop,
+                cause,
+                load: None,
+            };
+            relay
+                .run(upstream, Vec::new(), send, std::future::ready(Ok(inbox)))
+                .await
+        }
+        Err(e) => {
+            drop(ResetOnDrop::new(upstream));
+            Outcome::Failed(cause.explain(e))
+        }
+    };
+    end.report(outcome);
+}
+
+/// Reports the end of a relay, whatever happens.
+struct OnEnd<'a> {
+    report: Option<Box<dyn FnOnce(RelayEnd)>>,
+    counters: &'a Counters,
+}
+
+impl OnEnd<'_> {
+    fn report(&mut self, outcome: Outcome) {
+        if let Some(report) = self.report.take() {
+            report(RelayEnd::new(self.counters, outcome));
+        }
+    }
+}
+
+impl Drop for OnEnd<'_> {
+    fn drop(&mut self) {
+        self.report(Outcome::Failed(Reason::Stopped.into()));
+    }
+}

@@ -1,0 +1,207 @@
+//! TCP to TCP, and what both kinds of relay do with an application's socket.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+
+use bytes::Buf;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::task::yield_now;
+use tokio_util::io::poll_write_buf;
+
+use super::buffer::{Chunk, LARGE};
+use super::{Outcome, RelayEnd, RelayOpts, Side};
+
+/// Reads of one direction before the other connections of the thread get their turn.
+pub(crate) const READS_PER_TURN: usize = 4;
+
+/// An application's socket that closes with RST, unless the relay has ended in good order.
+///
+/// So whatever goes wrong, and also if the relay is dropped half-way, the application never takes a broken connection
+/// for one that has ended.
+pub(crate) struct ResetOnDrop {
+    tcp: TcpStream,
+    finished: bool,
+}
+
+impl ResetOnDrop {
+    pub(crate) fn new(tcp: TcpStream) -> Self {
+        // Best effort: without it small writes are late, not wrong.
+        let _slower = tcp.set_nodelay(true);
+        Self {
+            tcp,
+            finished: false,
+        }
+    }
+
+    /// Both directions have ended with FIN.
+    pub(crate) fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Deref for ResetOnDrop {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        &self.tcp
+    }
+}
+
+impl DerefMut for ResetOnDrop {
+    fn deref_mut(&mut self) -> &mut TcpStream {
+        &mut self.tcp
+    }
+}
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Fails only on a socket that is dead already.
+            let _dead = self.tcp.set_zero_linger();
+        }
+    }
+}
+
+/// Resolves when the socket has been reset, also while nobody reads it. A FIN is no error.
+pub(crate) async fn broken(tcp: &TcpStream) -> io::Error {
+    match tcp.ready(Interest::ERROR).await {
+        Ok(_) => match tcp.take_error() {
+            Ok(Some(error)) | Err(error) => error,
+            Ok(None) => io::ErrorKind::ConnectionReset.into(),
+        },
+        Err(error) => error,
+    }
+}
+
+/// Sends FIN. An application that is gone already has nobody to tell.
+pub(crate) fn finish_writing(tcp: &TcpStream) -> io::Result<()> {
+    match SockRef::from(tcp).shutdown(std::net::Shutdown::Write) {
+        Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
+        other => other,
+    }
+}
+
+/// Moves bytes between two TCP sockets until both directions have closed, with exact TCP semantics.
+pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOpts) -> RelayEnd {
+    let RelayOpts {
+        counters,
+        stop,
+        prefix,
+        ..
+    } = opts;
+    let (mut down, mut up) = (ResetOnDrop::new(downstream), ResetOnDrop::new(upstream));
+    let outcome = {
+        let ((down_read, down_write), (up_read, up_write)) = (down.split(), up.split());
+        let forth = Flow {
+            from: down_read,
+            to: up_write,
+            sides: (Side::Downstream, Side::Upstream),
+            counter: &counters.sent,
+            done: &Cell::new(false),
+        };
+        let back = Flow {
+            from: up_read,
+            to: down_write,
+            sides: (Side::Upstream, Side::Downstream),
+            counter: &counters.received,
+            done: &Cell::new(false),
+        };
+        let done = (forth.done, back.done);
+        let mut forth = pin!(forth.run(prefix));
+        let mut back = pin!(back.run(Vec::new()));
+        let mut stopped = pin!(stop.stopped());
+        poll_fn(|cx| {
+            if let Poll::Ready(reason) = stopped.as_mut().poll(cx) {
+                return Poll::Ready(Outcome::Stopped { reason });
+            }
+            for flow in [
+                forth.as_mut() as Pin<&mut dyn Future<Output = Side>>,
+                back.as_mut(),
+            ] {
+                if let Poll::Ready(by) = flow.poll(cx) {
+                    return Poll::Ready(Outcome::Reset { by });
+                }
+            }
+            let closed = done.0.get() && done.1.get();
+            if closed {
+                Poll::Ready(Outcome::Closed)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    };
+    if matches!(outcome, Outcome::Closed) {
+        down.finish();
+        up.finish();
+    }
+    RelayEnd::new(&counters, outcome)
+}
+
+/// One direction.
+struct Flow<'a> {
+    from: ReadHalf<'a>,
+    to: WriteHalf<'a>,
+    sides: (Side, Side),
+    counter: &'a AtomicU64,
+    /// Set when FIN has been passed on.
+    done: &'a Cell<bool>,
+}
+
+impl Flow<'_> {
+    /// Resolves only with the side that broke the connection.
+    async fn run(mut self, prefix: Vec<u8>) -> Side {
+        if let Err(side) = self.write(Chunk::from(prefix), &AtomicU64::new(0)).await {
+            return side;
+        }
+        let mut reads = 0;
+        loop {
+            let from = &mut self.from;
+            let chunk = match poll_fn(|cx| Chunk::poll_read(Pin::new(from), cx, LARGE)).await {
+                Ok(chunk) => chunk,
+                Err(_) => return self.sides.0,
+            };
+            if !chunk.has_remaining() {
+                break;
+            }
+            if let Err(side) = self.write(chunk, self.counter).await {
+                return side;
+            }
+            reads += 1;
+            if reads % READS_PER_TURN == 0 {
+                yield_now().await;
+            }
+        }
+        if finish_writing(self.to.as_ref()).is_err() {
+            return self.sides.1;
+        }
+        self.done.set(true);
+        broken(self.from.as_ref()).await;
+        self.sides.0
+    }
+
+    /// Writes all of `chunk`. Meanwhile nobody reads the other side, which may yet reset the connection.
+    async fn write(&mut self, mut chunk: Chunk, counter: &AtomicU64) -> Result<(), Side> {
+        let Self {
+            from, to, sides, ..
+        } = self;
+        let mut broken = pin!(broken(from.as_ref()));
+        while chunk.has_remaining() {
+            let written = poll_fn(|cx| match poll_write_buf(Pin::new(to), cx, &mut chunk) {
+                Poll::Ready(Ok(n)) => Poll::Ready(Ok(n)),
+                Poll::Ready(Err(_)) => Poll::Ready(Err(sides.1)),
+                Poll::Pending => broken.as_mut().poll(cx).map(|_| Err(sides.0)),
+            });
+            counter.fetch_add(written.await? as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! The interface under test, as a trait.
+
+use std::rc::Rc;
+
+use hbone::{
+    ClientTls, Connect, ConnectRequest, ConnectResponse, Error, Pool, PoolConfig, PoolKey,
+    RelayEnd, RelayOpts, ServeConfig, ServeEnd, ServerTls, Sockets, Stream,
+};
+use spiffe::SpiffeId;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub trait Engine: 'static {
+    type Pool: 'static;
+    type Stream: 'static;
+
+    fn pool(config: PoolConfig, sockets: Rc<dyn Sockets>) -> Self::Pool;
+    async fn open(
+        pool: &Self::Pool,
+        key: &PoolKey,
+        expect: &[SpiffeId],
+        tls: &ClientTls,
+        request: ConnectRequest,
+    ) -> Result<Self::Stream, Error>;
+    fn purge(pool: &Self::Pool, destination: &str);
+    fn tunnels(pool: &Self::Pool) -> usize;
+    async fn close(pool: &Self::Pool, deadline: Instant);
+
+    async fn response(stream: &mut Self::Stream) -> Result<ConnectResponse, Error>;
+    fn peer(stream: &Self::Stream) -> SpiffeId;
+    async fn relay(stream: Self::Stream, downstream: TcpStream, opts: RelayOpts) -> RelayEnd;
+    fn into_io(stream: Self::Stream) -> Box<dyn Duplex>;
+
+    async fn serve<C: Connect + 'static>(
+        transport: TcpStream,
+        tls: &ServerTls,
+        connect: Rc<C>,
+        config: &ServeConfig,
+        drain: CancellationToken,
+        abort: CancellationToken,
+    ) -> ServeEnd;
+}
+
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+/// The engine of this crate.
+pub struct H2;
+
+impl Engine for H2 {
+    type Pool = Pool;
+    type Stream = Stream;
+
+    fn pool(config: PoolConfig, sockets: Rc<dyn Sockets>) -> Pool {
+        Pool::new(config, sockets)
+    }
+
+    async fn open(
+        pool: &Pool,
+        key: &PoolKey,
+        expect: &[SpiffeId],
+        tls: &ClientTls,
+        request: ConnectRequest,
+    ) -> Result<Stream, Error> {
+        pool.open(key, expect, tls, request).await
+    }
+
+    fn purge(pool: &Pool, destination: &str) {
+        pool.purge(destination);
+    }
+
+    fn tunnels(pool: &Pool) -> usize {
+        pool.tunnels()
+    }
+
+    async fn close(pool: &Pool, deadline: Instant) {
+        pool.close(deadline).await;
+    }
+
+    async fn response(stream: &mut Stream) -> Result<ConnectResponse, Error> {
+        stream.response().await
+    }
+
+    fn peer(stream: &Stream) -> SpiffeId {
+        stream.peer().clone()
+    }
+
+    async fn relay(stream: Stream, downstream: TcpStream, opts: RelayOpts) -> RelayEnd {
+        stream.relay(downstream, opts).await
+    }
+
+    fn into_io(stream: Stream) -> Box<dyn Duplex> {
+        Box::new(stream.into_io())
+    }
+
+    async fn serve<C: Connect + 'static>(
+        transport: TcpStream,
+        tls: &ServerTls,
+        connect: Rc<C>,
+        config: &ServeConfig,
+        drain: CancellationToken,
+        abort: CancellationToken,
+    ) -> ServeEnd {
+        hbone::serve(transport, tls, connect, config, drain, abort).await
+    }
+}

@@ -1,0 +1,333 @@
+//! Two nodes on loopback: a pool on one, a server on the other, and applications behind both.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use hbone::{
+    Accepted, Authority, ClientTls, Connect, ConnectRequest, ConnectResponse, Counters,
+    Credentials, Error, Peer, PoolConfig, PoolKey, Reason, Rejected, RelayEnd, RelayOpts,
+    ServeConfig, ServeEnd, ServerTls, Sockets, Stop,
+};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use spiffe::SpiffeId;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::Engine;
+
+pub const CLIENT: &str = "spiffe://cluster.local/ns/a/sa/client";
+pub const SERVER: &str = "spiffe://cluster.local/ns/b/sa/server";
+
+/// No scenario takes longer, on a machine that is busy with other things too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a scenario as the data plane does: on one thread, in a `LocalSet`.
+pub fn run(scenario: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let limited = async {
+        let (done, overdue) = std::sync::mpsc::channel::<()>();
+        // On a thread of its own, because a scenario may pause tokio's clock.
+        let watchdog = std::thread::spawn(move || {
+            if overdue.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("the scenario hangs");
+                std::process::abort();
+            }
+        });
+        scenario.await;
+        drop(done);
+        watchdog.join().unwrap();
+    };
+    LocalSet::new().block_on(&runtime, limited);
+}
+
+pub fn id(uri: &str) -> SpiffeId {
+    SpiffeId::new(uri).unwrap()
+}
+
+/// A certificate authority.
+pub struct Ca {
+    pub root: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self {
+            root,
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    pub fn issue(&self, identity: &str) -> Credentials {
+        self.issue_with(vec![identity], |_| {})
+    }
+
+    pub fn issue_with(
+        &self,
+        uris: Vec<&str>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Credentials {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names = uris
+            .into_iter()
+            .map(|uri| SanType::URI(uri.try_into().unwrap()))
+            .collect();
+        change(&mut params);
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        Credentials {
+            chain: vec![leaf.der().clone()],
+            key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            roots: vec![self.root.clone()],
+        }
+    }
+}
+
+/// The mesh's CA.
+pub static CA: LazyLock<Ca> = LazyLock::new(Ca::new);
+
+pub fn client_tls() -> ClientTls {
+    ClientTls::new(&CA.issue(CLIENT)).unwrap()
+}
+
+pub fn server_tls() -> ServerTls {
+    ServerTls::new(&CA.issue(SERVER)).unwrap()
+}
+
+/// Plain loopback sockets, counted.
+#[derive(Default)]
+pub struct Loopback {
+    pub dials: Cell<usize>,
+}
+
+impl Sockets for Loopback {
+    fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
+        self.dials.set(self.dials.get() + 1);
+        if to.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }
+    }
+}
+
+type Decision = Rc<dyn Fn(&Peer, &ConnectRequest) -> Result<Option<RelayOpts>, Rejected>>;
+
+/// Accepts what `decide` accepts, and dials the authority's address. `None` waits for ever.
+pub struct Dialer {
+    pub decide: RefCell<Decision>,
+    pub upstream_ends: mpsc::UnboundedSender<RelayEnd>,
+    pub refusals: RefCell<Vec<(Reason, String)>>,
+    /// Requests whose decision is pending.
+    pub pending: Rc<Cell<usize>>,
+}
+
+struct Pending(Rc<Cell<usize>>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Connect for Dialer {
+    async fn connect(&self, peer: &Peer, request: ConnectRequest) -> Result<Accepted, Rejected> {
+        let decide = Rc::clone(&self.decide.borrow());
+        let decision = decide(peer, &request)?;
+        let Some(opts) = decision else {
+            self.pending.set(self.pending.get() + 1);
+            let _pending = Pending(Rc::clone(&self.pending));
+            return std::future::pending().await;
+        };
+        let Authority::Address(address) = request.authority else {
+            return Err(Rejected {
+                status: 400,
+                reason: "not_an_address",
+            });
+        };
+        let upstream = TcpStream::connect(address).await.map_err(|_| Rejected {
+            status: 503,
+            reason: "connect_failed",
+        })?;
+        let ends = self.upstream_ends.clone();
+        Ok(Accepted {
+            upstream,
+            response: ConnectResponse {
+                baggage: request.baggage,
+            },
+            opts,
+            on_end: Box::new(move |end| drop(ends.send(end))),
+        })
+    }
+
+    fn refused(&self, _peer: &Peer, reason: Reason, detail: &str) {
+        self.refusals.borrow_mut().push((reason, detail.to_owned()));
+    }
+}
+
+/// Both nodes.
+pub struct World<E: Engine> {
+    pub pool: Rc<E::Pool>,
+    pub tls: ClientTls,
+    pub key: PoolKey,
+    pub sockets: Rc<Loopback>,
+    pub dialer: Rc<Dialer>,
+    pub drain: CancellationToken,
+    pub abort: CancellationToken,
+    /// Transports that the server has accepted.
+    pub accepted: Rc<Cell<usize>>,
+    pub upstream_ends: mpsc::UnboundedReceiver<RelayEnd>,
+    pub serve_ends: mpsc::UnboundedReceiver<ServeEnd>,
+    listener: JoinHandle<()>,
+    app: TcpListener,
+}
+
+impl<E: Engine> World<E> {
+    pub async fn new() -> Self {
+        Self::with(PoolConfig::default(), ServeConfig::default()).await
+    }
+
+    pub async fn with(config: PoolConfig, serve: ServeConfig) -> Self {
+        Self::of(client_tls(), server_tls(), config, serve).await
+    }
+
+    pub async fn of(
+        tls: ClientTls,
+        server: ServerTls,
+        config: PoolConfig,
+        serve: ServeConfig,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ends, upstream_ends) = mpsc::unbounded_channel();
+        let (serve_end, serve_ends) = mpsc::unbounded_channel();
+        let dialer = Rc::new(Dialer {
+            decide: RefCell::new(Rc::new(|_, _| Ok(Some(RelayOpts::default())))),
+            upstream_ends: ends,
+            refusals: RefCell::default(),
+            pending: Rc::default(),
+        });
+        let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
+        let accepted = Rc::new(Cell::new(0));
+        let tokens = (drain.clone(), abort.clone());
+        let (connect, count) = (Rc::clone(&dialer), Rc::clone(&accepted));
+        let listener = spawn_local(async move {
+            loop {
+                let (transport, _) = listener.accept().await.unwrap();
+                count.set(count.get() + 1);
+                let (server, serve, connect) = (server.clone(), serve.clone(), Rc::clone(&connect));
+                let ((drain, abort), serve_end) = (tokens.clone(), serve_end.clone());
+                spawn_local(async move {
+                    let end = E::serve(transport, &server, connect, &serve, drain, abort).await;
+                    drop(serve_end.send(end));
+                });
+            }
+        });
+        let sockets = Rc::new(Loopback::default());
+        Self {
+            pool: Rc::new(E::pool(config, Rc::<Loopback>::clone(&sockets))),
+            key: PoolKey {
+                source: tls.identity().clone(),
+                destination: Arc::from("cluster//Pod/b/server/1"),
+                address,
+            },
+            tls,
+            sockets,
+            dialer,
+            drain,
+            abort,
+            accepted,
+            upstream_ends,
+            serve_ends,
+            listener,
+            app: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        }
+    }
+
+    pub fn request(&self) -> ConnectRequest {
+        ConnectRequest::new(Authority::from(self.app.local_addr().unwrap()))
+    }
+
+    pub async fn open(&self) -> Result<E::Stream, Error> {
+        E::open(
+            &self.pool,
+            &self.key,
+            &[id(SERVER)],
+            &self.tls,
+            self.request(),
+        )
+        .await
+    }
+
+    /// The next connection at the application behind the server.
+    pub async fn upstream(&self) -> TcpStream {
+        self.app.accept().await.unwrap().0
+    }
+
+    /// A connection through the tunnel: its two ends, and its relay.
+    pub async fn connect(&self) -> Connection {
+        self.connect_with(RelayOpts::default()).await
+    }
+
+    pub async fn connect_with(&self, opts: RelayOpts) -> Connection {
+        let stream = self.open().await.unwrap();
+        let (downstream, relayed) = pair().await;
+        let (counters, stop) = (Arc::clone(&opts.counters), opts.stop.clone());
+        let relay = spawn_local(E::relay(stream, relayed, opts));
+        Connection {
+            downstream,
+            upstream: self.upstream().await,
+            relay,
+            counters,
+            stop,
+        }
+    }
+
+    /// No more tunnels are accepted.
+    pub async fn stop_listening(&mut self) {
+        self.listener.abort();
+        let _cancelled = (&mut self.listener).await;
+    }
+}
+
+/// One application connection through the tunnel.
+pub struct Connection {
+    pub downstream: TcpStream,
+    pub upstream: TcpStream,
+    pub relay: JoinHandle<RelayEnd>,
+    pub counters: Arc<Counters>,
+    pub stop: Stop,
+}
+
+/// A connected pair of sockets.
+pub async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (a, b) = tokio::join!(
+        TcpStream::connect(listener.local_addr().unwrap()),
+        listener.accept()
+    );
+    (a.unwrap(), b.unwrap().0)
+}
+
+/// Waits until something is true, which other tasks of this thread make true.
+pub async fn until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
