@@ -6,15 +6,16 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::net::if_::if_nametoindex;
 use nix::sys::signal::Signal;
 
 use crate::model::topology::{FABRIC_BROADCAST_V4, GATEWAY_V4, GATEWAY_V6};
 use crate::netns;
 use crate::pcap;
+use crate::poll;
 use crate::process::Process;
 use crate::tools;
 
@@ -169,21 +170,17 @@ impl Capture {
     /// tcpdump has died, or does not keep up.
     pub fn recorded(&self) -> Result<Vec<u8>> {
         let sentinel = self.send_sentinel()?;
-        let deadline = Instant::now() + DEADLINE;
-        loop {
+        let complete = poll::until(DEADLINE, poll::OFTEN, || {
             let file = std::fs::read(&self.file).unwrap_or_default();
-            if crate::process::contains(&file, &sentinel) {
-                return Ok(file);
-            }
-            if Instant::now() >= deadline {
-                bail!(
-                    "tcpdump in {} does not record: {}",
-                    self.place,
-                    self.complaint()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+            crate::process::contains(&file, &sentinel).then_some(file)
+        });
+        complete.with_context(|| {
+            format!(
+                "tcpdump in {} does not record: {}",
+                self.place,
+                self.complaint()
+            )
+        })
     }
 
     /// A packet with a number of its own: once it is in the file, so is all that came before it.

@@ -16,6 +16,7 @@ use crate::http;
 use crate::model::manifest;
 use crate::netns;
 use crate::options::{Family, Options};
+use crate::poll;
 use crate::process::{self, Output, Process};
 use crate::protocol::{DaemonAction, DaemonState, ExecInfo, Request, Status};
 use crate::registry::{self, LabDir};
@@ -250,18 +251,10 @@ impl Lab {
         &self,
         what: &str,
         within: Duration,
-        mut condition: impl FnMut() -> Option<T>,
+        condition: impl FnMut() -> Option<T>,
     ) -> Result<T> {
-        let deadline = Instant::now() + within;
-        loop {
-            if let Some(value) = condition() {
-                return Ok(value);
-            }
-            if Instant::now() >= deadline {
-                bail!("waited {within:?} for {what}");
-            }
-            std::thread::sleep(LOOK_AGAIN);
-        }
+        poll::until(within, LOOK_AGAIN, condition)
+            .with_context(|| format!("waited {within:?} for {what}"))
     }
 
     /// Waits until the node's daemon reports this state (`enrolled`) of the pod, or with `None`

@@ -39,6 +39,7 @@ mod model;
 mod netns;
 mod options;
 mod pcap;
+mod poll;
 mod process;
 mod protocol;
 mod registry;

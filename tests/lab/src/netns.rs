@@ -2,15 +2,16 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::poll;
 
 /// Where `ip netns` keeps them.
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -58,48 +59,60 @@ pub(crate) fn sysctls(name: &str, settings: &[(&str, &str)]) -> Result<()> {
     })?
 }
 
-/// The processes in any of these namespaces.
-fn processes(names: &[&str]) -> Result<Vec<Pid>> {
-    let inodes: HashSet<(u64, u64)> = names
-        .iter()
-        .filter_map(|name| identity(&path(name)).ok())
-        .collect();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").context("/proc")? {
-        let Ok(entry) = entry else { continue };
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        if identity(&entry.path().join("ns/net")).is_ok_and(|id| inodes.contains(&id)) {
-            found.push(Pid::from_raw(pid));
+/// Network namespaces that are held open, so that their identity is theirs for as long as this
+/// lives, also when their names are gone.
+#[derive(Debug)]
+pub(crate) struct Held {
+    files: Vec<File>,
+}
+
+impl Held {
+    /// Those of these that exist.
+    pub(crate) fn open(names: &[&str]) -> Self {
+        Self {
+            files: names
+                .iter()
+                .filter_map(|name| File::open(path(name)).ok())
+                .collect(),
         }
     }
-    Ok(found)
-}
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
-}
+    /// Kills every process in these namespaces and waits until they are gone. A process that is
+    /// being forked meanwhile is met in the next round.
+    pub(crate) fn kill_all(&self, within: Duration) -> Result<()> {
+        let mut alive = Vec::new();
+        let gone = poll::until(within, poll::OFTEN, || {
+            alive = match self.processes() {
+                Ok(alive) => alive,
+                Err(error) => return Some(Err(error)),
+            };
+            for pid in &alive {
+                let _ = kill(*pid, Signal::SIGKILL);
+            }
+            alive.is_empty().then_some(Ok(()))
+        });
+        gone.unwrap_or_else(|| Err(anyhow!("processes {alive:?} do not end")))
+    }
 
-/// Kills every process in these namespaces and waits until they are gone. A process that is being
-/// forked meanwhile is met in the next round.
-pub(crate) fn kill_all(names: &[&str], within: Duration) -> Result<()> {
-    let deadline = Instant::now() + within;
-    loop {
-        let alive = processes(names)?;
-        if alive.is_empty() {
-            return Ok(());
+    fn processes(&self) -> Result<Vec<Pid>> {
+        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let own: HashSet<(u64, u64)> = self
+            .files
+            .iter()
+            .filter_map(|file| file.metadata().ok())
+            .map(identity)
+            .collect();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let netns = fs::metadata(entry.path().join("ns/net")).map(identity);
+            if netns.is_ok_and(|netns| own.contains(&netns)) {
+                found.push(Pid::from_raw(pid));
+            }
         }
-        for pid in &alive {
-            let _ = kill(*pid, Signal::SIGKILL);
-        }
-        if Instant::now() >= deadline {
-            bail!("processes {alive:?} do not end");
-        }
-        std::thread::sleep(Duration::from_millis(2));
+        Ok(found)
     }
 }

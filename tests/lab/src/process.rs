@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::poll;
 use crate::protocol::ExecInfo;
 
 /// How a program ended and what it said.
@@ -234,25 +235,17 @@ impl Process {
     /// # Errors
     /// It still runs at the deadline; it is killed then.
     pub fn wait(mut self, within: Duration) -> Result<Output> {
-        let deadline = Instant::now() + within;
-        // std has no wait with a deadline; a look every 2 ms costs a microsecond each.
-        loop {
-            if let Some(status) = self
-                .child
-                .try_wait()
-                .context("cannot wait for the process")?
-            {
-                return Ok(self.collect(status));
-            }
-            if Instant::now() >= deadline {
-                self.signal(Signal::SIGKILL);
+        // std has no wait with a deadline.
+        let ended = poll::until(within, poll::OFTEN, || self.child.try_wait().transpose());
+        match ended {
+            Some(status) => Ok(self.collect(status.context("cannot wait for the process")?)),
+            None => {
                 let said = lossy(&self.stderr());
                 bail!(
                     "still running after {within:?}; stderr so far: {}",
                     said.trim_end()
-                );
+                )
             }
-            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 
 use crate::client::Client;
 use crate::netns;
+use crate::poll;
 use crate::protocol::Request;
 use crate::tools;
 
@@ -201,7 +202,17 @@ fn sweep_all() -> Result<Vec<String>> {
             swept.push(dir.name);
         }
     }
+    tidy()?;
     Ok(swept)
+}
+
+/// Removes the folder that labs share once there is no lab; it fails, as it should, if somebody
+/// else has files there. Called with the base locked, so no lab begins meanwhile.
+fn tidy() -> Result<()> {
+    if all()?.is_empty() {
+        let _ = fs::remove_dir(ETC_NETNS);
+    }
+    Ok(())
 }
 
 fn dead(dir: &LabDir) -> bool {
@@ -216,20 +227,14 @@ pub(crate) fn take_down(dir: &LabDir) -> Result<()> {
     // An agent that has died, or dies of this, is what the rest is for.
     let _ = Client::new(dir).ask(&Request::Down);
     let _base = lock_base()?;
-    let deadline = Instant::now() + AGENT_DEADLINE;
-    while dir.root.exists() && !dead(dir) {
-        if Instant::now() >= deadline {
-            kill_agent(dir);
-        }
-        if Instant::now() >= deadline + KILL_DEADLINE {
-            bail!("lab {}: its agent does not end", dir.name);
-        }
-        std::thread::sleep(Duration::from_millis(2));
+    let ended = || (!dir.root.exists() || dead(dir)).then_some(());
+    if poll::until(AGENT_DEADLINE, poll::OFTEN, ended).is_none() {
+        kill_agent(dir);
+        poll::until(KILL_DEADLINE, poll::OFTEN, ended)
+            .with_context(|| format!("lab {}: its agent does not end", dir.name))?;
     }
-    if !dir.root.exists() {
-        return Ok(());
-    }
-    wipe(dir)
+    wipe(dir)?;
+    tidy()
 }
 
 /// The agent's process id is written into the file it locks; so it is right while the lock is held.
@@ -252,7 +257,8 @@ pub(crate) fn wipe(dir: &LabDir) -> Result<()> {
         .copied()
         .filter(|name| netns::exists(name))
         .collect();
-    netns::kill_all(&existing, KILL_DEADLINE)?;
+    let held = netns::Held::open(&existing);
+    held.kill_all(KILL_DEADLINE)?;
     let batch: String = existing
         .iter()
         .map(|name| format!("netns del {name}\n"))
@@ -260,11 +266,11 @@ pub(crate) fn wipe(dir: &LabDir) -> Result<()> {
     if !batch.is_empty() {
         tools::run(&["ip", "-force", "-batch", "-"], &batch)?;
     }
+    // A program that was on its way in when the others were killed; no more can follow.
+    held.kill_all(KILL_DEADLINE)?;
     for name in names {
         remove(&LabDir::etc(name))?;
     }
-    // Ours alone only if nobody else has files there.
-    let _ = fs::remove_dir(ETC_NETNS);
     remove(&dir.root)
 }
 

@@ -212,7 +212,7 @@ fn spawn(pod: &Pod, container: &Container) -> Result<Child> {
         .as_ref()
         .map_or_else(|| pod.dir(), Into::into);
     // A group of its own, so that what it leaves behind can be ended with it.
-    command.current_dir(dir).process_group(0);
+    command.current_dir(dir).process_group(0).kill_on_drop(true);
     command.spawn().context("ip netns exec")
 }
 

@@ -169,7 +169,7 @@ impl Life {
             .stdin(Stdio::null())
             .stderr(log.try_clone()?)
             .stdout(log);
-        command.spawn().context("ip netns exec")
+        command.kill_on_drop(true).spawn().context("ip netns exec")
     }
 
     async fn obey(&self, actions: &mut mpsc::Receiver<DaemonAction>) -> DaemonAction {

@@ -167,7 +167,7 @@ impl Pod {
         .await;
         if !self.entry.host_network() && netns::exists(&self.entry.netns) {
             // What was started by exec, and what daemonized itself.
-            if let Err(error) = netns::kill_all(&[&self.entry.netns], KILL_DEADLINE) {
+            if let Err(error) = netns::Held::open(&[&self.entry.netns]).kill_all(KILL_DEADLINE) {
                 eprintln!("pod {}/{}: {error:#}", self.key.0, self.key.1);
             }
             if let Err(error) =

@@ -95,14 +95,16 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
     let mut agent = Agent::new(Rc::clone(&world));
     agent.publish().await?;
     let listener = tokio::net::UnixListener::bind(dir.socket()).context("socket")?;
-    agent.tasks.spawn_local(server::listen(
+    let mut doors = JoinSet::new();
+    doors.spawn_local(server::listen(
         listener,
         Rc::clone(&world),
         agent.status.subscribe(),
     ));
     writeln!(std::io::stdout(), "listening").context("stdout")?;
     let asked = agent.until_down(events).await;
-    agent.tasks.abort_all();
+    // Programs end with the tasks that look after them.
+    agent.tasks.shutdown().await;
     let wiped = registry::wipe(&dir);
     if let Some(asked) = asked {
         // Whoever asked may have gone.

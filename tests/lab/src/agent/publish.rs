@@ -98,7 +98,7 @@ impl Agent {
             match self.published.hosts.get(netns) {
                 None => create_etc(&self.world.dir, netns, text)?,
                 Some(old) if old != text => {
-                    write_in_place(&LabDir::etc(netns).join("hosts"), text)?
+                    write_in_place(&LabDir::etc(netns).join("hosts"), text)?;
                 }
                 Some(_) => {}
             }

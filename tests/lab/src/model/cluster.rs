@@ -91,7 +91,7 @@ impl Cluster {
         created: &mut Created,
     ) -> Result<()> {
         match object {
-            Object::Node(node) => self.put_node(node, created),
+            Object::Node(node) => self.put_node(*node, created),
             Object::Namespace(namespace) => {
                 self.put_namespace(namespace);
                 Ok(())
@@ -101,13 +101,13 @@ impl Cluster {
                 self.service_accounts.insert(key, account);
                 Ok(())
             }
-            Object::Service(service) => self.put_service(service),
+            Object::Service(service) => self.put_service(*service),
             Object::EndpointSlice(mut slice) => {
                 let key = self.namespaced("EndpointSlice", &mut slice.metadata)?;
                 self.slices.insert(key, slice);
                 Ok(())
             }
-            Object::Pod(pod) => self.put_pod(pod, uid, created),
+            Object::Pod(pod) => self.put_pod(*pod, uid, created),
             Object::Other(value) => {
                 self.others.insert(other_key(&value), value);
                 Ok(())

@@ -15,11 +15,11 @@ use super::Key;
 /// One document of a manifest.
 #[derive(Debug)]
 pub(crate) enum Object {
-    Node(Node),
+    Node(Box<Node>),
     Namespace(Namespace),
     ServiceAccount(ServiceAccount),
-    Service(Service),
-    Pod(Pod),
+    Service(Box<Service>),
+    Pod(Box<Pod>),
     EndpointSlice(EndpointSlice),
     /// A kind that means nothing to the lab and is passed on to the daemons as it is.
     Other(Value),
@@ -80,11 +80,11 @@ fn object(value: Value) -> Result<Object> {
     }
     let place = format!("{kind} {name}");
     let parsed = match (version, kind) {
-        ("v1", "Node") => typed(value).map(Object::Node),
+        ("v1", "Node") => typed(value).map(Box::new).map(Object::Node),
         ("v1", "Namespace") => typed(value).map(Object::Namespace),
         ("v1", "ServiceAccount") => typed(value).map(Object::ServiceAccount),
-        ("v1", "Service") => typed(value).map(Object::Service),
-        ("v1", "Pod") => typed(value).map(Object::Pod),
+        ("v1", "Service") => typed(value).map(Box::new).map(Object::Service),
+        ("v1", "Pod") => typed(value).map(Box::new).map(Object::Pod),
         ("discovery.k8s.io/v1", "EndpointSlice") => typed(value).map(Object::EndpointSlice),
         _ => Ok(Object::Other(value)),
     };

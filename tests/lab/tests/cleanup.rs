@@ -1,0 +1,179 @@
+//! Nothing is left behind, whoever dies.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use lab::{Lab, Options, Where};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+const MANIFESTS: &str = "\
+{apiVersion: v1, kind: Node, metadata: {name: a}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: c, command: [sleep, infinity]}]}}
+";
+
+fn options(name: &str) -> Options {
+    let bin_dir = Path::new(env!("CARGO_BIN_EXE_lab"))
+        .parent()
+        .map(Into::into);
+    Options {
+        bin_dir,
+        name: Some(name.to_owned()),
+        ..Options::no_daemon()
+    }
+}
+
+/// What a lab of this name has on the machine.
+fn traces(name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for (dir, prefix) in [
+        ("/run/netns", format!("ambit-{name}-")),
+        ("/etc/netns", format!("ambit-{name}-")),
+        ("/run/ambit-lab", name.to_owned()),
+    ] {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let named =
+            entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+        found.extend(named.map(|entry| entry.path()));
+    }
+    found
+}
+
+fn alive(pid: &str) -> bool {
+    Path::new("/proc").join(pid.trim()).exists()
+}
+
+fn pid_in_pod(lab: &Lab) -> String {
+    let netns = lab.netns(&Where::pod("p")).unwrap();
+    let first = || {
+        let pids = Command::new("ip")
+            .args(["netns", "pids", &netns])
+            .output()
+            .ok()?;
+        String::from_utf8(pids.stdout)
+            .ok()?
+            .lines()
+            .next()
+            .map(str::to_owned)
+    };
+    lab.wait_until("the pod's process", SECOND, first).unwrap()
+}
+
+#[test]
+fn dropping_a_lab_leaves_nothing() {
+    let lab = Lab::up(MANIFESTS, options("drop")).unwrap();
+    let pid = pid_in_pod(&lab);
+    assert!(alive(&pid));
+    drop(lab);
+    assert_eq!(traces("drop"), [PathBuf::new(); 0]);
+    assert!(!alive(&pid));
+}
+
+#[test]
+fn a_panicking_test_leaves_nothing() {
+    let panicked = std::thread::spawn(|| {
+        let _lab = Lab::up(MANIFESTS, options("panic")).unwrap();
+        assert!(traces("panic").is_empty(), "this is the panic");
+    });
+    assert!(panicked.join().is_err());
+    assert_eq!(traces("panic"), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn what_a_killed_agent_leaves_is_swept_by_the_next_lab() {
+    let lab = Lab::up(MANIFESTS, options("orphan")).unwrap();
+    let pid = pid_in_pod(&lab);
+    let agent = std::fs::read_to_string("/run/ambit-lab/orphan/lock").unwrap();
+    kill(
+        Pid::from_raw(agent.trim().parse().unwrap()),
+        Signal::SIGKILL,
+    )
+    .unwrap();
+    lab.wait_until("the agent's end", SECOND, || {
+        lab.status().is_err().then_some(())
+    })
+    .unwrap();
+    assert!(!traces("orphan").is_empty() && alive(&pid));
+    // Of another name.
+    let next = Lab::up(MANIFESTS, options("next")).unwrap();
+    assert_eq!(traces("orphan"), [PathBuf::new(); 0]);
+    assert!(!alive(&pid));
+    next.down().unwrap();
+}
+
+#[test]
+fn a_lab_does_not_outlive_the_process_that_owns_it() {
+    // The test's own process must live on, so another one brings a lab up and is killed.
+    let bin = Path::new(env!("CARGO_BIN_EXE_lab"));
+    let manifests = tempfile::tempdir().unwrap();
+    // A pod that is never ready keeps `up` waiting.
+    let probe = "readinessProbe: {exec: {command: ['false']}}";
+    let text = MANIFESTS.replace(
+        "command: [sleep, infinity]",
+        &format!("command: [sleep, infinity], {probe}"),
+    );
+    std::fs::write(manifests.path().join("m.yaml"), text).unwrap();
+    let mut owner = Command::new(bin)
+        .args(["up", "--no-daemon", "--name", "owned"])
+        .arg(manifests.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let watcher = Lab::up(MANIFESTS, options("watcher")).unwrap();
+    let running = || {
+        Lab::attach("owned")
+            .ok()?
+            .status()
+            .ok()?
+            .pods
+            .first()
+            .map(|_| ())
+    };
+    watcher
+        .wait_until("the owned lab", 5 * SECOND, running)
+        .unwrap();
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let gone = || traces("owned").is_empty().then_some(());
+    watcher
+        .wait_until("the owned lab to go", 5 * SECOND, gone)
+        .unwrap();
+}
+
+#[test]
+fn two_labs_with_the_same_addresses_do_not_meet() {
+    let server = |text: &str| {
+        MANIFESTS.replace(
+            "[sleep, infinity]",
+            &format!("[socat, 'TCP-LISTEN:80,fork,reuseaddr', 'SYSTEM:echo {text}'], readinessProbe: {{tcpSocket: {{port: 80}}}}"),
+        )
+    };
+    let one = Lab::up(server("one"), options("side-1")).unwrap();
+    let two = Lab::up(server("two"), options("side-2")).unwrap();
+    assert_eq!(
+        one.status().unwrap().pods[0].ips,
+        two.status().unwrap().pods[0].ips
+    );
+    for (lab, said) in [(&one, "one\n"), (&two, "two\n")] {
+        let cmd = ["socat", "-", "TCP:10.244.1.2:80"];
+        let answer = lab
+            .exec_within(&Where::node("a"), &cmd, 5 * SECOND)
+            .unwrap();
+        assert_eq!(answer.ok().unwrap(), said);
+    }
+    drop(one);
+    assert!(two.exec("p", &["true"]).unwrap().success());
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused() {
+    let _lab = Lab::up(MANIFESTS, options("taken")).unwrap();
+    let error = Lab::up(MANIFESTS, options("taken"))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("lab taken is up already"), "{error}");
+}

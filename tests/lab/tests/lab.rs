@@ -1,0 +1,333 @@
+//! The lab itself, without a mesh: networks, names, kube-proxy, probes, pod life.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lab::{Family, Lab, Options, Where};
+
+const NODES_AND_PODS: &str = "\
+{apiVersion: v1, kind: Node, metadata: {name: a}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: b}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ipFamilyPolicy: PreferDualStack, ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: all, namespace: shop}
+spec: {selector: {app: web}, clusterIP: None, ipFamilyPolicy: PreferDualStack, ports: [{port: 8080}]}
+---
+{apiVersion: v1, kind: Service, metadata: {name: empty, namespace: shop}, spec: {selector: {app: x}, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: client, namespace: shop}, spec: {nodeName: a, containers: [{name: c, command: [sleep, infinity]}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: other}, spec: {nodeName: b, containers: [{name: c, command: [sleep, infinity]}]}}
+";
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A server that answers with its pod's name and with the address of whoever asks.
+fn server(name: &str, node: &str, more: &str) -> String {
+    format!(
+        "
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: shop, labels: {{app: web}}}}
+spec:
+  nodeName: {node}
+  containers:
+  - name: web
+    command: [socat, 'TCP6-LISTEN:8080,fork,reuseaddr,ipv6only=0', 'SYSTEM:echo $HOSTNAME $SOCAT_PEERADDR']
+    ports: [{{name: http, containerPort: 8080}}]
+    readinessProbe: {{tcpSocket: {{port: http}}}}
+{more}"
+    )
+}
+
+fn options() -> Options {
+    let bin_dir = PathBuf::from(env!("CARGO_BIN_EXE_lab"))
+        .parent()
+        .map(Into::into);
+    Options {
+        bin_dir,
+        ..Options::no_daemon()
+    }
+}
+
+fn up(manifests: &str) -> Lab {
+    Lab::up(manifests, options()).unwrap()
+}
+
+fn ask(lab: &Lab, place: &Where, to: &str) -> String {
+    let cmd = ["socat", "-T2", "-", &format!("TCP:{to},connect-timeout=2")];
+    lab.exec_within(place, &cmd, 5 * SECOND)
+        .unwrap()
+        .ok()
+        .unwrap()
+}
+
+#[test]
+fn every_pod_reaches_every_other_with_its_own_address() {
+    let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
+    for family in Family::ALL {
+        for (pod, name) in [("near", "near"), ("far", "far")] {
+            for client in ["client", "other"] {
+                let to = std::net::SocketAddr::new(lab.pod_ip(pod, family).unwrap(), 8080);
+                let answer = ask(&lab, &Where::pod(client), &to.to_string());
+                let (server, seen) = answer.trim().split_once(' ').unwrap();
+                assert_eq!(server, name);
+                assert_eq!(
+                    address(seen),
+                    lab.pod_ip(client, family).unwrap(),
+                    "{client} to {pod}"
+                );
+            }
+        }
+    }
+}
+
+/// socat writes `[fd00:0010:...]`, and IPv4 through an IPv6 socket as `[0000:...:ffff:0af4:0102]`.
+fn address(text: &str) -> std::net::IpAddr {
+    let ip: std::net::IpAddr = text.trim_matches(['[', ']']).parse().unwrap();
+    ip.to_canonical()
+}
+
+#[test]
+fn names_lead_to_services_and_follow_their_pods() {
+    let lab = up(&(NODES_AND_PODS.to_owned() + &server("one", "a", "")));
+    let client = Where::pod("client");
+    for name in [
+        "web",
+        "web.shop",
+        "web.shop.svc",
+        "web.shop.svc.cluster.local",
+    ] {
+        assert!(
+            ask(&lab, &client, &format!("{name}:80")).starts_with("one "),
+            "{name}"
+        );
+    }
+    // A process that is already there sees a pod that comes later: its hosts file is the same one.
+    let mut shell = lab.spawn("client", &["sh"]).unwrap();
+    let address = |lab: &Lab, pod| lab.pod_ip(pod, Family::V4).unwrap().to_string();
+    shell.write(b"getent ahostsv4 all; echo first.\n").unwrap();
+    shell.wait_stdout("first.", SECOND).unwrap();
+    lab.apply(server("two", "b", "")).unwrap();
+    lab.wait_ready().unwrap();
+    shell.write(b"getent ahostsv4 all; echo second.\n").unwrap();
+    shell.wait_stdout("second.", SECOND).unwrap();
+    let said = String::from_utf8(shell.stdout()).unwrap();
+    let (before, after) = said.split_once("first.").unwrap();
+    assert!(
+        before.contains(&address(&lab, "one")) && !before.contains(&address(&lab, "two")),
+        "{said}"
+    );
+    assert!(
+        after.contains(&address(&lab, "one")) && after.contains(&address(&lab, "two")),
+        "{said}"
+    );
+    assert_eq!(
+        lab.exec("client", &["getent", "hosts", "nowhere.example"])
+            .unwrap()
+            .code,
+        2
+    );
+}
+
+#[test]
+fn a_cluster_ip_leads_pods_and_nodes_to_ready_endpoints() {
+    let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
+    for place in [Where::pod("client"), Where::pod("other"), Where::node("a")] {
+        for family in Family::ALL {
+            let vip = lab.service_ip("shop/web", family).unwrap();
+            let to = std::net::SocketAddr::new(vip, 80).to_string();
+            let mut seen: Vec<String> = (0..16).map(|_| ask(&lab, &place, &to)).collect();
+            seen.sort();
+            let servers: std::collections::BTreeSet<_> = seen
+                .iter()
+                .filter_map(|answer| answer.split(' ').next())
+                .collect();
+            // One of two by chance, 16 times: all the same once in 32,768 runs.
+            assert_eq!(
+                servers.into_iter().collect::<Vec<_>>(),
+                ["far", "near"],
+                "{place} {family:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_at_once() {
+    let lab = up(NODES_AND_PODS);
+    let vip = lab
+        .service_ip("shop/empty", Family::V4)
+        .unwrap()
+        .to_string();
+    let answer = lab
+        .exec("client", &["curl", "-sS", "--max-time", "5", &vip])
+        .unwrap();
+    assert_eq!(answer.code, 7, "{}", answer.stderr);
+}
+
+#[test]
+fn a_pod_is_ready_when_its_probe_says_so_and_only_then_an_endpoint() {
+    let file = "    env: [{name: X, value: y}]\n";
+    let exec = server("slow", "a", file).replace(
+        "tcpSocket: {port: http}",
+        "exec: {command: [test, -e, go]}, periodSeconds: 1, failureThreshold: 1",
+    );
+    let lab = Lab::up(
+        NODES_AND_PODS.to_owned() + &exec,
+        Options {
+            wait: false,
+            ..options()
+        },
+    )
+    .unwrap();
+    let running = |status: &lab::Status| status.pod("slow").is_ok_and(|pod| pod.phase == "Running");
+    let status = lab.wait_status("slow to run", 5 * SECOND, running).unwrap();
+    assert!(!status.pod("slow").unwrap().ready);
+    let endpoints = |status: &lab::Status| {
+        status
+            .services
+            .iter()
+            .find(|s| s.name == "web")
+            .map(|s| s.endpoints.len())
+            .unwrap()
+    };
+    assert_eq!(endpoints(&status), 0);
+    lab.exec("slow", &["touch", "go"]).unwrap();
+    lab.wait_status("an endpoint", 5 * SECOND, |status| endpoints(status) == 2)
+        .unwrap();
+    lab.exec("slow", &["rm", "go"]).unwrap();
+    lab.wait_status("no endpoint", 5 * SECOND, |status| endpoints(status) == 0)
+        .unwrap();
+}
+
+#[test]
+fn probes_come_from_the_nodes_own_address() {
+    let lab = up(&(NODES_AND_PODS.to_owned() + &server("web", "a", "")));
+    let capture = lab.capture(Where::pod("web"), "tcp dst port 8080").unwrap();
+    let node = lab.node_ip("a", Family::V4).unwrap();
+    lab.exec_within(&Where::node("a"), &["true"], SECOND)
+        .unwrap();
+    lab.delete("Pod", "web").unwrap();
+    drop(capture);
+    let restarted = Lab::up(
+        NODES_AND_PODS.to_owned()
+            + &server("web", "a", "").replace(
+                "tcpSocket: {port: http}",
+                "tcpSocket: {port: http}, periodSeconds: 1",
+            ),
+        options(),
+    )
+    .unwrap();
+    let capture = restarted
+        .capture(Where::pod("web"), "tcp dst port 8080")
+        .unwrap();
+    let octets: Vec<u8> = node
+        .to_string()
+        .split('.')
+        .map(|octet| octet.parse().unwrap())
+        .collect();
+    restarted
+        .wait_until("a probe from the node", 5 * SECOND, || {
+            (capture.occurrences(&octets).ok()? > 0).then_some(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_program_that_fails_its_liveness_probe_is_started_again() {
+    let probe = "    livenessProbe: {exec: {command: [test, -e, alive]}, periodSeconds: 1, failureThreshold: 1}";
+    let lab = up(&(NODES_AND_PODS.to_owned() + &server("web", "a", probe)));
+    let again = |status: &lab::Status| status.pod("web").is_ok_and(|pod| pod.restarts > 0);
+    lab.wait_status("a restart", 5 * SECOND, again).unwrap();
+}
+
+#[test]
+fn deletion_is_graceful_and_frees_the_address() {
+    let script = "trap \"echo bye; exit 0\" TERM; echo up; while :; do sleep 0.05; done";
+    let pod = |name: &str, ip: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, annotations: {{lab.ambit.dev/ip: {ip}}}}},
+               spec: {{nodeName: a, containers: [{{name: c, command: [sh, -c, '{script}']}}]}}}}"
+        )
+    };
+    let lab = up(NODES_AND_PODS);
+    lab.apply(pod("first", "10.244.1.77")).unwrap();
+    lab.wait_ready().unwrap();
+    lab.wait_until("its log", SECOND, || {
+        lab.pod_log("first").ok()?.contains("up").then_some(())
+    })
+    .unwrap();
+    let before = lab.netns(&Where::pod("first")).unwrap();
+    assert!(lab.apply(pod("second", "10.244.1.77")).is_err());
+    lab.delete("Pod", "first").unwrap();
+    assert!(!PathBuf::from("/run/netns").join(&before).exists());
+    lab.apply(pod("first", "10.244.1.77")).unwrap();
+    lab.wait_ready().unwrap();
+    assert_eq!(
+        lab.pod_ip("first", Family::V4).unwrap().to_string(),
+        "10.244.1.77"
+    );
+    assert_ne!(lab.netns(&Where::pod("first")).unwrap(), before);
+    assert!(lab.pod_log("first").unwrap().starts_with("up\nbye\nup"));
+}
+
+#[test]
+fn the_bridge_detector_sees_what_crosses_nodes_and_only_that() {
+    let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
+    let bridge = lab.capture(Where::Bridge, "").unwrap();
+    let node = lab.capture(Where::node("a"), "tcp").unwrap();
+    let to = |pod| format!("{}:8080", lab.pod_ip(pod, Family::V4).unwrap());
+    ask(&lab, &Where::pod("client"), &to("near"));
+    assert_eq!(bridge.occurrences("near 1").unwrap(), 0);
+    assert!(node.occurrences("near ").unwrap() > 0);
+    ask(&lab, &Where::pod("client"), &to("far"));
+    assert!(bridge.occurrences("far ").unwrap() > 0);
+    assert!(bridge.tcp_bytes(8080).unwrap() > 0);
+    assert_eq!(bridge.tls_bytes(8080).unwrap(), (0, 0));
+}
+
+#[test]
+fn a_refused_manifest_changes_nothing() {
+    let lab = up(NODES_AND_PODS);
+    let good = "{apiVersion: v1, kind: Namespace, metadata: {name: new}}";
+    let bad = "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: c}]}}";
+    let error = lab
+        .apply(format!("{good}\n---\n{bad}"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("Pod default/p: container c: command is missing"),
+        "{error}"
+    );
+    assert!(!lab.source_folder().join("namespace.new.yaml").exists());
+}
+
+#[test]
+fn a_spawned_program_ends_with_its_handle() {
+    let lab = up(NODES_AND_PODS);
+    let process = lab
+        .spawn("client", &["sh", "-c", "sleep 100 & echo started; wait"])
+        .unwrap();
+    process.wait_stdout("started", SECOND).unwrap();
+    let pid = process.id();
+    drop(process);
+    assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+    let late = lab
+        .exec_within(&Where::pod("client"), &["sleep", "100"], SECOND / 10)
+        .unwrap_err();
+    assert!(
+        format!("{late:#}").contains("still running after 100ms"),
+        "{late:#}"
+    );
+}
