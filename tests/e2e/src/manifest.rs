@@ -123,8 +123,19 @@ impl Pod {
 }
 
 impl From<Pod> for String {
+    /// The pod and its service account, without which Kubernetes would refuse it.
     fn from(pod: Pod) -> Self {
-        pod.0.to_string()
+        let text = |at: &str| {
+            pod.0
+                .pointer(at)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let account = service_account(
+            text("/metadata/namespace"),
+            text("/spec/serviceAccountName"),
+        );
+        all([account, pod.0.to_string()])
     }
 }
 

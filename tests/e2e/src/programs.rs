@@ -34,9 +34,9 @@ pub fn nginx(ports: &[u16], answer: &str) -> Vec<String> {
            server {{ {listen}default_type text/plain; location / {{ return 200 \"{answer}\"; }} }}\n\
          }}\n"
     );
-    // In a folder of its own: pods of a lab run side by side.
-    let script = "dir=$(mktemp -d); trap 'rm -rf \"$dir\"' EXIT; printf %s \"$0\" >\"$dir/nginx.conf\"; \
-                  exec nginx -e /dev/stderr -p \"$dir\" -c \"$dir/nginx.conf\"";
+    // The lab gives each pod a working directory of its own, and removes it.
+    let script =
+        "printf %s \"$0\" >nginx.conf; exec nginx -e /dev/stderr -p \"$PWD\" -c nginx.conf";
     words(&["sh", "-c", script, &config])
 }
 
