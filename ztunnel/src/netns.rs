@@ -149,13 +149,13 @@ impl Drop for Joined {
 }
 
 impl NetnsThread {
-    /// Starts the thread.
+    /// Starts the thread, in the namespace of the calling one.
     ///
     /// # Errors
     /// Fails if the system gives no thread.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(name: &str) -> io::Result<Self> {
         let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
-        let thread = std::thread::Builder::new().name("netns".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
             while let Some(job) = queue.blocking_recv() {
                 job();
             }

@@ -33,7 +33,9 @@ impl Watch {
             let rules = Netlink::listen(SockProtocol::NetlinkNetFilter, &[nftables::GROUP])?;
             Ok((rules, Netlink::listen(SockProtocol::NetlinkRoute, &ROUTING_GROUPS)?))
         })?;
-        let register = |fd| AsyncFd::try_with_interest(fd, Interest::READABLE);
+        // The deprecation is about types whose descriptor may change under the runtime's eyes; that of an `OwnedFd` never does.
+        #[allow(deprecated)]
+        let register = |fd: OwnedFd| AsyncFd::try_with_interest(fd, Interest::READABLE);
         Ok(Self { rules: register(rules)?, routing: register(routing)? })
     }
 

@@ -1,0 +1,85 @@
+use super::*;
+
+/// What the command line and the environment would give, without this process's environment.
+fn complete() -> Arguments {
+    Arguments {
+        node_name: Some("a".into()),
+        source_folder: Some("/objects".into()),
+        ca_dir: Some("/ca".into()),
+        netns_dir: Some("/netns".into()),
+        ..Arguments::default()
+    }
+}
+
+#[test]
+fn what_is_not_said_has_its_default() {
+    let config = Config::from_arguments(complete()).expect("a complete configuration");
+    assert_eq!(&*config.cluster, "Kubernetes");
+    assert_eq!(config.trust_domain.to_string(), "cluster.local");
+    assert_eq!(config.termination_deadline, Duration::from_secs(5));
+    assert_eq!(config.cert_ttl, Duration::from_secs(86_400));
+    assert_eq!(config.verify_interval, Duration::from_secs(2));
+    assert_eq!(config.admin.to_string(), "127.0.0.1:15000");
+    assert_eq!(config.stats.to_string(), "[::]:15020");
+    assert_eq!(config.readiness.to_string(), "[::]:15021");
+    assert_eq!(config.log.filter, "info");
+    assert!(config.excluded_namespaces.contains("kube-system"));
+    assert!(config.workers >= 1);
+}
+
+#[test]
+fn all_mistakes_are_reported_together() {
+    let arguments = Arguments {
+        ca_dir: None,
+        netns_dir: None,
+        termination_deadline: Some("5".into()),
+        cert_ttl: Some("1s".into()),
+        worker_threads: Some("many".into()),
+        trust_domain: Some("not a domain".into()),
+        log_format: Some("xml".into()),
+        admin_addr: Some("0.0.0.0:15000".into()),
+        ..complete()
+    };
+    let message = Config::from_arguments(arguments).expect_err("eight mistakes").to_string();
+    for flag in [
+        "--ca-dir (AMBIT_CA_DIR) is required",
+        "--netns-dir (AMBIT_NETNS_DIR) is required",
+        "--termination-deadline \"5\"",
+        "--cert-ttl \"1s\": it must be at least 10s",
+        "--worker-threads \"many\"",
+        "--trust-domain \"not a domain\"",
+        "--log-format \"xml\"",
+        "--admin-addr \"0.0.0.0:15000\": it must be a loopback address",
+    ] {
+        assert!(message.contains(flag), "{flag} is not in\n{message}");
+    }
+    assert_eq!(message.lines().count(), 9, "{message}");
+}
+
+#[test]
+fn durations_are_written_as_in_go() {
+    let parse = |text| duration(text, Duration::ZERO);
+    assert_eq!(parse("500ms"), Ok(Duration::from_millis(500)));
+    assert_eq!(parse("1h30m"), Ok(Duration::from_secs(5400)));
+    assert_eq!(parse("24h"), Ok(Duration::from_secs(86_400)));
+    assert_eq!(parse("0s"), Ok(Duration::ZERO));
+    for wrong in ["", "5", "s", "5d", "-1s", "1.5s", "99999999999s", "5s "] {
+        assert!(parse(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn threads_are_a_number_a_share_of_the_cores_or_all_of_them() {
+    assert_eq!(threads("3", 8), Ok(3));
+    assert_eq!(threads("25%", 8), Ok(2));
+    assert_eq!(threads("10%", 8), Ok(1), "a share is never nothing");
+    assert_eq!(threads("0", 8), Ok(8));
+    assert!(threads("100000", 8).is_err());
+    assert!(threads("-1", 8).is_err());
+}
+
+#[test]
+fn the_arguments_and_their_help_are_consistent() {
+    use clap::CommandFactory;
+    Arguments::command().debug_assert();
+}
