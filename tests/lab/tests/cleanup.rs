@@ -43,8 +43,11 @@ fn traces(name: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Whether a process runs; one that has ended and waits to be reaped does not.
 fn alive(pid: &str) -> bool {
-    Path::new("/proc").join(pid.trim()).exists()
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 fn pid_in_pod(lab: &Lab) -> String {
@@ -93,10 +96,8 @@ fn what_a_killed_agent_leaves_is_swept_by_the_next_lab() {
         Signal::SIGKILL,
     )
     .unwrap();
-    lab.wait_until("the agent's end", SECOND, || {
-        lab.status().is_err().then_some(())
-    })
-    .unwrap();
+    lab.wait_until("the agent's end", SECOND, || (!alive(&agent)).then_some(()))
+        .unwrap();
     assert!(!traces("orphan").is_empty() && alive(&pid));
     // Of another name.
     let next = Lab::up(MANIFESTS, options("next")).unwrap();

@@ -279,7 +279,14 @@ fn deletion_is_graceful_and_frees_the_address() {
         "10.244.1.77"
     );
     assert_ne!(lab.netns(&Where::pod("first")).unwrap(), before);
-    assert!(lab.pod_log("first").unwrap().starts_with("up\nbye\nup"));
+    let log = || {
+        lab.pod_log("first")
+            .ok()?
+            .starts_with("up\nbye\nup")
+            .then_some(())
+    };
+    lab.wait_until("the log of both lives", SECOND, log)
+        .unwrap();
 }
 
 #[test]
