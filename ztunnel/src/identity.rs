@@ -1,12 +1,13 @@
 //! The identities of this node's pods, ready to use: TLS built once per certificate, read by the workers without a lock.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use hbone::{ClientTls, Credentials, ServerTls, TlsError};
-use mesh::certs::{Certificate, Certificates};
+use hbone::{ClientTls, Credentials, ServerTls};
+use mesh::certs::{Certificate, Certificates, IdentityStatus};
 use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -32,7 +33,9 @@ pub struct Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     /// No certificate has been issued yet.
-    #[error("no certificate has been issued for its identity yet; is the certificate authority reachable?")]
+    #[error(
+        "no certificate has been issued for its identity yet; is the certificate authority reachable?"
+    )]
     Pending,
     /// The last certificate has expired and no other came.
     #[error("the certificate of its identity has expired and was not renewed")]
@@ -55,8 +58,6 @@ pub struct Identities(Arc<Inner>);
 
 struct Inner {
     certificates: Certificates,
-    wanted: Mutex<BTreeSet<SpiffeId>>,
-    asked: watch::Sender<()>,
     ready: ArcSwap<HashMap<SpiffeId, Arc<Identity>>>,
     changed: watch::Sender<()>,
 }
@@ -64,34 +65,28 @@ struct Inner {
 impl Identities {
     /// No identities yet; their certificates will come from `certificates`.
     pub fn new(certificates: Certificates) -> Self {
+        let (ready, changed) = (ArcSwap::default(), watch::Sender::new(()));
         Self(Arc::new(Inner {
             certificates,
-            wanted: Mutex::default(),
-            asked: watch::Sender::new(()),
-            ready: ArcSwap::default(),
-            changed: watch::Sender::new(()),
+            ready,
+            changed,
         }))
     }
 
     /// Says which identities run on this node now. Others are forgotten, key and all.
     pub fn wanted(&self, identities: BTreeSet<SpiffeId>) {
-        self.0.certificates.wanted(identities.clone());
-        *self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner) = identities;
-        self.0.asked.send_replace(());
+        self.0.certificates.wanted(identities);
     }
 
     /// Follows the certificates until cancelled.
     pub async fn run(&self, telemetry: &Telemetry, stop: CancellationToken) {
         let mut certificates = self.0.certificates.subscribe();
-        let mut asked = self.0.asked.subscribe();
         loop {
             certificates.borrow_and_update();
-            asked.borrow_and_update();
             self.rebuild(telemetry);
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = certificates.changed() => if changed.is_err() { return },
-                changed = asked.changed() => if changed.is_err() { return },
             }
         }
     }
@@ -122,57 +117,67 @@ impl Identities {
                 }
             }
         };
-        timeout(FIRST_CERTIFICATE, wait).await.unwrap_or_else(|_| self.current(identity))
+        timeout(FIRST_CERTIFICATE, wait)
+            .await
+            .unwrap_or_else(|_| self.current(identity))
     }
 
-    /// Every identity that is wanted, with what there is of it; for the admin page.
-    pub fn list(&self) -> Vec<(SpiffeId, Option<Arc<Identity>>)> {
-        let ready = self.0.ready.load();
-        let wanted = self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        wanted.iter().map(|identity| (identity.clone(), ready.get(identity).cloned())).collect()
+    /// How every identity of this node stands; for the admin page.
+    pub fn status(&self) -> Arc<Vec<IdentityStatus>> {
+        self.0.certificates.status()
     }
 
     fn rebuild(&self, telemetry: &Telemetry) {
-        let wanted = self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let before = self.0.ready.load_full();
-        let mut after = HashMap::with_capacity(wanted.len());
-        for id in wanted {
-            let old = before.get(&id);
-            let certificate = self.0.certificates.current(&id);
-            match (old, certificate) {
-                (Some(old), Some(new)) if Arc::ptr_eq(&old.certificate, &new) => {
-                    after.insert(id, old.clone());
-                }
-                (old, Some(new)) => match build(new) {
-                    Ok(identity) => {
-                        after.insert(id, Arc::new(identity));
-                    }
-                    Err(error) => {
-                        tracing::error!(identity = %id, error = &error as &dyn std::error::Error, "a new certificate cannot be used");
-                        after.extend(old.map(|old| (id, old.clone())));
-                    }
-                },
-                // A renewal that fails leaves what still works in place.
-                (Some(old), None) => {
-                    after.insert(id, old.clone());
-                }
-                (None, None) => {}
+        let before = self.0.ready.load();
+        let status = self.0.certificates.status();
+        let mut after = HashMap::with_capacity(status.len());
+        for IdentityStatus {
+            identity,
+            certificate,
+            ..
+        } in status.iter()
+        {
+            let Some(certificate) = certificate else {
+                continue;
+            };
+            let old = before.get(identity);
+            let kept = old
+                .filter(|old| Arc::ptr_eq(&old.certificate, certificate))
+                .cloned();
+            // A certificate that cannot be used leaves what still works in place.
+            if let Some(ready) = kept.or_else(|| build(certificate)).or_else(|| old.cloned()) {
+                after.insert(identity.clone(), ready);
             }
         }
-        let same = after.len() == before.len()
-            && after.iter().all(|(id, identity)| before.get(id).is_some_and(|old| Arc::ptr_eq(old, identity)));
-        if same {
-            return;
-        }
-        let expiry: Vec<_> = after.iter().map(|(id, identity)| (id, identity.certificate.not_after)).collect();
+        let expiry: Vec<_> = after
+            .iter()
+            .map(|(id, ready)| (id, ready.certificate.not_after))
+            .collect();
         telemetry.certificates(&expiry);
         self.0.ready.store(Arc::new(after));
         self.0.changed.send_replace(());
     }
 }
 
-fn build(certificate: Arc<Certificate>) -> Result<Identity, TlsError> {
-    let credentials =
-        Credentials { chain: certificate.chain.clone(), key: certificate.key(), roots: certificate.roots.clone() };
-    Ok(Identity { client: ClientTls::new(&credentials)?, server: ServerTls::new(&credentials)?, certificate })
+fn build(certificate: &Arc<Certificate>) -> Option<Arc<Identity>> {
+    let (chain, roots) = (certificate.chain.clone(), certificate.roots.clone());
+    let credentials = Credentials {
+        chain,
+        key: certificate.key(),
+        roots,
+    };
+    let tls =
+        ClientTls::new(&credentials).and_then(|client| Ok((client, ServerTls::new(&credentials)?)));
+    match tls {
+        Ok((client, server)) => Some(Arc::new(Identity {
+            client,
+            server,
+            certificate: certificate.clone(),
+        })),
+        Err(error) => {
+            let identity = &certificate.identity;
+            tracing::error!(%identity, error = &error as &dyn Error, "a new certificate cannot be used");
+            None
+        }
+    }
 }

@@ -7,16 +7,14 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use mesh::certs::Certificate;
+use mesh::certs::{Certificate, IdentityState, IdentityStatus};
 use mesh::{Affinity, Distribution, EndpointTarget, Mode, Service, Workload};
 use serde_json::{Value, json};
-use spiffe::SpiffeId;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{Admin, WorkloadState};
 use crate::dataplane::{ConnectionInfo, Direction};
-use crate::identity::Identity;
 
 impl Admin {
     /// Everything. Keys of certificates are not in it, and cannot be: what it is made from does not show them.
@@ -28,14 +26,19 @@ impl Admin {
         services.sort_unstable_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let states: BTreeMap<String, Value> = (self.workloads)()
             .into_iter()
-            .map(|state| (state.uid.to_string(), workload_state(&state, &self.data_plane.connections(&state.uid))))
+            .map(|state| {
+                (
+                    state.uid.to_string(),
+                    workload_state(&state, &self.data_plane.connections(&state.uid)),
+                )
+            })
             .collect();
         json!({
             "workloads": workloads.into_iter().map(|workload| of_workload(workload)).collect::<Vec<_>>(),
             "services": services.into_iter().map(|service| of_service(service)).collect::<Vec<_>>(),
             "policies": [],
             "stagedServices": {},
-            "certificates": self.identities.list().iter().map(|(id, identity)| of_identity(id, identity.as_deref())).collect::<Vec<_>>(),
+            "certificates": self.identities.status().iter().map(of_identity).collect::<Vec<_>>(),
             "workloadState": states,
             "problems": model.problems(),
             "config": self.config,
@@ -71,26 +74,41 @@ fn of_workload(workload: &Workload) -> Value {
 }
 
 fn of_service(service: &Service) -> Value {
-    let endpoints: BTreeMap<String, Value> = service.endpoints.iter().map(|endpoint| {
-        let uid = match &endpoint.target {
-            EndpointTarget::Workload(workload) => workload.uid.to_string(),
-            EndpointTarget::Address { ip, .. } => ip.to_string(),
-        };
-        let ports: BTreeMap<String, u16> = endpoint.ports.iter().map(|port| (port.service.to_string(), port.target)).collect();
-        let value = json!({
-            "workloadUid": uid,
-            "service": format!("{}/{}", service.namespace, service.hostname),
-            "port": ports,
-            "addresses": endpoint.addresses,
-            "status": if endpoint.health.ready { "Healthy" } else { "Unhealthy" },
-        });
-        (uid, value)
-    }).collect();
+    let endpoints: BTreeMap<String, Value> = service
+        .endpoints
+        .iter()
+        .map(|endpoint| {
+            let uid = match &endpoint.target {
+                EndpointTarget::Workload(workload) => workload.uid.to_string(),
+                EndpointTarget::Address { ip, .. } => ip.to_string(),
+            };
+            let ports: BTreeMap<String, u16> = endpoint
+                .ports
+                .iter()
+                .map(|port| (port.service.to_string(), port.target))
+                .collect();
+            let value = json!({
+                "workloadUid": uid,
+                "service": format!("{}/{}", service.namespace, service.hostname),
+                "port": ports,
+                "addresses": endpoint.addresses,
+                "status": if endpoint.health.ready { "Healthy" } else { "Unhealthy" },
+            });
+            (uid, value)
+        })
+        .collect();
     // What istioctl wants as the target is the endpoint's to say; where a service has none, 0 says that nothing answers.
-    let ports: BTreeMap<String, u16> = service.ports.iter().map(|port| {
-        let target = service.endpoints.iter().find_map(|endpoint| endpoint.target_port(port.port));
-        (port.port.to_string(), target.unwrap_or(0))
-    }).collect();
+    let ports: BTreeMap<String, u16> = service
+        .ports
+        .iter()
+        .map(|port| {
+            let target = service
+                .endpoints
+                .iter()
+                .find_map(|endpoint| endpoint.target_port(port.port));
+            (port.port.to_string(), target.unwrap_or(0))
+        })
+        .collect();
     json!({
         "name": service.name,
         "namespace": service.namespace,
@@ -120,16 +138,27 @@ fn load_balancer(service: &Service) -> Value {
     let (mode, preferences): (_, &[&str]) = match (service.node_local, service.distribution) {
         (true, _) => ("Strict", &["Node"]),
         (false, Distribution::PreferSameZone) => ("Failover", &["Network", "Region", "Zone"]),
-        (false, Distribution::PreferSameNode) => ("Failover", &["Network", "Region", "Zone", "Subzone", "Node"]),
+        (false, Distribution::PreferSameNode) => (
+            "Failover",
+            &["Network", "Region", "Zone", "Subzone", "Node"],
+        ),
         (false, Distribution::Any) => return Value::Null,
     };
-    let health = if service.publish_not_ready { "AllowAll" } else { "OnlyHealthy" };
+    let health = if service.publish_not_ready {
+        "AllowAll"
+    } else {
+        "OnlyHealthy"
+    };
     json!({ "mode": mode, "routingPreferences": preferences, "healthPolicy": health })
 }
 
 fn workload_state(state: &WorkloadState, connections: &[ConnectionInfo]) -> Value {
     let of = |direction: Direction| {
-        connections.iter().filter(|connection| connection.direction == direction).map(of_connection).collect::<Vec<_>>()
+        connections
+            .iter()
+            .filter(|connection| connection.direction == direction)
+            .map(of_connection)
+            .collect::<Vec<_>>()
     };
     let mut value = json!({
         "state": state.state,
@@ -160,15 +189,16 @@ fn of_connection(connection: &ConnectionInfo) -> Value {
 }
 
 /// One identity as `istioctl ztunnel-config certificate` shows it.
-fn of_identity(id: &SpiffeId, identity: Option<&Identity>) -> Value {
-    let certificate = identity.map(|identity| &identity.certificate);
-    let state = match certificate {
-        None => "Initializing",
-        Some(certificate) if certificate.not_after <= SystemTime::now() => "Unavailable: expired",
-        Some(_) => "Available",
+fn of_identity(status: &IdentityStatus) -> Value {
+    let state = match (status.state, &status.error) {
+        (IdentityState::Initializing, None) => "Initializing".into(),
+        (IdentityState::Available, _) => "Available".into(),
+        (_, Some(error)) => format!("Unavailable: {error}"),
+        (IdentityState::Unavailable, None) => "Unavailable".into(),
     };
+    let certificate = status.certificate.as_ref();
     json!({
-        "identity": id.to_string(),
+        "identity": status.identity.to_string(),
         "state": state,
         "certChain": certificate.map(of_certificate).into_iter().collect::<Vec<_>>(),
         "rootCerts": certificate.map(roots).unwrap_or_default(),
@@ -185,7 +215,11 @@ fn of_certificate(certificate: &Arc<Certificate>) -> Value {
 }
 
 fn roots(certificate: &Arc<Certificate>) -> Vec<Value> {
-    certificate.roots.iter().map(|der| json!({ "pem": pem(der) })).collect()
+    certificate
+        .roots
+        .iter()
+        .map(|der| json!({ "pem": pem(der) }))
+        .collect()
 }
 
 /// Base64 of the PEM text: bytes in JSON, as the peer writes them.
@@ -197,7 +231,9 @@ fn pem(der: &[u8]) -> String {
 fn decimal(hex: &str) -> String {
     let mut digits: Vec<u32> = vec![0];
     for c in hex.chars().filter(|c| *c != ':') {
-        let Some(mut carry) = c.to_digit(16) else { return String::new() };
+        let Some(mut carry) = c.to_digit(16) else {
+            return String::new();
+        };
         for digit in &mut digits {
             let value = *digit * 16 + carry;
             *digit = value % 10;
@@ -208,12 +244,18 @@ fn decimal(hex: &str) -> String {
             carry /= 10;
         }
     }
-    digits.iter().rev().filter_map(|digit| char::from_digit(*digit, 10)).collect()
+    digits
+        .iter()
+        .rev()
+        .filter_map(|digit| char::from_digit(*digit, 10))
+        .collect()
 }
 
 /// UTC; empty for a time that no calendar has.
 fn rfc3339(time: SystemTime) -> String {
-    OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+    OffsetDateTime::from(time)
+        .format(&Rfc3339)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

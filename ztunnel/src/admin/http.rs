@@ -60,7 +60,13 @@ fn decoded(value: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
-        let hex = (byte == b'%').then(|| value.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok())).flatten();
+        let hex = (byte == b'%')
+            .then(|| {
+                value
+                    .get(at + 1..at + 3)
+                    .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+            })
+            .flatten();
         out.push(match (byte, hex) {
             (_, Some(escaped)) => {
                 at += 2;
@@ -80,7 +86,10 @@ where
     F: Future<Output = Answer> + 'static,
     S: Fn(Asked) -> F + 'static,
 {
-    let listener = match listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener)) {
+    let listener = match listener
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::TcpListener::from_std(listener))
+    {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "an admin port cannot be served"),
     };
@@ -117,9 +126,17 @@ where
         async { Ok::<_, Infallible>(answer.await) }
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_headers(HEADERS).max_buf_size(HEAD_BYTES);
+    server
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_headers(HEADERS)
+        .max_buf_size(HEAD_BYTES);
     // A client that breaks the protocol, or goes away, has lost only its own connection.
-    let _ = timeout(CONNECTION, server.serve_connection(TokioIo::new(stream), service)).await;
+    let _ = timeout(
+        CONNECTION,
+        server.serve_connection(TokioIo::new(stream), service),
+    )
+    .await;
 }
 
 /// An answer in text.
@@ -131,7 +148,9 @@ pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 pub(super) fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
@@ -143,7 +162,9 @@ pub(super) fn not_found() -> Answer {
 /// The page exists, but not for this method.
 pub(super) fn method_not_allowed(allowed: &'static str) -> Answer {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {allowed}\n"));
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
@@ -153,9 +174,21 @@ mod tests {
 
     #[test]
     fn a_parameter_is_decoded_and_what_is_malformed_is_left_alone() {
-        let asked = |query: &str| Asked { method: Method::GET, path: "/".into(), query: query.into() };
-        assert_eq!(asked("level=info%2Caccess%3doff&x=1").parameter("level").as_deref(), Some("info,access=off"));
-        assert_eq!(asked("level=%zz%4").parameter("level").as_deref(), Some("%zz%4"));
+        let asked = |query: &str| Asked {
+            method: Method::GET,
+            path: "/".into(),
+            query: query.into(),
+        };
+        assert_eq!(
+            asked("level=info%2Caccess%3doff&x=1")
+                .parameter("level")
+                .as_deref(),
+            Some("info,access=off")
+        );
+        assert_eq!(
+            asked("level=%zz%4").parameter("level").as_deref(),
+            Some("%zz%4")
+        );
         assert_eq!(asked("level=%é").parameter("level").as_deref(), Some("%é"));
         assert_eq!(asked("reset").parameter("reset").as_deref(), Some(""));
         assert_eq!(asked("other=1").parameter("level"), None);

@@ -70,7 +70,11 @@ pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken)
 }
 
 /// Serves the metrics port until stopped. Runs in a `LocalSet`.
-pub async fn serve_stats(listener: TcpListener, telemetry: Arc<Telemetry>, stop: CancellationToken) {
+pub async fn serve_stats(
+    listener: TcpListener,
+    telemetry: Arc<Telemetry>,
+    stop: CancellationToken,
+) {
     http::serve(listener, stop, move |asked| {
         let telemetry = telemetry.clone();
         async move { stats(&asked, &telemetry) }
@@ -81,8 +85,15 @@ pub async fn serve_stats(listener: TcpListener, telemetry: Arc<Telemetry>, stop:
 fn stats(asked: &Asked, telemetry: &Telemetry) -> Answer {
     match (asked.path.as_str(), &asked.method) {
         ("/metrics" | "/stats/prometheus", &Method::GET) => match telemetry.scrape() {
-            Ok(metrics) => answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", Chain(&error))),
+            Ok(metrics) => answer(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                metrics,
+            ),
+            Err(error) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("{}\n", Chain(&error)),
+            ),
         },
         ("/metrics" | "/stats/prometheus", _) => method_not_allowed("GET"),
         _ => not_found(),
@@ -101,7 +112,10 @@ impl Admin {
             ("/", &Method::GET) => text(StatusCode::OK, INDEX),
             ("/config_dump", &Method::GET) => match serde_json::to_vec_pretty(&self.dump()) {
                 Ok(dump) => answer(StatusCode::OK, "application/json", dump),
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", Chain(&error))),
+                Err(error) => text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    format!("{}\n", Chain(&error)),
+                ),
             },
             ("/logging", &Method::POST) => self.logging(asked),
             ("/quitquitquit", &Method::POST) => {
@@ -118,7 +132,10 @@ impl Admin {
     fn logging(&self, asked: &Asked) -> Answer {
         let (reset, level) = (asked.parameter("reset"), asked.parameter("level"));
         if reset.is_none() && level.is_none() {
-            return text(StatusCode::OK, format!("current log level is {}\n", self.log.filter()));
+            return text(
+                StatusCode::OK,
+                format!("current log level is {}\n", self.log.filter()),
+            );
         }
         match self.log.set(level.as_deref()) {
             Ok(now) => {

@@ -27,7 +27,10 @@ impl Readiness {
     pub fn pending(self: &Arc<Self>, what: impl Into<String>) -> Pending {
         let what = what.into();
         *self.lock().entry(what.clone()).or_default() += 1;
-        Pending { readiness: self.clone(), what }
+        Pending {
+            readiness: self.clone(),
+            what,
+        }
     }
 
     /// What is pending now, sorted.
@@ -78,7 +81,11 @@ pub(crate) async fn serve<F>(
     .await;
 }
 
-async fn answer<F: Future<Output = bool>>(asked: &Asked, readiness: &Readiness, alive: impl Fn() -> F) -> Answer {
+async fn answer<F: Future<Output = bool>>(
+    asked: &Asked,
+    readiness: &Readiness,
+    alive: impl Fn() -> F,
+) -> Answer {
     match (asked.path.as_str(), &asked.method) {
         ("/healthz/ready", &Method::GET) => {
             let mut pending = readiness.list();
@@ -88,7 +95,10 @@ async fn answer<F: Future<Output = bool>>(asked: &Asked, readiness: &Readiness, 
             if pending.is_empty() {
                 return text(StatusCode::OK, "ready\n");
             }
-            text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {}\n", pending.join(", ")))
+            text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("not ready, pending: {}\n", pending.join(", ")),
+            )
         }
         ("/healthz/ready", _) => method_not_allowed("GET"),
         _ => not_found(),
@@ -102,10 +112,26 @@ mod tests {
     use super::*;
 
     async fn ask(method: Method, readiness: &Readiness, alive: bool) -> (u16, String) {
-        let asked = Asked { method, path: "/healthz/ready".into(), query: String::new() };
+        let asked = Asked {
+            method,
+            path: "/healthz/ready".into(),
+            query: String::new(),
+        };
         let answer = answer(&asked, readiness, || std::future::ready(alive)).await;
         let status = answer.status().as_u16();
-        (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+        (
+            status,
+            String::from_utf8(
+                answer
+                    .into_body()
+                    .collect()
+                    .await
+                    .unwrap()
+                    .to_bytes()
+                    .to_vec(),
+            )
+            .unwrap(),
+        )
     }
 
     #[tokio::test]
@@ -114,7 +140,13 @@ mod tests {
         let first = readiness.pending("source folder");
         let second = readiness.pending("pods of this node");
         let (status, body) = ask(Method::GET, &readiness, true).await;
-        assert_eq!((status, body.as_str()), (500, "not ready, pending: pods of this node, source folder\n"));
+        assert_eq!(
+            (status, body.as_str()),
+            (
+                500,
+                "not ready, pending: pods of this node, source folder\n"
+            )
+        );
         drop((first, second));
         assert_eq!(ask(Method::GET, &readiness, true).await.0, 200);
     }
@@ -122,7 +154,10 @@ mod tests {
     #[tokio::test]
     async fn a_data_plane_that_does_not_answer_is_not_ready() {
         let (status, body) = ask(Method::GET, &Readiness::default(), false).await;
-        assert_eq!((status, body.as_str()), (500, "not ready, pending: data plane\n"));
+        assert_eq!(
+            (status, body.as_str()),
+            (500, "not ready, pending: data plane\n")
+        );
     }
 
     #[tokio::test]

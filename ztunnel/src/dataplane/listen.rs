@@ -27,8 +27,12 @@ pub(crate) struct Ends {
 }
 
 /// Accepts until drained, serving each connection in a task of this loop, and returns when the last of them has ended.
-pub(crate) async fn accept_loop<F, S>(listener: TcpListener, ends: Ends, telemetry: &WorkerTelemetry, serve: S)
-where
+pub(crate) async fn accept_loop<F, S>(
+    listener: TcpListener,
+    ends: Ends,
+    telemetry: &WorkerTelemetry,
+    serve: S,
+) where
     F: Future<Output = ()> + 'static,
     S: Fn(TcpStream, SocketAddr) -> F,
 {
@@ -68,7 +72,10 @@ where
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
     )
 }
 

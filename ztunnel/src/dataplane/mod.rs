@@ -148,9 +148,14 @@ impl DataPlane {
     ///
     /// # Errors
     /// Fails if a thread or its runtime cannot be made.
-    pub fn start(config: DataPlaneConfig, store: Store, telemetry: Arc<Telemetry>) -> Result<Self, Error> {
+    pub fn start(
+        config: DataPlaneConfig,
+        store: Store,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Self, Error> {
         let count = config.workers.max(1);
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(COMMANDS)).unzip();
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| mpsc::channel(COMMANDS)).unzip();
         let mut readiness = config.readiness;
         let mut threads = Vec::with_capacity(count);
         for (worker, commands) in receivers.into_iter().enumerate() {
@@ -159,9 +164,17 @@ impl DataPlane {
                 store: store.clone(),
                 identities: config.identities.clone(),
                 telemetry: telemetry.clone(),
-                readiness: readiness.take().map(|(listener, state)| (listener, state, senders.iter().map(mpsc::Sender::downgrade).collect())),
+                readiness: readiness.take().map(|(listener, state)| {
+                    (
+                        listener,
+                        state,
+                        senders.iter().map(mpsc::Sender::downgrade).collect(),
+                    )
+                }),
             };
-            threads.push(Worker::spawn(parts, commands).map_err(|source| Error::Start { worker, source })?);
+            threads.push(
+                Worker::spawn(parts, commands).map_err(|source| Error::Start { worker, source })?,
+            );
         }
         Ok(Self {
             workers: senders,
@@ -181,19 +194,42 @@ impl DataPlane {
     /// # Errors
     /// Fails if a worker does not answer or cannot use its listeners; no worker serves the pod then.
     pub async fn add(&self, pod: Pod) -> Result<(), Error> {
-        let Pod { workload, netns, listeners } = pod;
+        let Pod {
+            workload,
+            netns,
+            listeners,
+        } = pod;
         if listeners.len() != self.workers.len() {
-            return Err(Error::Listeners { uid: workload, listeners: listeners.len(), workers: self.workers.len() });
+            return Err(Error::Listeners {
+                uid: workload,
+                listeners: listeners.len(),
+                workers: self.workers.len(),
+            });
         }
         let registry = Arc::new(Registry::new(self.workers.len(), self.connections_per_pod));
-        let answers = join_all(listeners.into_iter().enumerate().map(|(worker, listeners)| {
-            let (uid, netns, registry) = (workload.clone(), netns.clone(), registry.clone());
-            self.ask(worker, |answer| Command::Add { uid, netns, listeners, registry, answer })
-        }))
+        let answers = join_all(
+            listeners
+                .into_iter()
+                .enumerate()
+                .map(|(worker, listeners)| {
+                    let (uid, netns, registry) =
+                        (workload.clone(), netns.clone(), registry.clone());
+                    self.ask(worker, |answer| Command::Add {
+                        uid,
+                        netns,
+                        listeners,
+                        registry,
+                        answer,
+                    })
+                }),
+        )
         .await;
         let failure = answers.into_iter().find_map(|answer| match answer {
             Ok(Ok(())) => None,
-            Ok(Err(source)) => Some(Error::Accept { uid: workload.clone(), source }),
+            Ok(Err(source)) => Some(Error::Accept {
+                uid: workload.clone(),
+                source,
+            }),
             Err(error) => Some(error),
         });
         if let Some(error) = failure {
@@ -230,7 +266,10 @@ impl DataPlane {
     pub async fn purge(&self, destination: &WorkloadUid) -> Result<(), Error> {
         let answers = join_all((0..self.workers.len()).map(|worker| {
             let destination = destination.clone();
-            self.ask(worker, move |answer| Command::Purge { destination, answer })
+            self.ask(worker, move |answer| Command::Purge {
+                destination,
+                answer,
+            })
         }))
         .await;
         answers.into_iter().collect()
@@ -241,7 +280,11 @@ impl DataPlane {
     /// # Errors
     /// Fails with the first worker that does not answer.
     pub async fn ping(&self) -> Result<(), Error> {
-        let answers = join_all((0..self.workers.len()).map(|worker| self.ask(worker, |answer| Command::Ping { answer }))).await;
+        let answers = join_all(
+            (0..self.workers.len())
+                .map(|worker| self.ask(worker, |answer| Command::Ping { answer })),
+        )
+        .await;
         answers.into_iter().collect()
     }
 
@@ -257,29 +300,46 @@ impl DataPlane {
         let until = Instant::now() + deadline;
         let ends = self.workers.iter().map(|commands| async move {
             let (answer, ended) = oneshot::channel();
-            if timeout(ANSWER, commands.send(Command::Drain { until, answer })).await.is_ok_and(|sent| sent.is_ok()) {
+            if timeout(ANSWER, commands.send(Command::Drain { until, answer }))
+                .await
+                .is_ok_and(|sent| sent.is_ok())
+            {
                 // A worker joins its tasks after the deadline; one that is stuck must not keep the process alive.
                 let _ = timeout(deadline + ANSWER, ended).await;
             }
         });
         join_all(ends).await;
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads.into_iter().filter(std::thread::JoinHandle::is_finished) {
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads
+            .into_iter()
+            .filter(std::thread::JoinHandle::is_finished)
+        {
             let _ = thread.join();
         }
     }
 
-    async fn ask<T>(&self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        worker: usize,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
         let exchange = async {
             self.workers.get(worker)?.send(command(answer)).await.ok()?;
             answered.await.ok()
         };
-        timeout(ANSWER, exchange).await.ok().flatten().ok_or(Error::Unresponsive { worker })
+        timeout(ANSWER, exchange)
+            .await
+            .ok()
+            .flatten()
+            .ok_or(Error::Unresponsive { worker })
     }
 
     fn lock_registries(&self) -> std::sync::MutexGuard<'_, HashMap<WorkloadUid, Arc<Registry>>> {
         // The map is whole between any two statements, so a panic elsewhere while it was held has not broken it.
-        self.registries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

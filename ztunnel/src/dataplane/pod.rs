@@ -56,7 +56,10 @@ impl PodContext {
 
     /// Adds what moved since the last time to the metrics.
     pub(super) fn report(&self) {
-        self.registry.on(self.worker).iter().for_each(|connection| connection.report());
+        self.registry
+            .on(self.worker)
+            .iter()
+            .for_each(|connection| connection.report());
     }
 
     /// Nothing new is accepted; peers are told to open nothing new.
@@ -67,7 +70,10 @@ impl PodContext {
     /// Resets everything now.
     pub(super) fn abort(&self, reason: &'static str) {
         self.aborted.set(Some(reason));
-        self.registry.on(self.worker).iter().for_each(|connection| connection.stop.stop(reason));
+        self.registry
+            .on(self.worker)
+            .iter()
+            .for_each(|connection| connection.stop.stop(reason));
         self.ends.drain.cancel();
         self.ends.abort.cancel();
     }
@@ -95,7 +101,10 @@ impl PodContext {
             pool: Pool::new(PoolConfig::default(), sockets.clone()),
             sockets,
             serve: ServeConfig::default(),
-            ends: Ends { drain: CancellationToken::new(), abort: CancellationToken::new() },
+            ends: Ends {
+                drain: CancellationToken::new(),
+                abort: CancellationToken::new(),
+            },
             random: RefCell::new(fastrand::Rng::new()),
             worker: parts.worker,
             registry: parts.registry,

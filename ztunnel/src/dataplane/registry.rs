@@ -65,7 +65,11 @@ struct Shard {
 
 impl Registry {
     pub(crate) fn new(workers: usize, limit: usize) -> Self {
-        Self { shards: (0..workers).map(|_| Mutex::default()).collect(), open: AtomicUsize::new(0), limit }
+        Self {
+            shards: (0..workers).map(|_| Mutex::default()).collect(),
+            open: AtomicUsize::new(0),
+            limit,
+        }
     }
 
     /// Room for one more connection, or none if the pod has as many as it may.
@@ -74,22 +78,31 @@ impl Registry {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        Some(Slot { registry: self.clone() })
+        Some(Slot {
+            registry: self.clone(),
+        })
     }
 
     /// Everything that is open now.
     pub(crate) fn list(&self) -> Vec<ConnectionInfo> {
-        (0..self.shards.len()).flat_map(|worker| self.on(worker)).map(|connection| connection.info()).collect()
+        (0..self.shards.len())
+            .flat_map(|worker| self.on(worker))
+            .map(|connection| connection.info())
+            .collect()
     }
 
     /// Everything that is open on one worker. A copy, so that nothing is done under the lock.
     pub(crate) fn on(&self, worker: usize) -> Vec<Arc<Connection>> {
-        self.shard(worker).map(|shard| shard.connections.values().cloned().collect()).unwrap_or_default()
+        self.shard(worker)
+            .map(|shard| shard.connections.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     fn shard(&self, worker: usize) -> Option<MutexGuard<'_, Shard>> {
         // The maps are whole between any two statements, so a panic elsewhere has not broken them.
-        self.shards.get(worker).map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner))
+        self.shards
+            .get(worker)
+            .map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -108,7 +121,12 @@ impl Slot {
             shard.connections.insert(key, connection.clone());
             key
         });
-        Registered { connection, slot: self, worker, key }
+        Registered {
+            connection,
+            slot: self,
+            worker,
+            key,
+        }
     }
 }
 
@@ -157,7 +175,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(direction: Direction, source: SocketAddr, original_destination: SocketAddr) -> Self {
+    pub(crate) fn new(
+        direction: Direction,
+        source: SocketAddr,
+        original_destination: SocketAddr,
+    ) -> Self {
         Self {
             direction,
             source,
@@ -187,7 +209,9 @@ impl Connection {
 
     /// Adds the bytes that moved since the last time to the metrics. Long connections are reported while they live.
     pub(crate) fn report(&self) {
-        let Some(series) = self.series.get() else { return };
+        let Some(series) = self.series.get() else {
+            return;
+        };
         let since = |now: &AtomicU64, reported: &AtomicU64| {
             let now = now.load(Ordering::Relaxed);
             now.saturating_sub(reported.swap(now, Ordering::Relaxed))

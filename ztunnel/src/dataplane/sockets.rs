@@ -47,13 +47,21 @@ impl PodSockets {
             // The pod speaks to itself. The kernel would take a spoofed source that is also the destination for a martian.
             return self.dial(to).await;
         }
-        let socket = self.socket(to).and_then(|socket| spoofed(socket, from)).map_err(Error::Socket)?;
+        let socket = self
+            .socket(to)
+            .and_then(|socket| spoofed(socket, from))
+            .map_err(Error::Socket)?;
         connect(socket, to).await
     }
 
     fn socket(&self, to: SocketAddr) -> io::Result<Socket> {
-        let (domain, kind) = (Domain::for_address(to), Type::STREAM.nonblocking().cloexec());
-        let socket = self.netns.enter(|| Socket::new(domain, kind, Some(Protocol::TCP)))?;
+        let (domain, kind) = (
+            Domain::for_address(to),
+            Type::STREAM.nonblocking().cloexec(),
+        );
+        let socket = self
+            .netns
+            .enter(|| Socket::new(domain, kind, Some(Protocol::TCP)))?;
         socket.set_mark(MARK)?;
         prepare(&socket)?;
         Ok(socket)
@@ -70,7 +78,10 @@ impl hbone::Sockets for PodSockets {
 pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_RETRIES),
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE)
+            .with_retries(KEEPALIVE_RETRIES),
     )
 }
 

@@ -34,11 +34,29 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
 pub(super) enum Command {
-    Add { uid: WorkloadUid, netns: Arc<Netns>, listeners: PodListeners, registry: Arc<Registry>, answer: oneshot::Sender<io::Result<()>> },
-    Remove { uid: WorkloadUid, how: Removal, answer: oneshot::Sender<oneshot::Receiver<()>> },
-    Purge { destination: WorkloadUid, answer: oneshot::Sender<()> },
-    Ping { answer: oneshot::Sender<()> },
-    Drain { until: Instant, answer: oneshot::Sender<()> },
+    Add {
+        uid: WorkloadUid,
+        netns: Arc<Netns>,
+        listeners: PodListeners,
+        registry: Arc<Registry>,
+        answer: oneshot::Sender<io::Result<()>>,
+    },
+    Remove {
+        uid: WorkloadUid,
+        how: Removal,
+        answer: oneshot::Sender<oneshot::Receiver<()>>,
+    },
+    Purge {
+        destination: WorkloadUid,
+        answer: oneshot::Sender<()>,
+    },
+    Ping {
+        answer: oneshot::Sender<()>,
+    },
+    Drain {
+        until: Instant,
+        answer: oneshot::Sender<()>,
+    },
 }
 
 /// What a worker is made of.
@@ -47,7 +65,11 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) identities: Identities,
     pub(super) telemetry: Arc<Telemetry>,
-    pub(super) readiness: Option<(std::net::TcpListener, Arc<Readiness>, Vec<mpsc::WeakSender<Command>>)>,
+    pub(super) readiness: Option<(
+        std::net::TcpListener,
+        Arc<Readiness>,
+        Vec<mpsc::WeakSender<Command>>,
+    )>,
 }
 
 pub(super) struct Worker {
@@ -70,33 +92,40 @@ struct Served {
 
 impl Worker {
     /// Starts the thread. Its runtime is made here so that a failure is the caller's to report.
-    pub(super) fn spawn(parts: Parts, commands: mpsc::Receiver<Command>) -> io::Result<JoinHandle<()>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name(format!("data-{}", parts.number)).spawn(move || {
-            LocalSet::new().block_on(&runtime, async move {
-                let readiness = parts.readiness;
-                let worker = Worker {
-                    number: parts.number,
-                    store: parts.store,
-                    identities: parts.identities,
-                    telemetry: Rc::new(WorkerTelemetry::new(parts.telemetry.clone())),
-                    shared: parts.telemetry,
-                    pods: HashMap::new(),
-                    tasks: JoinSet::new(),
-                    served: HashMap::new(),
-                    reports: 0,
-                };
-                let stop = CancellationToken::new();
-                let mut probes = JoinSet::new();
-                if let Some((listener, state, workers)) = readiness {
-                    let alive = move || alive(workers.clone());
-                    probes.spawn_local(readiness::serve(listener, state, alive, stop.clone()));
-                }
-                worker.run(commands).await;
-                stop.cancel();
-                while probes.join_next().await.is_some() {}
-            });
-        })
+    pub(super) fn spawn(
+        parts: Parts,
+        commands: mpsc::Receiver<Command>,
+    ) -> io::Result<JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name(format!("data-{}", parts.number))
+            .spawn(move || {
+                LocalSet::new().block_on(&runtime, async move {
+                    let readiness = parts.readiness;
+                    let worker = Worker {
+                        number: parts.number,
+                        store: parts.store,
+                        identities: parts.identities,
+                        telemetry: Rc::new(WorkerTelemetry::new(parts.telemetry.clone())),
+                        shared: parts.telemetry,
+                        pods: HashMap::new(),
+                        tasks: JoinSet::new(),
+                        served: HashMap::new(),
+                        reports: 0,
+                    };
+                    let stop = CancellationToken::new();
+                    let mut probes = JoinSet::new();
+                    if let Some((listener, state, workers)) = readiness {
+                        let alive = move || alive(workers.clone());
+                        probes.spawn_local(readiness::serve(listener, state, alive, stop.clone()));
+                    }
+                    worker.run(commands).await;
+                    stop.cancel();
+                    while probes.join_next().await.is_some() {}
+                });
+            })
     }
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
@@ -126,13 +155,22 @@ impl Worker {
     /// Whoever asked may have stopped waiting; an answer that nobody takes is no error.
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Add { uid, netns, listeners, registry, answer } => {
+            Command::Add {
+                uid,
+                netns,
+                listeners,
+                registry,
+                answer,
+            } => {
                 let _ = answer.send(self.add(uid, netns, listeners, registry));
             }
             Command::Remove { uid, how, answer } => {
                 let _ = answer.send(self.remove(&uid, how));
             }
-            Command::Purge { destination, answer } => {
+            Command::Purge {
+                destination,
+                answer,
+            } => {
                 for served in self.pods.values().flatten() {
                     served.context.pool.purge(destination.as_str());
                 }
@@ -147,7 +185,13 @@ impl Worker {
         }
     }
 
-    fn add(&mut self, uid: WorkloadUid, netns: Arc<Netns>, listeners: PodListeners, registry: Arc<Registry>) -> io::Result<()> {
+    fn add(
+        &mut self,
+        uid: WorkloadUid,
+        netns: Arc<Netns>,
+        listeners: PodListeners,
+        registry: Arc<Registry>,
+    ) -> io::Result<()> {
         let listening = Listening::new(listeners)?;
         let context = Rc::new(PodContext::new(PodParts {
             uid: uid.clone(),
@@ -159,7 +203,10 @@ impl Worker {
             telemetry: self.telemetry.clone(),
         }));
         let ended = CancellationToken::new();
-        let served = Rc::new(Served { context: context.clone(), ended: ended.clone() });
+        let served = Rc::new(Served {
+            context: context.clone(),
+            ended: ended.clone(),
+        });
         let task = self.tasks.spawn_local(async move {
             // Told by a guard, so that even a panic in the pod's own loop lets the waiting control side go on.
             let _ended = ended.drop_guard();
@@ -190,7 +237,9 @@ impl Worker {
 
     /// A pod's task has ended: nothing of the pod is left.
     fn forget(&mut self, task: Id) {
-        let Some(uid) = self.served.remove(&task) else { return };
+        let Some(uid) = self.served.remove(&task) else {
+            return;
+        };
         if let Some(generations) = self.pods.get_mut(&uid) {
             generations.retain(|served| !served.ended.is_cancelled());
             if generations.is_empty() {
@@ -200,7 +249,10 @@ impl Worker {
     }
 
     fn report(&mut self) {
-        self.pods.values().flatten().for_each(|served| served.context.report());
+        self.pods
+            .values()
+            .flatten()
+            .for_each(|served| served.context.report());
         self.reports += 1;
         if self.reports.is_multiple_of(REPORTS_PER_SWEEP) {
             self.telemetry.refresh();
@@ -212,12 +264,24 @@ impl Worker {
 
     /// Stops accepting, waits for what is open until the deadline, and resets the rest.
     async fn end(mut self, until: Instant) {
-        let all = |worker: &Self, tell: fn(&PodContext)| worker.pods.values().flatten().for_each(|served| tell(&served.context));
+        let all = |worker: &Self, tell: fn(&PodContext)| {
+            worker
+                .pods
+                .values()
+                .flatten()
+                .for_each(|served| tell(&served.context))
+        };
         all(&self, PodContext::drain);
-        let finished = timeout_at(until, async { while self.tasks.join_next().await.is_some() {} }).await;
+        let finished = timeout_at(until, async {
+            while self.tasks.join_next().await.is_some() {}
+        })
+        .await;
         if finished.is_err() {
             all(&self, |pod| pod.abort("drain_deadline"));
-            let _ = timeout(LAST_TASKS, async { while self.tasks.join_next().await.is_some() {} }).await;
+            let _ = timeout(LAST_TASKS, async {
+                while self.tasks.join_next().await.is_some() {}
+            })
+            .await;
         }
         self.tasks.shutdown().await;
     }
@@ -228,8 +292,11 @@ async fn alive(workers: Vec<mpsc::WeakSender<Command>>) -> bool {
     for worker in workers {
         let (answer, answered) = oneshot::channel();
         // Weak, so that asking does not keep a data plane alive that its owner has dropped.
-        let Some(worker) = worker.upgrade() else { return false };
-        let exchange = async { worker.send(Command::Ping { answer }).await.is_ok() && answered.await.is_ok() };
+        let Some(worker) = worker.upgrade() else {
+            return false;
+        };
+        let exchange =
+            async { worker.send(Command::Ping { answer }).await.is_ok() && answered.await.is_ok() };
         if !timeout(SIGN_OF_LIFE, exchange).await.unwrap_or(false) {
             return false;
         }

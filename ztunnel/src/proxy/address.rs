@@ -22,8 +22,13 @@ pub(super) fn is_own(port: u16) -> bool {
 pub(super) fn original_destination(stream: &TcpStream) -> Result<SocketAddr, Error> {
     let socket = SockRef::from(stream);
     // Which of the two answers depends on the packets' family. A dual-stack listener's sockets are IPv6 even for IPv4 packets.
-    let address = socket.original_dst_v4().or_else(|_| socket.original_dst_v6()).map_err(Error::OriginalDestination)?;
-    let address = address.as_socket().ok_or_else(|| Error::OriginalDestination(io::ErrorKind::Unsupported.into()))?;
+    let address = socket
+        .original_dst_v4()
+        .or_else(|_| socket.original_dst_v6())
+        .map_err(Error::OriginalDestination)?;
+    let address = address
+        .as_socket()
+        .ok_or_else(|| Error::OriginalDestination(io::ErrorKind::Unsupported.into()))?;
     Ok(canonical(address))
 }
 
@@ -32,24 +37,26 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Refuses what would lead the daemon into itself: its own ports on an address of the pod.
-pub(super) fn refuse_own(pod: &Workload, destination: SocketAddr) -> Result<(), Error> {
-    let ip = destination.ip();
-    let here = ip.is_loopback() || ip.is_unspecified() || pod.ips.contains(&ip);
-    if here && is_own(destination.port()) { Err(Error::SelfCall(destination)) } else { Ok(()) }
-}
-
 /// Refuses what is not addressed to this pod, or to a port of the data plane itself.
 pub(super) fn refuse_elsewhere(pod: &Workload, destination: SocketAddr) -> Result<(), Error> {
     if is_own(destination.port()) {
         return Err(Error::SelfCall(destination));
     }
-    if pod.ips.contains(&destination.ip()) { Ok(()) } else { Err(Error::NotThisPod { authority: destination.to_string() }) }
+    if pod.ips.contains(&destination.ip()) {
+        Ok(())
+    } else {
+        Err(Error::NotThisPod {
+            authority: destination.to_string(),
+        })
+    }
 }
 
 /// The port of this pod behind a service's host name and port.
 pub(super) fn port_behind(model: &Model, pod: &Workload, name: &str, port: u16) -> Option<u16> {
-    let services = pod.services.iter().filter_map(|service| model.service(&service.namespace, &service.name));
+    let services = pod
+        .services
+        .iter()
+        .filter_map(|service| model.service(&service.namespace, &service.name));
     let mut of_name = services.filter(|service| service.hostname.eq_ignore_ascii_case(name));
     endpoint_of(of_name.next()?, pod)?.target_port(port)
 }
@@ -57,7 +64,10 @@ pub(super) fn port_behind(model: &Model, pod: &Workload, name: &str, port: u16) 
 /// The pod as an endpoint of a service, whose endpoints are sorted.
 pub(super) fn endpoint_of<'a>(service: &'a Service, pod: &Workload) -> Option<&'a Endpoint> {
     let key = EndpointKey::Workload(pod.uid.clone());
-    let at = service.endpoints.binary_search_by(|endpoint| endpoint.key().cmp(&key)).ok()?;
+    let at = service
+        .endpoints
+        .binary_search_by(|endpoint| endpoint.key().cmp(&key))
+        .ok()?;
     service.endpoints.get(at).map(AsRef::as_ref)
 }
 

@@ -21,7 +21,10 @@ pub(crate) enum Error {
     #[error("the pod has as many open connections as it may have")]
     ConnectionLimit,
     #[error("no endpoint can be used for {destination}")]
-    NoEndpoint { destination: String, code: &'static str },
+    NoEndpoint {
+        destination: String,
+        code: &'static str,
+    },
     #[error("the pod cannot prove who it is")]
     Identity(#[from] IdentityError),
     #[error("the tunnel failed")]
@@ -56,7 +59,9 @@ impl Error {
             Self::Socket(_) => "socket_failed",
             Self::Dial { source, .. } => match source.kind() {
                 io::ErrorKind::ConnectionRefused => "connect_refused",
-                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "host_unreachable",
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+                    "host_unreachable"
+                }
                 io::ErrorKind::TimedOut => "connect_timeout",
                 io::ErrorKind::AddrNotAvailable => "source_ports_exhausted",
                 _ => "connect_failed",
@@ -69,10 +74,16 @@ impl Error {
     /// Who has to act. Shown to the operator in debug output only; the code already implies it.
     pub(crate) fn fault(&self) -> Fault {
         match self {
-            Self::OriginalDestination(_) | Self::SelfCall(_) | Self::NotThisPod { .. } => Fault::Downstream,
+            Self::OriginalDestination(_) | Self::SelfCall(_) | Self::NotThisPod { .. } => {
+                Fault::Downstream
+            }
             Self::ConnectionLimit => Fault::Downstream,
-            Self::NoEndpoint { .. } | Self::Dial { .. } | Self::DialTimeout { .. } => Fault::Upstream,
-            Self::WorkloadUnknown(_) | Self::Identity(_) | Self::Socket(_) | Self::Stopped(_) => Fault::Internal,
+            Self::NoEndpoint { .. } | Self::Dial { .. } | Self::DialTimeout { .. } => {
+                Fault::Upstream
+            }
+            Self::WorkloadUnknown(_) | Self::Identity(_) | Self::Socket(_) | Self::Stopped(_) => {
+                Fault::Internal
+            }
             Self::Tunnel(error) => error.fault(),
         }
     }
@@ -136,7 +147,13 @@ mod tests {
     fn only_what_another_endpoint_can_mend_is_tried_again() {
         let to = SocketAddr::from(([10, 0, 0, 1], 80));
         assert!(Error::DialTimeout { to }.retryable());
-        assert!(Error::Dial { to, source: io::ErrorKind::ConnectionRefused.into() }.retryable());
+        assert!(
+            Error::Dial {
+                to,
+                source: io::ErrorKind::ConnectionRefused.into()
+            }
+            .retryable()
+        );
         assert!(!Error::Socket(io::ErrorKind::OutOfMemory.into()).retryable());
         assert!(!Error::Stopped("workload_gone").retryable());
         assert!(!Error::ConnectionLimit.retryable());
@@ -145,24 +162,49 @@ mod tests {
     #[test]
     fn a_request_for_somebody_else_is_the_askers_fault_and_an_application_that_is_down_is_not() {
         let to = SocketAddr::from(([10, 0, 0, 1], 80));
-        assert_eq!(Error::NotThisPod { authority: "10.0.0.2:80".into() }.status(), 400);
+        assert_eq!(
+            Error::NotThisPod {
+                authority: "10.0.0.2:80".into()
+            }
+            .status(),
+            400
+        );
         assert_eq!(Error::SelfCall(to).status(), 400);
-        assert_eq!(Error::Dial { to, source: io::ErrorKind::ConnectionRefused.into() }.status(), 503);
+        assert_eq!(
+            Error::Dial {
+                to,
+                source: io::ErrorKind::ConnectionRefused.into()
+            }
+            .status(),
+            503
+        );
         assert_eq!(Error::SelfCall(to).fault(), Fault::Downstream);
     }
 
     #[test]
     fn failures_have_istios_flags() {
         assert_eq!(flags_of(Reason::ConnectRejected(401)), ResponseFlags::Deny);
-        assert_eq!(flags_of(Reason::ConnectTimeout), ResponseFlags::NetworkPolicy);
-        assert_eq!(flags_of(Reason::PeerIdentityMismatch), ResponseFlags::TlsFailure);
+        assert_eq!(
+            flags_of(Reason::ConnectTimeout),
+            ResponseFlags::NetworkPolicy
+        );
+        assert_eq!(
+            flags_of(Reason::PeerIdentityMismatch),
+            ResponseFlags::TlsFailure
+        );
         assert_eq!(flags_of(Reason::ConnectRefused), ResponseFlags::Connect);
     }
 
     #[test]
     fn the_text_names_the_cause_once() {
         let to = SocketAddr::from(([10, 0, 0, 1], 80));
-        let error = Error::Dial { to, source: io::Error::other("the cable is out") };
-        assert_eq!(error.text(), "cannot connect to 10.0.0.1:80: the cable is out");
+        let error = Error::Dial {
+            to,
+            source: io::Error::other("the cable is out"),
+        };
+        assert_eq!(
+            error.text(),
+            "cannot connect to 10.0.0.1:80: the cable is out"
+        );
     }
 }

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use hbone::{Authority, Outcome, RelayEnd, RelayOpts, Side, Stop};
 use mesh::{EndpointLease, Service, Workload};
@@ -36,7 +36,13 @@ pub(super) struct Flow {
 
 impl Flow {
     /// Registers a connection of `direction` from `source` to where its opener wanted to go.
-    pub(super) fn begin(pod: &Rc<PodContext>, slot: Slot, direction: Direction, source: SocketAddr, wanted: SocketAddr) -> Self {
+    pub(super) fn begin(
+        pod: &Rc<PodContext>,
+        slot: Slot,
+        direction: Direction,
+        source: SocketAddr,
+        wanted: SocketAddr,
+    ) -> Self {
         Self {
             registered: pod.register(slot, Connection::new(direction, source, wanted)),
             parties: Parties {
@@ -64,7 +70,11 @@ impl Flow {
 
     /// What the relay counts in and is stopped by.
     pub(super) fn relay_opts(&self) -> RelayOpts {
-        RelayOpts { counters: self.registered.counters.clone(), stop: self.stop(), ..RelayOpts::default() }
+        RelayOpts {
+            counters: self.registered.counters.clone(),
+            stop: self.stop(),
+            ..RelayOpts::default()
+        }
     }
 
     /// Who opened it. `identity` is what it proved; the workload alone proves nothing.
@@ -96,11 +106,15 @@ impl Flow {
         // Set once; a connection opens once.
         let _ = self.registered.actual_destination.set(self.destination);
         let _ = self.registered.hbone.set(self.authority.is_some());
-        self.registered.opened(self.pod.telemetry.series(&self.parties));
+        self.registered
+            .opened(self.pod.telemetry.series(&self.parties));
     }
 
     /// Waits for `work` unless somebody stops the connection first.
-    pub(super) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    pub(super) async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         tokio::select! {
             biased;
             reason = self.registered.stop.stopped() => Err(Error::Stopped(reason)),
@@ -119,7 +133,9 @@ impl Flow {
         match &end.outcome {
             Outcome::Closed => self.end(None, CLOSED),
             // What the applications do to their connection is theirs to do, and no failure of the mesh.
-            Outcome::Reset { by: Side::Downstream } => self.end(None, "reset_by_downstream"),
+            Outcome::Reset {
+                by: Side::Downstream,
+            } => self.end(None, "reset_by_downstream"),
             Outcome::Reset { by: Side::Upstream } => self.end(None, "reset_by_upstream"),
             Outcome::Stopped { reason } => self.end(Some((reason, ResponseFlags::Connect)), reason),
             Outcome::Failed(error) => {
@@ -135,7 +151,8 @@ impl Flow {
         }
         // One that failed before it opened is opened and closed at once, so that the two counters always meet.
         if self.registered.series().is_none() {
-            self.registered.opened(self.pod.telemetry.series(&self.parties));
+            self.registered
+                .opened(self.pod.telemetry.series(&self.parties));
         }
         self.registered.report();
         if let Some(series) = self.registered.series() {
@@ -151,7 +168,10 @@ impl Flow {
             parties: &self.parties,
             source: self.registered.source,
             destination: self.destination,
-            hbone: self.authority.as_ref().map(|authority| authority as &dyn Display),
+            hbone: self
+                .authority
+                .as_ref()
+                .map(|authority| authority as &dyn Display),
             sent: self.registered.counters.sent.load(Ordering::Relaxed),
             received: self.registered.counters.received.load(Ordering::Relaxed),
             duration: self.started.elapsed(),

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hbone::{Accepted, Authority, Baggage, Connect, ConnectRequest, ConnectResponse, Ended, Peer, Reason, Rejected, ServeEnd};
+use hbone::{
+    Accepted, Authority, Baggage, Connect, ConnectRequest, ConnectResponse, Ended, Peer, Reason,
+    Rejected, ServeEnd,
+};
 use mesh::{Model, Service, Workload};
 use tokio::net::TcpStream;
 
@@ -19,7 +22,13 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
     let peer = canonical(peer);
     // A tunnel counts as a connection of its own, so that handshakes that never end are bounded too.
     let Some(_slot) = pod.admit() else {
-        refused(&pod, Direction::Inbound, peer, None, &Error::ConnectionLimit);
+        refused(
+            &pod,
+            Direction::Inbound,
+            peer,
+            None,
+            &Error::ConnectionLimit,
+        );
         return reset(transport);
     };
     let local = match transport.local_addr() {
@@ -39,8 +48,19 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
         }
     };
     let (drain, abort) = (pod.ends.drain.clone(), pod.ends.abort.clone());
-    let tunnel = Rc::new(Tunnel { pod: pod.clone(), local });
-    let end = hbone::serve(transport, &identity.server, tunnel, &pod.serve, drain, abort).await;
+    let tunnel = Rc::new(Tunnel {
+        pod: pod.clone(),
+        local,
+    });
+    let end = hbone::serve(
+        transport,
+        &identity.server,
+        tunnel,
+        &pod.serve,
+        drain,
+        abort,
+    )
+    .await;
     drop(identity);
     report(&pod, peer, local, &end);
 }
@@ -48,7 +68,11 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
 async fn identity(pod: &PodContext) -> Result<Arc<crate::identity::Identity>, Error> {
     let identity = {
         let model = pod.store.load();
-        model.workload(&pod.uid).ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?.identity.clone()
+        model
+            .workload(&pod.uid)
+            .ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?
+            .identity
+            .clone()
     };
     Ok(pod.identities.ready(&identity).await?)
 }
@@ -57,7 +81,13 @@ async fn identity(pod: &PodContext) -> Result<Arc<crate::identity::Identity>, Er
 fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeEnd) {
     if let (Ended::Failed, Some(error)) = (end.ended, &end.error) {
         if end.streams == 0 {
-            refused(pod, Direction::Inbound, peer, Some(local), &Error::Tunnel(error.clone()));
+            refused(
+                pod,
+                Direction::Inbound,
+                peer,
+                Some(local),
+                &Error::Tunnel(error.clone()),
+            );
         } else {
             tracing::debug!(%peer, reason = error.reason().code(), streams = end.streams, "a tunnel broke");
         }
@@ -65,7 +95,13 @@ fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeEnd)
 }
 
 /// Counts and logs what failed before there was a connection to speak of.
-pub(super) fn refused(pod: &PodContext, direction: Direction, peer: SocketAddr, wanted: Option<SocketAddr>, error: &Error) {
+pub(super) fn refused(
+    pod: &PodContext,
+    direction: Direction,
+    peer: SocketAddr,
+    wanted: Option<SocketAddr>,
+    error: &Error,
+) {
     pod.telemetry.failed(direction, error.code());
     tracing::event!(
         target: "access",
@@ -91,7 +127,13 @@ impl Connect for Tunnel {
     async fn connect(&self, peer: &Peer, request: ConnectRequest) -> Result<Accepted, Rejected> {
         let from = canonical(peer.address);
         let Some(slot) = self.pod.admit() else {
-            refused(&self.pod, Direction::Inbound, from, Some(self.local), &Error::ConnectionLimit);
+            refused(
+                &self.pod,
+                Direction::Inbound,
+                from,
+                Some(self.local),
+                &Error::ConnectionLimit,
+            );
             return Err(rejected(&Error::ConnectionLimit));
         };
         let mut flow = Flow::begin(&self.pod, slot, Direction::Inbound, from, self.local);
@@ -99,7 +141,12 @@ impl Connect for Tunnel {
             Ok((upstream, response)) => {
                 flow.opened();
                 let opts = flow.relay_opts();
-                Ok(Accepted { upstream, response, opts, on_end: Box::new(move |end| flow.closed(&end)) })
+                Ok(Accepted {
+                    upstream,
+                    response,
+                    opts,
+                    on_end: Box::new(move |end| flow.closed(&end)),
+                })
             }
             Err(error) => {
                 flow.failed(&error);
@@ -126,7 +173,10 @@ impl Connect for Tunnel {
 }
 
 fn rejected(error: &Error) -> Rejected {
-    Rejected { status: error.status(), reason: error.code() }
+    Rejected {
+        status: error.status(),
+        reason: error.code(),
+    }
 }
 
 impl Tunnel {
@@ -142,21 +192,45 @@ impl Tunnel {
         flow.via(self.local, Some(request.authority.clone()));
         let (target, answer) = {
             let model = self.pod.store.load();
-            let workload = model.workload(&self.pod.uid).ok_or_else(|| Error::WorkloadUnknown(self.pod.uid.clone()))?;
+            let workload = model
+                .workload(&self.pod.uid)
+                .ok_or_else(|| Error::WorkloadUnknown(self.pod.uid.clone()))?;
             flow.from(source(&model, from, peer), Some(peer.identity.clone()));
-            let host = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
+            let host = request
+                .forwarded
+                .as_ref()
+                .and_then(|forwarded| forwarded.host.as_deref());
             let target = self.target(&model, workload, &request.authority);
-            let port = target.as_ref().map_or(request.authority.port(), SocketAddr::port);
-            flow.to(Some(workload.clone()), service_behind(&model, workload, host, port));
+            let port = target
+                .as_ref()
+                .map_or(request.authority.port(), SocketAddr::port);
+            flow.to(
+                Some(workload.clone()),
+                service_behind(&model, workload, host, port),
+            );
             (target?, baggage(workload))
         };
-        let upstream = flow.unless_stopped(self.pod.sockets.dial_from(from.ip(), target)).await?;
-        Ok((upstream, ConnectResponse { baggage: Some(answer) }))
+        let upstream = flow
+            .unless_stopped(self.pod.sockets.dial_from(from.ip(), target))
+            .await?;
+        Ok((
+            upstream,
+            ConnectResponse {
+                baggage: Some(answer),
+            },
+        ))
     }
 
     /// Where in the pod a request leads. The address is always the one that the peer dialled, so a name can never lead elsewhere.
-    fn target(&self, model: &Model, workload: &Workload, authority: &Authority) -> Result<SocketAddr, Error> {
-        let elsewhere = || Error::NotThisPod { authority: authority.to_string() };
+    fn target(
+        &self,
+        model: &Model,
+        workload: &Workload,
+        authority: &Authority,
+    ) -> Result<SocketAddr, Error> {
+        let elsewhere = || Error::NotThisPod {
+            authority: authority.to_string(),
+        };
         let target = match authority {
             Authority::Address(address) => canonical(*address),
             Authority::Host { name, port } => {
@@ -178,17 +252,31 @@ impl Tunnel {
 /// The workload at the peer's address, if it is one of the peer's identity. Only for labels: the peer proved its identity and
 /// nothing else, so a workload of another identity says nothing about it, and neither does what it claims in its baggage.
 fn source(model: &Model, from: SocketAddr, peer: &Peer) -> Option<Arc<Workload>> {
-    model.workload_by_ip(from.ip()).filter(|workload| workload.identity == peer.identity).cloned()
+    model
+        .workload_by_ip(from.ip())
+        .filter(|workload| workload.identity == peer.identity)
+        .cloned()
 }
 
 /// The service that was meant: the one that the client named if this pod is behind it, else the first that leads to the port.
-pub(super) fn service_behind(model: &Model, pod: &Workload, host: Option<&str>, port: u16) -> Option<Arc<Service>> {
-    let services = || pod.services.iter().filter_map(|name| model.service(&name.namespace, &name.name));
-    if let Some(named) = host.and_then(|host| services().find(|service| *service.hostname == *host)) {
+pub(super) fn service_behind(
+    model: &Model,
+    pod: &Workload,
+    host: Option<&str>,
+    port: u16,
+) -> Option<Arc<Service>> {
+    let services = || {
+        pod.services
+            .iter()
+            .filter_map(|name| model.service(&name.namespace, &name.name))
+    };
+    if let Some(named) = host.and_then(|host| services().find(|service| *service.hostname == *host))
+    {
         return Some(named.clone());
     }
     let leads_here = |service: &&Arc<Service>| {
-        endpoint_of(service, pod).is_some_and(|endpoint| endpoint.ports.iter().any(|ports| ports.target == port))
+        endpoint_of(service, pod)
+            .is_some_and(|endpoint| endpoint.ports.iter().any(|ports| ports.target == port))
     };
     services().find(leads_here).cloned()
 }

@@ -23,7 +23,13 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
         }
     };
     let Some(slot) = pod.admit() else {
-        inbound::refused(&pod, Direction::Inbound, peer, Some(wanted), &Error::ConnectionLimit);
+        inbound::refused(
+            &pod,
+            Direction::Inbound,
+            peer,
+            Some(wanted),
+            &Error::ConnectionLimit,
+        );
         return reset(downstream);
     };
     let mut flow = Flow::begin(&pod, slot, Direction::Inbound, peer, wanted);
@@ -47,12 +53,22 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
     }
 }
 
-async fn connect(pod: &PodContext, flow: &mut Flow, peer: SocketAddr, wanted: SocketAddr) -> Result<TcpStream, Error> {
+async fn connect(
+    pod: &PodContext,
+    flow: &mut Flow,
+    peer: SocketAddr,
+    wanted: SocketAddr,
+) -> Result<TcpStream, Error> {
     {
         let model = pod.store.load();
-        let workload = model.workload(&pod.uid).ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?;
+        let workload = model
+            .workload(&pod.uid)
+            .ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?;
         flow.from(model.workload_by_ip(peer.ip()).cloned(), None);
-        flow.to(Some(workload.clone()), inbound::service_behind(&model, workload, None, wanted.port()));
+        flow.to(
+            Some(workload.clone()),
+            inbound::service_behind(&model, workload, None, wanted.port()),
+        );
         refuse_elsewhere(workload, wanted)?;
     }
     pod.sockets.dial_from(peer.ip(), wanted).await

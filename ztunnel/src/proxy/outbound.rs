@@ -5,12 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{Authority, ConnectRequest, Forwarded, PoolKey, Reason, Stream, TraceParent, relay_tcp};
+use hbone::{
+    Authority, ConnectRequest, Forwarded, PoolKey, Reason, Stream, TraceParent, relay_tcp,
+};
 use mesh::{EndpointKey, Route, Service, Workload, route};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::address::{canonical, original_destination, refuse_own, reset};
+use super::address::{canonical, original_destination, reset};
 use super::flow::Flow;
 use super::inbound::baggage;
 use super::{Error, inbound};
@@ -34,7 +36,13 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
         }
     };
     let Some(slot) = pod.admit() else {
-        inbound::refused(&pod, Direction::Outbound, peer, Some(wanted), &Error::ConnectionLimit);
+        inbound::refused(
+            &pod,
+            Direction::Outbound,
+            peer,
+            Some(wanted),
+            &Error::ConnectionLimit,
+        );
         return reset(downstream);
     };
     let mut flow = Flow::begin(&pod, slot, Direction::Outbound, peer, wanted);
@@ -73,19 +81,30 @@ async fn relay(flow: Flow, downstream: TcpStream, upstream: Upstream) {
 }
 
 /// Connects to where the route leads; to the next endpoint if one fails before it has seen anything of the application.
-async fn connect(pod: &PodContext, flow: &mut Flow, peer: SocketAddr, wanted: SocketAddr) -> Result<Upstream, Error> {
+async fn connect(
+    pod: &PodContext,
+    flow: &mut Flow,
+    peer: SocketAddr,
+    wanted: SocketAddr,
+) -> Result<Upstream, Error> {
     let started = Instant::now();
     let mut tried: Vec<EndpointKey> = Vec::new();
     let mut failure = None;
     for _ in 0..ATTEMPTS {
         let (source, route) = decide(pod, wanted, &tried)?;
-        let endpoint = endpoint_of(&route);
+        if failure.is_some() && matches!(route, Route::NoEndpoint { .. }) {
+            // How the last endpoint failed says more than that none is left.
+            break;
+        }
+        let endpoint = route
+            .endpoint()
+            .map(|endpoint| (endpoint, route.may_retry()));
         let again = match attempt(pod, flow, peer, source, route).await {
             Ok(upstream) => return Ok(upstream),
-            // With every endpoint tried, how the last one failed says more than that none is left.
-            Err(Error::NoEndpoint { .. }) if failure.is_some() => break,
             Err(error) => {
-                let again = (error.retryable() && started.elapsed() < PATIENCE).then(|| next(&error, endpoint)).flatten();
+                let again = (error.retryable() && started.elapsed() < PATIENCE)
+                    .then(|| next(&error, endpoint))
+                    .flatten();
                 failure = Some(error);
                 again
             }
@@ -96,14 +115,22 @@ async fn connect(pod: &PodContext, flow: &mut Flow, peer: SocketAddr, wanted: So
             None => break,
         }
     }
-    Err(failure.unwrap_or_else(|| Error::NoEndpoint { destination: wanted.to_string(), code: "no_healthy_endpoint" }))
+    Err(failure.unwrap_or_else(|| Error::NoEndpoint {
+        destination: wanted.to_string(),
+        code: "no_healthy_endpoint",
+    }))
 }
 
 /// The route for the pod as it is now. The model is let go before anything waits.
-fn decide(pod: &PodContext, wanted: SocketAddr, tried: &[EndpointKey]) -> Result<(Arc<Workload>, Route), Error> {
+fn decide(
+    pod: &PodContext,
+    wanted: SocketAddr,
+    tried: &[EndpointKey],
+) -> Result<(Arc<Workload>, Route), Error> {
     let model = pod.store.load();
-    let source = model.workload(&pod.uid).ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?;
-    refuse_own(source, wanted)?;
+    let source = model
+        .workload(&pod.uid)
+        .ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?;
     let route = route(&model, source, wanted, tried, &mut pod.random.borrow_mut());
     Ok((source.clone(), route))
 }
@@ -125,17 +152,6 @@ fn next(error: &Error, endpoint: Option<(EndpointKey, bool)>) -> Option<Retry> {
     }
 }
 
-fn endpoint_of(route: &Route) -> Option<(EndpointKey, bool)> {
-    match route {
-        Route::Mesh { workload, service, .. } => Some((EndpointKey::Workload(workload.uid.clone()), service.is_some())),
-        Route::Plain { workload: Some(workload), service, .. } => {
-            Some((EndpointKey::Workload(workload.uid.clone()), service.is_some()))
-        }
-        Route::Plain { target, service, .. } => Some((EndpointKey::Address(target.ip()), service.is_some())),
-        Route::Passthrough { .. } | Route::NoEndpoint { .. } => None,
-    }
-}
-
 async fn attempt(
     pod: &PodContext,
     flow: &mut Flow,
@@ -144,15 +160,35 @@ async fn attempt(
     route: Route,
 ) -> Result<Upstream, Error> {
     match route {
-        Route::Mesh { workload, service, target, tunnel, lease } => {
+        Route::Mesh {
+            workload,
+            service,
+            target,
+            tunnel,
+            lease,
+        } => {
             flow.from(Some(source.clone()), Some(source.identity.clone()));
             flow.to(Some(workload.clone()), service.clone());
             flow.via(tunnel, Some(Authority::from(target)));
             flow.hold(lease);
             // A boxed future: it is large, and most connections of a busy pod wait in their relay and not here.
-            Box::pin(open_tunnel(pod, &source, &workload, service.as_deref(), target, tunnel, peer)).await
+            Box::pin(open_tunnel(
+                pod,
+                &source,
+                &workload,
+                service.as_deref(),
+                target,
+                tunnel,
+                peer,
+            ))
+            .await
         }
-        Route::Plain { target, workload, service, lease } => {
+        Route::Plain {
+            target,
+            workload,
+            service,
+            lease,
+        } => {
             flow.from(Some(source), None);
             flow.to(workload, service);
             flow.via(target, None);
@@ -166,7 +202,10 @@ async fn attempt(
         }
         Route::NoEndpoint { service, code } => {
             flow.from(Some(source), None);
-            let destination = service.as_ref().map_or_else(|| "this address".into(), |service| service.hostname.to_string());
+            let destination = service.as_ref().map_or_else(
+                || "this address".into(),
+                |service| service.hostname.to_string(),
+            );
             flow.to(None, service);
             Err(Error::NoEndpoint { destination, code })
         }
@@ -184,21 +223,35 @@ async fn open_tunnel(
     peer: SocketAddr,
 ) -> Result<Upstream, Error> {
     let identity = pod.identities.ready(&source.identity).await?;
-    let key = PoolKey { source: source.identity.clone(), destination: workload.uid.to_arc(), address: tunnel };
+    let key = PoolKey {
+        source: source.identity.clone(),
+        destination: workload.uid.to_arc(),
+        address: tunnel,
+    };
     let request = ConnectRequest {
         authority: Authority::from(target),
         baggage: Some(baggage(source)),
-        forwarded: Some(Forwarded { for_: peer, host: service.map(|service| service.hostname.to_string()) }),
+        forwarded: Some(Forwarded {
+            for_: peer,
+            host: service.map(|service| service.hostname.to_string()),
+        }),
         traceparent: Some(TraceParent::random()),
     };
     let expect = std::slice::from_ref(&workload.identity);
-    let mut stream = Box::new(pod.pool.open(&key, expect, &identity.client, request).await.map_err(Error::Tunnel)?);
+    let mut stream = Box::new(
+        pod.pool
+            .open(&key, expect, &identity.client, request)
+            .await
+            .map_err(Error::Tunnel)?,
+    );
     // Where another endpoint could take over, the answer is awaited before the application's first byte leaves. Where none
     // could, the first byte travels with the CONNECT and saves a round trip.
     let elsewhere = service.is_some_and(|service| service.endpoints.len() > 1);
     if elsewhere {
         stream.response().await.map_err(Error::Tunnel)?;
     }
-    Ok(Upstream::Tunnel { stream, answered: elsewhere })
+    Ok(Upstream::Tunnel {
+        stream,
+        answered: elsewhere,
+    })
 }
-

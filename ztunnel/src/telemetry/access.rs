@@ -35,16 +35,28 @@ pub(crate) struct Ended<'a> {
 impl Ended<'_> {
     /// The level that the line has: failures are errors, as in the peer.
     pub(super) fn level(&self) -> Level {
-        if self.error.is_some() { Level::ERROR } else { Level::INFO }
+        if self.error.is_some() {
+            Level::ERROR
+        } else {
+            Level::INFO
+        }
     }
 
     pub(super) fn line(&self, format: Format) -> String {
-        self.fields(format).line(self.level(), "access", "connection complete")
+        self.fields(format)
+            .line(self.level(), "access", "connection complete")
     }
 
     fn fields(&self, format: Format) -> Fields {
         let mut fields = Fields::new(format);
-        let Parties { reporter, source, source_identity, destination, service, mutual_tls } = self.parties;
+        let Parties {
+            reporter,
+            source,
+            source_identity,
+            destination,
+            service,
+            mutual_tls,
+        } = self.parties;
         fields.bare("src.addr", self.source);
         if let Some(source) = source {
             fields.text("src.workload", &source.name);

@@ -77,8 +77,13 @@ impl Cache {
 
     /// Forgets everything about a workload that is gone.
     pub(super) fn forget(&mut self, uid: &WorkloadUid) {
-        let is = |workload: &Option<Arc<Workload>>| workload.as_ref().is_some_and(|workload| workload.uid == *uid);
-        self.entries.retain(|_, entry| !is(&entry.source) && !is(&entry.destination));
+        let is = |workload: &Option<Arc<Workload>>| {
+            workload
+                .as_ref()
+                .is_some_and(|workload| workload.uid == *uid)
+        };
+        self.entries
+            .retain(|_, entry| !is(&entry.source) && !is(&entry.destination));
     }
 }
 

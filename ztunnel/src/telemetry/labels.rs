@@ -71,12 +71,19 @@ impl Parties {
                 values[at] = value.clone();
             }
         };
-        set(0, &match self.reporter {
-            Direction::Outbound => "source".into(),
-            Direction::Inbound => "destination".into(),
-        });
+        set(
+            0,
+            &match self.reporter {
+                Direction::Outbound => "source".into(),
+                Direction::Inbound => "destination".into(),
+            },
+        );
         if let Some(source) = &self.source {
-            for (at, value) in of_workload(source).into_iter().enumerate().filter(|(at, _)| *at != PRINCIPAL) {
+            for (at, value) in of_workload(source)
+                .into_iter()
+                .enumerate()
+                .filter(|(at, _)| *at != PRINCIPAL)
+            {
                 set(1 + at, value);
             }
             set(23, &source.locality.region);
@@ -91,7 +98,11 @@ impl Parties {
             set(11, &service.name);
         }
         if let Some(destination) = &self.destination {
-            for (at, value) in of_workload(destination).into_iter().enumerate().filter(|(at, _)| *at != PRINCIPAL) {
+            for (at, value) in of_workload(destination)
+                .into_iter()
+                .enumerate()
+                .filter(|(at, _)| *at != PRINCIPAL)
+            {
                 set(12 + at, value);
             }
             set(12 + PRINCIPAL, &destination.identity.to_string().into());

@@ -47,7 +47,10 @@ pub(crate) struct Fields {
 
 impl Fields {
     pub(crate) fn new(format: Format) -> Self {
-        Self { format, text: String::with_capacity(512) }
+        Self {
+            format,
+            text: String::with_capacity(512),
+        }
     }
 
     /// A value that is text: quoted in both formats.
@@ -99,8 +102,14 @@ impl Fields {
             Level::TRACE => "trace",
         };
         match self.format {
-            Format::Plain if self.text.is_empty() => format!("{time}\t{level}\t{scope}\t{}\n", Escaped(message)),
-            Format::Plain => format!("{time}\t{level}\t{scope}\t{}\t{}\n", Escaped(message), self.text),
+            Format::Plain if self.text.is_empty() => {
+                format!("{time}\t{level}\t{scope}\t{}\n", Escaped(message))
+            }
+            Format::Plain => format!(
+                "{time}\t{level}\t{scope}\t{}\t{}\n",
+                Escaped(message),
+                self.text
+            ),
             Format::Json => format!(
                 "{{\"level\":\"{level}\",\"time\":\"{time}\",\"scope\":{},\"message\":{}{}}}\n",
                 serde_json::Value::from(scope),
@@ -116,7 +125,13 @@ struct Escaped<'a>(&'a str);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
+        self.0.chars().try_for_each(|c| {
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())
+            } else {
+                f.write_char(c)
+            }
+        })
     }
 }
 
@@ -144,7 +159,12 @@ mod tests {
         fields.bare("src.addr", "10.0.0.1:80");
         fields.text("error", "bad \"name\"\nforged\tline");
         fields.number("bytes_sent", 7);
-        fields.line_at("2026-01-02T03:04:05.000006Z", Level::INFO, "access", "connection\ncomplete")
+        fields.line_at(
+            "2026-01-02T03:04:05.000006Z",
+            Level::INFO,
+            "access",
+            "connection\ncomplete",
+        )
     }
 
     #[test]
@@ -172,6 +192,9 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]
         struct Outer(#[source] std::io::Error);
-        assert_eq!(Chain(&Outer(std::io::Error::other("inner"))).to_string(), "outer: inner");
+        assert_eq!(
+            Chain(&Outer(std::io::Error::other("inner"))).to_string(),
+            "outer: inner"
+        );
     }
 }

@@ -86,7 +86,9 @@ impl Log {
             .buffered_lines_limit(WAITING_LINES)
             .thread_name("log")
             .finish(io::BufWriter::with_capacity(WRITE_BUFFER, out));
-        let lines = tracing_subscriber::fmt::layer().event_format(Lines(config.format)).with_writer(writer.clone());
+        let lines = tracing_subscriber::fmt::layer()
+            .event_format(Lines(config.format))
+            .with_writer(writer.clone());
         let log = Self {
             format: config.format,
             dropped: writer.error_counter(),
@@ -94,7 +96,11 @@ impl Log {
             filter: handle,
             initial: config.filter.as_str().into(),
         };
-        Ok((log, Registry::default().with(filter).with(lines), LogGuard(guard)))
+        Ok((
+            log,
+            Registry::default().with(filter).with(lines),
+            LogGuard(guard),
+        ))
     }
 
     /// Changes the levels, or returns to those of the start. Answers with what holds now.
@@ -110,7 +116,9 @@ impl Log {
 
     /// The levels that hold now.
     pub fn filter(&self) -> String {
-        self.filter.with_current(ToString::to_string).unwrap_or_default()
+        self.filter
+            .with_current(ToString::to_string)
+            .unwrap_or_default()
     }
 
     /// Lines that nobody took in time, since the start.
@@ -131,12 +139,20 @@ impl Log {
 
 impl fmt::Debug for Log {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Log").field("format", &self.format).field("dropped", &self.dropped()).finish_non_exhaustive()
+        f.debug_struct("Log")
+            .field("format", &self.format)
+            .field("dropped", &self.dropped())
+            .finish_non_exhaustive()
     }
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder().parse(filter).map_err(|source| LogError::Filter { filter: filter.into(), source })
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|source| LogError::Filter {
+            filter: filter.into(),
+            source,
+        })
 }
 
 /// Events as lines.
@@ -147,12 +163,24 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut visitor = Gather { message: String::new(), fields: Fields::new(self.0) };
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut visitor = Gather {
+            message: String::new(),
+            fields: Fields::new(self.0),
+        };
         event.record(&mut visitor);
         let metadata = event.metadata();
         let level: Level = *metadata.level();
-        writer.write_str(&visitor.fields.line(level, metadata.target(), &visitor.message))
+        writer.write_str(
+            &visitor
+                .fields
+                .line(level, metadata.target(), &visitor.message),
+        )
     }
 }
 
@@ -219,7 +247,10 @@ mod tests {
     }
 
     fn config(filter: &str) -> LogConfig {
-        LogConfig { format: Format::Plain, filter: filter.into() }
+        LogConfig {
+            format: Format::Plain,
+            filter: filter.into(),
+        }
     }
 
     #[test]
@@ -233,7 +264,11 @@ mod tests {
         }
         // Three full queues are formatted and refused in milliseconds; a wait for the reader would last for ever.
         assert!(start.elapsed() < Duration::from_secs(5));
-        assert!(log.dropped() >= (WAITING_LINES * 2 - WAITING_LINES / 10) as u64, "dropped {}", log.dropped());
+        assert!(
+            log.dropped() >= (WAITING_LINES * 2 - WAITING_LINES / 10) as u64,
+            "dropped {}",
+            log.dropped()
+        );
         drop(release);
         drop(guard);
     }
@@ -253,7 +288,10 @@ mod tests {
         });
         drop(guard);
         let written = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
-        let rest: Vec<_> = written.lines().map(|line| line.split_once('\t').unwrap().1).collect();
+        let rest: Vec<_> = written
+            .lines()
+            .map(|line| line.split_once('\t').unwrap().1)
+            .collect();
         assert_eq!(
             rest,
             [

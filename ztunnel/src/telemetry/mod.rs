@@ -60,10 +60,21 @@ impl Telemetry {
         let pulled = Arc::new(Pulled::new(log.clone())?);
         registry.register(Box::new(Pull(pulled.clone())))?;
         registry.register(Box::new(Process::new()?))?;
-        let build = IntGaugeVec::new(Opts::new("istio_build", "Istio component build info"), &["component", "tag"])?;
-        build.with_label_values(&["ztunnel", env!("CARGO_PKG_VERSION")]).set(1);
+        let build = IntGaugeVec::new(
+            Opts::new("istio_build", "Istio component build info"),
+            &["component", "tag"],
+        )?;
+        build
+            .with_label_values(&["ztunnel", env!("CARGO_PKG_VERSION")])
+            .set(1);
         registry.register(Box::new(build))?;
-        Ok(Self { registry, traffic, metrics, pulled, log })
+        Ok(Self {
+            registry,
+            traffic,
+            metrics,
+            pulled,
+            log,
+        })
     }
 
     /// Where other parts of the daemon register metrics of their own.
@@ -87,7 +98,10 @@ impl Telemetry {
         let mut pending = 0;
         for (state, pods) in states {
             let pods = i64::try_from(*pods).unwrap_or(i64::MAX);
-            self.metrics.enrolment.with_label_values(&[*state]).set(pods);
+            self.metrics
+                .enrolment
+                .with_label_values(&[*state])
+                .set(pods);
             match *state {
                 "enrolled" => self.metrics.active_proxies.set(pods),
                 "pending" => pending = pods,
@@ -112,20 +126,30 @@ impl Telemetry {
 
     /// Counts a repair of a pod's capture.
     pub fn capture_repaired(&self, reason: &str) {
-        self.metrics.capture_repairs.with_label_values(&[reason]).inc();
+        self.metrics
+            .capture_repairs
+            .with_label_values(&[reason])
+            .inc();
     }
 
     /// Publishes how many problems the configuration has.
     pub fn problems(&self, count: usize) {
-        self.metrics.problems.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.metrics
+            .problems
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Publishes when the certificate of each identity expires; identities that are not named are dropped.
     pub(crate) fn certificates(&self, expiry: &[(&SpiffeId, SystemTime)]) {
         self.metrics.certificate_expiry.reset();
         for (identity, not_after) in expiry {
-            let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-            self.metrics.certificate_expiry.with_label_values(&[&identity.to_string()]).set(seconds);
+            let seconds = not_after
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0.0, |since| since.as_secs_f64());
+            self.metrics
+                .certificate_expiry
+                .with_label_values(&[&identity.to_string()])
+                .set(seconds);
         }
     }
 
@@ -147,13 +171,23 @@ impl WorkerTelemetry {
     pub(crate) fn new(shared: Arc<Telemetry>) -> Self {
         shared.pulled.watch(Handle::current());
         let open = &shared.metrics.sockets_open;
-        let (outbound_open, inbound_open) = (open.with_label_values(&["source"]), open.with_label_values(&["destination"]));
-        Self { shared, cache: RefCell::default(), outbound_open, inbound_open }
+        let (outbound_open, inbound_open) = (
+            open.with_label_values(&["source"]),
+            open.with_label_values(&["destination"]),
+        );
+        Self {
+            shared,
+            cache: RefCell::default(),
+            outbound_open,
+            inbound_open,
+        }
     }
 
     /// The series that a connection of these parties counts in.
     pub(crate) fn series(&self, parties: &Parties) -> Arc<Series> {
-        self.cache.borrow_mut().series(&self.shared.traffic, parties)
+        self.cache
+            .borrow_mut()
+            .series(&self.shared.traffic, parties)
     }
 
     /// Counts a connection as open until the answer is dropped.
@@ -168,12 +202,20 @@ impl WorkerTelemetry {
 
     /// Counts a failure under its reason code.
     pub(crate) fn failed(&self, direction: Direction, reason: &str) {
-        self.shared.metrics.failures.with_label_values(&[direction.name(), reason]).inc();
+        self.shared
+            .metrics
+            .failures
+            .with_label_values(&[direction.name(), reason])
+            .inc();
     }
 
     /// Counts a connection that could not even be accepted.
     pub(crate) fn accept_failed(&self, reason: &str) {
-        self.shared.metrics.accept_failures.with_label_values(&[reason]).inc();
+        self.shared
+            .metrics
+            .accept_failures
+            .with_label_values(&[reason])
+            .inc();
     }
 
     /// Writes the line of a connection that has ended, if such lines are wanted.

@@ -20,8 +20,14 @@ impl Process {
         Ok(Self {
             open_fds: gauge("process_open_fds", "Number of open file descriptors")?,
             max_fds: gauge("process_max_fds", "Maximum number of open file descriptors")?,
-            resident: gauge("process_resident_memory_bytes", "Resident memory size in bytes")?,
-            cpu: gauge("process_cpu_seconds_total", "Total user and system CPU time spent in seconds")?,
+            resident: gauge(
+                "process_resident_memory_bytes",
+                "Resident memory size in bytes",
+            )?,
+            cpu: gauge(
+                "process_cpu_seconds_total",
+                "Total user and system CPU time spent in seconds",
+            )?,
         })
     }
 
@@ -41,13 +47,19 @@ impl Process {
         }
         let pages = std::fs::read_to_string("/proc/self/statm")
             .ok()
-            .and_then(|statm| statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()));
+            .and_then(|statm| {
+                statm
+                    .split_whitespace()
+                    .nth(1)
+                    .and_then(|pages| pages.parse::<u64>().ok())
+            });
         if let (Some(pages), Ok(Some(size))) = (pages, sysconf(SysconfVar::PAGE_SIZE)) {
             self.resident.set(pages as f64 * size as f64);
         }
         if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
             let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
-            self.cpu.set(seconds(usage.user_time()) + seconds(usage.system_time()));
+            self.cpu
+                .set(seconds(usage.user_time()) + seconds(usage.system_time()));
         }
     }
 }
@@ -59,6 +71,9 @@ impl Collector for Process {
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.read();
-        self.all().into_iter().flat_map(Collector::collect).collect()
+        self.all()
+            .into_iter()
+            .flat_map(Collector::collect)
+            .collect()
     }
 }

@@ -1,0 +1,299 @@
+//! What users read, exactly as they read it.
+
+use std::time::Duration;
+
+use hbone::Authority;
+use mesh::{Affinity, Distribution, Health, Load, Locality, Mode, Service, Workload, WorkloadType};
+
+use super::*;
+
+pub(crate) fn workload(namespace: &str, name: &str) -> Arc<Workload> {
+    let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{name}");
+    Arc::new(Workload {
+        uid: WorkloadUid::of_pod("Kubernetes", namespace, &format!("{name}-0"), "1234"),
+        name: format!("{name}-0").into(),
+        namespace: namespace.into(),
+        service_account: name.into(),
+        identity: SpiffeId::new(&identity).unwrap(),
+        ips: vec!["10.0.0.1".parse().unwrap()],
+        node: "a".into(),
+        locality: Locality {
+            region: "r1".into(),
+            zone: "z1".into(),
+            subzone: "".into(),
+        },
+        host_network: false,
+        mode: Mode::Mesh,
+        health: Health::default(),
+        canonical_name: name.into(),
+        canonical_revision: "v1".into(),
+        workload_type: WorkloadType::Deployment,
+        workload_name: name.into(),
+        app: "".into(),
+        version: "".into(),
+        cluster: "Kubernetes".into(),
+        probe_ports: vec![],
+        ports: vec![],
+        services: vec![],
+        kube_uid: "1234".into(),
+        load: Load::default(),
+    })
+}
+
+pub(crate) fn service(namespace: &str, name: &str) -> Arc<Service> {
+    Arc::new(Service {
+        namespace: namespace.into(),
+        name: name.into(),
+        hostname: format!("{name}.{namespace}.svc.cluster.local").into(),
+        vips: vec![],
+        ports: vec![],
+        endpoints: vec![],
+        affinity: Affinity::None,
+        distribution: Distribution::Any,
+        node_local: false,
+        publish_not_ready: false,
+    })
+}
+
+fn meshed(reporter: Direction) -> Parties {
+    let source = workload("shop", "web");
+    Parties {
+        reporter,
+        source_identity: Some(source.identity.clone()),
+        source: Some(source),
+        destination: Some(workload("shop", "cart")),
+        service: Some(service("shop", "cart")),
+        mutual_tls: true,
+    }
+}
+
+fn stranger() -> Parties {
+    Parties {
+        reporter: Direction::Outbound,
+        source: Some(workload("shop", "web")),
+        source_identity: None,
+        destination: None,
+        service: None,
+        mutual_tls: false,
+    }
+}
+
+fn traffic(telemetry: &Telemetry) -> Vec<String> {
+    let text = telemetry.scrape().unwrap();
+    text.lines()
+        .filter(|line| line.starts_with("istio_tcp_") && !line.contains("sockets"))
+        .map(Into::into)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_connection_is_counted_under_istios_names_and_labels() {
+    let telemetry = Arc::new(Telemetry::new(None).unwrap());
+    let worker = WorkerTelemetry::new(telemetry.clone());
+    let series = worker.series(&meshed(Direction::Inbound));
+    series.opened();
+    series.moved(10, 2000);
+    series.closed();
+    series.failed(ResponseFlags::Connect);
+    let labels = |flags: &str| {
+        format!(
+            "reporter=\"destination\",source_workload=\"web\",source_canonical_service=\"web\",\
+             source_canonical_revision=\"v1\",source_workload_namespace=\"shop\",\
+             source_principal=\"spiffe://cluster.local/ns/shop/sa/web\",source_app=\"web\",\
+             source_version=\"v1\",source_cluster=\"Kubernetes\",\
+             destination_service=\"cart.shop.svc.cluster.local\",\
+             destination_service_namespace=\"shop\",destination_service_name=\"cart\",\
+             destination_workload=\"cart\",destination_canonical_service=\"cart\",\
+             destination_canonical_revision=\"v1\",destination_workload_namespace=\"shop\",\
+             destination_principal=\"spiffe://cluster.local/ns/shop/sa/cart\",\
+             destination_app=\"cart\",destination_version=\"v1\",\
+             destination_cluster=\"Kubernetes\",request_protocol=\"tcp\",\
+             response_flags=\"{flags}\",connection_security_policy=\"mutual_tls\",\
+             source_region=\"r1\",source_zone=\"z1\",destination_region=\"r1\",\
+             destination_zone=\"z1\""
+        )
+    };
+    let (ok, failed) = (labels("-"), labels("CONNECT"));
+    assert_eq!(
+        traffic(&telemetry),
+        [
+            format!("istio_tcp_connections_closed_total{{{ok}}} 1"),
+            format!("istio_tcp_connections_failed_total{{{failed}}} 1"),
+            format!("istio_tcp_connections_opened_total{{{ok}}} 1"),
+            format!("istio_tcp_received_bytes_total{{{ok}}} 10"),
+            format!("istio_tcp_sent_bytes_total{{{ok}}} 2000"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_known_is_called_unknown() {
+    let telemetry = Arc::new(Telemetry::new(None).unwrap());
+    WorkerTelemetry::new(telemetry.clone())
+        .series(&stranger())
+        .opened();
+    let line = traffic(&telemetry)
+        .into_iter()
+        .find(|line| line.contains("opened"))
+        .unwrap();
+    for label in [
+        "reporter=\"source\"",
+        "source_workload=\"web\"",
+        "source_principal=\"unknown\"",
+        "destination_service=\"unknown\"",
+        "destination_workload=\"unknown\"",
+        "destination_principal=\"unknown\"",
+        "connection_security_policy=\"unknown\"",
+        "destination_zone=\"unknown\"",
+    ] {
+        assert!(line.contains(label), "{label} is not in {line}");
+    }
+}
+
+#[tokio::test]
+async fn every_metric_that_dashboards_read_is_there_before_the_first_connection() {
+    let telemetry = Arc::new(Telemetry::new(None).unwrap());
+    let _worker = WorkerTelemetry::new(telemetry.clone());
+    telemetry.enrolment(&[("enrolled", 3), ("pending", 1)]);
+    telemetry.capture_repaired("rules_missing");
+    telemetry.problems(2);
+    let text = telemetry.scrape().unwrap();
+    for line in [
+        "istio_build{component=\"ztunnel\",tag=\"",
+        "istio_tcp_sockets_open{reporter=\"destination\"} 0",
+        "istio_tcp_sockets_open{reporter=\"source\"} 0",
+        "process_open_fds ",
+        "process_max_fds ",
+        "process_resident_memory_bytes ",
+        "tokio_num_workers 1",
+        "tokio_num_alive_tasks ",
+        "tokio_global_queue_depth ",
+        "tokio_worker_park_count_total{worker=\"0\"}",
+        "workload_manager_active_proxy_count 3",
+        "workload_manager_pending_proxy_count 1",
+        "workload_manager_proxies_started_total 0",
+        "ambit_enrolment_pods{state=\"enrolled\"} 3",
+        "ambit_capture_repairs_total{reason=\"rules_missing\"} 1",
+        "ambit_configuration_problems 2",
+        "ambit_log_lines_dropped_total 0",
+    ] {
+        assert!(
+            text.lines().any(|found| found.starts_with(line)),
+            "{line} is not in\n{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn parties_that_have_met_before_cost_no_second_label_set() {
+    let telemetry = Arc::new(Telemetry::new(None).unwrap());
+    let worker = WorkerTelemetry::new(telemetry.clone());
+    let parties = meshed(Direction::Outbound);
+    let first = worker.series(&parties);
+    assert!(Arc::ptr_eq(&first, &worker.series(&parties)));
+    // Another version of the same objects has the same labels, and so counts in the same series.
+    assert!(Arc::ptr_eq(
+        &first,
+        &worker.series(&meshed(Direction::Outbound))
+    ));
+    // One that proves to be somebody else does not.
+    let mut other = parties.clone();
+    other.source_identity = Some(SpiffeId::new("spiffe://cluster.local/ns/shop/sa/other").unwrap());
+    assert!(!Arc::ptr_eq(&first, &worker.series(&other)));
+}
+
+#[tokio::test]
+async fn series_of_workloads_that_went_leave_the_scrape_and_those_in_use_stay() {
+    let telemetry = Arc::new(Telemetry::new(None).unwrap());
+    let worker = WorkerTelemetry::new(telemetry.clone());
+    let used = worker.series(&stranger());
+    let parties = meshed(Direction::Outbound);
+    worker.series(&parties);
+    worker.forget(&parties.destination.as_ref().unwrap().uid);
+    worker.refresh();
+    for _ in 0..IDLE_SWEEPS {
+        telemetry.sweep();
+    }
+    used.opened();
+    let lines = traffic(&telemetry);
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.contains("destination_workload=\"unknown\"")),
+        "{lines:?}"
+    );
+    assert!(!lines.is_empty());
+}
+
+fn ended(parties: &Parties, format: Format) -> String {
+    let authority: Authority = "10.0.0.2:80".parse().unwrap();
+    let line = Ended {
+        parties,
+        source: "10.0.0.1:40000".parse().unwrap(),
+        destination: "10.0.0.2:15008".parse().unwrap(),
+        hbone: Some(&authority),
+        sent: 67,
+        received: 490,
+        duration: Duration::from_micros(12_345),
+        error: None,
+        reason: "closed",
+    }
+    .line(format);
+    line.trim_end().to_owned()
+}
+
+#[test]
+fn the_access_log_has_istios_fields_in_istios_order_and_the_reason() {
+    let line = ended(&meshed(Direction::Outbound), Format::Plain);
+    let (time, rest) = line.split_once('\t').unwrap();
+    assert!(
+        time.ends_with('Z') && time.len() == "2026-01-02T03:04:05.000006Z".len(),
+        "{time}"
+    );
+    assert_eq!(
+        rest,
+        "info\taccess\tconnection complete\tsrc.addr=10.0.0.1:40000 src.workload=\"web-0\" \
+         src.namespace=\"shop\" src.identity=\"spiffe://cluster.local/ns/shop/sa/web\" \
+         src.cluster=\"Kubernetes\" dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:80 \
+         dst.service=\"cart.shop.svc.cluster.local\" dst.workload=\"cart-0\" \
+         dst.namespace=\"shop\" dst.identity=\"spiffe://cluster.local/ns/shop/sa/cart\" \
+         dst.cluster=\"Kubernetes\" direction=\"outbound\" bytes_sent=67 bytes_recv=490 \
+         duration=\"12ms\" reason=\"closed\""
+    );
+}
+
+#[test]
+fn the_inbound_line_counts_bytes_as_the_pod_sees_them() {
+    let line = ended(&meshed(Direction::Inbound), Format::Json);
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["direction"], "inbound");
+    assert_eq!(line["bytes_sent"], 490);
+    assert_eq!(line["bytes_recv"], 67);
+    assert_eq!(line["scope"], "access");
+    assert_eq!(line["dst.hbone_addr"], "10.0.0.2:80");
+}
+
+#[test]
+fn a_failure_is_an_error_with_text_for_people_and_a_code_for_machines() {
+    let parties = stranger();
+    let line = Ended {
+        parties: &parties,
+        source: "10.0.0.1:40000".parse().unwrap(),
+        destination: "10.9.9.9:80".parse().unwrap(),
+        hbone: None,
+        sent: 0,
+        received: 0,
+        duration: Duration::ZERO,
+        error: Some(&"cannot connect to 10.9.9.9:80"),
+        reason: "connect_refused",
+    }
+    .line(Format::Plain);
+    let (_, rest) = line.trim_end().split_once('\t').unwrap();
+    assert_eq!(
+        rest,
+        "error\taccess\tconnection complete\tsrc.addr=10.0.0.1:40000 src.workload=\"web-0\" \
+         src.namespace=\"shop\" src.cluster=\"Kubernetes\" dst.addr=10.9.9.9:80 \
+         direction=\"outbound\" bytes_sent=0 bytes_recv=0 duration=\"0ms\" \
+         error=\"cannot connect to 10.9.9.9:80\" reason=\"connect_refused\""
+    );
+}

@@ -105,19 +105,44 @@ struct Held {
 
 /// The five metrics: name, and help as Istio gives it.
 const METRICS: [(&str, &str); 5] = [
-    ("istio_tcp_connections_opened_total", "The total number of TCP connections opened"),
-    ("istio_tcp_connections_closed_total", "The total number of TCP connections closed"),
-    ("istio_tcp_received_bytes_total", "The size of total bytes received during request in case of a TCP connection"),
-    ("istio_tcp_sent_bytes_total", "The size of total bytes sent during response in case of a TCP connection"),
-    ("istio_tcp_connections_failed_total", "The total number of TCP connections failed"),
+    (
+        "istio_tcp_connections_opened_total",
+        "The total number of TCP connections opened",
+    ),
+    (
+        "istio_tcp_connections_closed_total",
+        "The total number of TCP connections closed",
+    ),
+    (
+        "istio_tcp_received_bytes_total",
+        "The size of total bytes received during request in case of a TCP connection",
+    ),
+    (
+        "istio_tcp_sent_bytes_total",
+        "The size of total bytes sent during response in case of a TCP connection",
+    ),
+    (
+        "istio_tcp_connections_failed_total",
+        "The total number of TCP connections failed",
+    ),
 ];
 
 impl Traffic {
     pub(super) fn new() -> prometheus::Result<Self> {
         let names: Vec<String> = NAMES.iter().map(ToString::to_string).collect();
-        let desc = |at: usize| Desc::new(METRICS[at].0.into(), METRICS[at].1.into(), names.clone(), HashMap::new());
+        let desc = |at: usize| {
+            Desc::new(
+                METRICS[at].0.into(),
+                METRICS[at].1.into(),
+                names.clone(),
+                HashMap::new(),
+            )
+        };
         let descs = Arc::new([desc(0)?, desc(1)?, desc(2)?, desc(3)?, desc(4)?]);
-        Ok(Self { series: Arc::default(), descs })
+        Ok(Self {
+            series: Arc::default(),
+            descs,
+        })
     }
 
     /// The series of these labels. Costs building the labels; workers keep the answer.
@@ -144,7 +169,11 @@ impl Traffic {
     pub(super) fn sweep(&self, sweeps: u32) {
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, held| {
-            held.idle = if Arc::strong_count(&held.series) > 1 { 0 } else { held.idle + 1 };
+            held.idle = if Arc::strong_count(&held.series) > 1 {
+                0
+            } else {
+                held.idle + 1
+            };
             held.idle < sweeps
         });
     }
@@ -157,21 +186,38 @@ impl Collector for Traffic {
 
     fn collect(&self) -> Vec<MetricFamily> {
         // The list is copied so that a scrape of many series never makes a worker wait for the lock.
-        let all: Vec<Arc<Series>> =
-            self.series.lock().unwrap_or_else(PoisonError::into_inner).values().map(|held| held.series.clone()).collect();
+        let all: Vec<Arc<Series>> = self
+            .series
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .map(|held| held.series.clone())
+            .collect();
         let of = |pick: fn(&Series) -> &AtomicU64| {
-            all.iter().map(|series| metric(series, ResponseFlags::None, pick(series))).collect::<Vec<_>>()
+            all.iter()
+                .map(|series| metric(series, ResponseFlags::None, pick(series)))
+                .collect::<Vec<_>>()
         };
         let failed = all.iter().flat_map(|series| {
-            let counts = ResponseFlags::ALL.into_iter().map(move |flags| (flags, &series.failed[flags as usize]));
-            counts.filter(|(_, count)| count.load(Ordering::Relaxed) > 0).map(move |(flags, count)| metric(series, flags, count))
+            let counts = ResponseFlags::ALL
+                .into_iter()
+                .map(move |flags| (flags, &series.failed[flags as usize]));
+            counts
+                .filter(|(_, count)| count.load(Ordering::Relaxed) > 0)
+                .map(move |(flags, count)| metric(series, flags, count))
         });
-        [of(|s| &s.opened), of(|s| &s.closed), of(|s| &s.received), of(|s| &s.sent), failed.collect()]
-            .into_iter()
-            .zip(METRICS)
-            .filter(|(metrics, _)| !metrics.is_empty())
-            .map(|(metrics, (name, help))| family(name, help, metrics))
-            .collect()
+        [
+            of(|s| &s.opened),
+            of(|s| &s.closed),
+            of(|s| &s.received),
+            of(|s| &s.sent),
+            failed.collect(),
+        ]
+        .into_iter()
+        .zip(METRICS)
+        .filter(|(metrics, _)| !metrics.is_empty())
+        .map(|(metrics, (name, help))| family(name, help, metrics))
+        .collect()
     }
 }
 
@@ -185,12 +231,20 @@ fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
 }
 
 fn metric(series: &Series, flags: ResponseFlags, value: &AtomicU64) -> Metric {
-    let labels = NAMES.iter().zip(&series.labels).enumerate().map(|(at, (name, value))| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).into());
-        pair.set_value(if at == RESPONSE_FLAGS { flags.value().into() } else { value.to_string() });
-        pair
-    });
+    let labels = NAMES
+        .iter()
+        .zip(&series.labels)
+        .enumerate()
+        .map(|(at, (name, value))| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).into());
+            pair.set_value(if at == RESPONSE_FLAGS {
+                flags.value().into()
+            } else {
+                value.to_string()
+            });
+            pair
+        });
     let mut metric = Metric::from_label(labels.collect());
     let mut counter = Counter::default();
     // A Prometheus sample is a float; counts stay exact up to 2^53.

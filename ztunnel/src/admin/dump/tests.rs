@@ -1,0 +1,86 @@
+//! The shape that istioctl reads.
+
+use super::*;
+
+#[test]
+fn a_serial_number_is_decimal_however_long_it_is() {
+    assert_eq!(decimal("0"), "0");
+    assert_eq!(decimal("ff"), "255");
+    assert_eq!(
+        decimal("ffffffffffffffffffffffffffffffff"),
+        "340282366920938463463374607431768211455"
+    );
+    assert_eq!(decimal("01:00"), "256");
+    assert_eq!(decimal("serial"), "");
+}
+
+#[test]
+fn times_are_rfc_3339() {
+    let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_767_323_045);
+    assert_eq!(rfc3339(time), "2026-01-02T03:04:05Z");
+}
+
+#[test]
+fn an_identity_without_a_certificate_is_shown_as_initializing() {
+    let status = IdentityStatus {
+        identity: spiffe::SpiffeId::new("spiffe://cluster.local/ns/shop/sa/web").unwrap(),
+        state: IdentityState::Initializing,
+        certificate: None,
+        error: None,
+    };
+    assert_eq!(
+        of_identity(&status),
+        json!({
+            "identity": "spiffe://cluster.local/ns/shop/sa/web",
+            "state": "Initializing",
+            "certChain": [],
+            "rootCerts": [],
+        })
+    );
+}
+
+#[test]
+fn a_pod_is_shown_with_its_state_and_its_connections_by_direction() {
+    let state = WorkloadState {
+        uid: mesh::WorkloadUid::of_pod("Kubernetes", "shop", "web-0", "1234"),
+        state: "pending",
+        reason: Some("no netns".into()),
+        name: "web-0".into(),
+        namespace: "shop".into(),
+        service_account: "web".into(),
+        trust_domain: "cluster.local".into(),
+    };
+    let connection = ConnectionInfo {
+        direction: Direction::Outbound,
+        source: "10.0.0.1:40000".parse().unwrap(),
+        original_destination: "10.96.0.1:80".parse().unwrap(),
+        actual_destination: Some("10.0.0.2:15008".parse().unwrap()),
+        hbone: true,
+        sent: 1,
+        received: 2,
+    };
+    assert_eq!(
+        workload_state(&state, &[connection]),
+        json!({
+            "state": "pending",
+            "reason": "no netns",
+            "connections": {
+                "inbound": [],
+                "outbound": [{
+                    "src": "10.0.0.1:40000",
+                    "originalDst": "10.96.0.1:80",
+                    "actualDst": "10.0.0.2:15008",
+                    "protocol": "HBONE",
+                    "bytesSent": 1,
+                    "bytesReceived": 2,
+                }],
+            },
+            "info": {
+                "name": "web-0",
+                "namespace": "shop",
+                "trustDomain": "cluster.local",
+                "serviceAccount": "web",
+            },
+        })
+    );
+}

@@ -1,0 +1,326 @@
+//! Three pods on one switch, made of network namespaces: `a` and `b` are in the mesh, `c` is not.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use mesh::certs::{Certificates, CertificatesConfig, LocalCa};
+use mesh::objects::{Objects, parse};
+use mesh::{Params, Store, WorkloadUid, compile};
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use ztunnel::capture::{self, Capture, Redirection, Rules};
+use ztunnel::dataplane::{DataPlane, DataPlaneConfig, Pod};
+use ztunnel::identity::Identities;
+use ztunnel::netns::Netns;
+use ztunnel::telemetry::Telemetry;
+
+/// Everything in a test happens within this.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+pub(crate) const PODS: [&str; 3] = ["a", "b", "c"];
+
+static WORLDS: AtomicUsize = AtomicUsize::new(0);
+
+/// Namespaces of one test, gone when it ends.
+struct Namespaces {
+    prefix: String,
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .expect("these tests need iproute2");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "these tests need root and network namespaces: ip {arguments}: {error}"
+    );
+}
+
+impl Namespaces {
+    fn new() -> Self {
+        let number = WORLDS.fetch_add(1, Ordering::Relaxed);
+        let this = Self {
+            prefix: format!("zt-{}-{number}", std::process::id()),
+        };
+        let switch = this.name("sw");
+        ip(&format!("netns add {switch}"));
+        ip(&format!("-n {switch} link add br0 type bridge"));
+        ip(&format!("-n {switch} link set br0 up"));
+        for (number, pod) in (1..).zip(PODS) {
+            let name = this.name(pod);
+            ip(&format!("netns add {name}"));
+            ip(&format!("-n {name} link set lo up"));
+            ip(&format!(
+                "link add eth0 netns {name} type veth peer name port-{pod} netns {switch}"
+            ));
+            ip(&format!(
+                "-n {switch} link set dev port-{pod} master br0 up"
+            ));
+            ip(&format!("-n {name} link set eth0 up"));
+            ip(&format!(
+                "-n {name} address add 10.77.0.{number}/24 dev eth0"
+            ));
+            ip(&format!(
+                "-n {name} address add fd77::{number}/64 dev eth0 nodad"
+            ));
+            // The service's addresses have to be routable, as they are in a cluster by the default route.
+            ip(&format!("-n {name} route add 10.96.0.0/16 via 10.77.0.254"));
+            ip(&format!(
+                "-n {name} neigh add 10.77.0.254 lladdr 02:00:00:00:00:01 dev eth0"
+            ));
+        }
+        this
+    }
+
+    fn name(&self, pod: &str) -> String {
+        format!("{}-{pod}", self.prefix)
+    }
+
+    fn open(&self, pod: &str) -> Arc<Netns> {
+        Arc::new(
+            Netns::open(&PathBuf::from(format!("/run/netns/{}", self.name(pod))))
+                .expect("the namespace was just made"),
+        )
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for pod in PODS.iter().chain(&["sw"]) {
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.name(pod)])
+                .output();
+        }
+    }
+}
+
+/// The mesh on the switch.
+pub(crate) struct World {
+    pub(crate) data_plane: DataPlane,
+    telemetry: Arc<Telemetry>,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+    namespaces: Namespaces,
+}
+
+/// What a test wants to be different.
+pub(crate) struct Options {
+    pub(crate) connections_per_pod: usize,
+    pub(crate) certificates: bool,
+    pub(crate) readiness: Option<(
+        std::net::TcpListener,
+        Arc<ztunnel::admin::readiness::Readiness>,
+    )>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connections_per_pod: 1000,
+            certificates: true,
+            readiness: None,
+        }
+    }
+}
+
+impl World {
+    pub(crate) async fn new(options: Options) -> Self {
+        let namespaces = Namespaces::new();
+        let store = store();
+        let telemetry = Arc::new(Telemetry::new(None).expect("metric names are unique"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let ca = LocalCa::create(folder.path()).expect("a new certificate authority");
+        let (certificates, renewal) =
+            Certificates::new(Arc::new(ca), CertificatesConfig::default());
+        let identities = Identities::new(certificates);
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(renewal.run(stop.clone()));
+        let (following, counted, ended) = (identities.clone(), telemetry.clone(), stop.clone());
+        tasks.spawn(async move { following.run(&counted, ended).await });
+        if options.certificates {
+            let meshed = ["a", "b"].map(|pod| {
+                store
+                    .model()
+                    .workload(&uid(pod))
+                    .expect("it is in the model")
+                    .identity
+                    .clone()
+            });
+            identities.wanted(meshed.iter().cloned().collect());
+        }
+        let config = DataPlaneConfig {
+            workers: 2,
+            connections_per_pod: options.connections_per_pod,
+            identities,
+            readiness: options.readiness,
+        };
+        let data_plane = DataPlane::start(config, store, telemetry.clone()).expect("threads");
+        let world = Self {
+            data_plane,
+            telemetry,
+            tasks,
+            stop,
+            namespaces,
+        };
+        world.enrol("a").await;
+        world.enrol("b").await;
+        world
+    }
+
+    pub(crate) async fn enrol(&self, pod: &str) {
+        let netns = self.namespaces.open(pod);
+        let listeners =
+            capture::listeners(&netns, self.data_plane.workers()).expect("ports are free");
+        self.data_plane
+            .add(Pod {
+                workload: uid(pod),
+                netns: netns.clone(),
+                listeners,
+            })
+            .await
+            .expect("it is taken in");
+        Capture::apply(netns, Rules::Redirect(Redirection::default()))
+            .expect("these tests need nft");
+    }
+
+    /// An application's listener in a pod.
+    pub(crate) fn listen(&self, pod: &str, address: &str) -> TcpListener {
+        let address: SocketAddr = address.parse().expect("an address");
+        let listener = self
+            .namespaces
+            .open(pod)
+            .enter(|| std::net::TcpListener::bind(address))
+            .expect("the address is free");
+        listener.set_nonblocking(true).expect("a socket");
+        TcpListener::from_std(listener).expect("a runtime")
+    }
+
+    /// An application's connection from a pod.
+    pub(crate) async fn connect(&self, pod: &str, to: &str) -> io::Result<TcpStream> {
+        let to: SocketAddr = to.parse().expect("an address");
+        let kind = Type::STREAM.nonblocking();
+        let socket = self
+            .namespaces
+            .open(pod)
+            .enter(|| Socket::new(Domain::for_address(to), kind, None))?;
+        within(TcpSocket::from_std_stream(socket.into()).connect(to)).await
+    }
+
+    /// The value of a counter, summed over all series whose labels contain all of `labels`.
+    pub(crate) fn count(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.telemetry.scrape().expect("metrics");
+        let series = text.lines().filter(|line| {
+            line.split(['{', ' ']).next() == Some(name)
+                && labels.iter().all(|label| line.contains(label))
+        });
+        series
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Waits until a condition holds that other threads bring about.
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let holds = async {
+            while !condition(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let metrics = || self.telemetry.scrape().unwrap_or_default();
+        timeout(SOON, holds)
+            .await
+            .unwrap_or_else(|_| panic!("{what}; metrics:\n{}", metrics()));
+    }
+
+    /// Ends it in good order: the threads are joined and the namespaces gone.
+    pub(crate) async fn end(mut self) {
+        self.data_plane.drain(Duration::ZERO).await;
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
+    timeout(SOON, work)
+        .await
+        .expect("it takes far longer than it may")
+}
+
+pub(crate) fn uid(pod: &str) -> WorkloadUid {
+    WorkloadUid::of_pod(
+        "Kubernetes",
+        if pod == "c" { "outside" } else { "shop" },
+        pod,
+        &format!("uid-{pod}"),
+    )
+}
+
+fn store() -> Store {
+    let mut objects = Objects::default();
+    for (object, origin) in parse(&"world.yaml".into(), manifests().as_bytes()).objects {
+        objects.insert(object, origin);
+    }
+    let params = Params::new("cluster.local".parse().expect("a trust domain"));
+    let (model, problems) = compile(&objects, &params);
+    assert!(problems.is_empty(), "{problems:?}");
+    let store = Store::new();
+    store.apply(model, problems);
+    store
+}
+
+fn manifests() -> String {
+    let mut yaml = String::from(
+        "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: outside}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: node}
+status: {addresses: [{type: InternalIP, address: 10.77.0.254}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: both, namespace: shop}
+spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], selector: {serves: both}, ports: [{port: 80, targetPort: 8080}]}
+",
+    );
+    for (number, pod) in (1..).zip(PODS) {
+        let namespace = if pod == "c" { "outside" } else { "shop" };
+        yaml += &format!(
+            "---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {pod}, namespace: {namespace}, uid: uid-{pod}, labels: {{serves: both, app: {pod}}}}}
+spec: {{nodeName: node, serviceAccountName: {pod}, containers: [{{name: app, image: app}}]}}
+status:
+  phase: Running
+  podIP: 10.77.0.{number}
+  podIPs: [{{ip: 10.77.0.{number}}}, {{ip: 'fd77::{number}'}}]
+  conditions: [{{type: Ready, status: 'True'}}]
+"
+        );
+    }
+    yaml
+}
+
+/// The address of a pod.
+pub(crate) fn address(pod: &str) -> IpAddr {
+    let number = PODS.iter().position(|name| *name == pod).expect("a pod") + 1;
+    format!("10.77.0.{number}").parse().expect("an address")
+}
