@@ -1,0 +1,231 @@
+//! A node and its pods as network namespaces, wired as a CNI does it: each pod's interface ends in the node's namespace, which
+//! routes. Needs root; without it a test fails and says so.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use ztunnel::netns::Netns;
+
+/// How long anything in a test may take that takes milliseconds.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// How long a test waits to see that something does not happen.
+pub(crate) const A_WHILE: Duration = Duration::from_millis(400);
+
+/// Addresses of the node towards its pods: those that a kubelet probes from.
+pub(crate) const NODE_V4: &str = "169.254.1.1";
+pub(crate) const NODE_V6: &str = "fd77:ffff::1";
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A network namespace that is deleted with this value.
+pub(crate) struct Namespace {
+    pub(crate) name: String,
+    pub(crate) netns: Arc<Netns>,
+}
+
+impl Namespace {
+    fn new(role: &str) -> Self {
+        let name = format!("zt{}-{}-{role}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        run("ip", &["netns", "add", &name]);
+        let netns = Arc::new(Netns::open(&path(&name)).expect("the namespace just made"));
+        let namespace = Self { name, netns };
+        namespace.ip(&["link", "set", "lo", "up"]);
+        namespace
+    }
+
+    /// Runs `ip` with these arguments inside.
+    pub(crate) fn ip(&self, arguments: &[&str]) -> String {
+        run("ip", &[&["-n", &self.name], arguments].concat())
+    }
+
+    /// Runs a program inside and answers with its output.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
+        run("ip", &[&["netns", "exec", &self.name, program], arguments].concat())
+    }
+
+    /// The path that a source of namespaces would name.
+    pub(crate) fn path(&self) -> PathBuf {
+        path(&self.name)
+    }
+
+    /// Sets a kernel option inside.
+    pub(crate) fn sysctl(&self, setting: &str) {
+        self.run("sysctl", &["-qw", setting]);
+    }
+
+    /// All rules and routes of policy, as a person would look at them.
+    pub(crate) fn rules_and_routes(&self) -> String {
+        let routes = |family| self.ip(&[family, "route", "show", "table", "all"]);
+        let rules = |family| self.ip(&[family, "rule", "show"]);
+        [self.run("nft", &["list", "ruleset"]), rules("-4"), rules("-6"), routes("-4"), routes("-6")].join("\n")
+    }
+
+    /// A listener inside.
+    pub(crate) fn listen(&self, address: SocketAddr) -> TcpListener {
+        self.netns.enter(|| TcpListener::bind(address)).expect("a free port")
+    }
+
+    /// Connects from inside, waiting no longer than a moment.
+    pub(crate) fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.connect_as(to, None, None)
+    }
+
+    /// Connects from inside with a mark, from an address that may be anybody's.
+    pub(crate) fn connect_as(&self, to: SocketAddr, from: Option<SocketAddr>, mark: Option<u32>) -> io::Result<TcpStream> {
+        let socket = self.netns.enter(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+            if let Some(mark) = mark {
+                socket.set_mark(mark)?;
+            }
+            if let Some(from) = from {
+                socket.set_reuse_address(true)?;
+                match from {
+                    SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+                    SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+                }
+                socket.bind(&from.into())?;
+            }
+            Ok(socket)
+        })?;
+        socket.connect_timeout(&to.into(), A_WHILE)?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(SOON))?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+    }
+}
+
+/// A pod: its namespace and its addresses.
+pub(crate) struct Pod {
+    pub(crate) inside: Namespace,
+    pub(crate) v4: IpAddr,
+    pub(crate) v6: IpAddr,
+}
+
+impl Pod {
+    /// This port of the pod, in either family.
+    pub(crate) fn both(&self, port: u16) -> [SocketAddr; 2] {
+        [SocketAddr::new(self.v4, port), SocketAddr::new(self.v6, port)]
+    }
+}
+
+/// A node that routes between its pods.
+pub(crate) struct Node {
+    pub(crate) inside: Namespace,
+    pods: u8,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
+        remove_leftovers();
+        let inside = Namespace::new("node");
+        inside.sysctl("net.ipv4.ip_forward=1");
+        inside.sysctl("net.ipv6.conf.all.forwarding=1");
+        Self { inside, pods: 0 }
+    }
+
+    /// Adds a pod with an address of each family.
+    pub(crate) fn pod(&mut self) -> Pod {
+        self.pods += 1;
+        self.pod_at(self.pods)
+    }
+
+    /// Adds a pod with the addresses of this number; a later pod of the same number takes the routes over.
+    pub(crate) fn pod_at(&mut self, number: u8) -> Pod {
+        let pod = Namespace::new("pod");
+        let (host, v4, v6) = (format!("v{}", pod.name.replace("zt", "")), format!("10.77.0.{number}"), format!("fd77::{number}"));
+        let host = &host[..host.len().min(15)];
+        self.inside.ip(&["link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", &pod.name]);
+        self.inside.ip(&["link", "set", host, "up"]);
+        pod.ip(&["link", "set", "eth0", "up"]);
+        pod.ip(&["addr", "add", &format!("{v4}/32"), "dev", "eth0"]);
+        pod.ip(&["-6", "addr", "add", &format!("{v6}/128"), "dev", "eth0", "nodad"]);
+        self.inside.ip(&["addr", "add", &format!("{NODE_V4}/32"), "dev", host]);
+        self.inside.ip(&["-6", "addr", "add", &format!("{NODE_V6}/128"), "dev", host, "nodad"]);
+        self.inside.ip(&["-6", "addr", "add", "fe80::77/64", "dev", host, "nodad"]);
+        pod.ip(&["route", "add", NODE_V4, "dev", "eth0"]);
+        pod.ip(&["route", "add", "default", "via", NODE_V4]);
+        pod.ip(&["-6", "route", "add", "default", "via", "fe80::77", "dev", "eth0"]);
+        self.inside.ip(&["route", "replace", &v4, "dev", host, "src", NODE_V4]);
+        self.inside.ip(&["-6", "route", "replace", &v6, "dev", host, "src", NODE_V6]);
+        Pod { inside: pod, v4: v4.parse().expect("an address"), v6: v6.parse().expect("an address") }
+    }
+}
+
+/// Waits until a condition holds; fails the test if it does not in time.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Accepts one connection, or fails the test.
+#[track_caller]
+pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    listener.set_nonblocking(true).expect("a socket option");
+    let (stream, from) = eventually("a connection to accept", || listener.accept().ok());
+    stream.set_nonblocking(false).expect("a socket option");
+    stream.set_read_timeout(Some(SOON)).expect("a socket option");
+    (stream, from)
+}
+
+/// Whether nobody connects for a while.
+pub(crate) fn nobody_connects(listener: &TcpListener) -> bool {
+    listener.set_nonblocking(true).expect("a socket option");
+    std::thread::sleep(Duration::from_millis(50));
+    listener.accept().is_err()
+}
+
+/// Sends bytes one way and looks that they arrive.
+#[track_caller]
+pub(crate) fn carries(mut from: &TcpStream, mut to: &TcpStream, bytes: &[u8]) {
+    use std::io::{Read, Write};
+    from.write_all(bytes).expect("an open connection");
+    let mut got = vec![0; bytes.len()];
+    to.read_exact(&mut got).expect("an open connection");
+    assert_eq!(got, bytes);
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from("/run/netns").join(name)
+}
+
+/// Runs a program that must succeed.
+#[track_caller]
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let Output { status, stdout, stderr } =
+        Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+    assert!(status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&stderr));
+    String::from_utf8_lossy(&stdout).into_owned()
+}
+
+/// Deletes the namespaces of runs that were killed.
+fn remove_leftovers() {
+    let Ok(names) = std::fs::read_dir("/run/netns") else { return };
+    for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let process = name.strip_prefix("zt").and_then(|rest| rest.split_once('-')).and_then(|(pid, _)| pid.parse::<u32>().ok());
+        if process.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
+        }
+    }
+}
