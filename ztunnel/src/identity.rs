@@ -1,4 +1,5 @@
-//! The identities of this node's pods, ready to use: TLS built once per certificate, read by the workers without a lock.
+//! The identities of this node's pods, ready to use: TLS built once per certificate, read by the
+//! workers without a lock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
@@ -15,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
-/// How long a connection waits for the first certificate of its pod's identity. One is issued when the pod is enrolled, before
-/// its applications start, so whoever still waits after this waits for a certificate authority that is down.
+/// How long a connection waits for the first certificate of its pod's identity. One is issued when
+/// the pod is enrolled, before its applications start, so whoever still waits after this waits for
+/// a certificate authority that is down.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(5);
 
 /// One identity with the TLS configurations that speak for it.

@@ -17,7 +17,8 @@ use super::{Admin, WorkloadState};
 use crate::dataplane::{ConnectionInfo, Direction};
 
 impl Admin {
-    /// Everything. Keys of certificates are not in it, and cannot be: what it is made from does not show them.
+    /// Everything. Keys of certificates are not in it, and cannot be: what it is made from does not
+    /// show them.
     pub(super) fn dump(&self) -> Value {
         let model = self.store.model();
         let mut workloads: Vec<_> = model.workloads().collect();
@@ -33,9 +34,17 @@ impl Admin {
                 )
             })
             .collect();
+        let workloads: Vec<_> = workloads
+            .into_iter()
+            .map(|workload| of_workload(workload))
+            .collect();
+        let services: Vec<_> = services
+            .into_iter()
+            .map(|service| of_service(service))
+            .collect();
         json!({
-            "workloads": workloads.into_iter().map(|workload| of_workload(workload)).collect::<Vec<_>>(),
-            "services": services.into_iter().map(|service| of_service(service)).collect::<Vec<_>>(),
+            "workloads": workloads,
+            "services": services,
             "policies": [],
             "stagedServices": {},
             "certificates": self.identities.status().iter().map(of_identity).collect::<Vec<_>>(),
@@ -97,7 +106,8 @@ fn of_service(service: &Service) -> Value {
             (uid, value)
         })
         .collect();
-    // What istioctl wants as the target is the endpoint's to say; where a service has none, 0 says that nothing answers.
+    // What istioctl wants as the target is the endpoint's to say; where a service has none, 0 says
+    // that nothing answers.
     let ports: BTreeMap<String, u16> = service
         .ports
         .iter()
@@ -120,7 +130,10 @@ fn of_service(service: &Service) -> Value {
         "subjectAltNames": [],
         "ipFamilies": families(service),
         "loadBalancer": load_balancer(service),
-        "sessionAffinity": match service.affinity { Affinity::None => "None", Affinity::ClientIp => "ClientIP" },
+        "sessionAffinity": match service.affinity {
+            Affinity::None => "None",
+            Affinity::ClientIp => "ClientIP",
+        },
     })
 }
 
@@ -227,7 +240,8 @@ fn pem(der: &[u8]) -> String {
     BASE64.encode(pem::encode(&pem::Pem::new("CERTIFICATE", der)))
 }
 
-/// A hexadecimal number of any length in decimal, which is how istioctl reads a serial number. Empty if it is none.
+/// A hexadecimal number of any length in decimal, which is how istioctl reads a serial number.
+/// Empty if it is none.
 fn decimal(hex: &str) -> String {
     let mut digits: Vec<u32> = vec![0];
     for c in hex.chars().filter(|c| *c != ':') {

@@ -1,4 +1,5 @@
-//! The small HTTP/1.1 server behind the three ports: every wait and every size bounded, every connection owned.
+//! The small HTTP/1.1 server behind the three ports: every wait and every size bounded, every
+//! connection owned.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -18,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Connections that one port serves at a time: a few scrapers and probes, and a person. More wait in the backlog.
+/// Connections that one port serves at a time: a few scrapers and probes, and a person. More wait
+/// in the backlog.
 const CONNECTIONS: usize = 64;
 
 /// For the head of a request; also how long an idle connection is kept.

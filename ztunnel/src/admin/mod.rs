@@ -58,8 +58,8 @@ pub struct Admin {
     pub quit: CancellationToken,
 }
 
-/// Serves the admin port until stopped. Runs in a `LocalSet`. The listener has to be a loopback one: there is no other check of
-/// who asks.
+/// Serves the admin port until stopped. Runs in a `LocalSet`. The listener has to be a loopback
+/// one: there is no other check of who asks.
 pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) {
     let admin = Rc::new(admin);
     http::serve(listener, stop, move |asked| {
@@ -102,7 +102,7 @@ fn stats(asked: &Asked, telemetry: &Telemetry) -> Answer {
 
 const INDEX: &str = "\
 GET  /config_dump        what the mesh looks like from here, and the pods of this node
-POST /logging            the log levels; ?level=debug or ?level=info,hbone=debug to change, ?reset to return
+POST /logging            the log levels; ?level=info,hbone=debug to change, ?reset to return
 POST /quitquitquit       drain and exit
 ";
 

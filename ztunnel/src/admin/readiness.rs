@@ -1,4 +1,5 @@
-//! Readiness: what the daemon still waits for, answered by a data-plane thread, so that an answer proves that traffic flows.
+//! Readiness: what the daemon still waits for, answered by a data-plane thread, so that an answer
+//! proves that traffic flows.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -64,7 +65,8 @@ impl Drop for Pending {
     }
 }
 
-/// Serves the readiness port until stopped: 200 when nothing is pending and every worker is alive, 500 and the list otherwise.
+/// Serves the readiness port until stopped: 200 when nothing is pending and every worker is alive,
+/// 500 and the list otherwise.
 pub(crate) async fn serve<F>(
     listener: TcpListener,
     readiness: Arc<Readiness>,

@@ -1,4 +1,5 @@
-//! Accepting: one loop per listener that survives what `accept` can answer, owns the connections it accepted, and ends them.
+//! Accepting: one loop per listener that survives what `accept` can answer, owns the connections it
+//! accepted, and ends them.
 
 use std::future::Future;
 use std::io;
@@ -12,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::WorkerTelemetry;
 
-/// How long accepting pauses after the first failure in a row, and at most. Out of descriptors, the connection stays in the
-/// backlog and `accept` would fail again at once: without a pause the loop would take the core from those who could close one.
+/// How long accepting pauses after the first failure in a row, and at most. Out of descriptors, the
+/// connection stays in the backlog and `accept` would fail again at once: without a pause the loop
+/// would take the core from those who could close one.
 const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_AT_MOST: Duration = Duration::from_secs(1);
 
@@ -26,7 +28,8 @@ pub(crate) struct Ends {
     pub(crate) abort: CancellationToken,
 }
 
-/// Accepts until drained, serving each connection in a task of this loop, and returns when the last of them has ended.
+/// Accepts until drained, serving each connection in a task of this loop, and returns when the last
+/// of them has ended.
 pub(crate) async fn accept_loop<F, S>(
     listener: TcpListener,
     ends: Ends,
@@ -65,7 +68,8 @@ pub(crate) async fn accept_loop<F, S>(
         }
     }
     drop(listener);
-    // Each connection watches `abort` itself and ends with a reset and a line in the access log; the set only waits for them.
+    // Each connection watches `abort` itself and ends with a reset and a line in the access log;
+    // the set only waits for them.
     while connections.join_next().await.is_some() {}
 }
 

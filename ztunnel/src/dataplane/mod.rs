@@ -1,8 +1,10 @@
-//! The data plane: one thread per core, each with its own runtime, its own listeners in every pod and its own tunnels.
+//! The data plane: one thread per core, each with its own runtime, its own listeners in every pod
+//! and its own tunnels.
 //!
-//! Workers share nothing but the store, the certificates and the counters, all of which are read without a lock. The control
-//! side speaks to them through bounded channels and waits for the answer with a deadline: a worker that does not answer is an
-//! error with its number in it, never a control side that hangs. A connection is accepted, served and ended on one thread.
+//! Workers share nothing but the store, the certificates and the counters, all of which are read
+//! without a lock. The control side speaks to them through bounded channels and waits for the
+//! answer with a deadline: a worker that does not answer is an error with its number in it, never a
+//! control side that hangs. A connection is accepted, served and ended on one thread.
 
 mod listen;
 mod pod;
@@ -31,14 +33,17 @@ use worker::{Command, Worker};
 
 pub(crate) use pod::PodContext;
 
-/// Commands that may wait for one worker. The control side sends a few per pod event and waits for each answer.
+/// Commands that may wait for one worker. The control side sends a few per pod event and waits for
+/// each answer.
 const COMMANDS: usize = 256;
 
-/// How long a worker may take to answer. It never blocks, so silence for this long means that it is stuck.
+/// How long a worker may take to answer. It never blocks, so silence for this long means that it is
+/// stuck.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Connections that one pod may have open at a time, both directions together, unless configured otherwise. At 5 KB each before
-/// its buffers grow this is 160 MB; without a bound one pod can take the node's whole memory and every descriptor.
+/// Connections that one pod may have open at a time, both directions together, unless configured
+/// otherwise. At 5 KB each before its buffers grow this is 160 MB; without a bound one pod can take
+/// the node's whole memory and every descriptor.
 pub const CONNECTIONS_PER_POD: usize = 32_768;
 
 /// What a data plane is made of.
@@ -55,7 +60,8 @@ pub struct DataPlaneConfig {
 
 /// A pod that takes part in the mesh.
 pub struct Pod {
-    /// Which workload it is; everything else about it is looked up when a connection needs it, and so is never stale.
+    /// Which workload it is; everything else about it is looked up when a connection needs it, and
+    /// so is never stale.
     pub workload: WorkloadUid,
     /// Its network namespace, in which the workers make the sockets that they dial with.
     pub netns: Arc<Netns>,
@@ -122,13 +128,14 @@ pub enum Error {
 }
 
 /// A pod that stopped accepting and whose last connections may still be open.
-#[must_use = "the return path of the pod's connections may be removed only after the last one has ended"]
+#[must_use = "the pod's return path may be removed only after its last connection has ended"]
 pub struct Leaving {
     ended: Vec<oneshot::Receiver<()>>,
 }
 
 impl Leaving {
-    /// Resolves when the pod's last connection has ended on every worker. This can take as long as the applications like.
+    /// Resolves when the pod's last connection has ended on every worker. This can take as long as
+    /// the applications like.
     pub async fn ended(self) {
         // A worker that ended without an answer has ended its connections too.
         join_all(self.ended).await;
@@ -192,7 +199,8 @@ impl DataPlane {
     /// Takes a pod in. Resolves when every worker accepts on its listeners.
     ///
     /// # Errors
-    /// Fails if a worker does not answer or cannot use its listeners; no worker serves the pod then.
+    /// Fails if a worker does not answer or cannot use its listeners; no worker serves the pod
+    /// then.
     pub async fn add(&self, pod: Pod) -> Result<(), Error> {
         let Pod {
             workload,
@@ -233,7 +241,8 @@ impl DataPlane {
             Err(error) => Some(error),
         });
         if let Some(error) = failure {
-            // Workers that did accept must not go on serving half a pod; their answers add nothing to the first failure.
+            // Workers that did accept must not go on serving half a pod; their answers add nothing
+            // to the first failure.
             let _ = self.remove(&workload, Removal::Gone).await;
             return Err(error);
         }
@@ -241,8 +250,9 @@ impl DataPlane {
         Ok(())
     }
 
-    /// Lets a pod go. Resolves when its listeners are closed on every worker; the answer tells when its connections have ended.
-    /// A pod that is unknown, or has left before, is no error. [`Removal::Gone`] after [`Removal::OptOut`] ends what lived on.
+    /// Lets a pod go. Resolves when its listeners are closed on every worker; the answer tells when
+    /// its connections have ended. A pod that is unknown, or has left before, is no error.
+    /// [`Removal::Gone`] after [`Removal::OptOut`] ends what lived on.
     ///
     /// # Errors
     /// Fails if a worker does not answer.
@@ -294,8 +304,9 @@ impl DataPlane {
         registry.map(|registry| registry.list()).unwrap_or_default()
     }
 
-    /// Ends the data plane: stops accepting, tells peers to open nothing new, waits for what is open until the deadline, resets
-    /// the rest, and joins the threads. The data plane answers nothing afterwards.
+    /// Ends the data plane: stops accepting, tells peers to open nothing new, waits for what is
+    /// open until the deadline, resets the rest, and joins the threads. The data plane answers
+    /// nothing afterwards.
     pub async fn drain(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
         let ends = self.workers.iter().map(|commands| async move {
@@ -304,7 +315,8 @@ impl DataPlane {
                 .await
                 .is_ok_and(|sent| sent.is_ok())
             {
-                // A worker joins its tasks after the deadline; one that is stuck must not keep the process alive.
+                // A worker joins its tasks after the deadline; one that is stuck must not keep the
+                // process alive.
                 let _ = timeout(deadline + ANSWER, ended).await;
             }
         });
@@ -337,7 +349,8 @@ impl DataPlane {
     }
 
     fn lock_registries(&self) -> std::sync::MutexGuard<'_, HashMap<WorkloadUid, Arc<Registry>>> {
-        // The map is whole between any two statements, so a panic elsewhere while it was held has not broken it.
+        // The map is whole between any two statements, so a panic elsewhere while it was held has
+        // not broken it.
         self.registries
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

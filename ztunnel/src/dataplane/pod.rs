@@ -47,7 +47,8 @@ impl PodContext {
     /// Enters a connection, before anything is decided about it.
     pub(crate) fn register(&self, slot: Slot, connection: Connection) -> Registered {
         let registered = slot.register(self.worker, connection);
-        // One that was accepted but had not run when the pod was aborted is not in the list that was stopped.
+        // One that was accepted but had not run when the pod was aborted is not in the list that
+        // was stopped.
         if let Some(reason) = self.aborted.get() {
             registered.stop.stop(reason);
         }

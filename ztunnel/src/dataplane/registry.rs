@@ -1,7 +1,9 @@
-//! The connections of one pod that are open now: what the limit counts, what a removal stops, what the admin page lists.
+//! The connections of one pod that are open now: what the limit counts, what a removal stops, what
+//! the admin page lists.
 //!
-//! A connection is registered before anybody decides about it, so that a decision that changes meanwhile finds it here. Each
-//! worker has its own shard, which only the worker itself and the rare reader from the control side ever lock.
+//! A connection is registered before anybody decides about it, so that a decision that changes
+//! meanwhile finds it here. Each worker has its own shard, which only the worker itself and the
+//! rare reader from the control side ever lock.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -160,7 +162,8 @@ impl Drop for Registered {
     }
 }
 
-/// What is shared about an open connection between the task that serves it and everybody who watches or ends it.
+/// What is shared about an open connection between the task that serves it and everybody who
+/// watches or ends it.
 pub(crate) struct Connection {
     pub(crate) direction: Direction,
     pub(crate) source: SocketAddr,
@@ -207,7 +210,8 @@ impl Connection {
         self.series.get()
     }
 
-    /// Adds the bytes that moved since the last time to the metrics. Long connections are reported while they live.
+    /// Adds the bytes that moved since the last time to the metrics. Long connections are reported
+    /// while they live.
     pub(crate) fn report(&self) {
         let Some(series) = self.series.get() else {
             return;

@@ -1,4 +1,5 @@
-//! Sockets inside a pod's network namespace, marked as the mesh's own so that the pod's rules let them pass.
+//! Sockets inside a pod's network namespace, marked as the mesh's own so that the pod's rules let
+//! them pass.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,14 +15,16 @@ use tokio::time::timeout;
 use crate::netns::Netns;
 use crate::proxy::Error;
 
-/// `SO_MARK` of every socket that the daemon makes in a pod: the pod's redirect rules pass it by (Istio's contract).
+/// `SO_MARK` of every socket that the daemon makes in a pod: the pod's redirect rules pass it by
+/// (Istio's contract).
 pub(crate) const MARK: u32 = 0x539;
 
-/// How long an application or an unmeshed destination may take to answer: SYNs go out at 0, 1, 3 and 7 s.
+/// How long an application or an unmeshed destination may take to answer: SYNs go out at 0, 1, 3
+/// and 7 s.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// When a silent connection is probed, as Istio's: a peer that vanished is noticed half an hour later at the latest, which only
-/// matters for connections on which nobody sends.
+/// When a silent connection is probed, as Istio's: a peer that vanished is noticed half an hour
+/// later at the latest, which only matters for connections on which nobody sends.
 const KEEPALIVE: Duration = Duration::from_secs(180);
 const KEEPALIVE_RETRIES: u32 = 9;
 
@@ -41,10 +44,12 @@ impl PodSockets {
         connect(socket, to).await
     }
 
-    /// Connects so that the destination sees `from` as its client. Answers return to this socket by the pod's mark rules.
+    /// Connects so that the destination sees `from` as its client. Answers return to this socket by
+    /// the pod's mark rules.
     pub(crate) async fn dial_from(&self, from: IpAddr, to: SocketAddr) -> Result<TcpStream, Error> {
         if from == to.ip() {
-            // The pod speaks to itself. The kernel would take a spoofed source that is also the destination for a martian.
+            // The pod speaks to itself. The kernel would take a spoofed source that is also the
+            // destination for a martian.
             return self.dial(to).await;
         }
         let socket = self
@@ -74,7 +79,8 @@ impl hbone::Sockets for PodSockets {
     }
 }
 
-/// What every socket of the data plane has. Set on a listener it holds for all that the listener accepts, without a system call.
+/// What every socket of the data plane has. Set on a listener it holds for all that the listener
+/// accepts, without a system call.
 pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
@@ -97,8 +103,8 @@ fn spoofed(socket: Socket, from: IpAddr) -> io::Result<Socket> {
             socket.set_freebind_v6(true)?;
         }
     }
-    // The port is chosen at connect, when the destination is known: one client address then has 28,000 ports per destination
-    // and not 28,000 in all.
+    // The port is chosen at connect, when the destination is known: one client address then has
+    // 28,000 ports per destination and not 28,000 in all.
     setsockopt(&socket.as_fd(), sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(&SocketAddr::new(from, 0).into())?;
     Ok(socket)

@@ -208,7 +208,8 @@ impl Worker {
             ended: ended.clone(),
         });
         let task = self.tasks.spawn_local(async move {
-            // Told by a guard, so that even a panic in the pod's own loop lets the waiting control side go on.
+            // Told by a guard, so that even a panic in the pod's own loop lets the waiting control
+            // side go on.
             let _ended = ended.drop_guard();
             pod::serve(context, listening).await;
         });
@@ -265,11 +266,9 @@ impl Worker {
     /// Stops accepting, waits for what is open until the deadline, and resets the rest.
     async fn end(mut self, until: Instant) {
         let all = |worker: &Self, tell: fn(&PodContext)| {
-            worker
-                .pods
-                .values()
-                .flatten()
-                .for_each(|served| tell(&served.context))
+            for served in worker.pods.values().flatten() {
+                tell(&served.context);
+            }
         };
         all(&self, PodContext::drain);
         let finished = timeout_at(until, async {

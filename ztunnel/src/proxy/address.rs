@@ -21,7 +21,8 @@ pub(super) fn is_own(port: u16) -> bool {
 /// Where the client wanted to go before the pod's rules redirected it here.
 pub(super) fn original_destination(stream: &TcpStream) -> Result<SocketAddr, Error> {
     let socket = SockRef::from(stream);
-    // Which of the two answers depends on the packets' family. A dual-stack listener's sockets are IPv6 even for IPv4 packets.
+    // Which of the two answers depends on the packets' family. A dual-stack listener's sockets are
+    // IPv6 even for IPv4 packets.
     let address = socket
         .original_dst_v4()
         .or_else(|_| socket.original_dst_v6())
@@ -71,10 +72,11 @@ pub(super) fn endpoint_of<'a>(service: &'a Service, pod: &Workload) -> Option<&'
     service.endpoints.get(at).map(AsRef::as_ref)
 }
 
-/// Ends a connection as the kernel ends one that nobody takes: with a reset, so that the application sees a failure and not the
-/// end of a stream.
+/// Ends a connection as the kernel ends one that nobody takes: with a reset, so that the
+/// application sees a failure and not the end of a stream.
 pub(super) fn reset(stream: TcpStream) {
-    // Without the option the application sees an end of stream, which is the most that can be done then.
+    // Without the option the application sees an end of stream, which is the most that can be done
+    // then.
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);
 }

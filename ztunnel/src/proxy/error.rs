@@ -1,4 +1,5 @@
-//! Why a connection failed, in the four answers a proxy needs: what, whose fault, may it be tried again, and a stable code.
+//! Why a connection failed, in the four answers a proxy needs: what, whose fault, may it be tried
+//! again, and a stable code.
 
 use std::io;
 use std::net::SocketAddr;
@@ -46,7 +47,8 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The code that stands in the access log, in the metric and, for refused CONNECTs, in the peer's answer.
+    /// The code that stands in the access log, in the metric and, for refused CONNECTs, in the
+    /// peer's answer.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::OriginalDestination(_) => "original_destination_unknown",
@@ -88,8 +90,8 @@ impl Error {
         }
     }
 
-    /// Whether another endpoint may answer. Only failures before any byte of the application was forwarded become an error
-    /// here, so a retry never sends a byte twice.
+    /// Whether another endpoint may answer. Only failures before any byte of the application was
+    /// forwarded become an error here, so a retry never sends a byte twice.
     pub(crate) fn retryable(&self) -> bool {
         match self {
             Self::Dial { .. } | Self::DialTimeout { .. } => true,
@@ -124,7 +126,8 @@ impl Error {
 /// The class of a failure of the tunnel.
 pub(crate) fn flags_of(reason: Reason) -> ResponseFlags {
     match reason {
-        // Silence on the tunnel's port, where the pod's other ports may answer, is what a NetworkPolicy does.
+        // Silence on the tunnel's port, where the pod's other ports may answer, is what a
+        // NetworkPolicy does.
         Reason::ConnectTimeout => ResponseFlags::NetworkPolicy,
         Reason::TlsHandshakeTimeout
         | Reason::TlsHandshakeFailed

@@ -1,4 +1,5 @@
-//! The account of one connection: registered at its start, counted and logged exactly once at its end, whatever the end is.
+//! The account of one connection: registered at its start, counted and logged exactly once at its
+//! end, whatever the end is.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -101,7 +102,8 @@ impl Flow {
         self.lease = Some(lease);
     }
 
-    /// Both sides are connected: from now on it counts as opened and its bytes are reported while it lives.
+    /// Both sides are connected: from now on it counts as opened and its bytes are reported while
+    /// it lives.
     pub(super) fn opened(&self) {
         // Set once; a connection opens once.
         let _ = self.registered.actual_destination.set(self.destination);
@@ -132,7 +134,8 @@ impl Flow {
     pub(super) fn closed(mut self, end: &RelayEnd) {
         match &end.outcome {
             Outcome::Closed => self.end(None, CLOSED),
-            // What the applications do to their connection is theirs to do, and no failure of the mesh.
+            // What the applications do to their connection is theirs to do, and no failure of the
+            // mesh.
             Outcome::Reset {
                 by: Side::Downstream,
             } => self.end(None, "reset_by_downstream"),
@@ -149,7 +152,8 @@ impl Flow {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        // One that failed before it opened is opened and closed at once, so that the two counters always meet.
+        // One that failed before it opened is opened and closed at once, so that the two counters
+        // always meet.
         if self.registered.series().is_none() {
             self.registered
                 .opened(self.pod.telemetry.series(&self.parties));

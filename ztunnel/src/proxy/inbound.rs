@@ -20,7 +20,8 @@ use crate::dataplane::registry::Direction;
 /// Serves one tunnel that a peer opened to the pod.
 pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: SocketAddr) {
     let peer = canonical(peer);
-    // A tunnel counts as a connection of its own, so that handshakes that never end are bounded too.
+    // A tunnel counts as a connection of its own, so that handshakes that never end are bounded
+    // too.
     let Some(_slot) = pod.admit() else {
         refused(
             &pod,
@@ -77,7 +78,8 @@ async fn identity(pod: &PodContext) -> Result<Arc<crate::identity::Identity>, Er
     Ok(pod.identities.ready(&identity).await?)
 }
 
-/// A tunnel that carried something has told its story stream by stream; one that broke before is told here.
+/// A tunnel that carried something has told its story stream by stream; one that broke before is
+/// told here.
 fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeEnd) {
     if let (Ended::Failed, Some(error)) = (end.ended, &end.error) {
         if end.streams == 0 {
@@ -89,7 +91,8 @@ fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeEnd)
                 &Error::Tunnel(error.clone()),
             );
         } else {
-            tracing::debug!(%peer, reason = error.reason().code(), streams = end.streams, "a tunnel broke");
+            let (reason, streams) = (error.reason().code(), end.streams);
+            tracing::debug!(%peer, reason, streams, "a tunnel broke");
         }
     }
 }
@@ -180,8 +183,9 @@ fn rejected(error: &Error) -> Rejected {
 }
 
 impl Tunnel {
-    /// Decides about a request and dials the application. Authorization stands between the two: the flow is registered, the
-    /// peer is proven, the target is known, and nothing has reached the application yet.
+    /// Decides about a request and dials the application. Authorization stands between the two: the
+    /// flow is registered, the peer is proven, the target is known, and nothing has reached the
+    /// application yet.
     async fn establish(
         &self,
         peer: &Peer,
@@ -221,7 +225,8 @@ impl Tunnel {
         ))
     }
 
-    /// Where in the pod a request leads. The address is always the one that the peer dialled, so a name can never lead elsewhere.
+    /// Where in the pod a request leads. The address is always the one that the peer dialled, so a
+    /// name can never lead elsewhere.
     fn target(
         &self,
         model: &Model,
@@ -249,8 +254,9 @@ impl Tunnel {
     }
 }
 
-/// The workload at the peer's address, if it is one of the peer's identity. Only for labels: the peer proved its identity and
-/// nothing else, so a workload of another identity says nothing about it, and neither does what it claims in its baggage.
+/// The workload at the peer's address, if it is one of the peer's identity. Only for labels: the
+/// peer proved its identity and nothing else, so a workload of another identity says nothing about
+/// it, and neither does what it claims in its baggage.
 fn source(model: &Model, from: SocketAddr, peer: &Peer) -> Option<Arc<Workload>> {
     model
         .workload_by_ip(from.ip())
@@ -258,7 +264,8 @@ fn source(model: &Model, from: SocketAddr, peer: &Peer) -> Option<Arc<Workload>>
         .cloned()
 }
 
-/// The service that was meant: the one that the client named if this pod is behind it, else the first that leads to the port.
+/// The service that was meant: the one that the client named if this pod is behind it, else the
+/// first that leads to the port.
 pub(super) fn service_behind(
     model: &Model,
     pod: &Workload,

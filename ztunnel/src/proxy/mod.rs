@@ -4,9 +4,9 @@
 //! - [`inbound`]: what reaches the pod through the mesh, on 15008;
 //! - [`inbound_plain`]: what reaches the pod in clear, redirected to 15006.
 //!
-//! Each takes the same steps: **register** the connection, so that whoever ends connections finds it; decide (this is where
-//! authorization stands, between the registration and the first dial); **serve** it; and account for it once, however it ends
-//! ([`flow`]).
+//! Each takes the same steps: **register** the connection, so that whoever ends connections finds
+//! it; decide (this is where authorization stands, between the registration and the first dial);
+//! **serve** it; and account for it once, however it ends ([`flow`]).
 
 mod address;
 mod error;

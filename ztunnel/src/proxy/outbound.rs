@@ -22,7 +22,8 @@ use crate::dataplane::registry::Direction;
 /// Endpoints that are tried for one connection.
 const ATTEMPTS: usize = 3;
 
-/// No attempt begins later than this after the application connected: it has its own patience, which is often 30 s.
+/// No attempt begins later than this after the application connected: it has its own patience,
+/// which is often 30 s.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Carries one connection that the pod opened.
@@ -80,7 +81,8 @@ async fn relay(flow: Flow, downstream: TcpStream, upstream: Upstream) {
     flow.closed(&end);
 }
 
-/// Connects to where the route leads; to the next endpoint if one fails before it has seen anything of the application.
+/// Connects to where the route leads; to the next endpoint if one fails before it has seen anything
+/// of the application.
 async fn connect(
     pod: &PodContext,
     flow: &mut Flow,
@@ -140,11 +142,14 @@ enum Retry {
     SameEndpoint,
 }
 
-/// A service has other endpoints to try. A pod that was addressed itself has none, but one whose tunnel is just going away takes
-/// the next tunnel.
+/// A service has other endpoints to try. A pod that was addressed itself has none, but one whose
+/// tunnel is just going away takes the next tunnel.
 fn next(error: &Error, endpoint: Option<(EndpointKey, bool)>) -> Option<Retry> {
     let (endpoint, of_service) = endpoint?;
-    let tunnel_is_leaving = matches!(error, Error::Tunnel(error) if matches!(error.reason(), Reason::GoAway | Reason::StreamRefused));
+    let tunnel_is_leaving = match error {
+        Error::Tunnel(error) => matches!(error.reason(), Reason::GoAway | Reason::StreamRefused),
+        _ => false,
+    };
     match (of_service, tunnel_is_leaving) {
         (true, _) => Some(Retry::Elsewhere(endpoint)),
         (false, true) => Some(Retry::SameEndpoint),
@@ -171,7 +176,8 @@ async fn attempt(
             flow.to(Some(workload.clone()), service.clone());
             flow.via(tunnel, Some(Authority::from(target)));
             flow.hold(lease);
-            // A boxed future: it is large, and most connections of a busy pod wait in their relay and not here.
+            // A boxed future: it is large, and most connections of a busy pod wait in their relay
+            // and not here.
             Box::pin(open_tunnel(
                 pod,
                 &source,
@@ -244,8 +250,9 @@ async fn open_tunnel(
             .await
             .map_err(Error::Tunnel)?,
     );
-    // Where another endpoint could take over, the answer is awaited before the application's first byte leaves. Where none
-    // could, the first byte travels with the CONNECT and saves a round trip.
+    // Where another endpoint could take over, the answer is awaited before the application's first
+    // byte leaves. Where none could, the first byte travels with the CONNECT and saves a round
+    // trip.
     let elsewhere = service.is_some_and(|service| service.endpoints.len() > 1);
     if elsewhere {
         stream.response().await.map_err(Error::Tunnel)?;

@@ -1,4 +1,5 @@
-//! The access log: one line per connection, when it has ended, with Istio's fields in Istio's order and our reason code.
+//! The access log: one line per connection, when it has ended, with Istio's fields in Istio's order
+//! and our reason code.
 
 use std::fmt::Display;
 use std::net::SocketAddr;

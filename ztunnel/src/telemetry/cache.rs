@@ -9,11 +9,12 @@ use super::labels::Parties;
 use super::traffic::{Series, Traffic};
 use crate::dataplane::Direction;
 
-/// Label sets that one worker keeps at hand. A node's pods talk to fewer peers than this; past it the index starts afresh, which
-/// costs each label set one build.
+/// Label sets that one worker keeps at hand. A node's pods talk to fewer peers than this; past it
+/// the index starts afresh, which costs each label set one build.
 const ENTRIES: usize = 4096;
 
-/// What names a label set cheaply. An address names one version of one object, and cannot be reused while the entry holds it.
+/// What names a label set cheaply. An address names one version of one object, and cannot be reused
+/// while the entry holds it.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
     reporter: Direction,
@@ -41,7 +42,8 @@ pub(super) struct Cache {
 impl Cache {
     /// The series for these parties: one hash of six words when they have met before.
     pub(super) fn series(&mut self, traffic: &Traffic, parties: &Parties) -> Arc<Series> {
-        // Only an identity that is the known workload's own is implied by the key; a stranger's is looked up in full.
+        // Only an identity that is the known workload's own is implied by the key; a stranger's is
+        // looked up in full.
         let source_known = match (&parties.source, &parties.source_identity) {
             (Some(source), Some(proven)) => source.identity == *proven,
             (_, None) => true,

@@ -120,8 +120,9 @@ impl Parties {
 /// Place of the principal among the eight labels of a workload.
 const PRINCIPAL: usize = 4;
 
-/// The eight labels of a workload. Istio fills `app` and `version` from the canonical service, and dashboards rely on it. The
-/// value at [`PRINCIPAL`] is a placeholder: a principal is proven, not looked up.
+/// The eight labels of a workload. Istio fills `app` and `version` from the canonical service, and
+/// dashboards rely on it. The value at [`PRINCIPAL`] is a placeholder: a principal is proven, not
+/// looked up.
 fn of_workload(workload: &Workload) -> [&Arc<str>; 8] {
     [
         &workload.workload_name,

@@ -39,7 +39,8 @@ impl Display for Format {
     }
 }
 
-/// The fields of a line while they are gathered. Values are quoted so that no byte of them can start another field or line.
+/// The fields of a line while they are gathered. Values are quoted so that no byte of them can
+/// start another field or line.
 pub(crate) struct Fields {
     format: Format,
     text: String,
@@ -63,7 +64,8 @@ impl Fields {
         };
     }
 
-    /// A value that needs no quotes in text, such as an address: its own syntax has neither spaces nor quotes.
+    /// A value that needs no quotes in text, such as an address: its own syntax has neither spaces
+    /// nor quotes.
     pub(crate) fn bare(&mut self, key: &str, value: impl Display) {
         self.key(key);
         let _ = match self.format {

@@ -1,4 +1,5 @@
-//! The log: one writer thread behind a bounded queue that drops, and counts, what a stalled reader does not take.
+//! The log: one writer thread behind a bounded queue that drops, and counts, what a stalled reader
+//! does not take.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,11 +16,13 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::line::{Chain, Fields, Format};
 
-/// Lines that may wait for the writer: about 4 MB of access log, or a second of it at full load. The daemon carries the node's
-/// traffic whether or not anybody reads its log, so past this lines are dropped and counted.
+/// Lines that may wait for the writer: about 4 MB of access log, or a second of it at full load.
+/// The daemon carries the node's traffic whether or not anybody reads its log, so past this lines
+/// are dropped and counted.
 const WAITING_LINES: usize = 10_000;
 
-/// How much the writer gathers before it writes: many lines cost one system call under load, and a single line is flushed at once.
+/// How much the writer gathers before it writes: many lines cost one system call under load, and a
+/// single line is flushed at once.
 const WRITE_BUFFER: usize = 64 * 1024;
 
 /// How the log starts.
@@ -132,7 +135,8 @@ impl Log {
 
     /// A whole line, past the levels. Never waits.
     pub(super) fn write(&self, line: &str) {
-        // Each write is one entry of the queue; a full queue counts the line as dropped and is no error.
+        // Each write is one entry of the queue; a full queue counts the line as dropped and is no
+        // error.
         let _ = self.writer.clone().write_all(line.as_bytes());
     }
 }
@@ -262,7 +266,8 @@ mod tests {
         for _ in 0..WAITING_LINES * 3 {
             log.write(&line);
         }
-        // Three full queues are formatted and refused in milliseconds; a wait for the reader would last for ever.
+        // Three full queues are formatted and refused in milliseconds; a wait for the reader would
+        // last for ever.
         assert!(start.elapsed() < Duration::from_secs(5));
         assert!(
             log.dropped() >= (WAITING_LINES * 2 - WAITING_LINES / 10) as u64,

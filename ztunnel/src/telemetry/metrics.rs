@@ -1,4 +1,5 @@
-//! Everything that is counted beside traffic: Istio's names where Istio has one, `ambit_` where it has none.
+//! Everything that is counted beside traffic: Istio's names where Istio has one, `ambit_` where it
+//! has none.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -108,7 +109,8 @@ pub(super) fn registered<C: Collector + Clone + 'static>(
     Ok(collector)
 }
 
-/// What can be read at any time and so is read only when somebody scrapes: the runtimes and the log's losses.
+/// What can be read at any time and so is read only when somebody scrapes: the runtimes and the
+/// log's losses.
 pub(super) struct Pulled {
     log: Option<Log>,
     runtimes: Mutex<Vec<Handle>>,

@@ -1,7 +1,9 @@
-//! What the daemon tells the outside: metrics with Istio's names and labels, the access log, and its own log.
+//! What the daemon tells the outside: metrics with Istio's names and labels, the access log, and
+//! its own log.
 //!
-//! A connection's cost is one hash of six words when it opens, a few atomic additions while it lives, and one formatted line,
-//! handed to a bounded queue, when it ends. No reader of any of it can make a connection wait.
+//! A connection's cost is one hash of six words when it opens, a few atomic additions while it
+//! lives, and one formatted line, handed to a bounded queue, when it ends. No reader of any of it
+//! can make a connection wait.
 
 mod access;
 mod cache;
@@ -35,8 +37,8 @@ use metrics::{Metrics, Pull, Pulled};
 use process::Process;
 use traffic::Traffic;
 
-/// For how many sweeps a series may be unused before it leaves the scrape. Swept once a minute: one hour, as long as the
-/// slowest dashboards look back with `rate()`.
+/// For how many sweeps a series may be unused before it leaves the scrape. Swept once a minute: one
+/// hour, as long as the slowest dashboards look back with `rate()`.
 const IDLE_SWEEPS: u32 = 60;
 
 /// The metrics and the access log of the process.
@@ -139,7 +141,8 @@ impl Telemetry {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Publishes when the certificate of each identity expires; identities that are not named are dropped.
+    /// Publishes when the certificate of each identity expires; identities that are not named are
+    /// dropped.
     pub(crate) fn certificates(&self, expiry: &[(&SpiffeId, SystemTime)]) {
         self.metrics.certificate_expiry.reset();
         for (identity, not_after) in expiry {
@@ -237,7 +240,8 @@ impl WorkerTelemetry {
         self.cache.borrow_mut().forget(uid);
     }
 
-    /// Starts the index afresh, so that it does not keep versions of objects that an update has replaced.
+    /// Starts the index afresh, so that it does not keep versions of objects that an update has
+    /// replaced.
     pub(crate) fn refresh(&self) {
         self.cache.take();
     }

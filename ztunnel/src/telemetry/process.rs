@@ -1,4 +1,5 @@
-//! What the process uses, under the names that every Prometheus client gives it, read when somebody scrapes.
+//! What the process uses, under the names that every Prometheus client gives it, read when somebody
+//! scrapes.
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
@@ -35,7 +36,8 @@ impl Process {
         [&self.open_fds, &self.max_fds, &self.resident, &self.cpu]
     }
 
-    /// A value that cannot be read stays what it was: a scrape must not fail because `/proc` is not mounted.
+    /// A value that cannot be read stays what it was: a scrape must not fail because `/proc` is not
+    /// mounted.
     #[allow(clippy::cast_precision_loss)]
     fn read(&self) {
         if let Ok(fds) = std::fs::read_dir("/proc/self/fd") {

@@ -186,8 +186,7 @@ async fn every_metric_that_dashboards_read_is_there_before_the_first_connection(
 
 #[tokio::test]
 async fn parties_that_have_met_before_cost_no_second_label_set() {
-    let telemetry = Arc::new(Telemetry::new(None).unwrap());
-    let worker = WorkerTelemetry::new(telemetry.clone());
+    let worker = WorkerTelemetry::new(Arc::new(Telemetry::new(None).unwrap()));
     let parties = meshed(Direction::Outbound);
     let first = worker.series(&parties);
     assert!(Arc::ptr_eq(&first, &worker.series(&parties)));
@@ -197,7 +196,7 @@ async fn parties_that_have_met_before_cost_no_second_label_set() {
         &worker.series(&meshed(Direction::Outbound))
     ));
     // One that proves to be somebody else does not.
-    let mut other = parties.clone();
+    let mut other = parties;
     other.source_identity = Some(SpiffeId::new("spiffe://cluster.local/ns/shop/sa/other").unwrap());
     assert!(!Arc::ptr_eq(&first, &worker.series(&other)));
 }

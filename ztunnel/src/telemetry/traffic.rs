@@ -1,4 +1,5 @@
-//! Istio's TCP metrics: one series per label set, found by one hash when a connection opens and by none while it lives.
+//! Istio's TCP metrics: one series per label set, found by one hash when a connection opens and by
+//! none while it lives.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,8 +78,8 @@ impl Series {
         self.failed[flags as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Adds bytes: `requests` from the opener, `responses` back to it. Istio calls the first received and the second sent on
-    /// both sides (istio/istio#32399).
+    /// Adds bytes: `requests` from the opener, `responses` back to it. Istio calls the first
+    /// received and the second sent on both sides (istio/istio#32399).
     pub(crate) fn moved(&self, requests: u64, responses: u64) {
         if requests > 0 {
             self.received.fetch_add(requests, Ordering::Relaxed);
@@ -164,8 +165,8 @@ impl Traffic {
         held.series.clone()
     }
 
-    /// Drops the series that no worker and no connection has held for `sweeps` calls in a row, so that workloads that went do
-    /// not stay in every scrape for ever.
+    /// Drops the series that no worker and no connection has held for `sweeps` calls in a row, so
+    /// that workloads that went do not stay in every scrape for ever.
     pub(super) fn sweep(&self, sweeps: u32) {
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, held| {
@@ -185,7 +186,8 @@ impl Collector for Traffic {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        // The list is copied so that a scrape of many series never makes a worker wait for the lock.
+        // The list is copied so that a scrape of many series never makes a worker wait for the
+        // lock.
         let all: Vec<Arc<Series>> = self
             .series
             .lock()

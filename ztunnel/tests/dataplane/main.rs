@@ -1,4 +1,7 @@
-//! The data plane between real network namespaces with the real redirect rules: what an application sees.
+//! The data plane between real network namespaces with the real redirect rules: what an application
+//! sees.
+// A step that fails ends the test with what it expected.
+#![allow(clippy::expect_used)]
 
 mod world;
 
@@ -35,7 +38,8 @@ async fn reset(stream: &mut TcpStream) {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
-/// Connects from a pod to what will be refused. The reset can be there before the connect is looked at, or come a little later.
+/// Connects from a pod to what will be refused. The reset can be there before the connect is looked
+/// at, or come a little later.
 async fn refused(world: &World, pod: &str, to: &str) {
     match world.connect(pod, to).await {
         Ok(mut client) => reset(&mut client).await,

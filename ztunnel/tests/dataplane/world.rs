@@ -73,7 +73,8 @@ impl Namespaces {
             ip(&format!(
                 "-n {name} address add fd77::{number}/64 dev eth0 nodad"
             ));
-            // The service's addresses have to be routable, as they are in a cluster by the default route.
+            // The service's addresses have to be routable, as they are in a cluster by the default
+            // route.
             ip(&format!("-n {name} route add 10.96.0.0/16 via 10.77.0.254"));
             ip(&format!(
                 "-n {name} neigh add 10.77.0.254 lladdr 02:00:00:00:00:01 dev eth0"
