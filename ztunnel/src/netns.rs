@@ -154,11 +154,22 @@ impl NetnsThread {
     /// # Errors
     /// Fails if the system gives no thread.
     pub fn start(name: &str) -> io::Result<Self> {
+        Self::start_in(&Netns::current()?, name)
+    }
+
+    /// Starts the thread in `home`.
+    ///
+    /// # Errors
+    /// Fails if the system gives no thread, or the namespace cannot be entered.
+    pub fn start_in(home: &Netns, name: &str) -> io::Result<Self> {
         let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            while let Some(job) = queue.blocking_recv() {
-                job();
-            }
+        // A new thread lives where the one that made it is.
+        let thread = home.enter(|| {
+            std::thread::Builder::new().name(name.into()).spawn(move || {
+                while let Some(job) = queue.blocking_recv() {
+                    job();
+                }
+            })
         })?;
         Ok(Self { jobs, _joined: Arc::new(Joined(Some(thread))) })
     }
