@@ -1,8 +1,8 @@
 //! Choosing one endpoint of a service.
 //!
-//! In this order: `internalTrafficPolicy`, readiness, what was tried, nearness, then session
-//! affinity or the less loaded of two drawn at random (P2C). One pass over the endpoints, without
-//! allocation.
+//! In this order: `internalTrafficPolicy`, readiness, what was tried, the address family that was
+//! asked for, nearness, then session affinity or the less loaded of two drawn at random (P2C). One
+//! pass over the endpoints, without allocation.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,6 +11,9 @@ use crate::model::{
 };
 
 use super::reachable;
+
+/// An endpoint of the family that was asked for is nearer than any of the other one.
+const SAME_FAMILY: u8 = 8;
 
 /// The endpoint and the address to dial, or the reason code why there is none.
 pub(super) fn choose<'a>(
@@ -43,8 +46,10 @@ pub(super) fn choose<'a>(
     let usable = allowed().filter(|(e, _)| takes_traffic(e));
     let mut draw = Draw::new(service.affinity, source);
     for (endpoint, target) in usable.filter(|(e, _)| !is_tried(e, tried)) {
+        // Hand-written endpoints have one family each; the other one is for those that lack this one.
+        let family = u8::from(target.is_ipv6() == destination.is_ipv6()) * SAME_FAMILY;
         let nearness = nearness(service.distribution, source, endpoint);
-        draw.offer(nearness, endpoint, target, rng);
+        draw.offer(family + nearness, endpoint, target, rng);
     }
     draw.outcome().ok_or_else(|| {
         let usable = allowed().any(|(e, _)| takes_traffic(e));

@@ -203,6 +203,10 @@ fn the_family_of_the_destination_is_preferred_and_the_other_one_used_if_the_sour
         pod("web-1", "10.0.0.1").set("status.podIPs", ips("10.0.0.1", "fd00::1")),
         service("six", "10.1.0.2").set("spec.clusterIPs", json!(["10.1.0.2", "fd01::2"])),
         pod("six-1", "fd00::6"),
+        service("bare", "10.1.0.3").set("spec.clusterIPs", json!(["10.1.0.3", "fd01::3"])),
+        slice("bare-4", "bare", json!([{"addresses": ["203.0.113.7"]}])),
+        slice("bare-6", "bare", json!([{"addresses": ["2001:db8::7"]}]))
+            .set("addressType", json!("IPv6")),
         client().set("status.podIPs", ips("10.0.0.100", "fd00::100")),
     ];
     let model = model(&docs);
@@ -211,6 +215,8 @@ fn the_family_of_the_destination_is_preferred_and_the_other_one_used_if_the_sour
         ("[fd01::1]:80", "plain web-1 [fd00::1]:8080 for web"),
         ("10.1.0.2:80", "plain six-1 [fd00::6]:8080 for six"),
         ("[fd00::1]:8080", "plain web-1 [fd00::1]:8080"),
+        ("10.1.0.3:80", "plain - 203.0.113.7:8080 for bare"),
+        ("[fd01::3]:80", "plain - [2001:db8::7]:8080 for bare"),
     ];
     for (destination, expected) in cases {
         assert_eq!(
