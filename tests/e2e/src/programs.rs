@@ -109,23 +109,17 @@ pub fn curl(lab: &Lab, from: &Where, url: &str, args: &[&str]) -> Result<Curled>
     })
 }
 
-/// The exit code of curl, and how long it took. For requests that are to fail.
+/// Connects, says nothing, and waits for the end of the connection: what the kernel called that end
+/// (empty for an orderly one), and how long it took.
 ///
 /// # Errors
-/// curl could not be run, or runs on for ever.
-pub fn curl_code(lab: &Lab, from: &Where, url: &str) -> Result<(i32, Duration)> {
+/// The connection lives on for 10 s.
+pub fn connection_end(lab: &Lab, from: &Where, to: SocketAddr) -> Result<(String, Duration)> {
     let start = std::time::Instant::now();
-    let command = [
-        "curl",
-        "-sS",
-        "--max-time",
-        "10",
-        "-H",
-        "Connection: close",
-        url,
-    ];
-    let output = lab.exec_within(from, &command, ANSWER_DEADLINE + Duration::from_secs(2))?;
-    Ok((output.code, start.elapsed()))
+    let script = "exec 3<>\"/dev/tcp/$0/$1\" && cat <&3";
+    let (ip, port) = (to.ip().to_string(), to.port().to_string());
+    let output = lab.exec_within(from, &["bash", "-c", script, &ip, &port], ANSWER_DEADLINE)?;
+    Ok((output.stderr, start.elapsed()))
 }
 
 /// The answers to `count` requests one after the other, from one run of curl, each over a

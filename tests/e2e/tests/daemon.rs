@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ambit_e2e::manifest::{self, Pod};
-use ambit_e2e::programs::{self, PORT, curl_code, greeter, hold, url};
+use ambit_e2e::programs::{self, PORT, connection_end, greeter, hold};
 use lab::{DaemonState, Family, Lab, Options, Process, Where};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -150,9 +150,9 @@ fn sigterm_lets_connections_end_and_exits_with_0_as_soon_as_they_have() {
     let (ended, took) = terminate(&lab, "b", || {
         says(&mut connection, "two");
         // What is new is refused, neither served nor sent in clear.
-        let to = url(lab.pod_ip("server", Family::V4).unwrap(), PORT);
-        let (code, _) = curl_code(&lab, &Where::pod("client"), &to).unwrap();
-        assert_ne!(code, 0);
+        let to = SocketAddr::new(lab.pod_ip("server", Family::V4).unwrap(), PORT);
+        let (end, _) = connection_end(&lab, &Where::pod("client"), to).unwrap();
+        assert!(end.contains("Connection reset by peer"), "{end:?}");
         connection.close_stdin();
         connection.wait(DEADLINE).unwrap();
     });

@@ -9,6 +9,7 @@ use ambit_e2e::access_log::{self, Access};
 use ambit_e2e::manifest::{self, Pod, Service};
 use ambit_e2e::metrics::{self, Sample};
 use ambit_e2e::programs::{Curled, PORT, curl, nginx, url};
+use ambit_e2e::settle;
 use lab::{Family, Lab, Options, Where};
 
 /// A connection from pod `client` on node `a` to service `web`, of a pod on node `b`. Canonical
@@ -30,6 +31,7 @@ fn lab_and_request() -> (Lab, Curled) {
         Service::new("in", "web", 80, PORT).into(),
     ];
     let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
+    settle::caught_up(&lab).unwrap();
     let to = url(lab.service_ip("web", Family::V4).unwrap(), 80);
     let answer = curl(&lab, &Where::pod("client"), &to, &[]).unwrap();
     assert_eq!(answer.body, "hello");
