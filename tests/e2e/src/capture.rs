@@ -166,3 +166,29 @@ pub fn shell(lab: &Lab, pod: &str, script: &str) -> Result<String> {
         .ok()
         .with_context(|| format!("{script} in {pod}"))
 }
+
+/// The lines of which two states differ, for the reader of a failed test.
+pub fn difference(before: &str, now: &str) -> String {
+    let only = |sign: &str, these: &str, those: &str| -> Vec<String> {
+        let missing = these
+            .lines()
+            .filter(|line| !those.lines().any(|other| other == *line));
+        missing.map(|line| format!("{sign}{line}")).collect()
+    };
+    [only("-", before, now), only("+", now, before)]
+        .concat()
+        .join("\n")
+}
+
+/// Waits until the network namespace of a pod is again as it was.
+///
+/// # Errors
+/// It is not within the time; the error shows what is different.
+pub fn as_before(lab: &Lab, pod: &str, before: &str, within: Duration) -> Result<()> {
+    lab.wait_until(
+        &format!("the namespace of {pod} to be as it was"),
+        within,
+        || (netfilter(lab, pod).ok()? == before).then_some(()),
+    )
+    .with_context(|| difference(before, &netfilter(lab, pod).unwrap_or_default()))
+}

@@ -325,7 +325,7 @@ fn an_address_that_two_pods_claim_leads_to_neither_until_that_is_settled() -> Re
         file,
         object: "Pod shop/thief",
         field: "status.podIPs",
-        code: "duplicate_pod_ip",
+        code: "duplicate_ip",
     };
     report.wait(lab, "a")?;
     let request = || {
@@ -350,7 +350,7 @@ fn an_address_that_two_pods_claim_leads_to_neither_until_that_is_settled() -> Re
     let line = access_log::wait(
         lab,
         "a",
-        &[("direction", "outbound"), ("reason", "duplicate_pod_ip")],
+        &[("direction", "outbound"), ("reason", "duplicate_ip")],
     )?;
     ensure!(line.field("dst.identity").is_empty(), "{}", line.line);
     stage.reports(mistake, &report)?;

@@ -210,7 +210,8 @@ impl Tunnel {
         self.ask(stream, &connect(stream, authority)).await
     }
 
-    /// Waits for DATA of the stream until `bytes` of it have come, and returns them.
+    /// Waits for DATA of the stream until `bytes` of it have come, and returns them. The answer to its request
+    /// may still be to come.
     ///
     /// # Errors
     /// The stream or the connection ends before, or the peer says nothing for 15 s.
@@ -223,7 +224,7 @@ impl Tunnel {
                 "the peer said GOAWAY {}",
                 code(&frame.payload, 4)
             );
-            if frame.stream == stream {
+            if frame.stream == stream && frame.kind != Kind::Headers as u8 {
                 anyhow::ensure!(frame.kind == Kind::Data as u8, "{frame:?} instead of DATA");
                 data.extend(frame.payload);
             }
