@@ -1,6 +1,7 @@
 //! A container: one program in the pod's network namespace.
 
 use std::fs::OpenOptions;
+use std::future::pending;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::rc::Rc;
@@ -134,10 +135,10 @@ pub(super) async fn supervise(
                     status = child.wait() => code(status),
                     why = probe::watch(&pod, &container, &ready) => {
                         set(&|state| state.message.clone_from(&why));
-                        end(&mut child, Duration::ZERO).await
+                        end(&mut child, Duration::ZERO, pending()).await
                     }
                     grace = deleted(&mut wishes) => {
-                        end(&mut child, grace).await;
+                        end(&mut child, grace, hurried(&mut wishes)).await;
                         set(&|state| (state.running, state.ready) = (false, false));
                         return;
                     }
@@ -173,7 +174,7 @@ pub(super) async fn init(
     let mut child = spawn(pod, container)?;
     let code = tokio::select! {
         status = child.wait() => code(status),
-        grace = deleted(&mut wishes) => end(&mut child, grace).await,
+        grace = deleted(&mut wishes) => end(&mut child, grace, hurried(&mut wishes)).await,
     };
     if code != 0 {
         bail!("init container {}: ended with code {code}", container.name);
@@ -186,7 +187,18 @@ async fn deleted(wishes: &mut watch::Receiver<Wish>) -> Duration {
     match wishes.wait_for(|wish| wish.delete.is_some()).await {
         Ok(wish) => Duration::from_secs(wish.delete.unwrap_or_default()),
         // The agent is going, and ends all processes itself.
-        Err(_) => std::future::pending().await,
+        Err(_) => pending().await,
+    }
+}
+
+/// Ends when the pod is deleted once more, with no grace at all.
+async fn hurried(wishes: &mut watch::Receiver<Wish>) {
+    if wishes
+        .wait_for(|wish| wish.delete == Some(0))
+        .await
+        .is_err()
+    {
+        pending().await
     }
 }
 
@@ -216,8 +228,9 @@ fn spawn(pod: &Pod, container: &Container) -> Result<Child> {
     command.spawn().context("ip netns exec")
 }
 
-/// SIGTERM to the program, SIGKILL to it and to what it started when the grace period is over.
-async fn end(child: &mut Child, grace: Duration) -> i32 {
+/// SIGTERM to the program, SIGKILL to it and to what it started when the grace period is over, or
+/// `hurry` is.
+async fn end(child: &mut Child, grace: Duration, hurry: impl Future<Output = ()>) -> i32 {
     let Some(pid) = child
         .id()
         .and_then(|pid| pid.try_into().ok())
@@ -226,11 +239,15 @@ async fn end(child: &mut Child, grace: Duration) -> i32 {
         return code(child.wait().await);
     };
     let _ = kill(pid, Signal::SIGTERM);
-    let status = tokio::time::timeout(grace, child.wait()).await;
+    let status = tokio::select! {
+        status = child.wait() => Some(status),
+        () = tokio::time::sleep(grace) => None,
+        () = hurry => None,
+    };
     let _ = killpg(pid, Signal::SIGKILL);
     match status {
-        Ok(status) => code(status),
-        Err(_) => code(child.wait().await),
+        Some(status) => code(status),
+        None => code(child.wait().await),
     }
 }
 
