@@ -19,9 +19,9 @@ use crate::{agent, demo, tools};
 #[derive(Debug, Parser)]
 #[command(name = "lab", version)]
 struct Cli {
-    /// The lab's name.
-    #[arg(long, global = true, default_value = "default")]
-    name: String,
+    /// The lab's name. [default: default; of the demo: demo]
+    #[arg(long, global = true)]
+    name: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -102,7 +102,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    let name = cli.name.as_str();
+    let name = cli.name.as_deref().unwrap_or("default");
     if let Command::Agent { options } = &cli.command {
         agent::run(name, serde_json::from_str(options).context("options")?)?;
         return Ok(ExitCode::SUCCESS);
@@ -125,7 +125,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Delete { kind, object } => Lab::attach(name)?.delete(&kind, &object)?,
         Command::Down { all } => down(name, all)?,
-        Command::Demo { manifests, keep } => return demo::run(manifests, keep),
+        Command::Demo { manifests, keep } => {
+            return demo::run(cli.name.as_deref(), manifests, keep);
+        }
         Command::Agent { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
@@ -136,9 +138,12 @@ fn up(name: &str, manifests: PathBuf, no_daemon: bool, daemon_args: Vec<String>)
         name: Some(name.to_owned()),
         daemon: !no_daemon,
         daemon_args,
+        wait: false,
         ..Options::default()
     };
     let lab = Lab::up(manifests, options)?;
+    // Ctrl-C until here removes it; what has not settled stays, to be looked at.
+    let settled = lab.wait_ready();
     print(&lab.status()?);
     println!();
     let option = if name == "default" {
@@ -147,7 +152,8 @@ fn up(name: &str, manifests: PathBuf, no_daemon: bool, daemon_args: Vec<String>)
         format!(" --name {name}")
     };
     println!("lab exec{option} POD -- CMD runs in a pod; lab down{option} removes it all");
-    lab.keep()
+    lab.keep()?;
+    settled
 }
 
 /// Becomes the command; returns only if that fails.

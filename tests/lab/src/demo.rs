@@ -23,13 +23,13 @@ const HBONE_PORT: u16 = 15008;
 const LOG_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Brings the demo up, shows and checks it, and takes it down again unless it is to be kept.
-pub(crate) fn run(manifests: PathBuf, keep: bool) -> Result<ExitCode> {
+pub(crate) fn run(name: Option<&str>, manifests: PathBuf, keep: bool) -> Result<ExitCode> {
     for (tool, package) in [("nginx", "nginx"), ("curl", "curl"), ("tcpdump", "tcpdump")] {
         tools::require(tool, package)?;
     }
     let started = Instant::now();
     let options = Options {
-        name: Some(NAME.to_owned()),
+        name: Some(name.unwrap_or(NAME).to_owned()),
         ..Options::default()
     };
     let lab = Lab::up(manifests, options)?;
@@ -39,7 +39,11 @@ pub(crate) fn run(manifests: PathBuf, keep: bool) -> Result<ExitCode> {
         return Err(error.context("the demo failed"));
     }
     if keep {
-        println!("\nThe lab stays up; `lab down --name {NAME}` removes it.");
+        println!(
+            "\nThe lab stays up; `{} down --name {}` removes it.",
+            program(),
+            lab.name()
+        );
         lab.keep()?;
     } else {
         lab.down()?;
@@ -161,22 +165,31 @@ fn in_clear(bridge: &Capture, payload: &Payload) -> Result<()> {
         payload.marker
     );
     ensure!(
-        times == 2,
+        times >= 2,
         "expected twice, seen {times} times: the detector does not work"
     );
     Ok(())
 }
 
 fn next_steps() {
+    let lab = program();
     println!(
-        "\nWhere to look next\n\
-         \x20 lab up deploy/demo                               leaves it running, as root\n\
-         \x20 lab exec shop/client -- curl -sv http://web      be a pod\n\
-         \x20 lab logs a                                       node a's ztunnel\n\
-         \x20 lab exec node/a -- curl -s localhost:15020/metrics\n\
-         \x20 lab exec node/a -- curl -s localhost:15000/config_dump\n\
-         \x20 lab down                                         removes it all"
+        "\nWhere to look next, as root\n\
+         \x20 {lab} up deploy/demo\n\
+         \x20 {lab} exec shop/client -- curl -sv http://web\n\
+         \x20 {lab} exec node/a -- curl -s localhost:15020/metrics\n\
+         \x20 {lab} exec node/a -- curl -s localhost:15000/config_dump\n\
+         \x20 {lab} logs a\n\
+         \x20 {lab} down"
     );
+}
+
+/// This program as one would type it here.
+fn program() -> String {
+    let program = PathBuf::from(std::env::args_os().next().unwrap_or_default());
+    let here = std::env::current_dir().unwrap_or_default();
+    let short = program.strip_prefix(here).unwrap_or(&program);
+    short.display().to_string()
 }
 
 /// What the daemons have to say about a failure, before they are gone.

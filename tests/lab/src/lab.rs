@@ -20,6 +20,7 @@ use crate::poll;
 use crate::process::{self, Output, Process};
 use crate::protocol::{DaemonAction, DaemonState, ExecInfo, Request, Status};
 use crate::registry::{self, LabDir};
+use crate::settled;
 
 /// No command of a test runs longer, unless it says so with [`Lab::exec_within`].
 const EXEC_DEADLINE: Duration = Duration::from_secs(30);
@@ -206,15 +207,52 @@ impl Lab {
             .map(drop)
     }
 
-    /// Waits until every daemon and every pod is ready.
+    /// Waits until every daemon and every pod is ready, and every daemon knows of it: of each ready
+    /// pod, its mode, and each service's endpoints.
     ///
     /// # Errors
-    /// The deadline of [`Options::ready_deadline`] has passed; says what is missing.
+    /// The deadline of [`Options::ready_deadline`] has passed, or a daemon is not running; says
+    /// what is missing.
     pub fn wait_ready(&self) -> Result<()> {
-        self.wait_status("the lab to be ready", self.ready_deadline, |status| {
-            status.unsettled().is_empty()
-        })
-        .map(drop)
+        let deadline = Instant::now() + self.ready_deadline;
+        let settled = |status: &Status| status.unsettled().is_empty() || dead(status).is_some();
+        let status = self.wait_status("the lab to be ready", self.ready_deadline, settled)?;
+        if let Some((node, how)) = dead(&status) {
+            let log = self.daemon_log(node).unwrap_or_default();
+            bail!(
+                "node {node}: daemon {how}; it said last: {}",
+                log.lines().last().unwrap_or("nothing")
+            );
+        }
+        for node in status
+            .nodes
+            .iter()
+            .filter(|node| node.daemon == DaemonState::Ready)
+        {
+            self.wait_caught_up(
+                &node.name,
+                deadline.saturating_duration_since(Instant::now()),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the daemon of a node has taken in the state of the lab as it is now: after a
+    /// label or an apply, say, whose effect on traffic is to be tested.
+    ///
+    /// # Errors
+    /// It has not at the deadline; says what it lacks.
+    pub fn wait_caught_up(&self, node: &str, within: Duration) -> Result<()> {
+        let mut lacking = None;
+        let caught_up = poll::until(within, LOOK_AGAIN, || {
+            lacking = match (self.config_dump(node), self.status()) {
+                (Ok(dump), Ok(status)) => settled::lacking(&dump, &status),
+                (Err(error), _) | (_, Err(error)) => Some(format!("{error:#}")),
+            };
+            lacking.is_none().then_some(())
+        });
+        let lacking = lacking.unwrap_or_default();
+        caught_up.with_context(|| format!("the daemon of node {node} is not up to date: {lacking}"))
     }
 
     /// Waits for a condition of the lab's status, without polling: the agent says when it changes.
@@ -524,6 +562,14 @@ impl Drop for Lab {
             eprintln!("lab {}: {error:#}", self.dir.name());
         }
     }
+}
+
+/// A node whose daemon does not run, and how that ended.
+fn dead(status: &Status) -> Option<(&str, &str)> {
+    status.nodes.iter().find_map(|node| match &node.daemon {
+        DaemonState::Exited(how) => Some((node.name.as_str(), how.as_str())),
+        _ => None,
+    })
 }
 
 fn made_up_name() -> String {

@@ -43,6 +43,7 @@ mod poll;
 mod process;
 mod protocol;
 mod registry;
+mod settled;
 mod tools;
 
 pub use capture::{Capture, Where};

@@ -19,6 +19,9 @@ pub(crate) fn check() -> Result<()> {
     for (tool, package) in [("ip", "iproute2"), ("nft", "nftables")] {
         require(tool, package)?;
     }
+    if !Path::new("/etc/hosts").exists() {
+        bail!("/etc/hosts is missing: `ip netns exec` cannot mount a pod's over it");
+    }
     Ok(())
 }
 

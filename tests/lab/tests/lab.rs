@@ -338,3 +338,59 @@ fn a_spawned_program_ends_with_its_handle() {
         "{late:#}"
     );
 }
+
+#[test]
+fn a_pod_has_the_families_it_asks_for() {
+    let pod = |name: &str, families: &str| {
+        format!(
+            "\n---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, annotations: {{lab.ambit.dev/ip-families: {families}}}}},
+               spec: {{nodeName: a, containers: [{{name: c, command: [socat, 'TCP6-LISTEN:80,fork,ipv6only=0', 'SYSTEM:echo {name}'],
+               readinessProbe: {{tcpSocket: {{port: 80}}}}}}]}}}}"
+        )
+    };
+    let four = pod("four", "IPv4").replace("TCP6-LISTEN:80,fork,ipv6only=0", "TCP-LISTEN:80,fork");
+    let lab = up(&(NODES_AND_PODS.to_owned() + &four + &pod("six", "IPv6")));
+    assert!(lab.pod_ip("four", Family::V6).is_err() && lab.pod_ip("six", Family::V4).is_err());
+    for (name, family) in [("four", Family::V4), ("six", Family::V6)] {
+        let to = std::net::SocketAddr::new(lab.pod_ip(name, family).unwrap(), 80);
+        assert_eq!(
+            ask(&lab, &Where::pod("other"), &to.to_string()),
+            format!("{name}\n")
+        );
+        assert_eq!(
+            lab.capture(Where::pod(name), "tcp")
+                .unwrap()
+                .packets()
+                .unwrap(),
+            0
+        );
+    }
+}
+
+#[test]
+fn a_program_that_ignores_sigterm_is_killed_after_the_grace_period() {
+    let lab = up(NODES_AND_PODS);
+    lab.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: deaf}, spec: {containers: [
+           {name: c, command: [sh, -c, \"trap '' TERM; while :; do sleep 0.1; done\"]}]}}",
+    )
+    .unwrap();
+    lab.wait_ready().unwrap();
+    let started = std::time::Instant::now();
+    lab.delete_pod_within("deaf", SECOND).unwrap();
+    assert!(
+        (SECOND / 2..3 * SECOND).contains(&started.elapsed()),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(lab.status().unwrap().pod("deaf").is_err());
+}
+
+#[test]
+fn the_world_outside_the_cluster_reaches_pods() {
+    let lab = up(&(NODES_AND_PODS.to_owned() + &server("web", "a", "")));
+    for family in Family::ALL {
+        let to = std::net::SocketAddr::new(lab.pod_ip("web", family).unwrap(), 8080);
+        assert!(ask(&lab, &Where::Bridge, &to.to_string()).starts_with("web "));
+    }
+}

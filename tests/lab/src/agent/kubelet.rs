@@ -19,7 +19,8 @@ use crate::model::Key;
 use crate::model::pod::{Phase, PodEntry, Progress};
 use crate::netns;
 
-/// How long a pod waits in silence to be enrolled; then it says so, and goes on waiting.
+/// After this long an answer is no longer expected at any moment. The pod goes on waiting: a daemon
+/// that comes back must find it.
 const ENROLMENT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often the daemon is asked meanwhile.
@@ -139,14 +140,11 @@ impl Pod {
                 break;
             }
             let late = since.elapsed() > ENROLMENT_DEADLINE;
-            if late {
-                let known = state.as_deref().unwrap_or("unknown to it");
-                self.say(format!(
-                    "containers not started: the node's daemon has not enrolled the pod within \
-                     {ENROLMENT_DEADLINE:?} ({known})"
-                ))
-                .await;
-            }
+            let known = state.as_deref().unwrap_or("unknown to it");
+            self.say(format!(
+                "containers not started: the node's daemon has not enrolled the pod ({known})"
+            ))
+            .await;
             let pause = if late { ASK_SELDOM } else { ASK_AGAIN };
             // A change of mind ends the pause.
             let _ = tokio::time::timeout(pause, wishes.changed()).await;

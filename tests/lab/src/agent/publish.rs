@@ -212,10 +212,18 @@ pub(super) fn write_atomically(dir: &LabDir, path: &Path, bytes: &[u8]) -> Resul
 fn create_etc(dir: &LabDir, netns: &str, text: &str) -> Result<()> {
     dir.register(netns)?;
     let etc = LabDir::etc(netns);
-    fs::create_dir_all(&etc)
-        .and_then(|()| fs::write(etc.join("hosts"), text))
-        .and_then(|()| fs::write(etc.join("resolv.conf"), hosts::RESOLV_CONF))
-        .with_context(|| format!("cannot write {}", etc.display()))
+    let mut files = vec![("hosts", text)];
+    // Only what exists can be mounted over; without the file a resolver asks the local host, too.
+    if Path::new("/etc/resolv.conf").exists() {
+        files.push(("resolv.conf", hosts::RESOLV_CONF));
+    }
+    let write = || {
+        fs::create_dir_all(&etc)?;
+        files
+            .iter()
+            .try_for_each(|(name, text)| fs::write(etc.join(name), text))
+    };
+    write().with_context(|| format!("cannot write {}", etc.display()))
 }
 
 /// Processes have this very file mounted, so it is changed, not replaced; the new text goes in with
