@@ -42,6 +42,8 @@ pub(crate) enum Error {
     DialTimeout { to: SocketAddr },
     #[error("{authority} is not this pod")]
     NotThisPod { authority: String },
+    #[error("the peer is of the trust domain {0}, not of this mesh")]
+    ForeignTrustDomain(String),
     #[error("{0}")]
     Stopped(&'static str),
 }
@@ -70,6 +72,7 @@ impl Error {
             },
             Self::DialTimeout { .. } => "connect_timeout",
             Self::NotThisPod { .. } => "authority_not_this_pod",
+            Self::ForeignTrustDomain(_) => "peer_trust_domain",
         }
     }
 
@@ -79,7 +82,7 @@ impl Error {
             Self::OriginalDestination(_) | Self::SelfCall(_) | Self::NotThisPod { .. } => {
                 Fault::Downstream
             }
-            Self::ConnectionLimit => Fault::Downstream,
+            Self::ConnectionLimit | Self::ForeignTrustDomain(_) => Fault::Downstream,
             Self::NoEndpoint { .. } | Self::Dial { .. } | Self::DialTimeout { .. } => {
                 Fault::Upstream
             }
@@ -105,6 +108,7 @@ impl Error {
         match self {
             Self::Identity(_) => ResponseFlags::IdentityError,
             Self::Tunnel(error) => flags_of(error.reason()),
+            Self::ForeignTrustDomain(_) => ResponseFlags::Deny,
             _ => ResponseFlags::Connect,
         }
     }
@@ -113,6 +117,7 @@ impl Error {
     pub(crate) fn status(&self) -> u16 {
         match self {
             Self::SelfCall(_) | Self::NotThisPod { .. } => 400,
+            Self::ForeignTrustDomain(_) => 401,
             _ => 503,
         }
     }

@@ -212,6 +212,7 @@ impl Tunnel {
                 Some(workload.clone()),
                 service_behind(&model, workload, host, port),
             );
+            check_trust_domain(workload, peer)?;
             (target?, baggage(workload))
         };
         let upstream = flow
@@ -252,6 +253,15 @@ impl Tunnel {
         refuse_elsewhere(workload, target)?;
         Ok(target)
     }
+}
+
+/// A root may sign for several trust domains; the names of another mean nothing in this one.
+fn check_trust_domain(workload: &Workload, peer: &Peer) -> Result<(), Error> {
+    let theirs = peer.identity.trust_domain();
+    if theirs == workload.identity.trust_domain() {
+        return Ok(());
+    }
+    Err(Error::ForeignTrustDomain(theirs.to_string()))
 }
 
 /// The workload at the peer's address, if it is one of the peer's identity. Only for labels: the

@@ -8,8 +8,10 @@ mod world;
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use hbone::Reason;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::LocalSet;
 use world::{Options, World, address, uid, within};
 use ztunnel::dataplane::{Direction, Removal};
 
@@ -212,6 +214,67 @@ async fn the_data_planes_own_ports_cannot_be_reached_through_it() {
             world.count("ambit_connection_failures_total", &["inbound", "self_call"]) == 4.0
         })
         .await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_peer_reaches_this_pod_and_nothing_else_through_its_tunnel() {
+    let world = World::new(Options::default()).await;
+    let _listener = world.listen("b", "10.77.0.2:8080");
+    let member = "spiffe://cluster.local/ns/shop/sa/a";
+    let asking = async {
+        for authority in ["10.77.0.2:8080", "both.shop.svc.cluster.local:80"] {
+            let answer = world.ask(member, authority).await.unwrap();
+            let baggage = answer.baggage.unwrap();
+            assert_eq!(baggage.namespace.as_deref(), Some("shop"), "{authority}");
+            assert_eq!(baggage.workload_name.as_deref(), Some("b"), "{authority}");
+        }
+        for authority in [
+            "10.77.0.1:8080",
+            "10.77.0.3:8080",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "[fd77::2]:8080",
+            "169.254.169.254:80",
+            "10.77.0.2:15001",
+            "10.77.0.2:15006",
+            "10.77.0.2:15008",
+            "both.shop.svc.cluster.local:81",
+            "other.shop.svc.cluster.local:80",
+            "localhost:8080",
+        ] {
+            let answer = world.ask(member, authority).await;
+            assert_eq!(
+                answer.err(),
+                Some(Reason::ConnectRejected(400)),
+                "{authority}"
+            );
+        }
+        let answer = world.ask(member, "10.77.0.2:8081").await;
+        assert_eq!(answer.err(), Some(Reason::ConnectRejected(503)));
+    };
+    LocalSet::new().run_until(asking).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_identity_of_another_trust_domain_is_refused_though_its_root_is_trusted() {
+    let world = World::new(Options::default()).await;
+    let _listener = world.listen("b", "10.77.0.2:8080");
+    let foreign = "spiffe://elsewhere.example/ns/shop/sa/a";
+    let answer = LocalSet::new()
+        .run_until(world.ask(foreign, "10.77.0.2:8080"))
+        .await;
+    assert_eq!(answer.err(), Some(Reason::ConnectRejected(401)));
+    let labels = ["inbound", "peer_trust_domain"];
+    assert_eq!(world.count("ambit_connection_failures_total", &labels), 1.0);
+    assert_eq!(
+        world.count(
+            "istio_tcp_connections_failed_total",
+            &["response_flags=\"DENY\""]
+        ),
+        1.0
+    );
     world.end().await;
 }
 

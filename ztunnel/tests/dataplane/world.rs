@@ -4,17 +4,22 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hbone::{
+    ClientTls, ConnectRequest, ConnectResponse, Credentials, Pool, PoolConfig, PoolKey, Reason,
+};
 use mesh::certs::{Certificates, CertificatesConfig, LocalCa};
 use mesh::objects::{Objects, parse};
 use mesh::{Params, Store, WorkloadUid, compile};
 use socket2::{Domain, Socket, Type};
+use spiffe::SpiffeId;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use ztunnel::capture::{self, Capture, Redirection, Rules};
 use ztunnel::dataplane::{DataPlane, DataPlaneConfig, Pod};
@@ -109,6 +114,7 @@ impl Drop for Namespaces {
 pub(crate) struct World {
     pub(crate) data_plane: DataPlane,
     telemetry: Arc<Telemetry>,
+    ca: Arc<LocalCa>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
     namespaces: Namespaces,
@@ -140,9 +146,8 @@ impl World {
         let store = store();
         let telemetry = Arc::new(Telemetry::new(None).expect("metric names are unique"));
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let ca = LocalCa::create(folder.path()).expect("a new certificate authority");
-        let (certificates, renewal) =
-            Certificates::new(Arc::new(ca), CertificatesConfig::default());
+        let ca = Arc::new(LocalCa::create(folder.path()).expect("a new certificate authority"));
+        let (certificates, renewal) = Certificates::new(ca.clone(), CertificatesConfig::default());
         let identities = Identities::new(certificates);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -170,6 +175,7 @@ impl World {
         let world = Self {
             data_plane,
             telemetry,
+            ca,
             tasks,
             stop,
             namespaces,
@@ -218,6 +224,44 @@ impl World {
         within(TcpSocket::from_std_stream(socket.into()).connect(to)).await
     }
 
+    /// What pod `b` answers to a CONNECT that comes from pod `c` with a certificate of the mesh's
+    /// root for `identity`. Runs in a `LocalSet`.
+    pub(crate) async fn ask(
+        &self,
+        identity: &str,
+        authority: &str,
+    ) -> Result<ConnectResponse, Reason> {
+        let identity = SpiffeId::new(identity).expect("an identity");
+        let certificate = self
+            .ca
+            .issue(&identity, Duration::from_secs(60))
+            .expect("a certificate");
+        let credentials = Credentials {
+            chain: certificate.chain.clone(),
+            key: certificate.key(),
+            roots: certificate.roots.clone(),
+        };
+        let tls = ClientTls::new(&credentials).expect("it can be used");
+        let expect = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/b").expect("an identity");
+        let key = PoolKey {
+            source: identity,
+            destination: "b".into(),
+            address: "10.77.0.2:15008".parse().expect("an address"),
+        };
+        let pool = Pool::new(
+            PoolConfig::default(),
+            Rc::new(Inside(self.namespaces.open("c"))),
+        );
+        let request = ConnectRequest::new(authority.parse().expect("an authority"));
+        let answer = async {
+            let mut stream = pool.open(&key, &[expect], &tls, request).await?;
+            stream.response().await
+        };
+        let answer = within(answer).await.map_err(|error| error.reason());
+        pool.close(Instant::now()).await;
+        answer
+    }
+
     /// The value of a counter, summed over all series whose labels contain all of `labels`.
     pub(crate) fn count(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.telemetry.scrape().expect("metrics");
@@ -248,6 +292,19 @@ impl World {
         self.data_plane.drain(Duration::ZERO).await;
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Makes sockets in a pod.
+struct Inside(Arc<Netns>);
+
+impl hbone::Sockets for Inside {
+    fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = self
+            .0
+            .enter(|| Socket::new(Domain::for_address(to), kind, None))?;
+        Ok(TcpSocket::from_std_stream(socket.into()))
     }
 }
 
