@@ -163,7 +163,7 @@ fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trac
         for pod in ["client", "server"] {
             lab.wait_until(&format!("no redirect in {pod}"), DEADLINE, || {
                 let rules = lab.exec(pod, &["nft", "list", "ruleset"]).ok()?.stdout;
-                (!rules.contains("redirect")).then_some(())
+                (!rules.contains("redirect to")).then_some(())
             })
             .unwrap();
         }
