@@ -186,3 +186,37 @@ fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trac
         after.says(&mark("after-at-last"));
     }
 }
+
+#[test]
+fn a_pod_without_ipv6_is_enrolled_with_what_it_has() {
+    let server = Pod::new("shop", "server")
+        .on("b")
+        .runs(greeter(PORT, "hi"))
+        .port(None, PORT);
+    let client = Pod::new("shop", "client").on("a");
+    let all = [
+        manifest::two_nodes(),
+        manifest::namespace("shop", None),
+        client.into(),
+        server.into(),
+    ];
+    let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
+    for pod in ["client", "server"] {
+        let off = "for i in all default lo eth0; do echo 1 >/proc/sys/net/ipv6/conf/$i/disable_ipv6; done";
+        lab.exec(pod, &["sh", "-c", off]).unwrap().ok().unwrap();
+    }
+    lab.label(
+        "Namespace",
+        "shop",
+        &[("istio.io/dataplane-mode", Some("ambient"))],
+    )
+    .unwrap();
+    for pod in ["client", "server"] {
+        lab.wait_workload_state(pod, Some("enrolled"), DEADLINE)
+            .unwrap();
+    }
+    let detector = Detector::start(&lab).unwrap();
+    let marker = format!("four-{}", lab.name());
+    Held::open(&lab, "server", Family::V4).says(&marker);
+    detector.never_saw(&marker).unwrap();
+}

@@ -258,6 +258,11 @@ fn a_terminating_endpoint_gets_no_new_connection_and_keeps_those_that_it_has() {
             || (old.stdout().len() == before + 12 * "still\n".len()).then_some(()),
         )
         .unwrap();
+        // As kube-proxy: what is going away still serves when nothing else does.
+        lab.delete_pod_within("in/staying", Duration::ZERO).unwrap();
+        settle::caught_up(&lab).unwrap();
+        let (_last, greetings) = held(&lab, ip, 3).unwrap();
+        assert_eq!(tally(&greetings), BTreeMap::from([("leaving", 3)]));
         lab.delete_pod_within("in/leaving", Duration::ZERO).unwrap();
         deletion.join().unwrap().unwrap();
     });
@@ -357,6 +362,26 @@ fn a_client_does_not_notice_an_endpoint_that_refuses() {
             );
         }
     }
+}
+
+#[test]
+fn a_client_does_not_notice_a_node_whose_daemon_has_died() {
+    let service = Service::new("in", "web", 80, PORT);
+    let servers = [web("in", "near", "a").into(), web("in", "far", "b").into()];
+    let lab = lab_with(servers.into_iter().chain([service.into()]));
+    let to = |family| url(lab.service_ip("web", family).unwrap(), 80);
+    // Warm tunnels to both, which die with the daemon.
+    let answers = curl_many(&lab, &client(), &to(Family::V4), 20).unwrap();
+    assert_eq!(tally(&answers).len(), 2);
+    lab.kill_daemon("b").unwrap();
+    for family in Family::ALL {
+        let answers = curl_many(&lab, &client(), &to(family), 20).unwrap();
+        assert_eq!(tally(&answers), BTreeMap::from([("near", 20)]));
+    }
+    let wanted = [("reporter", "source"), ("destination_workload", "far")];
+    let failed = "istio_tcp_connections_failed_total";
+    let seen = metrics::sum(&metrics::scrape(&lab, "a").unwrap(), failed, &wanted);
+    assert!(seen < 0.5, "{seen} connections failed, which were retried");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use ambit_e2e::access_log::{self, Access};
 use ambit_e2e::manifest::{self, Pod, Service};
 use ambit_e2e::metrics::{self, Sample};
-use ambit_e2e::programs::{Curled, PORT, curl, nginx, url};
+use ambit_e2e::programs::{Curled, PORT, connection_end, curl, nginx, url};
 use ambit_e2e::settle;
 use lab::{Family, Lab, Options, Where};
 
@@ -186,4 +186,97 @@ fn the_access_log_has_istios_fields_in_istios_order() {
     for node in ["a", "b"] {
         assert_eq!(access_log::lines(&lab, node).unwrap().len(), 1);
     }
+}
+
+#[test]
+fn a_connection_that_fails_is_an_error_with_a_reason_and_a_flag() {
+    let all = [
+        manifest::two_nodes(),
+        manifest::namespace("in", Some("ambient")),
+        manifest::namespace("out", None),
+        Pod::new("in", "client").on("a").into(),
+        // Nothing listens in these.
+        Pod::new("in", "deaf").on("b").into(),
+        Pod::new("out", "deaf").on("b").into(),
+    ];
+    let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
+    settle::caught_up(&lab).unwrap();
+    for (namespace, policy) in [("in", "mutual_tls"), ("out", "unknown")] {
+        let ip = lab
+            .pod_ip(&format!("{namespace}/deaf"), Family::V4)
+            .unwrap();
+        let to = SocketAddr::new(ip, PORT);
+        let (end, _) = connection_end(&lab, &Where::pod("client"), to).unwrap();
+        assert!(end.contains("Connection reset by peer"), "{end:?}");
+        let line = access_log::wait(&lab, "a", &[("dst.namespace", namespace)]).unwrap();
+        let (error, reason) = (line.field("error"), line.field("reason"));
+        assert!(
+            line.level == "error" && !error.is_empty() && !reason.is_empty(),
+            "{}",
+            line.line
+        );
+        let failures = [("direction", "outbound"), ("reason", reason)];
+        metrics::wait(&lab, "a", "ambit_connection_failures_total", &failures, 1.0).unwrap();
+        let failed = [
+            ("reporter", "source"),
+            ("destination_workload_namespace", namespace),
+            ("connection_security_policy", policy),
+            ("response_flags", "CONNECT"),
+        ];
+        metrics::wait(
+            &lab,
+            "a",
+            "istio_tcp_connections_failed_total",
+            &failed,
+            1.0,
+        )
+        .unwrap();
+    }
+}
+
+#[test]
+fn the_json_log_is_one_object_per_line_with_the_same_fields() {
+    let options = Options {
+        daemon_args: vec!["--log-format".to_owned(), "json".to_owned()],
+        ..Options::default()
+    };
+    let web = Pod::new("in", "web")
+        .on("b")
+        .runs(nginx(&[PORT], "hello"))
+        .port(None, PORT);
+    let all = [
+        manifest::two_nodes(),
+        manifest::namespace("in", Some("ambient")),
+        Pod::new("in", "client").on("a").into(),
+        web.into(),
+    ];
+    let lab = Lab::up(manifest::all(all), options).unwrap();
+    settle::caught_up(&lab).unwrap();
+    let to = url(lab.pod_ip("web", Family::V4).unwrap(), PORT);
+    curl(&lab, &Where::pod("client"), &to, &[]).unwrap();
+    let access = lab
+        .wait_until(
+            "a line of the access log",
+            std::time::Duration::from_secs(5),
+            || {
+                let log = lab.daemon_log("a").ok()?;
+                log.lines()
+                    .find(|line| line.contains("\"scope\":\"access\""))
+                    .map(str::to_owned)
+            },
+        )
+        .unwrap();
+    for line in lab.daemon_log("a").unwrap().lines() {
+        let object: serde_json::Value = serde_json::from_str(line).unwrap();
+        for key in ["level", "time", "scope", "message"] {
+            assert!(object[key].is_string(), "no {key} in {line}");
+        }
+    }
+    let object: serde_json::Value = serde_json::from_str(&access).unwrap();
+    assert_eq!(
+        object["src.identity"],
+        "spiffe://cluster.local/ns/in/sa/client"
+    );
+    assert_eq!(object["direction"], "outbound");
+    assert!(object["bytes_sent"].is_u64(), "{access}");
 }
