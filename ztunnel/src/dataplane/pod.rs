@@ -114,6 +114,27 @@ impl PodContext {
     }
 }
 
+#[cfg(test)]
+impl PodContext {
+    /// A pod of which nothing is known, in the namespace of the test.
+    pub(crate) fn for_tests() -> Self {
+        use mesh::certs::{Certificates, CertificatesConfig, LocalCa};
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Arc::new(LocalCa::create(folder.path()).unwrap());
+        let (certificates, _) = Certificates::new(ca, CertificatesConfig::default());
+        let telemetry = crate::telemetry::Telemetry::new(None).unwrap();
+        Self::new(PodParts {
+            uid: "test".into(),
+            netns: Arc::new(Netns::current().unwrap()),
+            registry: Arc::new(Registry::new(1, 16)),
+            worker: 0,
+            store: Store::new(),
+            identities: Identities::new(certificates),
+            telemetry: Rc::new(WorkerTelemetry::new(Arc::new(telemetry))),
+        })
+    }
+}
+
 /// The pod's listeners in the worker's runtime.
 pub(super) struct Listening {
     outbound: tokio::net::TcpListener,

@@ -37,7 +37,8 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
     let connected = tokio::select! {
         biased;
         reason = stop.stopped() => Err(Error::Stopped(reason)),
-        connected = connect(&pod, &mut flow, peer, wanted) => connected,
+        // Boxed, because a connection spends its life in the relay and not here.
+        connected = Box::pin(connect(&pod, &mut flow, peer, wanted)) => connected,
     };
     match connected {
         Ok(upstream) => {

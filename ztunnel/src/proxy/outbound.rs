@@ -51,7 +51,8 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
     let connected = tokio::select! {
         biased;
         reason = stop.stopped() => Err(Error::Stopped(reason)),
-        connected = connect(&pod, &mut flow, peer, wanted) => connected,
+        // Boxed, because it is large and a connection spends its life in the relay and not here.
+        connected = Box::pin(connect(&pod, &mut flow, peer, wanted)) => connected,
     };
     match connected {
         Ok(upstream) => relay(flow, downstream, upstream).await,
@@ -176,18 +177,8 @@ async fn attempt(
             flow.to(Some(workload.clone()), service.clone());
             flow.via(tunnel, Some(Authority::from(target)));
             flow.hold(lease);
-            // A boxed future: it is large, and most connections of a busy pod wait in their relay
-            // and not here.
-            Box::pin(open_tunnel(
-                pod,
-                &source,
-                &workload,
-                service.as_deref(),
-                target,
-                tunnel,
-                peer,
-            ))
-            .await
+            let service = service.as_deref();
+            open_tunnel(pod, &source, &workload, service, target, tunnel, peer).await
         }
         Route::Plain {
             target,
