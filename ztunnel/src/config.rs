@@ -1,7 +1,7 @@
 //! The command line: flags with environment variables behind them, read once, checked together.
 //!
-//! Names are Istio's where the meaning is the same. Everything that is wrong is reported at once, so that an operator mends a
-//! manifest in one go and not in as many restarts as it has mistakes.
+//! Names are Istio's where the meaning is the same. Everything that is wrong is reported at once,
+//! so that an operator mends a manifest in one go and not in as many restarts as it has mistakes.
 
 mod parse;
 
@@ -29,7 +29,8 @@ const CLUSTER_LOCAL: &str = "cluster.local";
 const EXCLUDED_NAMESPACES: &str = "kube-system";
 /// Istio's default: long enough for requests to end, short enough for a kubelet's 30 s of grace.
 const TERMINATION_DEADLINE: Duration = Duration::from_secs(5);
-/// Istio's default: a leaked key is worth a day, and a certificate authority that is down is noticed long before the leaf is.
+/// Istio's default: a leaked key is worth a day, and a certificate authority that is down is
+/// noticed long before the leaf is.
 const CERT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// The shortest life of a certificate that can be renewed in time, at its half.
 const CERT_TTL_LEAST: Duration = Duration::from_secs(10);
@@ -37,14 +38,16 @@ const CERT_TTL_LEAST: Duration = Duration::from_secs(10);
 const VERIFY_INTERVAL: Duration = Duration::from_secs(2);
 /// More often than this, verification would be most of what the control thread does.
 const VERIFY_INTERVAL_LEAST: Duration = Duration::from_millis(100);
-/// One thread per core is fastest, but each has three listeners in every pod: on a node of 110 pods this many threads hold 5,280.
+/// One thread per core is fastest, but each has three listeners in every pod: on a node of 110 pods
+/// this many threads hold 5,280.
 const WORKERS_MOST: usize = 16;
 /// Istio's ports.
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 const STATS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15020);
 const READINESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15021);
 
-/// What the command line says, before it is understood. Every value is text here, so that all of them can be judged together.
+/// What the command line says, before it is understood. Every value is text here, so that all of
+/// them can be judged together.
 #[derive(Debug, Default, Parser)]
 #[command(name = "ztunnel", version, about = "The node daemon of the Ambit mesh")]
 pub struct Arguments {
@@ -57,7 +60,8 @@ pub struct Arguments {
     /// Folder of the certificate authority: its root and its key
     #[arg(long, env = "AMBIT_CA_DIR")]
     ca_dir: Option<PathBuf>,
-    /// Folder with one file per pod: named by the pod's uid, containing the path of its network namespace
+    /// Folder with one file per pod: named by the pod's uid, containing the path of its network
+    /// namespace
     #[arg(long, env = "AMBIT_NETNS_DIR")]
     netns_dir: Option<PathBuf>,
     /// Cluster id [default: Kubernetes]
@@ -72,7 +76,8 @@ pub struct Arguments {
     /// Namespaces whose pods are never meshed, separated by commas [default: kube-system]
     #[arg(long, env = "AMBIT_EXCLUDED_NAMESPACES")]
     excluded_namespaces: Option<String>,
-    /// Data-plane threads: a number, a percentage of the cores, or 0 for all of them [default: one per core, 16 at most]
+    /// Data-plane threads: a number, a percentage of the cores, or 0 for all of them [default: one
+    /// per core, 16 at most]
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS")]
     worker_threads: Option<String>,
     /// How long open connections may go on after a signal to stop [default: 5s]
@@ -87,7 +92,8 @@ pub struct Arguments {
     /// Log levels, such as info or debug,access=off [default: info]
     #[arg(long, env = "RUST_LOG")]
     log_level: Option<String>,
-    /// Admin address; must be a loopback one, for it asks nobody who they are [default: 127.0.0.1:15000]
+    /// Admin address; must be a loopback one, for it asks nobody who they are [default:
+    /// 127.0.0.1:15000]
     #[arg(long, env = "AMBIT_ADMIN_ADDR")]
     admin_addr: Option<String>,
     /// Metrics address [default: [::]:15020]
@@ -158,34 +164,78 @@ impl Config {
         let mut errors = Errors::default();
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let config = Self {
-            node: errors.required("--node-name (NODE_NAME)", arguments.node_name).into(),
-            source_folder: errors.required("--source-folder (AMBIT_SOURCE_FOLDER)", arguments.source_folder),
+            node: errors
+                .required("--node-name (NODE_NAME)", arguments.node_name)
+                .into(),
+            source_folder: errors.required(
+                "--source-folder (AMBIT_SOURCE_FOLDER)",
+                arguments.source_folder,
+            ),
             ca_dir: errors.required("--ca-dir (AMBIT_CA_DIR)", arguments.ca_dir),
             netns_dir: errors.required("--netns-dir (AMBIT_NETNS_DIR)", arguments.netns_dir),
-            cluster: arguments.cluster_id.unwrap_or_else(|| CLUSTER.into()).into(),
-            trust_domain: errors.trust_domain(arguments.trust_domain.as_deref().unwrap_or(CLUSTER_LOCAL)),
-            cluster_domain: arguments.cluster_domain.unwrap_or_else(|| CLUSTER_LOCAL.into()).into(),
-            excluded_namespaces: parse::list(arguments.excluded_namespaces.as_deref().unwrap_or(EXCLUDED_NAMESPACES)),
-            workers: errors.parsed("--worker-threads", arguments.worker_threads, cores.min(WORKERS_MOST), |text| {
-                threads(text, cores)
-            }),
+            cluster: arguments
+                .cluster_id
+                .unwrap_or_else(|| CLUSTER.into())
+                .into(),
+            trust_domain: errors
+                .trust_domain(arguments.trust_domain.as_deref().unwrap_or(CLUSTER_LOCAL)),
+            cluster_domain: arguments
+                .cluster_domain
+                .unwrap_or_else(|| CLUSTER_LOCAL.into())
+                .into(),
+            excluded_namespaces: parse::list(
+                arguments
+                    .excluded_namespaces
+                    .as_deref()
+                    .unwrap_or(EXCLUDED_NAMESPACES),
+            ),
+            workers: errors.parsed(
+                "--worker-threads",
+                arguments.worker_threads,
+                cores.min(WORKERS_MOST),
+                |text| threads(text, cores),
+            ),
             termination_deadline: errors.parsed(
                 "--termination-deadline",
                 arguments.termination_deadline,
                 TERMINATION_DEADLINE,
                 |text| duration(text, Duration::ZERO),
             ),
-            cert_ttl: errors.parsed("--cert-ttl", arguments.cert_ttl, CERT_TTL, |text| duration(text, CERT_TTL_LEAST)),
-            log: LogConfig {
-                format: errors.parsed("--log-format", arguments.log_format, Format::Plain, str::parse),
-                filter: errors.parsed("--log-level", arguments.log_level, "info".into(), parse::levels),
-            },
-            admin: errors.parsed("--admin-addr", arguments.admin_addr, ADMIN, |text| addresses(text, true)),
-            stats: errors.parsed("--stats-addr", arguments.stats_addr, STATS, |text| addresses(text, false)),
-            readiness: errors.parsed("--readiness-addr", arguments.readiness_addr, READINESS, |text| addresses(text, false)),
-            verify_interval: errors.parsed("--verify-interval", arguments.verify_interval, VERIFY_INTERVAL, |text| {
-                duration(text, VERIFY_INTERVAL_LEAST)
+            cert_ttl: errors.parsed("--cert-ttl", arguments.cert_ttl, CERT_TTL, |text| {
+                duration(text, CERT_TTL_LEAST)
             }),
+            log: LogConfig {
+                format: errors.parsed(
+                    "--log-format",
+                    arguments.log_format,
+                    Format::Plain,
+                    str::parse,
+                ),
+                filter: errors.parsed(
+                    "--log-level",
+                    arguments.log_level,
+                    "info".into(),
+                    parse::levels,
+                ),
+            },
+            admin: errors.parsed("--admin-addr", arguments.admin_addr, ADMIN, |text| {
+                addresses(text, true)
+            }),
+            stats: errors.parsed("--stats-addr", arguments.stats_addr, STATS, |text| {
+                addresses(text, false)
+            }),
+            readiness: errors.parsed(
+                "--readiness-addr",
+                arguments.readiness_addr,
+                READINESS,
+                |text| addresses(text, false),
+            ),
+            verify_interval: errors.parsed(
+                "--verify-interval",
+                arguments.verify_interval,
+                VERIFY_INTERVAL,
+                |text| duration(text, VERIFY_INTERVAL_LEAST),
+            ),
         };
         errors.none().map_err(ConfigError)?;
         Ok(config)

@@ -1,13 +1,13 @@
 //! Start, run and stop: who owns what.
 //!
-//! One control thread runs everything here on a current-thread runtime; the data plane has threads of its own, and work inside
-//! pods' namespaces has its own thread too. All tasks are owned by [`run`], which ends them in this order: enrolment first (its
-//! rules stay in the kernel), then the data plane, which drains, and the ports for operators last, so that a drain can be watched.
+//! One control thread runs everything here on a current-thread runtime; the data plane has threads
+//! of its own, and work inside pods' namespaces has its own thread too. All tasks are owned by
+//! [`run`], which ends them in this order: enrolment first (its rules stay in the kernel), then the
+//! data plane, which drains, and the ports for operators last, so that a drain can be watched.
 
 mod ports;
 mod signals;
 
-use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -78,14 +78,18 @@ pub enum Error {
     Ended(&'static str),
 }
 
-/// Runs the daemon until a signal, or the admin port, asks it to stop; then drains. Runs in a `LocalSet`.
+/// Runs the daemon until a signal, or the admin port, asks it to stop; then drains. Runs in a
+/// `LocalSet`.
 ///
 /// A second signal ends the process at once.
 ///
 /// # Errors
 /// Fails if something that the daemon needs is not there at the start, or ends while it runs.
 pub async fn run(config: Config, log: Log) -> Result<(), Error> {
-    let mut signals = Signals::new().map_err(|source| Error::System { what: "catch signals", source })?;
+    let mut signals = Signals::new().map_err(|source| Error::System {
+        what: "catch signals",
+        source,
+    })?;
     let quit = CancellationToken::new();
     let mut daemon = Daemon::start(&config, log, quit.clone())?;
     let outcome = tokio::select! {
@@ -116,7 +120,8 @@ struct Daemon {
     /// What decides: sources, certificates, enrolment. Stops before the drain.
     deciding: JoinSet<Result<(), Error>>,
     stop_deciding: CancellationToken,
-    /// What serves those that were decided for: keys, and the ports for operators. Stops after the drain.
+    /// What serves those that were decided for: keys, and the ports for operators. Stops after the
+    /// drain.
     serving: JoinSet<()>,
     stop_serving: CancellationToken,
 }
@@ -135,12 +140,16 @@ impl Daemon {
             identities: identities.clone(),
             readiness: Some((ports.readiness, readiness.clone())),
         };
-        let data_plane = Arc::new(DataPlane::start(data_plane, store.clone(), telemetry.clone())?);
+        let data_plane = Arc::new(DataPlane::start(
+            data_plane,
+            store.clone(),
+            telemetry.clone(),
+        )?);
         let source = FolderSource::new(&config.source_folder, params(config), store.clone());
         let enrolment = enrolment(config, &store, &data_plane, &identities, &telemetry)?;
         let mut daemon = Self {
             data_plane: data_plane.clone(),
-            readiness: readiness.clone(),
+            readiness,
             deciding: JoinSet::new(),
             stop_deciding: CancellationToken::new(),
             serving: JoinSet::new(),
@@ -157,34 +166,58 @@ impl Daemon {
             quit,
         };
         daemon.serve(renewal, identities, telemetry.clone());
-        daemon.serving.spawn_local(admin::serve(ports.admin, admin, daemon.stop_serving.clone()));
-        daemon.serving.spawn_local(admin::serve_stats(ports.stats, telemetry.clone(), daemon.stop_serving.clone()));
+        daemon.serving.spawn_local(admin::serve(
+            ports.admin,
+            admin,
+            daemon.stop_serving.clone(),
+        ));
+        daemon.serving.spawn_local(admin::serve_stats(
+            ports.stats,
+            telemetry.clone(),
+            daemon.stop_serving.clone(),
+        ));
         daemon.decide(source, enrolment, &store, telemetry);
         tracing::info!(node = %config.node, workers = data_plane.workers(), "ztunnel started");
         Ok(daemon)
     }
 
     fn serve(&mut self, renewal: RenewalTask, identities: Identities, telemetry: Arc<Telemetry>) {
-        self.serving.spawn_local(renewal.run(self.stop_serving.clone()));
+        self.serving
+            .spawn_local(renewal.run(self.stop_serving.clone()));
         let stop = self.stop_serving.clone();
-        self.serving.spawn_local(async move { identities.run(&telemetry, stop).await });
+        self.serving
+            .spawn_local(async move { identities.run(&telemetry, stop).await });
     }
 
-    fn decide(&mut self, source: FolderSource, enrolment: Enrolment, store: &Store, telemetry: Arc<Telemetry>) {
+    fn decide(
+        &mut self,
+        source: FolderSource,
+        enrolment: Enrolment,
+        store: &Store,
+        telemetry: Arc<Telemetry>,
+    ) {
         let stop = &self.stop_deciding;
         let loaded = source.loaded();
-        let reading = self.readiness.pending("the source folder has not been read yet");
-        let enrolling = self.readiness.pending("pods of this node have not been enrolled yet");
+        let reading = self
+            .readiness
+            .pending("the source folder has not been read yet");
+        let enrolling = self
+            .readiness
+            .pending("pods of this node have not been enrolled yet");
         let source_stop = stop.clone();
-        self.deciding.spawn_local(async move { Ok(source.run(source_stop).await?) });
-        self.deciding.spawn_local(when(enrolment.settled(), enrolling, stop.clone()));
-        self.deciding.spawn_local(when(loaded.clone(), reading, stop.clone()));
+        self.deciding
+            .spawn_local(async move { Ok(source.run(source_stop).await?) });
+        self.deciding
+            .spawn_local(when(enrolment.settled(), enrolling, stop.clone()));
+        self.deciding
+            .spawn_local(when(loaded.clone(), reading, stop.clone()));
         let purge = purge_removed(store.clone(), self.data_plane.clone(), stop.clone());
         self.deciding.spawn_local(async move {
             purge.await;
             Ok(())
         });
-        self.deciding.spawn_local(problems(store.clone(), telemetry, stop.clone()));
+        self.deciding
+            .spawn_local(problems(store.clone(), telemetry, stop.clone()));
         let stop = stop.clone();
         self.deciding.spawn_local(async move {
             // An empty store would say that no pod is in the mesh.
@@ -200,9 +233,11 @@ impl Daemon {
     /// Waits for a part that ends although nobody asked it to.
     async fn first_end(&mut self) -> Result<(), Error> {
         tokio::select! {
-            Some(ended) = self.deciding.join_next() => ended.unwrap_or(Err(Error::Ended("a control task")))
-                .and(Err(Error::Ended("a control task"))),
-            Some(_) = self.serving.join_next() => Err(Error::Ended("a task that serves certificates or operators")),
+            Some(ended) = self.deciding.join_next() => {
+                let by_itself = Err(Error::Ended("a control task"));
+                ended.unwrap_or(Ok(())).and(by_itself)
+            }
+            Some(_) = self.serving.join_next() => Err(Error::Ended("a serving task")),
             else => Err(Error::Ended("every control task")),
         }
     }
@@ -220,9 +255,14 @@ impl Daemon {
 }
 
 fn certificates(config: &Config) -> Result<(Certificates, RenewalTask), Error> {
-    let authority = LocalCa::open(&config.ca_dir)
-        .map_err(|source| Error::Authority { folder: config.ca_dir.clone(), source })?;
-    let config = CertificatesConfig { ttl: config.cert_ttl, ..CertificatesConfig::default() };
+    let authority = LocalCa::open(&config.ca_dir).map_err(|source| Error::Authority {
+        folder: config.ca_dir.clone(),
+        source,
+    })?;
+    let config = CertificatesConfig {
+        ttl: config.cert_ttl,
+        ..CertificatesConfig::default()
+    };
     Ok(Certificates::new(Arc::new(authority), config))
 }
 
@@ -242,8 +282,16 @@ fn enrolment(
     identities: &Identities,
     telemetry: &Arc<Telemetry>,
 ) -> Result<Enrolment, Error> {
-    let thread = |name| NetnsThread::start(name).map_err(|source| Error::System { what: "start a thread", source });
-    let here = Netns::current().map_err(|source| Error::System { what: "open this network namespace", source })?;
+    let thread = |name| {
+        NetnsThread::start(name).map_err(|source| Error::System {
+            what: "start a thread",
+            source,
+        })
+    };
+    let here = Netns::current().map_err(|source| Error::System {
+        what: "open this network namespace",
+        source,
+    })?;
     Ok(Enrolment::new(enrolment::Parts {
         node: config.node.clone(),
         node_netns: here.id(),
@@ -259,7 +307,11 @@ fn enrolment(
 }
 
 /// Readiness waits for something no longer, once a flag becomes true.
-async fn when(flag: watch::Receiver<bool>, waiting: Pending, stop: CancellationToken) -> Result<(), Error> {
+async fn when(
+    flag: watch::Receiver<bool>,
+    waiting: Pending,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         () = becomes_true(flag) => drop(waiting),
@@ -275,17 +327,16 @@ async fn becomes_true(mut flag: watch::Receiver<bool>) {
     }
 }
 
-/// Publishes how many problems the objects have, and says each once.
-async fn problems(store: Store, telemetry: Arc<Telemetry>, stop: CancellationToken) -> Result<(), Error> {
+/// Publishes how many problems the objects have; the source says which.
+async fn problems(
+    store: Store,
+    telemetry: Arc<Telemetry>,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     let mut changed = store.subscribe();
-    let mut said = HashSet::new();
     loop {
         changed.borrow_and_update();
-        let model = store.model();
-        telemetry.problems(model.problems().len());
-        let now: HashSet<String> = model.problems().iter().map(ToString::to_string).collect();
-        now.difference(&said).for_each(|problem| tracing::warn!(problem, "an object cannot be used as it is"));
-        said = now;
+        telemetry.problems(store.load().problems().len());
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changed.changed() => if changed.is_err() { return Ok(()) },

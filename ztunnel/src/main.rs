@@ -11,7 +11,8 @@ use ztunnel::config::{Arguments, Config};
 use ztunnel::daemon;
 use ztunnel::telemetry::{Chain, Log};
 
-/// Memory that a burst of connections took goes back to the system, and threads do not wait for each other's allocations.
+/// Memory that a burst of connections took goes back to the system, and threads do not wait for
+/// each other's allocations.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
@@ -26,8 +27,15 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nobody to tell if even the terminal is gone.
             let _ = error.print();
-            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
+            let asked_for = matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            );
+            return if asked_for {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(USAGE)
+            };
         }
     };
     let config = match Config::from_arguments(arguments) {
@@ -49,15 +57,19 @@ fn main() -> ExitCode {
 fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let (log, _written) = Log::install(&config.log)?;
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, daemon::run(config, log));
     outcome.inspect_err(|error| tracing::error!(error = error as &dyn Error, "stopping"))?;
     Ok(())
 }
 
-/// Every connection takes two descriptors and every pod a dozen; the soft limit of 1024 is for programs that use `select`.
+/// Every connection takes two descriptors and every pod a dozen; the soft limit of 1024 is for
+/// programs that use `select`.
 fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays at its soft value");
     }

@@ -1,24 +1,30 @@
-//! Questions to the kernel over netlink, asked inside a pod's network namespace and answered at once.
+//! Questions to the kernel over netlink, asked inside a pod's network namespace and answered at
+//! once.
 //!
-//! A netlink socket belongs to the namespace in which it was made. These are blocking calls on a thread made for them: the kernel
-//! answers in microseconds, and [`ANSWER`] bounds the case in which it does not.
+//! A netlink socket belongs to the namespace in which it was made. These are blocking calls on a
+//! thread made for them: the kernel answers in microseconds, and [`ANSWER`] bounds the case in
+//! which it does not.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    setsockopt, socket,
 };
 use nix::sys::time::TimeVal;
 
 /// How long the kernel may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// The largest datagram of a dump: the kernel never makes one above 32 KiB (`NLMSG_GOODSIZE` and the dump's own limit).
+/// The largest datagram of a dump: the kernel never makes one above 32 KiB (`NLMSG_GOODSIZE` and
+/// the dump's own limit).
 const DATAGRAM: usize = 32 * 1024;
 
 /// `NLMSG_ERROR` and `NLMSG_DONE` (RFC 3549 section 2.3.2).
@@ -35,7 +41,12 @@ pub(crate) struct Netlink(OwnedFd);
 impl Netlink {
     /// Opens a socket for questions.
     pub(crate) fn open(protocol: SockProtocol) -> io::Result<Self> {
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            protocol,
+        )?;
         let seconds = i64::try_from(ANSWER.as_secs()).unwrap_or(i64::MAX);
         setsockopt(&fd, ReceiveTimeout, &TimeVal::new(seconds, 0))?;
         Ok(Self(fd))
@@ -50,10 +61,17 @@ impl Netlink {
         Ok(fd)
     }
 
-    /// Sends one message of `kind` and hands the type and the payload of every answer to `each`, up to the end of the dump or the
-    /// acknowledgement.
-    pub(crate) fn call(&self, kind: u16, flags: u16, payload: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
-        let length = u32::try_from(HEADER + payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    /// Sends one message of `kind` and hands the type and the payload of every answer to `each`, up
+    /// to the end of the dump or the acknowledgement.
+    pub(crate) fn call(
+        &self,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
+        let length =
+            u32::try_from(HEADER + payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut message = Vec::with_capacity(HEADER + payload.len());
         message.extend_from_slice(&length.to_ne_bytes());
         message.extend_from_slice(&kind.to_ne_bytes());
@@ -83,16 +101,22 @@ impl Netlink {
         flags: u16,
         mut each: impl FnMut(RouteNetlinkMessage),
     ) -> io::Result<()> {
-        let mut request = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
+        let mut request =
+            NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         let kind = request.header.message_type;
-        self.call(kind, flags, bytes.get(HEADER..).unwrap_or_default(), |kind, payload| {
-            if let Some(message) = parse_route(kind, payload) {
-                each(message);
-            }
-        })
+        self.call(
+            kind,
+            flags,
+            bytes.get(HEADER..).unwrap_or_default(),
+            |kind, payload| {
+                if let Some(message) = parse_route(kind, payload) {
+                    each(message);
+                }
+            },
+        )
     }
 }
 
@@ -106,14 +130,23 @@ fn split(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
     let payload = datagram.get(HEADER..length)?;
-    let next = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    let next = datagram
+        .get(length.next_multiple_of(4)..)
+        .unwrap_or_default();
     Some((kind, payload, next))
 }
 
 /// `struct nlmsgerr` begins with the negative error number; zero is the acknowledgement.
 fn error(payload: &[u8]) -> io::Result<()> {
-    let code = payload.get(..4).and_then(|code| code.try_into().ok()).map_or(-libc_eio(), i32::from_ne_bytes);
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) }
+    let code = payload
+        .get(..4)
+        .and_then(|code| code.try_into().ok())
+        .map_or(-libc_eio(), i32::from_ne_bytes);
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(code.saturating_neg()))
+    }
 }
 
 fn libc_eio() -> i32 {
@@ -147,8 +180,14 @@ mod tests {
         let (kind, payload, rest) = split(rest).expect("a second message");
         assert_eq!((kind, payload), (DONE, &[][..]));
         assert!(split(rest).is_none());
-        assert!(split(&datagram[..17]).is_none(), "shorter than its own length field says");
-        assert!(split(&[0; 16]).is_none(), "a length of zero would never end");
+        assert!(
+            split(&datagram[..17]).is_none(),
+            "shorter than its own length field says"
+        );
+        assert!(
+            split(&[0; 16]).is_none(),
+            "a length of zero would never end"
+        );
     }
 
     #[test]

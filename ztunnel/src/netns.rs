@@ -1,7 +1,9 @@
-//! Network namespaces: a pod's is opened once, proven by its identity, and entered for as long as it takes to make a socket.
+//! Network namespaces: a pod's is opened once, proven by its identity, and entered for as long as
+//! it takes to make a socket.
 //!
-//! A thread that stayed behind in a pod's namespace would open the next tenant's sockets there, so the way back is not allowed
-//! to fail: [`Netns::enter`] aborts the process rather than go on from the wrong place.
+//! A thread that stayed behind in a pod's namespace would open the next tenant's sockets there, so
+//! the way back is not allowed to fail: [`Netns::enter`] aborts the process rather than go on from
+//! the wrong place.
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -17,10 +19,12 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
 use tokio::sync::{mpsc, oneshot};
 
-/// The magic number of `nsfs`, the file system of which every namespace is an inode (`linux/magic.h`, `NSFS_MAGIC`).
+/// The magic number of `nsfs`, the file system of which every namespace is an inode
+/// (`linux/magic.h`, `NSFS_MAGIC`).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
-/// What the kernel calls a network namespace: the inode is given anew only after the last holder has let go.
+/// What the kernel calls a network namespace: the inode is given anew only after the last holder
+/// has let go.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId {
     device: u64,
@@ -56,14 +60,25 @@ impl Netns {
     /// Opens the namespace that is mounted, or linked by `/proc`, at `path`.
     ///
     /// # Errors
-    /// Fails if `path` cannot be opened, or is an ordinary file: what is left after the namespace's mount has gone.
+    /// Fails if `path` cannot be opened, or is an ordinary file: what is left after the namespace's
+    /// mount has gone.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} is not a namespace", path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{} is not a namespace", path.display()),
+            ));
         }
         let stat = fstat(&file)?;
-        Ok(Self { file, id: NetnsId { device: stat.st_dev, inode: stat.st_ino }, path: path.to_owned() })
+        Ok(Self {
+            file,
+            id: NetnsId {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+            },
+            path: path.to_owned(),
+        })
     }
 
     /// Opens the namespace of the calling thread.
@@ -84,8 +99,9 @@ impl Netns {
         &self.path
     }
 
-    /// Runs `f` on this thread inside the namespace and comes back. A socket belongs to the namespace in which it was made, so
-    /// `f` makes sockets and returns; it must not wait, and must not call `enter` itself.
+    /// Runs `f` on this thread inside the namespace and comes back. A socket belongs to the
+    /// namespace in which it was made, so `f` makes sockets and returns; it must not wait, and must
+    /// not call `enter` itself.
     ///
     /// # Errors
     /// Fails if the namespace cannot be entered (needs `CAP_SYS_ADMIN`), or as `f` fails.
@@ -97,7 +113,9 @@ impl Netns {
                 let file = File::open("/proc/thread-self/ns/net")?;
                 home.get_or_init(|| file);
             }
-            let Some(home) = home.get() else { return Err(io::ErrorKind::NotFound.into()) };
+            let Some(home) = home.get() else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
             setns(&self.file, CloneFlags::CLONE_NEWNET)?;
             // The guard, not the next line, brings the thread back: `f` may panic.
             let _way_back = WayBack(home.as_fd());
@@ -111,7 +129,11 @@ struct WayBack<'a>(BorrowedFd<'a>);
 impl Drop for WayBack<'_> {
     fn drop(&mut self) {
         if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
-            tracing::error!(%error, "this thread cannot leave the pod's network namespace: stopping before it serves the wrong pod");
+            tracing::error!(
+                %error,
+                "this thread cannot leave the pod's network namespace: better no daemon than one \
+                 that serves the wrong pod"
+            );
             std::process::abort();
         }
     }
@@ -122,8 +144,9 @@ const JOBS: usize = 64;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The thread for work inside namespaces that takes as long as the kernel or `nft` takes, so that the control runtime never
-/// waits for either. It ends when its last handle is dropped and its last job is done.
+/// The thread for work inside namespaces that takes as long as the kernel or `nft` takes, so that
+/// the control runtime never waits for either. It ends when its last handle is dropped and its last
+/// job is done.
 #[derive(Clone, Debug)]
 pub struct NetnsThread {
     // Dropped in this order: the thread ends when the last sender has gone, and is then joined.
@@ -165,20 +188,29 @@ impl NetnsThread {
         let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
         // A new thread lives where the one that made it is.
         let thread = home.enter(|| {
-            std::thread::Builder::new().name(name.into()).spawn(move || {
-                while let Some(job) = queue.blocking_recv() {
-                    job();
-                }
-            })
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(move || {
+                    while let Some(job) = queue.blocking_recv() {
+                        job();
+                    }
+                })
         })?;
-        Ok(Self { jobs, _joined: Arc::new(Joined(Some(thread))) })
+        Ok(Self {
+            jobs,
+            _joined: Arc::new(Joined(Some(thread))),
+        })
     }
 
-    /// Runs `job` on the thread, after those before it. The job runs to its end even if nobody waits for the answer any more.
+    /// Runs `job` on the thread, after those before it. The job runs to its end even if nobody
+    /// waits for the answer any more.
     ///
     /// # Errors
     /// Fails if the thread has ended.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, ThreadEnded> {
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ThreadEnded> {
         let (answer, answered) = oneshot::channel();
         let job = Box::new(move || drop(answer.send(job())));
         self.jobs.send(job).await.map_err(|_| ThreadEnded)?;

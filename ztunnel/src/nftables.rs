@@ -1,5 +1,6 @@
-//! nftables in the network namespace of the calling thread: scripts through `nft`, which applies each as one transaction, and the
-//! ruleset's generation from the kernel itself, which tells for the price of one system call whether anything has changed.
+//! nftables in the network namespace of the calling thread: scripts through `nft`, which applies
+//! each as one transaction, and the ruleset's generation from the kernel itself, which tells for
+//! the price of one system call whether anything has changed.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -13,7 +14,8 @@ use nix::sys::socket::SockProtocol;
 
 use crate::netlink::Netlink;
 
-/// How long one `nft` may run. It takes 5 ms for a pod's table and 0.3 s for a set of 100,000 addresses.
+/// How long one `nft` may run. It takes 5 ms for a pod's table and 0.3 s for a set of 100,000
+/// addresses.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN` (`linux/netfilter/nfnetlink.h`, `nf_tables.h`).
@@ -43,11 +45,15 @@ pub enum Error {
 /// Applies a script: all of it or nothing.
 pub(crate) fn apply(script: &str) -> Result<(), Error> {
     let output = nft(&["-f", "-"], script)?;
-    if output.success { Ok(()) } else { Err(Error::Refused(first_lines(&output.stderr))) }
+    if output.success {
+        Ok(())
+    } else {
+        Err(Error::Refused(first_lines(&output.stderr)))
+    }
 }
 
-/// The listing of one `inet` table, or nothing if there is no such table. Handles and counters are left out, so that two listings
-/// are equal if and only if the rules are.
+/// The listing of one `inet` table, or nothing if there is no such table. Handles and counters are
+/// left out, so that two listings are equal if and only if the rules are.
 pub(crate) fn list(table: &str) -> Result<Option<String>, Error> {
     listing(&["-s", "list", "table", "inet", table])
 }
@@ -68,7 +74,8 @@ fn listing(arguments: &[&str]) -> Result<Option<String>, Error> {
     }
 }
 
-/// The generation of the namespace's ruleset, which every transaction raises. It stays 1 while nobody has used nftables.
+/// The generation of the namespace's ruleset, which every transaction raises. It stays 1 while
+/// nobody has used nftables.
 pub(crate) fn generation() -> Result<u32, Error> {
     let ask = || -> io::Result<u32> {
         let mut generation = None;
@@ -102,11 +109,16 @@ struct Output {
     stderr: String,
 }
 
-/// Runs `nft` with `input`. The child inherits the namespace of this thread. Its input is a file in memory and not a pipe, so that
-/// a child that does not read cannot hold the caller.
+/// Runs `nft` with `input`. The child inherits the namespace of this thread. Its input is a file in
+/// memory and not a pipe, so that a child that does not read cannot hold the caller.
 fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
-    let mut stdin = File::from(memfd_create(c"nft", MFdFlags::MFD_CLOEXEC).map_err(|error| Error::Run(error.into()))?);
-    stdin.write_all(input.as_bytes()).and_then(|()| stdin.rewind()).map_err(Error::Run)?;
+    let mut stdin = File::from(
+        memfd_create(c"nft", MFdFlags::MFD_CLOEXEC).map_err(|error| Error::Run(error.into()))?,
+    );
+    stdin
+        .write_all(input.as_bytes())
+        .and_then(|()| stdin.rewind())
+        .map_err(Error::Run)?;
     let mut child = Command::new("nft")
         .args(arguments)
         .env("LC_ALL", "C")
@@ -122,7 +134,11 @@ fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
     }
     let status = child.wait().map_err(Error::Run)?;
     let (stdout, stderr) = output?;
-    Ok(Output { success: status.success(), stdout, stderr })
+    Ok(Output {
+        success: status.success(),
+        stdout,
+        stderr,
+    })
 }
 
 /// Reads both outputs to their end, which is the child's.
@@ -134,8 +150,17 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Err
     let (mut out_open, mut err_open) = (true, true);
     while out_open || err_open {
         let left = deadline.saturating_duration_since(Instant::now());
-        let events = |open| if open { PollFlags::POLLIN } else { PollFlags::empty() };
-        let mut fds = [PollFd::new(out.as_fd(), events(out_open)), PollFd::new(err.as_fd(), events(err_open))];
+        let events = |open| {
+            if open {
+                PollFlags::POLLIN
+            } else {
+                PollFlags::empty()
+            }
+        };
+        let mut fds = [
+            PollFd::new(out.as_fd(), events(out_open)),
+            PollFd::new(err.as_fd(), events(err_open)),
+        ];
         let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let ready = poll(&mut fds, wait).map_err(|error| Error::Run(error.into()))?;
         if ready == 0 && left.is_zero() {
@@ -149,7 +174,10 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Err
             err_open = read_some(&mut err, &mut stderr)?;
         }
     }
-    Ok((String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr).into_owned()))
+    Ok((
+        String::from_utf8_lossy(&stdout).into_owned(),
+        String::from_utf8_lossy(&stderr).into_owned(),
+    ))
 }
 
 /// Whether there may be more.
@@ -162,5 +190,10 @@ fn read_some(from: &mut impl Read, into: &mut Vec<u8>) -> Result<bool, Error> {
 
 /// What nft says at length begins with what matters.
 fn first_lines(message: &str) -> String {
-    message.lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ")
+    message
+        .lines()
+        .take(2)
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(" ")
 }

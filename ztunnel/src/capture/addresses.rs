@@ -6,14 +6,18 @@ use std::net::IpAddr;
 
 use crate::netns::Netns;
 
-/// All addresses of the namespace's devices, except loopback and link-local ones, which every namespace has.
+/// All addresses of the namespace's devices, except loopback and link-local ones, which every
+/// namespace has.
 ///
 /// # Errors
 /// Fails if the namespace cannot be entered.
 pub fn addresses(netns: &Netns) -> io::Result<BTreeSet<IpAddr>> {
     netns.enter(|| {
         let interfaces = nix::ifaddrs::getifaddrs()?;
-        Ok(interfaces.filter_map(|interface| ip(&interface)).filter(|ip| !ip.is_loopback()).collect())
+        Ok(interfaces
+            .filter_map(|interface| ip(&interface))
+            .filter(|ip| !ip.is_loopback())
+            .collect())
     })
 }
 

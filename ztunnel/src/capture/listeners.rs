@@ -12,11 +12,13 @@ use crate::dataplane::PodListeners;
 use crate::netlink::{DUMP, Netlink};
 use crate::netns::Netns;
 
-/// Connections that may wait to be accepted, per listener. A burst of a thousand connections of one pod must not meet a full
-/// queue, where each loses a second to a retransmitted SYN. The kernel cuts this down to `net.core.somaxconn`.
+/// Connections that may wait to be accepted, per listener. A burst of a thousand connections of one
+/// pod must not meet a full queue, where each loses a second to a retransmitted SYN. The kernel
+/// cuts this down to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// `SOCK_DIAG_BY_FAMILY` and the state bit of listening sockets (`linux/sock_diag.h`, `TCP_LISTEN` is 10).
+/// `SOCK_DIAG_BY_FAMILY` and the state bit of listening sockets (`linux/sock_diag.h`, `TCP_LISTEN`
+/// is 10).
 const BY_FAMILY: u16 = 20;
 const LISTENING: u32 = 1 << 10;
 
@@ -48,15 +50,22 @@ fn listener(port: u16) -> io::Result<TcpListener> {
 }
 
 fn without_ipv6(error: &io::Error) -> bool {
-    [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
+    [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    // The next daemon binds the same ports before this one lets go, and each worker has a socket of its own.
+    // The next daemon binds the same ports before this one lets go, and each worker has a socket of
+    // its own.
     socket.set_reuse_port(true)?;
     socket.set_reuse_address(true)?;
     socket.set_mark(DAEMON_MARK)?;
@@ -72,8 +81,13 @@ pub(super) fn stand() -> io::Result<bool> {
     let mut missing = vec![OUTBOUND_PORT, INBOUND_PLAIN_PORT, INBOUND_HBONE_PORT];
     for family in [nix::libc::AF_INET6, nix::libc::AF_INET] {
         let outcome = netlink.call(BY_FAMILY, DUMP, &question(family), |_, answer| {
-            // struct inet_diag_msg: family, state, timer, retransmissions, then the source port in network order.
-            if let Some(port) = answer.get(4..6).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes) {
+            // struct inet_diag_msg: family, state, timer, retransmissions, then the source port in
+            // network order.
+            if let Some(port) = answer
+                .get(4..6)
+                .and_then(|port| port.try_into().ok())
+                .map(u16::from_be_bytes)
+            {
                 missing.retain(|wanted| *wanted != port);
             }
         });
@@ -88,7 +102,8 @@ pub(super) fn stand() -> io::Result<bool> {
     Ok(false)
 }
 
-/// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, and an empty socket id.
+/// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, and an empty socket
+/// id.
 fn question(family: i32) -> Vec<u8> {
     let family = u8::try_from(family).unwrap_or_default();
     let tcp = u8::try_from(nix::libc::IPPROTO_TCP).unwrap_or_default();

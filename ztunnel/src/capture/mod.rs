@@ -1,12 +1,13 @@
 //! Redirection of a pod's TCP to the daemon, inside the pod's own network namespace.
 //!
-//! One nftables table of both families, applied in one transaction, does all of it; policy routing brings back the answers to
-//! connections that the daemon opens in a client's name. What was applied is remembered as the kernel lists it, so that
-//! [`Capture::verify`] can tell later whether it still stands: by the ruleset's generation, which costs microseconds, and by the
-//! listing only when something in the namespace has changed.
+//! One nftables table of both families, applied in one transaction, does all of it; policy routing
+//! brings back the answers to connections that the daemon opens in a client's name. What was
+//! applied is remembered as the kernel lists it, so that [`Capture::verify`] can tell later whether
+//! it still stands: by the ruleset's generation, which costs microseconds, and by the listing only
+//! when something in the namespace has changed.
 //!
-//! Everything here blocks for as long as the kernel or `nft` takes, and runs on the thread made for that
-//! ([`crate::netns::NetnsThread`]).
+//! Everything here blocks for as long as the kernel or `nft` takes, and runs on the thread made for
+//! that ([`crate::netns::NetnsThread`]).
 
 mod addresses;
 mod listeners;
@@ -30,9 +31,11 @@ use crate::nftables;
 /// Name of the pod's table, which is ours alone.
 pub const TABLE: &str = "ambit";
 
-/// Mark of every socket that the daemon makes in a pod: what the daemon sends is not captured again (Istio's contract: 1337).
+/// Mark of every socket that the daemon makes in a pod: what the daemon sends is not captured again
+/// (Istio's contract: 1337).
 pub const DAEMON_MARK: u32 = 0x539;
-/// Mark of connections that the daemon opened inside the pod in a client's name: their answers are routed back to the daemon.
+/// Mark of connections that the daemon opened inside the pod in a client's name: their answers are
+/// routed back to the daemon.
 pub const RETURN_MARK: u32 = 0x111;
 /// The part of the mark that is ours; the rest belongs to whoever set it (a CNI, for instance).
 pub const MARK_MASK: u32 = 0xfff;
@@ -58,7 +61,10 @@ pub enum Error {
     #[error("the redirect rules could not be applied")]
     Rules(#[from] nftables::Error),
     /// The policy routing.
-    #[error("the policy route of answers (mark {RETURN_MARK:#x}, table {}) could not be set", routing::TABLE)]
+    #[error(
+        "the policy route of answers (mark {RETURN_MARK:#x}, table {}) could not be set",
+        routing::TABLE
+    )]
     Routing(#[source] io::Error),
     /// The namespace.
     #[error("the pod's network namespace could not be entered")]
@@ -115,11 +121,12 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Puts `rules` in place of whatever stood in our table, in one transaction, and sets the routing and the kernel's options
-    /// that they need.
+    /// Puts `rules` in place of whatever stood in our table, in one transaction, and sets the
+    /// routing and the kernel's options that they need.
     ///
     /// # Errors
-    /// Fails if the kernel or `nft` refuses. The rules of before stand then; the routing may be half set, which harms nothing.
+    /// Fails if the kernel or `nft` refuses. The rules of before stand then; the routing may be
+    /// half set, which harms nothing.
     pub fn apply(netns: Arc<Netns>, rules: Rules) -> Result<Self, Error> {
         let mut outcome = Ok(None);
         netns
@@ -128,18 +135,27 @@ impl Capture {
                 Ok(())
             })
             .map_err(Error::Netns)?;
-        let (families, listing, generation) = outcome?.ok_or(Error::Netns(io::ErrorKind::Other.into()))?;
-        Ok(Self { netns, rules, families, listing, generation })
+        let (families, listing, generation) =
+            outcome?.ok_or(Error::Netns(io::ErrorKind::Other.into()))?;
+        Ok(Self {
+            netns,
+            rules,
+            families,
+            listing,
+            generation,
+        })
     }
 
     fn apply_here(rules: &Rules) -> Result<(Families, String, u32), Error> {
         let families = families();
         routing::ensure(families).map_err(Error::Routing)?;
         nftables::apply(&rules.script())?;
-        // Another transaction may come between the two, so the generation is asked first: at worst it is read as older than the
-        // listing, and the next verification lists once more than it had to.
+        // Another transaction may come between the two, so the generation is asked first: at worst
+        // it is read as older than the listing, and the next verification lists once more than it
+        // had to.
         let generation = nftables::generation()?;
-        let listing = nftables::list(TABLE)?.ok_or_else(|| nftables::Error::Refused("the table vanished".into()))?;
+        let listing = nftables::list(TABLE)?
+            .ok_or_else(|| nftables::Error::Refused("the table vanished".into()))?;
         sysctl::set();
         Ok((families, listing, generation))
     }
@@ -149,8 +165,8 @@ impl Capture {
         &self.rules
     }
 
-    /// Looks whether everything still stands as applied. With `expect_listeners`, this includes sockets that listen on the three
-    /// ports.
+    /// Looks whether everything still stands as applied. With `expect_listeners`, this includes
+    /// sockets that listen on the three ports.
     ///
     /// # Errors
     /// Fails if the namespace or the kernel cannot be asked, which says nothing about the rules.
@@ -187,7 +203,8 @@ impl Capture {
         Ok(None)
     }
 
-    /// Takes everything away that [`Capture::apply`] put into a namespace; nothing there is no error.
+    /// Takes everything away that [`Capture::apply`] put into a namespace; nothing there is no
+    /// error.
     ///
     /// # Errors
     /// Fails if the kernel or `nft` refuses.
@@ -226,5 +243,7 @@ impl Capture {
 /// The families of the namespace that this thread is in.
 fn families() -> Families {
     let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
-    Families { v6: disabled.is_ok_and(|value| value.trim() == "0") }
+    Families {
+        v6: disabled.is_ok_and(|value| value.trim() == "0"),
+    }
 }

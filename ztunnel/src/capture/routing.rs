@@ -1,9 +1,12 @@
-//! Policy routing in the pod: what carries the return mark is delivered locally, whoever it is addressed to.
+//! Policy routing in the pod: what carries the return mark is delivered locally, whoever it is
+//! addressed to.
 
 use std::io;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -24,9 +27,17 @@ pub(super) fn ensure(families: Families) -> io::Result<()> {
     let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
     for family in present(families) {
         if !rule_stands(&netlink, family)? {
-            netlink.route(RouteNetlinkMessage::NewRule(rule(family)), CHANGE | NLM_F_CREATE | NLM_F_EXCL, |_| {})?;
+            netlink.route(
+                RouteNetlinkMessage::NewRule(rule(family)),
+                CHANGE | NLM_F_CREATE | NLM_F_EXCL,
+                |_| {},
+            )?;
         }
-        netlink.route(RouteNetlinkMessage::NewRoute(route(family)), CHANGE | NLM_F_CREATE | NLM_F_REPLACE, |_| {})?;
+        netlink.route(
+            RouteNetlinkMessage::NewRoute(route(family)),
+            CHANGE | NLM_F_CREATE | NLM_F_REPLACE,
+            |_| {},
+        )?;
     }
     Ok(())
 }
@@ -47,20 +58,37 @@ pub(super) fn remove() -> io::Result<()> {
     let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         absent_is_fine(netlink.route(RouteNetlinkMessage::DelRule(rule(family)), CHANGE, |_| {}))?;
-        absent_is_fine(netlink.route(RouteNetlinkMessage::DelRoute(route(family)), CHANGE, |_| {}))?;
+        absent_is_fine(netlink.route(
+            RouteNetlinkMessage::DelRoute(route(family)),
+            CHANGE,
+            |_| {},
+        ))?;
     }
     Ok(())
 }
 
 fn present(families: Families) -> impl Iterator<Item = AddressFamily> {
-    [AddressFamily::Inet].into_iter().chain(families.v6.then_some(AddressFamily::Inet6))
+    [AddressFamily::Inet]
+        .into_iter()
+        .chain(families.v6.then_some(AddressFamily::Inet6))
 }
 
 /// What the kernel says of a rule, a route or a family that is not there.
 fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
-    const ABSENT: [Errno; 4] = [Errno::ENOENT, Errno::ESRCH, Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP];
+    const ABSENT: [Errno; 4] = [
+        Errno::ENOENT,
+        Errno::ESRCH,
+        Errno::EAFNOSUPPORT,
+        Errno::EOPNOTSUPP,
+    ];
     match outcome {
-        Err(error) if ABSENT.iter().any(|errno| error.raw_os_error() == Some(*errno as i32)) => Ok(()),
+        Err(error)
+            if ABSENT
+                .iter()
+                .any(|errno| error.raw_os_error() == Some(*errno as i32)) =>
+        {
+            Ok(())
+        }
         outcome => outcome,
     }
 }
@@ -71,7 +99,10 @@ fn rule_stands(netlink: &Netlink, family: AddressFamily) -> io::Result<bool> {
     let (wanted, mut found) = (rule(family), false);
     netlink.route(RouteNetlinkMessage::GetRule(question), DUMP, |answer| {
         if let RouteNetlinkMessage::NewRule(rule) = answer {
-            found |= wanted.attributes.iter().all(|attribute| rule.attributes.contains(attribute))
+            found |= wanted
+                .attributes
+                .iter()
+                .all(|attribute| rule.attributes.contains(attribute))
                 && rule.header.action == RuleAction::ToTable;
         }
     })?;

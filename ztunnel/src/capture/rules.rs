@@ -5,7 +5,8 @@ use std::fmt::{self, Display};
 use std::net::IpAddr;
 
 use super::{
-    DAEMON_MARK, INBOUND_HBONE_PORT, INBOUND_PLAIN_PORT, MARK_MASK, OUTBOUND_PORT, RETURN_MARK, TABLE,
+    DAEMON_MARK, INBOUND_HBONE_PORT, INBOUND_PLAIN_PORT, MARK_MASK, OUTBOUND_PORT, RETURN_MARK,
+    TABLE,
 };
 
 /// Conntrack zone of connections that the daemon opens inside the pod in a client's name.
@@ -16,7 +17,8 @@ const ZONE: u16 = 1337;
 pub struct Redirection {
     /// The node's own addresses, from which the kubelet probes.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// The ports that the pod declares for probes. From the node's addresses they are reached as they are without a mesh.
+    /// The ports that the pod declares for probes. From the node's addresses they are reached as
+    /// they are without a mesh.
     pub probe_ports: BTreeSet<u16>,
 }
 
@@ -25,8 +27,9 @@ pub struct Redirection {
 pub enum Rules {
     /// The pod is in the mesh: every new connection of it, and to it, goes to the daemon.
     Redirect(Redirection),
-    /// The pod has left the mesh and its last connections have not ended. Nothing new is redirected. The translation of what was
-    /// redirected needs a NAT chain to exist, though an empty one, and the answers need their way back to the daemon.
+    /// The pod has left the mesh and its last connections have not ended. Nothing new is
+    /// redirected. The translation of what was redirected needs a NAT chain to exist, though an
+    /// empty one, and the answers need their way back to the daemon.
     ReturnPath,
 }
 
@@ -52,7 +55,12 @@ impl Display for Rules {
             }
             Rules::ReturnPath => {
                 return_path(f)?;
-                chain(f, "redirect_inbound", "nat hook prerouting priority dstnat", &[])?;
+                chain(
+                    f,
+                    "redirect_inbound",
+                    "nat hook prerouting priority dstnat",
+                    &[],
+                )?;
                 chain(f, "redirect_outbound", "nat hook output priority -100", &[])
             }
         }
@@ -61,13 +69,23 @@ impl Display for Rules {
 
 impl Redirection {
     fn sets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (v4, v6): (Vec<_>, Vec<_>) = self.node_addresses.iter().map(IpAddr::to_canonical).partition(IpAddr::is_ipv4);
+        let (v4, v6): (Vec<_>, Vec<_>) = self
+            .node_addresses
+            .iter()
+            .map(IpAddr::to_canonical)
+            .partition(IpAddr::is_ipv4);
         set(f, "node_ipv4", "ipv4_addr", &v4)?;
         set(f, "node_ipv6", "ipv6_addr", &v6)?;
-        set(f, "probe_ports", "inet_service", &self.probe_ports.iter().collect::<Vec<_>>())
+        set(
+            f,
+            "probe_ports",
+            "inet_service",
+            &self.probe_ports.iter().collect::<Vec<_>>(),
+        )
     }
 
-    /// Only a SYN is redirected: a connection that is older than these rules may be new to conntrack, and stays what it was.
+    /// Only a SYN is redirected: a connection that is older than these rules may be new to
+    /// conntrack, and stays what it was.
     fn chains(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let syn = "tcp flags & (fin | syn | rst | ack) == syn";
         let own = format!("meta mark & {MARK_MASK:#x} == {DAEMON_MARK:#x} accept");
@@ -79,24 +97,32 @@ impl Redirection {
                 &own,
                 "ip saddr @node_ipv4 tcp dport @probe_ports accept",
                 "ip6 saddr @node_ipv6 tcp dport @probe_ports accept",
-                &format!("tcp dport != {INBOUND_HBONE_PORT} {syn} redirect to :{INBOUND_PLAIN_PORT}"),
+                &format!(
+                    "tcp dport != {INBOUND_HBONE_PORT} {syn} redirect to :{INBOUND_PLAIN_PORT}"
+                ),
             ],
         )?;
         chain(
             f,
             "redirect_outbound",
             "nat hook output priority -100",
-            &[&own, "oifname \"lo\" accept", &format!("{syn} redirect to :{OUTBOUND_PORT}")],
+            &[
+                &own,
+                "oifname \"lo\" accept",
+                &format!("{syn} redirect to :{OUTBOUND_PORT}"),
+            ],
         )
     }
 }
 
-/// The daemon connects to the application from the client's address, so the answer is addressed to somebody who is elsewhere: the
-/// connection is marked on its way in, and policy routing delivers what carries the mark locally.
+/// The daemon connects to the application from the client's address, so the answer is addressed to
+/// somebody who is elsewhere: the connection is marked on its way in, and policy routing delivers
+/// what carries the mark locally.
 ///
-/// Such a connection can have the very addresses and ports of the client's own, which was redirected to the daemon: its original
-/// direction is therefore tracked in a zone of its own. Without it the kernel takes the daemon's SYN for part of the client's
-/// connection, and both are reset.
+/// Such a connection can have the very addresses and ports of the client's own, which was
+/// redirected to the daemon: its original direction is therefore tracked in a zone of its own.
+/// Without it the kernel takes the daemon's SYN for part of the client's connection, and both are
+/// reset.
 fn return_path(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let own = format!("meta mark & {MARK_MASK:#x} == {DAEMON_MARK:#x}");
     let ports = format!("{{ {OUTBOUND_PORT}, {INBOUND_PLAIN_PORT}, {INBOUND_HBONE_PORT} }}");
@@ -105,33 +131,50 @@ fn return_path(f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f,
         "separate",
         "filter hook output priority raw",
-        &[&format!("oifname \"lo\" {own} tcp sport != {ports} ct original zone set {ZONE}")],
+        &[&format!(
+            "oifname \"lo\" {own} tcp sport != {ports} ct original zone set {ZONE}"
+        )],
     )?;
     chain(
         f,
         "mark_connection",
         "filter hook prerouting priority mangle",
-        &[&format!("iifname \"lo\" {own} ct mark set ct mark & {keep:#x} | {RETURN_MARK:#x}")],
+        &[&format!(
+            "iifname \"lo\" {own} ct mark set ct mark & {keep:#x} | {RETURN_MARK:#x}"
+        )],
     )?;
     chain(
         f,
         "mark_answer",
         "route hook output priority mangle",
-        &[&format!("ct mark & {MARK_MASK:#x} == {RETURN_MARK:#x} meta mark set ct mark")],
+        &[&format!(
+            "ct mark & {MARK_MASK:#x} == {RETURN_MARK:#x} meta mark set ct mark"
+        )],
     )
 }
 
 fn chain(f: &mut fmt::Formatter<'_>, name: &str, hook: &str, rules: &[&str]) -> fmt::Result {
     writeln!(f, "  chain {name} {{\n    type {hook}; policy accept;")?;
-    rules.iter().try_for_each(|rule| writeln!(f, "    {rule}"))?;
+    rules
+        .iter()
+        .try_for_each(|rule| writeln!(f, "    {rule}"))?;
     writeln!(f, "  }}")
 }
 
 /// A set in nft's words; an empty one has no list of elements.
-fn set(f: &mut fmt::Formatter<'_>, name: &str, kind: &str, elements: &[impl Display]) -> fmt::Result {
+fn set(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    kind: &str,
+    elements: &[impl Display],
+) -> fmt::Result {
     writeln!(f, "  set {name} {{\n    type {kind}")?;
     if !elements.is_empty() {
-        let elements = elements.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let elements = elements
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
         writeln!(f, "    elements = {{ {elements} }}")?;
     }
     writeln!(f, "  }}")

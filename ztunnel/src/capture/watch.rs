@@ -1,5 +1,5 @@
-//! Ears in a pod's namespace: the kernel tells of every change of rules and routes, so that repair need not wait for the next
-//! round of verification.
+//! Ears in a pod's namespace: the kernel tells of every change of rules and routes, so that repair
+//! need not wait for the next round of verification.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,10 +13,12 @@ use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::nftables;
 
-/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`, `RTNLGRP_IPV6_ROUTE`, `RTNLGRP_IPV6_RULE` (`linux/rtnetlink.h`).
+/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`, `RTNLGRP_IPV6_ROUTE`, `RTNLGRP_IPV6_RULE`
+/// (`linux/rtnetlink.h`).
 const ROUTING_GROUPS: [u32; 4] = [7, 8, 11, 19];
 
-/// Hears of changes in one namespace. What it hears is only ever a reason to verify, so lost messages cost nothing but time.
+/// Hears of changes in one namespace. What it hears is only ever a reason to verify, so lost
+/// messages cost nothing but time.
 #[derive(Debug)]
 pub struct Watch {
     rules: AsyncFd<OwnedFd>,
@@ -31,12 +33,19 @@ impl Watch {
     pub fn new(netns: &Netns) -> io::Result<Self> {
         let (rules, routing) = netns.enter(|| {
             let rules = Netlink::listen(SockProtocol::NetlinkNetFilter, &[nftables::GROUP])?;
-            Ok((rules, Netlink::listen(SockProtocol::NetlinkRoute, &ROUTING_GROUPS)?))
+            Ok((
+                rules,
+                Netlink::listen(SockProtocol::NetlinkRoute, &ROUTING_GROUPS)?,
+            ))
         })?;
-        // The deprecation is about types whose descriptor may change under the runtime's eyes; that of an `OwnedFd` never does.
+        // The deprecation is about types whose descriptor may change under the runtime's eyes; that
+        // of an `OwnedFd` never does.
         #[allow(deprecated)]
         let register = |fd: OwnedFd| AsyncFd::try_with_interest(fd, Interest::READABLE);
-        Ok(Self { rules: register(rules)?, routing: register(routing)? })
+        Ok(Self {
+            rules: register(rules)?,
+            routing: register(routing)?,
+        })
     }
 
     /// Waits until something has changed. Safe to drop at any time.
@@ -56,7 +65,8 @@ async fn drain(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
         let mut ready = socket.readable().await?;
         let mut heard = false;
         loop {
-            // One byte suffices: the kernel throws away what does not fit, and the content does not matter.
+            // One byte suffices: the kernel throws away what does not fit, and the content does not
+            // matter.
             match recv(socket.get_ref().as_raw_fd(), &mut [0], MsgFlags::empty()) {
                 Ok(_) | Err(Errno::ENOBUFS) => heard = true,
                 Err(Errno::EAGAIN) => break,

@@ -46,7 +46,11 @@ impl Errors {
 
     /// Fails with the complaints, if there are any.
     pub(super) fn none(self) -> Result<(), Vec<String>> {
-        if self.0.is_empty() { Ok(()) } else { Err(self.0) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(self.0)
+        }
     }
 }
 
@@ -60,11 +64,17 @@ pub(super) fn duration(text: &str, least: Duration) -> Result<Duration, String> 
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let (number, tail) = rest.split_at(digits);
-        let unit_length = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let unit_length = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(unit_length);
-        let number: u32 = number.parse().map_err(|_| "a number and a unit are needed, such as 5s".to_string())?;
+        let number: u32 = number
+            .parse()
+            .map_err(|_| "a number and a unit are needed, such as 5s".to_string())?;
         let unit = match unit {
             "ms" => Duration::from_millis(1),
             "s" => Duration::from_secs(1),
@@ -72,7 +82,10 @@ pub(super) fn duration(text: &str, least: Duration) -> Result<Duration, String> 
             "h" => Duration::from_secs(3600),
             other => return Err(format!("the unit {other:?} is none of ms, s, m, h")),
         };
-        total = unit.checked_mul(number).and_then(|part| total.checked_add(part)).ok_or("it is too long")?;
+        total = unit
+            .checked_mul(number)
+            .and_then(|part| total.checked_add(part))
+            .ok_or("it is too long")?;
         rest = tail;
     }
     if text.is_empty() || total < least {
@@ -85,7 +98,10 @@ pub(super) fn duration(text: &str, least: Duration) -> Result<Duration, String> 
 pub(super) fn threads(text: &str, cores: usize) -> Result<usize, String> {
     /// More threads than this are a slip of the pen.
     const MOST: usize = 512;
-    let number = |text: &str| text.parse::<usize>().map_err(|_| "a number, or a percentage such as 50%, is needed".to_string());
+    let number = |text: &str| {
+        text.parse::<usize>()
+            .map_err(|_| "a number, or a percentage such as 50%, is needed".to_string())
+    };
     let threads = match text.strip_suffix('%') {
         Some(percent) => cores.saturating_mul(number(percent)?).div_ceil(100),
         None => number(text)?,
@@ -99,8 +115,12 @@ pub(super) fn threads(text: &str, cores: usize) -> Result<usize, String> {
 
 /// An address with a port.
 pub(super) fn addresses(text: &str, loopback: bool) -> Result<SocketAddr, String> {
-    let text = text.strip_prefix("localhost:").map_or_else(|| text.to_string(), |port| format!("127.0.0.1:{port}"));
-    let address: SocketAddr = text.parse().map_err(|_| "an address and a port are needed, such as 127.0.0.1:15000".to_string())?;
+    let text = text
+        .strip_prefix("localhost:")
+        .map_or_else(|| text.to_string(), |port| format!("127.0.0.1:{port}"));
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "an address and a port are needed, such as 127.0.0.1:15000".to_string())?;
     if loopback && !address.ip().is_loopback() {
         return Err("it must be a loopback address".into());
     }
@@ -114,5 +134,9 @@ pub(super) fn levels(text: &str) -> Result<String, tracing_subscriber::filter::P
 
 /// Names separated by commas.
 pub(super) fn list(text: &str) -> BTreeSet<String> {
-    text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_string).collect()
+    text.split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(str::to_string)
+        .collect()
 }

@@ -40,7 +40,9 @@ fn all_mistakes_are_reported_together() {
         admin_addr: Some("0.0.0.0:15000".into()),
         ..complete()
     };
-    let message = Config::from_arguments(arguments).expect_err("eight mistakes").to_string();
+    let message = Config::from_arguments(arguments)
+        .expect_err("eight mistakes")
+        .to_string();
     for flag in [
         "--ca-dir (AMBIT_CA_DIR) is required",
         "--netns-dir (AMBIT_NETNS_DIR) is required",

@@ -44,11 +44,18 @@ fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error>
         listener.set_nonblocking(true)?;
         Ok(listener)
     };
-    listener.and_then(ready).map_err(|source| Error::Listen { what, address, source })
+    listener.and_then(ready).map_err(|source| Error::Listen {
+        what,
+        address,
+        source,
+    })
 }
 
 /// The verified states with what the model knows of each pod.
-pub(super) fn workload_states(store: Store, statuses: watch::Receiver<Statuses>) -> Box<dyn Fn() -> Vec<WorkloadState>> {
+pub(super) fn workload_states(
+    store: Store,
+    statuses: watch::Receiver<Statuses>,
+) -> Box<dyn Fn() -> Vec<WorkloadState>> {
     Box::new(move || {
         let model = store.model();
         let statuses = statuses.borrow().clone();
@@ -56,7 +63,9 @@ pub(super) fn workload_states(store: Store, statuses: watch::Receiver<Statuses>)
             .iter()
             .map(|(uid, status)| {
                 let workload = model.workload(uid);
-                let text = |field: fn(&mesh::Workload) -> String| workload.map(|workload| field(workload)).unwrap_or_default();
+                let text = |field: fn(&mesh::Workload) -> String| {
+                    workload.map(|workload| field(workload)).unwrap_or_default()
+                };
                 let reason = status.reason.map(|code| match &status.message {
                     Some(message) => format!("{code}: {message}"),
                     None => code.to_string(),

@@ -29,7 +29,10 @@ impl Claims {
             Some(owner) => Err(owner.clone()),
             None => {
                 owners.insert(netns, pod.clone());
-                Ok(Claim { claims: self.clone(), netns })
+                Ok(Claim {
+                    claims: self.clone(),
+                    netns,
+                })
             }
         }
     }

@@ -6,9 +6,9 @@ use std::time::SystemTime;
 
 use mesh::WorkloadUid;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::plan::{Actual, Desired, Phase};
 use super::status::{PodStatus, State};
@@ -17,7 +17,8 @@ use super::{RETRY_FIRST, RETRY_MOST};
 use crate::capture::Watch;
 use crate::telemetry::Chain;
 
-/// Changes in a namespace within this time are one reason to verify: a transaction is told of in several messages.
+/// Changes in a namespace within this time are one reason to verify: a transaction is told of in
+/// several messages.
 const TOGETHER: Duration = Duration::from_millis(50);
 
 /// A step that is to be done.
@@ -38,13 +39,19 @@ pub(super) enum Finished {
     Forgotten,
 }
 
+/// How changes in namespaces are heard of: the tasks that listen, and where they tell.
+pub(super) struct Ears {
+    pub(super) watches: JoinSet<()>,
+    pub(super) heard: mpsc::Sender<WorkloadUid>,
+}
+
 /// One pod.
 pub(super) struct Entry {
     phase: Phase,
     interrupt: Option<CancellationToken>,
     enrolled: Option<Enrolled>,
     enrolled_as: Option<Desired>,
-    watch: Option<AbortOnDropHandle<()>>,
+    watch: Option<DropGuard>,
     heard: bool,
     verify_at: Option<Instant>,
     retry_at: Option<Instant>,
@@ -134,7 +141,12 @@ impl Entry {
     }
 
     /// Marks a step as begun and returns it, to be run by the caller.
-    pub(super) fn begin(&mut self, tools: &Tools, uid: &WorkloadUid, step: Step) -> impl Future<Output = Finished> + Send + 'static {
+    pub(super) fn begin(
+        &mut self,
+        tools: &Tools,
+        uid: &WorkloadUid,
+        step: Step,
+    ) -> impl Future<Output = Finished> + Send + 'static {
         let interrupt = CancellationToken::new();
         self.interrupt = Some(interrupt.clone());
         self.heard = false;
@@ -146,19 +158,30 @@ impl Entry {
         if matches!(step, Step::Enrol(_) | Step::Leave | Step::Forget) {
             self.watch = None;
         }
-        let enrolled = if matches!(step, Step::Enrol(_) | Step::Sweep(_)) { None } else { self.enrolled.take() };
+        let enrolled = if matches!(step, Step::Enrol(_) | Step::Sweep(_)) {
+            None
+        } else {
+            self.enrolled.take()
+        };
         run(tools.clone(), uid.clone(), step, enrolled, interrupt)
     }
 
     /// Takes in what a step left.
-    pub(super) fn end(&mut self, tools: &Tools, uid: &WorkloadUid, finished: Finished, heard: &mpsc::Sender<WorkloadUid>) {
+    pub(super) fn end(
+        &mut self,
+        tools: &Tools,
+        uid: &WorkloadUid,
+        finished: Finished,
+        ears: &mut Ears,
+    ) {
         self.interrupt = None;
         self.tried = true;
         match finished {
             Finished::Enrolled(Ok(enrolled), desired) => {
-                tracing::info!(pod = %uid, netns = %enrolled.netns.path().display(), "pod enrolled");
-                self.netns = Some(enrolled.netns.path().display().to_string());
-                self.watch = listen(&enrolled, uid, heard);
+                let path = enrolled.netns.path().display().to_string();
+                tracing::info!(pod = %uid, netns = path, "pod enrolled");
+                self.netns = Some(path);
+                self.watch = listen(&enrolled, uid, ears);
                 self.enrolled = Some(enrolled);
                 self.enter(Phase::Enrolled);
                 self.succeed(tools, Some(desired));
@@ -170,8 +193,7 @@ impl Entry {
             }
             Finished::Left(Ok(left), enrolled) => {
                 self.enrolled = enrolled;
-                self.enter(if matches!(left, Left::Clean) { Phase::Clean } else { Phase::Pending });
-                tracing::info!(pod = %uid, interrupted = matches!(left, Left::Interrupted), "pod has left the mesh");
+                self.left(uid, &left);
                 self.succeed(tools, None);
             }
             Finished::Left(Err(error), enrolled) => {
@@ -187,7 +209,13 @@ impl Entry {
         }
     }
 
-    fn verified(&mut self, tools: &Tools, uid: &WorkloadUid, outcome: Result<Found, StepError>, desired: Desired) {
+    fn verified(
+        &mut self,
+        tools: &Tools,
+        uid: &WorkloadUid,
+        outcome: Result<Found, StepError>,
+        desired: Desired,
+    ) {
         match outcome {
             Ok(Found::Stands) => self.succeed(tools, Some(desired)),
             Ok(Found::Repaired(reason)) => {
@@ -213,6 +241,16 @@ impl Entry {
         }
     }
 
+    fn left(&mut self, uid: &WorkloadUid, left: &Left) {
+        match left {
+            Left::Clean => {
+                tracing::info!(pod = %uid, "pod has left the mesh");
+                self.enter(Phase::Clean);
+            }
+            Left::Interrupted => self.enter(Phase::Pending),
+        }
+    }
+
     fn enter(&mut self, phase: Phase) {
         if self.phase != phase {
             self.phase = phase;
@@ -226,7 +264,9 @@ impl Entry {
         }
         self.failures = 0;
         self.retry_at = None;
-        self.verify_at = desired.is_some().then(|| Instant::now() + tools.verify_interval);
+        self.verify_at = desired
+            .is_some()
+            .then(|| Instant::now() + tools.verify_interval);
         self.enrolled_as = desired;
     }
 
@@ -235,19 +275,30 @@ impl Entry {
         let message = Chain(error as &dyn Error).to_string();
         let failure = (error.code(), message);
         if self.failure.as_ref() != Some(&failure) {
-            tracing::warn!(pod = %uid, reason = failure.0, error = failure.1, "pod is not in the mesh: its step failed");
+            let (reason, error) = (failure.0, &failure.1);
+            tracing::warn!(pod = %uid, reason, error, "a step of the pod's enrolment failed");
             self.since = SystemTime::now();
         }
         self.failure = Some(failure);
-        let wait = RETRY_FIRST.saturating_mul(1 << self.failures.min(16)).min(RETRY_MOST);
+        let wait = RETRY_FIRST
+            .saturating_mul(1 << self.failures.min(16))
+            .min(RETRY_MOST);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(Instant::now() + wait);
     }
 }
 
-async fn run(tools: Tools, uid: WorkloadUid, step: Step, mut enrolled: Option<Enrolled>, interrupt: CancellationToken) -> Finished {
+async fn run(
+    tools: Tools,
+    uid: WorkloadUid,
+    step: Step,
+    mut enrolled: Option<Enrolled>,
+    interrupt: CancellationToken,
+) -> Finished {
     match step {
-        Step::Enrol(desired) => Finished::Enrolled(steps::enrol(&tools, &uid, &desired).await, desired),
+        Step::Enrol(desired) => {
+            Finished::Enrolled(steps::enrol(&tools, &uid, &desired).await, desired)
+        }
         Step::Verify(desired) => {
             let outcome = steps::verify(&tools, &uid, &desired, &mut enrolled).await;
             Finished::Verified(outcome, enrolled, desired)
@@ -259,30 +310,40 @@ async fn run(tools: Tools, uid: WorkloadUid, step: Step, mut enrolled: Option<En
         Step::Sweep(kube_uid) => Finished::Swept(steps::sweep(&tools, kube_uid).await),
         Step::Forget => {
             if let Err(error) = steps::forget(&tools, &uid, enrolled).await {
-                tracing::error!(pod = %uid, error = &error as &dyn Error, "the data plane may still hold a pod that is gone");
+                let error = &error as &dyn Error;
+                tracing::error!(pod = %uid, error, "the data plane may hold a pod that is gone");
             }
             Finished::Forgotten
         }
     }
 }
 
-/// Tells the reconciler of every change in the pod's namespace. A pod whose changes cannot be heard is verified all the same, only
-/// later.
-fn listen(enrolled: &Enrolled, uid: &WorkloadUid, heard: &mpsc::Sender<WorkloadUid>) -> Option<AbortOnDropHandle<()>> {
+/// Tells the reconciler of every change in the pod's namespace until the answer is dropped. A pod
+/// whose changes cannot be heard is verified all the same, only later.
+fn listen(enrolled: &Enrolled, uid: &WorkloadUid, ears: &mut Ears) -> Option<DropGuard> {
     let watch = match Watch::new(&enrolled.netns) {
         Ok(watch) => watch,
         Err(error) => {
-            tracing::warn!(pod = %uid, %error, "changes in the pod's namespace are found only by the periodic verification");
+            let consequence = "changes in its namespace are found only by the next verification";
+            tracing::warn!(pod = %uid, %error, consequence, "the pod's namespace is not heard");
             return None;
         }
     };
-    let (uid, heard) = (uid.clone(), heard.clone());
-    Some(AbortOnDropHandle::new(tokio::spawn(async move {
+    let (uid, heard, stop) = (uid.clone(), ears.heard.clone(), CancellationToken::new());
+    let stopped = stop.clone();
+    let tell = async move {
         while watch.changed().await.is_ok() {
             sleep(TOGETHER).await;
             if heard.send(uid.clone()).await.is_err() {
                 return;
             }
         }
-    })))
+    };
+    ears.watches.spawn(async move {
+        tokio::select! {
+            () = stopped.cancelled() => {}
+            () = tell => {}
+        }
+    });
+    Some(stop.drop_guard())
 }

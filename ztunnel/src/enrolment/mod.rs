@@ -1,12 +1,13 @@
 //! Which pods of this node are in the mesh, and the steps that bring them in and let them go.
 //!
-//! The reconciler is level-triggered: what should be ([the model's][mesh::Model] opted-in pods of this node) is compared with what
-//! is, again and again, by a pure function that says the next step of each pod; the steps run as tasks, one per pod at a time.
-//! Nothing is remembered as done: a pod counts as enrolled because its rules and its listeners were seen inside its own network
+//! The reconciler is level-triggered: what should be ([the model's][mesh::Model] opted-in pods of
+//! this node) is compared with what is, again and again, by a pure function that says the next step
+//! of each pod; the steps run as tasks, one per pod at a time. Nothing is remembered as done: a pod
+//! counts as enrolled because its rules and its listeners were seen inside its own network
 //! namespace a moment ago.
 //!
-//! A pod whose step fails is tried again, later and later up to [`RETRY_MOST`], for as long as it exists; it keeps neither another
-//! pod nor the daemon's readiness waiting.
+//! A pod whose step fails is tried again, later and later up to [`RETRY_MOST`], for as long as it
+//! exists; it keeps neither another pod nor the daemon's readiness waiting.
 
 mod claims;
 mod entry;
@@ -36,16 +37,18 @@ use crate::identity::Identities;
 use crate::netns::{NetnsId, NetnsThread};
 use crate::telemetry::Telemetry;
 use claims::Claims;
-use entry::{Entry, Finished, Step};
+use entry::{Ears, Entry, Finished, Step};
 use plan::{Action, Actual, World, plan};
 use steps::Tools;
 
-/// The first wait after a failure: a pod whose namespace appears a moment after its object is enrolled without a visible delay.
+/// The first wait after a failure: a pod whose namespace appears a moment after its object is
+/// enrolled without a visible delay.
 pub const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest wait between two attempts.
 pub const RETRY_MOST: Duration = Duration::from_secs(5);
 
-/// Changes heard of in namespaces that may wait to be looked at; a lost one is found by the next round.
+/// Changes heard of in namespaces that may wait to be looked at; a lost one is found by the next
+/// round.
 const HEARD: usize = 1024;
 
 /// What enrolment is made of.
@@ -82,7 +85,8 @@ pub struct Enrolment {
     guard_stands: bool,
     entries: BTreeMap<WorkloadUid, Entry>,
     steps: JoinSet<(WorkloadUid, Finished)>,
-    heard: (mpsc::Sender<WorkloadUid>, mpsc::Receiver<WorkloadUid>),
+    ears: Ears,
+    heard: mpsc::Receiver<WorkloadUid>,
     statuses: watch::Sender<Statuses>,
     settled: watch::Sender<bool>,
 }
@@ -100,6 +104,7 @@ impl Enrolment {
             node: parts.node_netns,
             verify_interval: parts.verify_interval,
         };
+        let (tell, heard) = mpsc::channel(HEARD);
         Self {
             node: parts.node,
             store: parts.store,
@@ -109,7 +114,11 @@ impl Enrolment {
             guard_stands: false,
             entries: BTreeMap::new(),
             steps: JoinSet::new(),
-            heard: mpsc::channel(HEARD),
+            ears: Ears {
+                watches: JoinSet::new(),
+                heard: tell,
+            },
+            heard,
             statuses: watch::Sender::default(),
             settled: watch::Sender::new(false),
         }
@@ -125,10 +134,11 @@ impl Enrolment {
         self.settled.subscribe()
     }
 
-    /// Reconciles until cancelled. To be called when the store has been filled once: an empty store says that no pod is in the mesh,
-    /// and would open the guard.
+    /// Reconciles until cancelled. To be called when the store has been filled once: an empty store
+    /// says that no pod is in the mesh, and would open the guard.
     ///
-    /// When it ends, everything stays as it is: the rules outlive the daemon, so that a pod of the mesh never speaks in clear.
+    /// When it ends, everything stays as it is: the rules outlive the daemon, so that a pod of the
+    /// mesh never speaks in clear.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut changed = self.store.subscribe();
         loop {
@@ -138,22 +148,35 @@ impl Enrolment {
                 () = stop.cancelled() => break,
                 store = changed.changed() => if store.is_err() { break },
                 Some(step) = self.steps.join_next() => self.finish(step),
-                Some(uid) = self.heard.1.recv() => self.entries.get_mut(&uid).into_iter().for_each(Entry::hear),
+                Some(_) = self.ears.watches.join_next() => {}
+                Some(uid) = self.heard.recv() => {
+                    self.entries.get_mut(&uid).into_iter().for_each(Entry::hear);
+                }
                 () = sleep_until(next) => {}
             }
         }
         self.steps.shutdown().await;
+        self.ears.watches.shutdown().await;
     }
 
     /// One round; says when the next is due at the latest.
     async fn reconcile(&mut self) -> Instant {
         let model = self.store.model();
         let world = World::of(&model, &self.node);
-        self.tools.identities.wanted(world.meshed.values().map(|pod| pod.identity.clone()).collect());
+        self.tools.identities.wanted(
+            world
+                .meshed
+                .values()
+                .map(|pod| pod.identity.clone())
+                .collect(),
+        );
         self.stand_guard(&model).await;
         let now = Instant::now();
-        let actual: BTreeMap<WorkloadUid, Actual> =
-            self.entries.iter().map(|(uid, entry)| (uid.clone(), entry.actual(now))).collect();
+        let actual: BTreeMap<WorkloadUid, Actual> = self
+            .entries
+            .iter()
+            .map(|(uid, entry)| (uid.clone(), entry.actual(now)))
+            .collect();
         for (uid, action) in plan(&world, &actual) {
             // The guard stands before a pod's capture is trusted with anything.
             if action != Action::Enrol || self.guard_stands {
@@ -161,7 +184,10 @@ impl Enrolment {
             }
         }
         self.publish(&world);
-        self.entries.values().filter_map(Entry::wakes).fold(self.guard_due, Instant::min)
+        self.entries
+            .values()
+            .filter_map(Entry::wakes)
+            .fold(self.guard_due, Instant::min)
     }
 
     async fn stand_guard(&mut self, model: &Model) {
@@ -176,7 +202,10 @@ impl Enrolment {
             });
         }
         if let Err(error) = &outcome {
-            tracing::error!(error = error as &dyn std::error::Error, "the guard does not stand: no pod is enrolled until it does");
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                "the guard does not stand: no pod is enrolled until it does"
+            );
             self.guard_due = Instant::now() + RETRY_MOST;
         }
         self.guard_stands = outcome.is_ok();
@@ -186,7 +215,10 @@ impl Enrolment {
         let desired = world.meshed.get(&uid);
         let step = match (action, desired, world.plain.get(&uid)) {
             (Action::Interrupt, _, _) => {
-                self.entries.get(&uid).into_iter().for_each(Entry::interrupt);
+                self.entries
+                    .get(&uid)
+                    .into_iter()
+                    .for_each(Entry::interrupt);
                 return;
             }
             (Action::Forget, _, _) => Step::Forget,
@@ -206,7 +238,8 @@ impl Enrolment {
         let (uid, finished) = match step {
             Ok(done) => done,
             Err(error) => {
-                // A step that panicked left its pod busy for ever; better to begin again from what stands in the kernel.
+                // A step that panicked left its pod busy for ever; better to begin again from what
+                // stands in the kernel.
                 tracing::error!(%error, "a step of a pod's enrolment panicked: stopping");
                 std::process::abort();
             }
@@ -216,25 +249,39 @@ impl Enrolment {
             tracing::info!(pod = %uid, "pod is gone: forgotten");
             return;
         }
-        let (tools, heard) = (&self.tools, &self.heard.0);
         if let Some(entry) = self.entries.get_mut(&uid) {
-            entry.end(tools, &uid, finished, heard);
+            entry.end(&self.tools, &uid, finished, &mut self.ears);
         }
     }
 
     fn publish(&mut self, world: &World) {
-        let statuses: BTreeMap<_, _> =
-            self.entries.iter().filter_map(|(uid, entry)| Some((uid.clone(), entry.status()?))).collect();
-        let tried = world.meshed.keys().all(|uid| self.entries.get(uid).is_some_and(Entry::tried));
+        let statuses: BTreeMap<_, _> = self
+            .entries
+            .iter()
+            .filter_map(|(uid, entry)| Some((uid.clone(), entry.status()?)))
+            .collect();
+        let tried = world
+            .meshed
+            .keys()
+            .all(|uid| self.entries.get(uid).is_some_and(Entry::tried));
         if tried {
-            self.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
+            self.settled
+                .send_if_modified(|settled| !std::mem::replace(settled, true));
         }
         if **self.statuses.borrow() == statuses {
             return;
         }
         let counts: Vec<_> = [State::Pending, State::Enrolled, State::Leaving]
             .iter()
-            .map(|state| (state.name(), statuses.values().filter(|status| status.state == *state).count()))
+            .map(|state| {
+                (
+                    state.name(),
+                    statuses
+                        .values()
+                        .filter(|status| status.state == *state)
+                        .count(),
+                )
+            })
             .collect();
         self.tools.telemetry.enrolment(&counts);
         self.statuses.send_replace(Arc::new(statuses));

@@ -28,12 +28,18 @@ pub(super) struct World {
 }
 
 impl World {
-    /// The pods that a model places on `node`. Pods of the host's network have no namespace of their own and are not among them.
+    /// The pods that a model places on `node`. Pods of the host's network have no namespace of
+    /// their own and are not among them.
     pub(super) fn of(model: &Model, node: &str) -> Self {
-        let node_addresses: BTreeSet<IpAddr> =
-            model.node(node).map(|node| node.addresses.iter().copied().collect()).unwrap_or_default();
+        let node_addresses: BTreeSet<IpAddr> = model
+            .node(node)
+            .map(|node| node.addresses.iter().copied().collect())
+            .unwrap_or_default();
         let mut world = Self::default();
-        for workload in model.workloads().filter(|workload| &*workload.node == node && !workload.host_network) {
+        for workload in model
+            .workloads()
+            .filter(|workload| &*workload.node == node && !workload.host_network)
+        {
             match workload.mode {
                 Mode::Mesh => {
                     let redirection = Redirection {
@@ -49,7 +55,9 @@ impl World {
                     world.meshed.insert(workload.uid.clone(), desired);
                 }
                 Mode::Plain => {
-                    world.plain.insert(workload.uid.clone(), workload.kube_uid.clone());
+                    world
+                        .plain
+                        .insert(workload.uid.clone(), workload.kube_uid.clone());
                 }
             }
         }
@@ -89,7 +97,8 @@ pub(super) struct Actual {
 pub(super) enum Action {
     /// The pod is gone, or is another: end its connections and forget it.
     Forget,
-    /// End the wait for the last connections of a pod that leaves: it has changed its mind, or is gone.
+    /// End the wait for the last connections of a pod that leaves: it has changed its mind, or is
+    /// gone.
     Interrupt,
     /// Find its namespace, listen in it, capture.
     Enrol,
@@ -97,16 +106,29 @@ pub(super) enum Action {
     Verify,
     /// Stop capturing, keep what is established, clean up after it.
     Leave,
-    /// Remove what an earlier process may have left in the namespace of a pod that is not in the mesh.
+    /// Remove what an earlier process may have left in the namespace of a pod that is not in the
+    /// mesh.
     Sweep,
 }
 
 /// The next step of every pod that needs one, those first that make room for others.
-pub(super) fn plan(world: &World, actual: &BTreeMap<WorkloadUid, Actual>) -> Vec<(WorkloadUid, Action)> {
-    let mut steps: Vec<_> =
-        actual.iter().filter_map(|(uid, actual)| Some((uid.clone(), existing(world, uid, actual)?))).collect();
-    let new = world.meshed.keys().map(|uid| (uid, Action::Enrol)).chain(world.plain.keys().map(|uid| (uid, Action::Sweep)));
-    steps.extend(new.filter(|(uid, _)| !actual.contains_key(*uid)).map(|(uid, action)| (uid.clone(), action)));
+pub(super) fn plan(
+    world: &World,
+    actual: &BTreeMap<WorkloadUid, Actual>,
+) -> Vec<(WorkloadUid, Action)> {
+    let mut steps: Vec<_> = actual
+        .iter()
+        .filter_map(|(uid, actual)| Some((uid.clone(), existing(world, uid, actual)?)))
+        .collect();
+    let new = world
+        .meshed
+        .keys()
+        .map(|uid| (uid, Action::Enrol))
+        .chain(world.plain.keys().map(|uid| (uid, Action::Sweep)));
+    steps.extend(
+        new.filter(|(uid, _)| !actual.contains_key(*uid))
+            .map(|(uid, action)| (uid.clone(), action)),
+    );
     steps.retain(|(uid, action)| *action != Action::Enrol || !address_is_taken(world, actual, uid));
     steps.sort_by_key(|(_, action)| !matches!(action, Action::Forget | Action::Interrupt));
     steps
@@ -137,13 +159,21 @@ fn existing(world: &World, uid: &WorkloadUid, actual: &Actual) -> Option<Action>
     }
 }
 
-/// Whether a pod that no longer exists still holds an address of this one. The old pod's connections end before the new one's
-/// begin, or bytes meant for the one could reach the other.
-fn address_is_taken(world: &World, actual: &BTreeMap<WorkloadUid, Actual>, uid: &WorkloadUid) -> bool {
-    let Some(desired) = world.meshed.get(uid) else { return false };
+/// Whether a pod that no longer exists still holds an address of this one. The old pod's
+/// connections end before the new one's begin, or bytes meant for the one could reach the other.
+fn address_is_taken(
+    world: &World,
+    actual: &BTreeMap<WorkloadUid, Actual>,
+    uid: &WorkloadUid,
+) -> bool {
+    let Some(desired) = world.meshed.get(uid) else {
+        return false;
+    };
     actual
         .iter()
-        .filter(|(other, _)| *other != uid && !world.meshed.contains_key(*other) && !world.plain.contains_key(*other))
+        .filter(|(other, _)| {
+            *other != uid && !world.meshed.contains_key(*other) && !world.plain.contains_key(*other)
+        })
         .filter_map(|(_, actual)| actual.enrolled_as.as_ref())
         .any(|old| old.ips.iter().any(|ip| desired.ips.contains(ip)))
 }

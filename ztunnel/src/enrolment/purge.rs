@@ -1,4 +1,5 @@
-//! Tunnels to pods that no longer exist are forgotten, so that an address that comes back as another pod never meets one.
+//! Tunnels to pods that no longer exist are forgotten, so that an address that comes back as
+//! another pod never meets one.
 
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataplane::DataPlane;
 
-/// Follows the store and purges, from every pool of this node, the workloads that vanish from it; until cancelled.
+/// Follows the store and purges, from every pool of this node, the workloads that vanish from it;
+/// until cancelled.
 pub async fn purge_removed(store: Store, data_plane: Arc<DataPlane>, stop: CancellationToken) {
     let mut changed = store.subscribe();
     let mut before = store.model();
@@ -25,7 +27,8 @@ pub async fn purge_removed(store: Store, data_plane: Arc<DataPlane>, stop: Cance
         before = now;
         for uid in removed {
             if let Err(error) = data_plane.purge(&uid).await {
-                tracing::error!(workload = %uid, error = &error as &dyn std::error::Error, "tunnels to a pod that is gone may live on");
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(workload = %uid, error, "tunnels to it may live on");
             }
         }
     }

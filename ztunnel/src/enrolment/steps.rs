@@ -1,5 +1,5 @@
-//! The steps of one pod's enrolment: each ends in bounded time, and a step that failed leaves nothing half done that the next
-//! attempt would trip over.
+//! The steps of one pod's enrolment: each ends in bounded time, and a step that failed leaves
+//! nothing half done that the next attempt would trip over.
 
 use std::io;
 use std::net::IpAddr;
@@ -50,16 +50,24 @@ pub(super) enum StepError {
     #[error("its network namespace could not be looked up")]
     NetnsSource(#[source] io::Error),
     #[error("its network namespace {path} could not be used")]
-    NetnsUnusable { path: PathBuf, #[source] source: io::Error },
+    NetnsUnusable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("its network namespace {0} is the node's own")]
     NetnsIsNodes(PathBuf),
-    #[error("the network namespace {path} has none of its addresses {wanted:?}: another pod's, or not set up yet")]
+    #[error(
+        "the network namespace {path} has none of its addresses {wanted:?}; is it another pod's?"
+    )]
     NotItsAddresses { path: PathBuf, wanted: Vec<IpAddr> },
     #[error("its network namespace {netns} belongs to {owner}")]
     NetnsTaken { netns: NetnsId, owner: WorkloadUid },
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("the daemon cannot listen in it: does the application use ports 15001, 15006 or 15008?")]
+    #[error(
+        "the daemon cannot listen in it: does the application use ports 15001, 15006 or 15008?"
+    )]
     Listeners(#[source] io::Error),
     #[error(transparent)]
     DataPlane(#[from] dataplane::Error),
@@ -98,50 +106,98 @@ pub(super) enum Found {
     Stands,
     /// Something did not, and does again.
     Repaired(&'static str),
-    /// The pod must be enrolled anew: its namespace, its addresses or its listeners are not what they were.
+    /// The pod must be enrolled anew: its namespace, its addresses or its listeners are not what
+    /// they were.
     Replaced(&'static str),
 }
 
-/// Finds the pod's namespace and proves that it is the pod's: it has one of the pod's addresses, and it is not the node's.
+/// Finds the pod's namespace and proves that it is the pod's: it has one of the pod's addresses,
+/// and it is not the node's.
 fn locate(source: &dyn PodNetns, desired: &Desired, node: NetnsId) -> Result<Netns, StepError> {
-    let path = source.path(&desired.kube_uid).map_err(StepError::NetnsSource)?.ok_or(StepError::NetnsUnknown)?;
-    let unusable = |source| StepError::NetnsUnusable { path: path.clone(), source };
+    let path = source
+        .path(&desired.kube_uid)
+        .map_err(StepError::NetnsSource)?
+        .ok_or(StepError::NetnsUnknown)?;
+    let unusable = |source| StepError::NetnsUnusable {
+        path: path.clone(),
+        source,
+    };
     let netns = Netns::open(&path).map_err(unusable)?;
     if netns.id() == node {
         return Err(StepError::NetnsIsNodes(path));
     }
     let has = capture::addresses(&netns).map_err(unusable)?;
-    if !desired.ips.iter().any(|ip| has.contains(&ip.to_canonical())) {
-        return Err(StepError::NotItsAddresses { path, wanted: desired.ips.clone() });
+    if !desired
+        .ips
+        .iter()
+        .any(|ip| has.contains(&ip.to_canonical()))
+    {
+        return Err(StepError::NotItsAddresses {
+            path,
+            wanted: desired.ips.clone(),
+        });
     }
     Ok(netns)
 }
 
-/// Brings a pod in. The listeners accept before the first connection is redirected, so that none is refused; whatever rules an
-/// earlier process left stay in force until they are replaced in one transaction, so that none escapes.
-pub(super) async fn enrol(tools: &Tools, uid: &WorkloadUid, desired: &Desired) -> Result<Enrolled, StepError> {
+/// Brings a pod in. The listeners accept before the first connection is redirected, so that none is
+/// refused; whatever rules an earlier process left stay in force until they are replaced in one
+/// transaction, so that none escapes.
+pub(super) async fn enrol(
+    tools: &Tools,
+    uid: &WorkloadUid,
+    desired: &Desired,
+) -> Result<Enrolled, StepError> {
     let (source, wanted, node) = (tools.source.clone(), desired.clone(), tools.node);
-    let netns = Arc::new(tools.thread.run(move || locate(&*source, &wanted, node)).await??);
-    let taken = |owner| StepError::NetnsTaken { netns: netns.id(), owner };
+    let netns = Arc::new(
+        tools
+            .thread
+            .run(move || locate(&*source, &wanted, node))
+            .await??,
+    );
+    let taken = |owner| StepError::NetnsTaken {
+        netns: netns.id(),
+        owner,
+    };
     let claim = tools.claims.claim(netns.id(), uid).map_err(taken)?;
     tools.identities.ready(&desired.identity).await?;
     let (inside, workers) = (netns.clone(), tools.data_plane.workers());
-    let listeners = tools.thread.run(move || capture::listeners(&inside, workers)).await?.map_err(StepError::Listeners)?;
-    tools.data_plane.add(Pod { workload: uid.clone(), netns: netns.clone(), listeners }).await?;
+    let listeners = tools
+        .thread
+        .run(move || capture::listeners(&inside, workers))
+        .await?
+        .map_err(StepError::Listeners)?;
+    tools
+        .data_plane
+        .add(Pod {
+            workload: uid.clone(),
+            netns: netns.clone(),
+            listeners,
+        })
+        .await?;
     match redirect(tools, &netns, &desired.redirection).await {
         Ok(capture) => {
             tools.telemetry.pod_started();
-            Ok(Enrolled { netns, claim, capture })
+            Ok(Enrolled {
+                netns,
+                claim,
+                capture,
+            })
         }
         Err(error) => {
-            // The failure that matters is the first; a data plane that does not answer either shows in readiness.
+            // The failure that matters is the first; a data plane that does not answer either shows
+            // in readiness.
             let _ = tools.data_plane.remove(uid, Removal::Gone).await;
             Err(error)
         }
     }
 }
 
-async fn redirect(tools: &Tools, netns: &Arc<Netns>, redirection: &Redirection) -> Result<Capture, StepError> {
+async fn redirect(
+    tools: &Tools,
+    netns: &Arc<Netns>,
+    redirection: &Redirection,
+) -> Result<Capture, StepError> {
     let (netns, rules) = (netns.clone(), Rules::Redirect(redirection.clone()));
     let apply = move || -> Result<Capture, StepError> {
         let mut capture = Capture::apply(netns, rules)?;
@@ -153,20 +209,23 @@ async fn redirect(tools: &Tools, netns: &Arc<Netns>, redirection: &Redirection) 
     tools.thread.run(apply).await?
 }
 
-/// Looks whether everything stands, inside the pod's namespace, and repairs what can be repaired in place. A pod that was replaced
-/// no longer has anything in the data plane.
+/// Looks whether everything stands, inside the pod's namespace, and repairs what can be repaired in
+/// place. A pod that was replaced no longer has anything in the data plane.
 pub(super) async fn verify(
     tools: &Tools,
     uid: &WorkloadUid,
     desired: &Desired,
     enrolled: &mut Option<Enrolled>,
 ) -> Result<Found, StepError> {
-    let Some(was) = enrolled.take() else { return Ok(Found::Replaced("never_enrolled")) };
+    let Some(was) = enrolled.take() else {
+        return Ok(Found::Replaced("never_enrolled"));
+    };
     let (source, wanted, node) = (tools.source.clone(), desired.clone(), tools.node);
     let look = move || inspect(&*source, &wanted, node, was);
     let (was, found) = tools.thread.run(look).await?;
     if let Ok(Found::Replaced(_)) = &found {
-        // Its sockets are the old namespace's: they must be closed before the claim on it is dropped.
+        // Its sockets are the old namespace's: they must be closed before the claim on it is
+        // dropped.
         let ended = tools.data_plane.remove(uid, Removal::Gone).await;
         tools.telemetry.pod_stopped();
         drop(was);
@@ -177,11 +236,19 @@ pub(super) async fn verify(
     found
 }
 
-fn inspect(source: &dyn PodNetns, desired: &Desired, node: NetnsId, mut was: Enrolled) -> (Enrolled, Result<Found, StepError>) {
+fn inspect(
+    source: &dyn PodNetns,
+    desired: &Desired,
+    node: NetnsId,
+    mut was: Enrolled,
+) -> (Enrolled, Result<Found, StepError>) {
     let found = match locate(source, desired, node) {
         Ok(netns) if netns.id() != was.netns.id() => Ok(Found::Replaced("netns_replaced")),
-        // The namespace that is held open lives on; the source may be behind, or the pod about to go.
-        Ok(_) | Err(StepError::NetnsUnknown | StepError::NetnsSource(_)) => stands(&mut was, desired),
+        // The namespace that is held open lives on; the source may be behind, or the pod about to
+        // go.
+        Ok(_) | Err(StepError::NetnsUnknown | StepError::NetnsSource(_)) => {
+            stands(&mut was, desired)
+        }
         Err(error) => Ok(Found::Replaced(error.code())),
     };
     (was, found)
@@ -207,17 +274,22 @@ pub(super) enum Left {
     Interrupted,
 }
 
-/// Lets a pod go that lives on without the mesh. New connections are its own at once; what is established keeps its rules until the
-/// last of it has ended.
+/// Lets a pod go that lives on without the mesh. New connections are its own at once; what is
+/// established keeps its rules until the last of it has ended.
 pub(super) async fn leave(
     tools: &Tools,
     uid: &WorkloadUid,
     enrolled: &mut Option<Enrolled>,
     interrupt: CancellationToken,
 ) -> Result<Left, StepError> {
-    let Some(netns) = enrolled.as_ref().map(|enrolled| enrolled.netns.clone()) else { return Ok(Left::Clean) };
+    let Some(netns) = enrolled.as_ref().map(|enrolled| enrolled.netns.clone()) else {
+        return Ok(Left::Clean);
+    };
     let inside = netns.clone();
-    let capture = tools.thread.run(move || Capture::apply(inside, Rules::ReturnPath)).await??;
+    let capture = tools
+        .thread
+        .run(move || Capture::apply(inside, Rules::ReturnPath))
+        .await??;
     let leaving = tools.data_plane.remove(uid, Removal::OptOut).await?;
     tokio::select! {
         ended = stay(tools, leaving, &netns, capture) => ended?,
@@ -233,7 +305,12 @@ pub(super) async fn leave(
 }
 
 /// Keeps the return path in place until the pod's last connection has ended.
-async fn stay(tools: &Tools, leaving: Leaving, netns: &Arc<Netns>, mut capture: Capture) -> Result<(), StepError> {
+async fn stay(
+    tools: &Tools,
+    leaving: Leaving,
+    netns: &Arc<Netns>,
+    mut capture: Capture,
+) -> Result<(), StepError> {
     let mut tick = interval(tools.verify_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = leaving.ended();
@@ -261,13 +338,18 @@ async fn stay(tools: &Tools, leaving: Leaving, netns: &Arc<Netns>, mut capture: 
 /// How long the connections of a pod that is gone may take to be reset.
 const RESET: Duration = Duration::from_secs(5);
 
-/// Ends the pod's connections and forgets it. Its rules stay: whatever still runs in the namespace of a pod that is gone must not
-/// speak in clear, and the rules go when the namespace does.
-pub(super) async fn forget(tools: &Tools, uid: &WorkloadUid, enrolled: Option<Enrolled>) -> Result<(), StepError> {
+/// Ends the pod's connections and forgets it. Its rules stay: whatever still runs in the namespace
+/// of a pod that is gone must not speak in clear, and the rules go when the namespace does.
+pub(super) async fn forget(
+    tools: &Tools,
+    uid: &WorkloadUid,
+    enrolled: Option<Enrolled>,
+) -> Result<(), StepError> {
     let ended = tools.data_plane.remove(uid, Removal::Gone).await?;
     if let Some(Enrolled { claim, .. }) = enrolled {
-        // The sockets are closed when the last connection has ended; until then the namespace is nobody else's. A connection
-        // that outlives the deadline is the data plane's fault, and must not keep the next pod out.
+        // The sockets are closed when the last connection has ended; until then the namespace is
+        // nobody else's. A connection that outlives the deadline is the data plane's fault, and
+        // must not keep the next pod out.
         let _ = timeout(RESET, ended.ended()).await;
         drop(claim);
         tools.telemetry.pod_stopped();
@@ -275,15 +357,19 @@ pub(super) async fn forget(tools: &Tools, uid: &WorkloadUid, enrolled: Option<En
     Ok(())
 }
 
-/// Removes what an earlier process left in the namespace of a pod that is not in the mesh. Connections that needed it died with
-/// that process.
+/// Removes what an earlier process left in the namespace of a pod that is not in the mesh.
+/// Connections that needed it died with that process.
 pub(super) async fn sweep(tools: &Tools, kube_uid: Arc<str>) -> Result<(), StepError> {
     let source = tools.source.clone();
     let node = tools.node;
     let look = move || -> Result<(), StepError> {
         // A pod whose namespace is not known, or not usable, has nothing that could be removed.
-        let Ok(Some(path)) = source.path(&kube_uid) else { return Ok(()) };
-        let Ok(netns) = Netns::open(&path) else { return Ok(()) };
+        let Ok(Some(path)) = source.path(&kube_uid) else {
+            return Ok(());
+        };
+        let Ok(netns) = Netns::open(&path) else {
+            return Ok(());
+        };
         if netns.id() != node && Capture::stands_in(&netns)? {
             Capture::remove(&netns)?;
         }

@@ -1,12 +1,13 @@
 //! The second line: rules in the node's namespace that drop what capture should have caught.
 //!
-//! Capture lives in the pod's own namespace, where a privileged container can flush it, and where nothing stands yet while the
-//! pod is new. The guard stands where the pod's packets leave it: TCP from an opted-in pod of this node to any pod of the mesh,
-//! outside of HBONE and of connections that were there before, is dropped and counted. It is put in place before the first pod is
+//! Capture lives in the pod's own namespace, where a privileged container can flush it, and where
+//! nothing stands yet while the pod is new. The guard stands where the pod's packets leave it: TCP
+//! from an opted-in pod of this node to any pod of the mesh, outside of HBONE and of connections
+//! that were there before, is dropped and counted. It is put in place before the first pod is
 //! enrolled and stays when the daemon ends, however it ends.
 //!
-//! It sees what the node forwards. A CNI that switches packets between the pods of one node on a bridge must hand them to
-//! netfilter (`br_netfilter`), as Kubernetes asks of it anyway.
+//! It sees what the node forwards. A CNI that switches packets between the pods of one node on a
+//! bridge must hand them to netfilter (`br_netfilter`), as Kubernetes asks of it anyway.
 
 mod rules;
 
@@ -23,8 +24,8 @@ use crate::nftables;
 /// Name of the node's table, which is ours alone.
 pub const TABLE: &str = "ambit-guard";
 
-/// The rules are compared on every verification that finds a new generation; the addresses too, if they are no more than this.
-/// To list 100,000 of them takes the kernel and `nft` 0.4 s.
+/// The rules are compared on every verification that finds a new generation; the addresses too, if
+/// they are no more than this. To list 100,000 of them takes the kernel and `nft` 0.4 s.
 const FEW_ADDRESSES: usize = 2_000;
 /// More addresses than those are compared on every this many verifications.
 const FULL_LISTING: u32 = 16;
@@ -56,10 +57,14 @@ struct Applied {
 }
 
 impl Guard {
-    /// A guard that has not looked yet. `thread` must live in the node's namespace and is kept busy by nobody else, so that no
-    /// pod's slow namespace delays the guard.
+    /// A guard that has not looked yet. `thread` must live in the node's namespace and is kept busy
+    /// by nobody else, so that no pod's slow namespace delays the guard.
     pub fn new(thread: NetnsThread) -> Self {
-        Self { thread, applied: None, verifications: 0 }
+        Self {
+            thread,
+            applied: None,
+            verifications: 0,
+        }
     }
 
     /// Makes the guard know `sets`. Whatever an earlier process left is replaced without a gap.
@@ -85,12 +90,18 @@ impl Guard {
     /// # Errors
     /// Fails if the kernel cannot be asked or the rules cannot be applied.
     pub async fn verify(&mut self) -> Result<bool, Error> {
-        let Some(applied) = self.applied.clone() else { return Ok(false) };
+        let Some(applied) = self.applied.clone() else {
+            return Ok(false);
+        };
         self.verifications = self.verifications.wrapping_add(1);
         let few = applied.sets.local.len() + applied.sets.meshed.len() <= FEW_ADDRESSES;
         let with_elements = few || self.verifications.is_multiple_of(FULL_LISTING);
         let sets = applied.sets.clone();
-        match self.thread.run(move || stands(applied, with_elements)).await? {
+        match self
+            .thread
+            .run(move || stands(applied, with_elements))
+            .await?
+        {
             Ok(Some(applied)) => {
                 self.applied = Some(applied);
                 Ok(false)
@@ -121,8 +132,13 @@ pub fn sets(model: &Model, node: &str) -> Sets {
 fn apply(script: &str, sets: Sets) -> Result<Applied, nftables::Error> {
     nftables::apply(script)?;
     let generation = nftables::generation()?;
-    let listing = nftables::list_rules(TABLE)?.ok_or_else(|| nftables::Error::Refused("the table vanished".into()))?;
-    Ok(Applied { sets, generation, listing })
+    let listing = nftables::list_rules(TABLE)?
+        .ok_or_else(|| nftables::Error::Refused("the table vanished".into()))?;
+    Ok(Applied {
+        sets,
+        generation,
+        listing,
+    })
 }
 
 /// What was applied, brought up to date, or nothing if it no longer stands.
@@ -136,11 +152,22 @@ fn stands(applied: Applied, with_elements: bool) -> Result<Option<Applied>, nfta
     }
     if with_elements {
         let listing = nftables::list(TABLE)?.unwrap_or_default();
-        let words: HashSet<IpAddr> = listing.split([' ', ',', '\n', '\t']).filter_map(|word| word.parse().ok()).collect();
-        let whole = applied.sets.local.iter().chain(&applied.sets.meshed).all(|address| words.contains(address));
-        return Ok(whole.then_some(Applied { generation, ..applied }));
+        let words: HashSet<IpAddr> = listing
+            .split([' ', ',', '\n', '\t'])
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        let whole = applied
+            .sets
+            .local
+            .iter()
+            .chain(&applied.sets.meshed)
+            .all(|address| words.contains(address));
+        return Ok(whole.then_some(Applied {
+            generation,
+            ..applied
+        }));
     }
-    // The generation stays the old one, so that the next verification looks again, up to the one that lists everything.
+    // The generation stays the old one, so that the next verification looks again, up to the one
+    // that lists everything.
     Ok(Some(applied))
 }
-

@@ -22,17 +22,28 @@ const PER_LINE: usize = 64;
 impl Sets {
     /// The script that makes the table from nothing, or replaces it in one transaction.
     pub(super) fn script(&self) -> String {
-        let mut script = format!("add table inet {TABLE}\ndelete table inet {TABLE}\n{}", table());
+        let mut script = format!(
+            "add table inet {TABLE}\ndelete table inet {TABLE}\n{}",
+            table()
+        );
         self.elements("add", &mut script);
         script
     }
 
-    /// The script that turns the sets of `before` into these; empty if nothing differs. A change of one pod is one line, however
-    /// large the mesh is.
+    /// The script that turns the sets of `before` into these; empty if nothing differs. A change of
+    /// one pod is one line, however large the mesh is.
     pub(super) fn changes(&self, before: &Sets) -> String {
-        let without = |these: &BTreeSet<IpAddr>, those: &BTreeSet<IpAddr>| these.difference(those).copied().collect();
-        let added = Sets { local: without(&self.local, &before.local), meshed: without(&self.meshed, &before.meshed) };
-        let removed = Sets { local: without(&before.local, &self.local), meshed: without(&before.meshed, &self.meshed) };
+        let without = |these: &BTreeSet<IpAddr>, those: &BTreeSet<IpAddr>| {
+            these.difference(those).copied().collect()
+        };
+        let added = Sets {
+            local: without(&self.local, &before.local),
+            meshed: without(&self.meshed, &before.meshed),
+        };
+        let removed = Sets {
+            local: without(&before.local, &self.local),
+            meshed: without(&before.meshed, &self.meshed),
+        };
         let mut script = String::new();
         removed.elements("delete", &mut script);
         added.elements("add", &mut script);
@@ -41,20 +52,28 @@ impl Sets {
 
     fn elements(&self, verb: &str, script: &mut String) {
         for (name, addresses) in [("local", &self.local), ("meshed", &self.meshed)] {
-            let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().copied().partition(IpAddr::is_ipv4);
+            let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
+                addresses.iter().copied().partition(IpAddr::is_ipv4);
             for (family, addresses) in [("ipv4", v4), ("ipv6", v6)] {
                 for line in addresses.chunks(PER_LINE) {
-                    let list = line.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    let list = line
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", ");
                     // Writing to a string cannot fail.
-                    let _ = writeln!(script, "{verb} element inet {TABLE} {name}_{family} {{ {list} }}");
+                    let _ = writeln!(
+                        script,
+                        "{verb} element inet {TABLE} {name}_{family} {{ {list} }}"
+                    );
                 }
             }
         }
     }
 }
 
-/// Connections that are older than the pod's enrolment are established to conntrack, and stay what they were. Anything else
-/// between two pods of the mesh is HBONE, or has slipped past capture.
+/// Connections that are older than the pod's enrolment are established to conntrack, and stay what
+/// they were. Anything else between two pods of the mesh is HBONE, or has slipped past capture.
 fn table() -> String {
     format!(
         "table inet {TABLE} {{
@@ -82,18 +101,31 @@ mod tests {
     use super::*;
 
     fn sets(local: &[&str], meshed: &[&str]) -> Sets {
-        let parse = |addresses: &[&str]| addresses.iter().map(|address| address.parse().expect("an address")).collect();
-        Sets { local: parse(local), meshed: parse(meshed) }
+        let parse = |addresses: &[&str]| {
+            addresses
+                .iter()
+                .map(|address| address.parse().expect("an address"))
+                .collect()
+        };
+        Sets {
+            local: parse(local),
+            meshed: parse(meshed),
+        }
     }
 
     #[test]
     fn the_whole_table_is_replaced_in_one_transaction_with_its_elements() {
         let script = sets(&["10.0.0.1"], &["10.0.0.1", "fd00::2"]).script();
-        assert!(script.starts_with("add table inet ambit-guard\ndelete table inet ambit-guard\ntable inet ambit-guard {\n"));
+        assert!(script.starts_with(
+            "add table inet ambit-guard\ndelete table inet ambit-guard\ntable inet ambit-guard {\n"
+        ));
         assert!(script.contains("add element inet ambit-guard local_ipv4 { 10.0.0.1 }\n"));
         assert!(script.contains("add element inet ambit-guard meshed_ipv4 { 10.0.0.1 }\n"));
         assert!(script.contains("add element inet ambit-guard meshed_ipv6 { fd00::2 }\n"));
-        assert!(!script.contains("local_ipv6 {  }"), "an empty set has no elements to add");
+        assert!(
+            !script.contains("local_ipv6 {  }"),
+            "an empty set has no elements to add"
+        );
     }
 
     #[test]

@@ -1,16 +1,18 @@
-//! A node and its pods as network namespaces, wired as a CNI does it: each pod's interface ends in the node's namespace, which
-//! routes. Needs root; without it a test fails and says so.
+//! A node and its pods as network namespaces, wired as a CNI does it: each pod's interface ends in
+//! the node's namespace, which routes. Needs root; without it a test fails and says so.
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use ztunnel::netns::Netns;
 
@@ -20,7 +22,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 pub(crate) const A_WHILE: Duration = Duration::from_millis(400);
 
 /// Addresses of the node towards its pods: those that a kubelet probes from.
-pub(crate) const NODE_V4: &str = "169.254.1.1";
+pub(crate) const NODE_V4: &str = "10.77.255.1";
 pub(crate) const NODE_V6: &str = "fd77:ffff::1";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -33,7 +35,11 @@ pub(crate) struct Namespace {
 
 impl Namespace {
     fn new(role: &str) -> Self {
-        let name = format!("zt{}-{}-{role}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "zt{}-{}-{role}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         run("ip", &["netns", "add", &name]);
         let netns = Arc::new(Netns::open(&path(&name)).expect("the namespace just made"));
         let namespace = Self { name, netns };
@@ -48,7 +54,10 @@ impl Namespace {
 
     /// Runs a program inside and answers with its output.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
-        run("ip", &[&["netns", "exec", &self.name, program], arguments].concat())
+        run(
+            "ip",
+            &[&["netns", "exec", &self.name, program], arguments].concat(),
+        )
     }
 
     /// The path that a source of namespaces would name.
@@ -65,12 +74,21 @@ impl Namespace {
     pub(crate) fn rules_and_routes(&self) -> String {
         let routes = |family| self.ip(&[family, "route", "show", "table", "all"]);
         let rules = |family| self.ip(&[family, "rule", "show"]);
-        [self.run("nft", &["list", "ruleset"]), rules("-4"), rules("-6"), routes("-4"), routes("-6")].join("\n")
+        [
+            self.run("nft", &["list", "ruleset"]),
+            rules("-4"),
+            rules("-6"),
+            routes("-4"),
+            routes("-6"),
+        ]
+        .join("\n")
     }
 
     /// A listener inside.
     pub(crate) fn listen(&self, address: SocketAddr) -> TcpListener {
-        self.netns.enter(|| TcpListener::bind(address)).expect("a free port")
+        self.netns
+            .enter(|| TcpListener::bind(address))
+            .expect("a free port")
     }
 
     /// Connects from inside, waiting no longer than a moment.
@@ -79,7 +97,12 @@ impl Namespace {
     }
 
     /// Connects from inside with a mark, from an address that may be anybody's.
-    pub(crate) fn connect_as(&self, to: SocketAddr, from: Option<SocketAddr>, mark: Option<u32>) -> io::Result<TcpStream> {
+    pub(crate) fn connect_as(
+        &self,
+        to: SocketAddr,
+        from: Option<SocketAddr>,
+        mark: Option<u32>,
+    ) -> io::Result<TcpStream> {
         let socket = self.netns.enter(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
             if let Some(mark) = mark {
@@ -104,7 +127,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .output();
     }
 }
 
@@ -118,7 +143,10 @@ pub(crate) struct Pod {
 impl Pod {
     /// This port of the pod, in either family.
     pub(crate) fn both(&self, port: u16) -> [SocketAddr; 2] {
-        [SocketAddr::new(self.v4, port), SocketAddr::new(self.v6, port)]
+        [
+            SocketAddr::new(self.v4, port),
+            SocketAddr::new(self.v6, port),
+        ]
     }
 }
 
@@ -130,7 +158,10 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new() -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test makes network namespaces: run it as root"
+        );
         remove_leftovers();
         let inside = Namespace::new("node");
         inside.sysctl("net.ipv4.ip_forward=1");
@@ -144,30 +175,65 @@ impl Node {
         self.pod_at(self.pods)
     }
 
-    /// Adds a pod with the addresses of this number; a later pod of the same number takes the routes over.
+    /// Adds a pod with the addresses of this number; a later pod of the same number takes the
+    /// routes over.
     pub(crate) fn pod_at(&mut self, number: u8) -> Pod {
         let pod = Namespace::new("pod");
-        let (host, v4, v6) = (format!("v{}", pod.name.replace("zt", "")), format!("10.77.0.{number}"), format!("fd77::{number}"));
+        let (host, v4, v6) = (
+            format!("v{}", pod.name.replace("zt", "")),
+            format!("10.77.0.{number}"),
+            format!("fd77::{number}"),
+        );
         let host = &host[..host.len().min(15)];
-        self.inside.ip(&["link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", &pod.name]);
+        self.inside.ip(&[
+            "link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", &pod.name,
+        ]);
         self.inside.ip(&["link", "set", host, "up"]);
         pod.ip(&["link", "set", "eth0", "up"]);
         pod.ip(&["addr", "add", &format!("{v4}/32"), "dev", "eth0"]);
-        pod.ip(&["-6", "addr", "add", &format!("{v6}/128"), "dev", "eth0", "nodad"]);
-        self.inside.ip(&["addr", "add", &format!("{NODE_V4}/32"), "dev", host]);
-        self.inside.ip(&["-6", "addr", "add", &format!("{NODE_V6}/128"), "dev", host, "nodad"]);
-        self.inside.ip(&["-6", "addr", "add", "fe80::77/64", "dev", host, "nodad"]);
+        pod.ip(&[
+            "-6",
+            "addr",
+            "add",
+            &format!("{v6}/128"),
+            "dev",
+            "eth0",
+            "nodad",
+        ]);
+        self.inside
+            .ip(&["addr", "add", &format!("{NODE_V4}/32"), "dev", host]);
+        self.inside.ip(&[
+            "-6",
+            "addr",
+            "add",
+            &format!("{NODE_V6}/128"),
+            "dev",
+            host,
+            "nodad",
+        ]);
+        self.inside
+            .ip(&["-6", "addr", "add", "fe80::77/64", "dev", host, "nodad"]);
         pod.ip(&["route", "add", NODE_V4, "dev", "eth0"]);
         pod.ip(&["route", "add", "default", "via", NODE_V4]);
-        pod.ip(&["-6", "route", "add", "default", "via", "fe80::77", "dev", "eth0"]);
-        self.inside.ip(&["route", "replace", &v4, "dev", host, "src", NODE_V4]);
-        self.inside.ip(&["-6", "route", "replace", &v6, "dev", host, "src", NODE_V6]);
-        Pod { inside: pod, v4: v4.parse().expect("an address"), v6: v6.parse().expect("an address") }
+        pod.ip(&[
+            "-6", "route", "add", "default", "via", "fe80::77", "dev", "eth0",
+        ]);
+        self.inside
+            .ip(&["route", "replace", &v4, "dev", host, "src", NODE_V4]);
+        self.inside
+            .ip(&["-6", "route", "replace", &v6, "dev", host, "src", NODE_V6]);
+        Pod {
+            inside: pod,
+            v4: v4.parse().expect("an address"),
+            v6: v6.parse().expect("an address"),
+        }
     }
 }
 
-/// Waits until a condition holds; fails the test if it does not in time.
+/// Waits until a condition holds; fails the test if it does not in time. For what another process
+/// or the kernel does, of which nobody sends word.
 #[track_caller]
+#[allow(clippy::disallowed_methods)]
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {
@@ -182,18 +248,28 @@ pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>
 /// Accepts one connection, or fails the test.
 #[track_caller]
 pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    listener.set_nonblocking(true).expect("a socket option");
-    let (stream, from) = eventually("a connection to accept", || listener.accept().ok());
+    assert!(somebody_connects(listener, SOON), "nobody connects");
+    let (stream, from) = listener.accept().expect("a connection");
     stream.set_nonblocking(false).expect("a socket option");
-    stream.set_read_timeout(Some(SOON)).expect("a socket option");
+    stream
+        .set_read_timeout(Some(SOON))
+        .expect("a socket option");
     (stream, from)
 }
 
 /// Whether nobody connects for a while.
 pub(crate) fn nobody_connects(listener: &TcpListener) -> bool {
-    listener.set_nonblocking(true).expect("a socket option");
-    std::thread::sleep(Duration::from_millis(50));
-    listener.accept().is_err()
+    !somebody_connects(listener, A_WHILE)
+}
+
+fn somebody_connects(listener: &TcpListener, within: Duration) -> bool {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(
+        &mut fds,
+        PollTimeout::try_from(within).expect("a short time"),
+    )
+    .expect("an open listener")
+        > 0
 }
 
 /// Sends bytes one way and looks that they arrive.
@@ -213,17 +289,35 @@ fn path(name: &str) -> PathBuf {
 /// Runs a program that must succeed.
 #[track_caller]
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
-    let Output { status, stdout, stderr } =
-        Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program} is needed: {error}"));
-    assert!(status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&stderr));
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+    assert!(
+        status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&stderr)
+    );
     String::from_utf8_lossy(&stdout).into_owned()
 }
 
 /// Deletes the namespaces of runs that were killed.
 fn remove_leftovers() {
-    let Ok(names) = std::fs::read_dir("/run/netns") else { return };
-    for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        let process = name.strip_prefix("zt").and_then(|rest| rest.split_once('-')).and_then(|(pid, _)| pid.parse::<u32>().ok());
+    let Ok(names) = std::fs::read_dir("/run/netns") else {
+        return;
+    };
+    for name in names
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+    {
+        let process = name
+            .strip_prefix("zt")
+            .and_then(|rest| rest.split_once('-'))
+            .and_then(|(pid, _)| pid.parse::<u32>().ok());
         if process.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
             let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }

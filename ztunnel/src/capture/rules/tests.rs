@@ -2,7 +2,10 @@ use super::*;
 
 fn redirection() -> Redirection {
     Redirection {
-        node_addresses: ["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.2"].iter().map(|ip| ip.parse().expect("an address")).collect(),
+        node_addresses: ["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.2"]
+            .iter()
+            .map(|ip| ip.parse().expect("an address"))
+            .collect(),
         probe_ports: [8080, 9090].into(),
     }
 }
@@ -10,7 +13,9 @@ fn redirection() -> Redirection {
 #[test]
 fn the_table_is_replaced_in_one_transaction() {
     let script = Rules::Redirect(redirection()).script();
-    assert!(script.starts_with("add table inet ambit\ndelete table inet ambit\ntable inet ambit {\n"));
+    assert!(
+        script.starts_with("add table inet ambit\ndelete table inet ambit\ntable inet ambit {\n")
+    );
     assert!(script.ends_with("}\n"));
 }
 
@@ -69,6 +74,8 @@ fn a_pod_that_leaves_keeps_the_way_back_and_two_empty_nat_chains() {
     let text = Rules::ReturnPath.to_string();
     assert!(text.contains("chain mark_answer"));
     assert!(text.contains("chain redirect_inbound {\n    type nat hook prerouting priority dstnat; policy accept;\n  }"));
-    assert!(text.contains("chain redirect_outbound {\n    type nat hook output priority -100; policy accept;\n  }"));
+    assert!(text.contains(
+        "chain redirect_outbound {\n    type nat hook output priority -100; policy accept;\n  }"
+    ));
     assert!(!text.contains("redirect to"));
 }

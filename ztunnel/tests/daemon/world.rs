@@ -1,0 +1,250 @@
+//! A node with pods, the objects that describe them, and the daemon that serves them.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use ztunnel::netns::Netns;
+
+use crate::rig::{self, NODE_V4, NODE_V6, Node, eventually};
+
+/// A pod with the names that its object has.
+pub(crate) struct Named {
+    pub(crate) pod: rig::Pod,
+    name: String,
+    uid: String,
+}
+
+impl Named {
+    fn workload(&self) -> String {
+        format!("Kubernetes//Pod/shop/{}/{}", self.name, self.uid)
+    }
+}
+
+/// One node and its objects.
+pub(crate) struct World {
+    node: Node,
+    folder: TempDir,
+    pods: u8,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["objects", "netns", "ca"] {
+            fs::create_dir(folder.path().join(name)).expect("a folder");
+        }
+        mesh::certs::LocalCa::create(&folder.path().join("ca")).expect("a certificate authority");
+        let world = Self {
+            node: Node::new(),
+            folder,
+            pods: 0,
+        };
+        world.object(
+            "node",
+            &format!(
+                "apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\nstatus:\n  addresses:\n\
+             \x20 - {{type: InternalIP, address: {NODE_V4}}}\n\
+             \x20 - {{type: InternalIP, address: \"{NODE_V6}\"}}\n"
+            ),
+        );
+        world.object(
+            "namespace",
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
+        );
+        world.object(
+            "account",
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: default, namespace: shop}\n",
+        );
+        world
+    }
+
+    /// Adds a pod, in the mesh or not.
+    pub(crate) fn pod(&mut self, name: &str, meshed: bool) -> Named {
+        self.pods += 1;
+        self.pod_at(name, "first", meshed, self.pods)
+    }
+
+    /// Adds a pod with the addresses of this number, in its `life`.
+    pub(crate) fn pod_at(&mut self, name: &str, life: &str, meshed: bool, number: u8) -> Named {
+        let pod = Named {
+            pod: self.node.pod_at(number),
+            name: name.into(),
+            uid: format!("{name}-{life}"),
+        };
+        self.claim_netns(&pod, &pod.pod.inside.path());
+        self.write(&pod, meshed);
+        pod
+    }
+
+    /// Says where the pod's namespace is.
+    pub(crate) fn claim_netns(&self, pod: &Named, path: &Path) {
+        self.replace(&format!("netns/{}", pod.uid), &path.display().to_string());
+    }
+
+    /// Writes the pod's object.
+    pub(crate) fn write(&self, pod: &Named, meshed: bool) {
+        let mode = if meshed { "ambient" } else { "none" };
+        let Named {
+            name,
+            uid,
+            pod: rig::Pod { v4, v6, .. },
+        } = pod;
+        let object = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n\
+             \x20 name: {name}\n  namespace: shop\n  uid: {uid}\n\
+             \x20 labels: {{istio.io/dataplane-mode: {mode}}}\n\
+             spec:\n\
+             \x20 nodeName: a\n  serviceAccountName: default\n\
+             \x20 containers: [{{name: app, image: app}}]\n\
+             status:\n\
+             \x20 phase: Running\n  podIP: {v4}\n  podIPs: [{{ip: {v4}}}, {{ip: \"{v6}\"}}]\n\
+             \x20 conditions: [{{type: Ready, status: \"True\"}}]\n"
+        );
+        self.object(uid, &object);
+    }
+
+    /// Deletes the pod's object and its namespace's file; the namespace goes with the pod.
+    pub(crate) fn delete(&self, pod: &Named) {
+        fs::remove_file(self.folder.path().join(format!("objects/{}.yaml", pod.uid)))
+            .expect("its object");
+        fs::remove_file(self.folder.path().join(format!("netns/{}", pod.uid))).expect("its file");
+    }
+
+    fn object(&self, name: &str, yaml: &str) {
+        self.replace(&format!("objects/{name}.yaml"), yaml);
+    }
+
+    /// Readers see the old content or the new, never half of either.
+    fn replace(&self, name: &str, content: &str) {
+        let new = self.folder.path().join("new");
+        fs::write(&new, content).expect("a file");
+        fs::rename(&new, self.folder.path().join(name)).expect("a file");
+    }
+}
+
+/// A running daemon, killed with this value.
+pub(crate) struct Daemon {
+    node: Arc<Netns>,
+    child: Mutex<Child>,
+}
+
+impl Daemon {
+    /// Starts the binary in the node's namespace.
+    pub(crate) fn start(world: &World) -> Self {
+        let folder = |name: &str| world.folder.path().join(name).display().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
+        command
+            .args([
+                "--node-name",
+                "a",
+                "--source-folder",
+                &folder("objects"),
+                "--ca-dir",
+                &folder("ca"),
+            ])
+            .args([
+                "--netns-dir",
+                &folder("netns"),
+                "--worker-threads",
+                "2",
+                "--log-level",
+                "info",
+            ])
+            .stdin(Stdio::null());
+        // A child lives where the thread that made it is.
+        let child = world
+            .node
+            .inside
+            .netns
+            .enter(|| command.spawn())
+            .expect("the binary");
+        Self {
+            node: world.node.inside.netns.clone(),
+            child: Mutex::new(child),
+        }
+    }
+
+    /// Waits until the daemon says that it is ready.
+    pub(crate) fn ready(&self) {
+        eventually("the daemon is ready", || {
+            self.get(15021, "/healthz/ready")?
+                .starts_with("HTTP/1.1 200")
+                .then_some(())
+        });
+    }
+
+    /// The state of a pod on the admin page.
+    pub(crate) fn state(&self, pod: &Named) -> Option<String> {
+        let dump = self.dump();
+        let body = dump.split_once("\r\n\r\n")?.1;
+        let dump: Value = serde_json::from_str(body).expect("the dump is JSON");
+        Some(
+            dump["workloadState"].get(pod.workload())?["state"]
+                .as_str()?
+                .to_string(),
+        )
+    }
+
+    /// The whole admin page.
+    pub(crate) fn dump(&self) -> String {
+        self.get(15000, "/config_dump").expect("the admin page")
+    }
+
+    /// The sum of a metric over its labels.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let metrics = self.get(15020, "/metrics").expect("the metrics");
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
+    }
+
+    fn get(&self, port: u16, path: &str) -> Option<String> {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut stream = self
+            .node
+            .enter(|| TcpStream::connect_timeout(&address, rig::SOON))
+            .ok()?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    /// Ends it as `kill -9` does.
+    pub(crate) fn kill(self) {
+        self.signal("KILL");
+        assert_eq!(self.ended(), None);
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.lock().unwrap().id().to_string();
+        rig::run("kill", &[&format!("-{signal}"), &pid]);
+    }
+
+    /// Waits for its end and answers with its exit code.
+    pub(crate) fn ended(&self) -> Option<i32> {
+        eventually("the daemon ends", || {
+            self.child.lock().unwrap().try_wait().expect("a child")
+        })
+        .code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let child = self.child.get_mut().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
