@@ -47,6 +47,7 @@ mod settled;
 mod tools;
 
 pub use capture::{Capture, Where};
+pub use http::Answer;
 pub use lab::{Lab, Manifests};
 pub use options::{Family, Options};
 pub use process::{Output, Process};

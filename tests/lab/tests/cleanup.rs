@@ -1,5 +1,7 @@
 //! Nothing is left behind, whoever dies.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -72,7 +74,7 @@ fn dropping_a_lab_leaves_nothing() {
     let pid = pid_in_pod(&lab);
     assert!(alive(&pid));
     drop(lab);
-    assert_eq!(traces("drop"), [PathBuf::new(); 0]);
+    assert_eq!(traces("drop"), Vec::<PathBuf>::new());
     assert!(!alive(&pid));
 }
 
@@ -83,7 +85,7 @@ fn a_panicking_test_leaves_nothing() {
         assert!(traces("panic").is_empty(), "this is the panic");
     });
     assert!(panicked.join().is_err());
-    assert_eq!(traces("panic"), [PathBuf::new(); 0]);
+    assert_eq!(traces("panic"), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -101,7 +103,7 @@ fn what_a_killed_agent_leaves_is_swept_by_the_next_lab() {
     assert!(!traces("orphan").is_empty() && alive(&pid));
     // Of another name.
     let next = Lab::up(MANIFESTS, options("next")).unwrap();
-    assert_eq!(traces("orphan"), [PathBuf::new(); 0]);
+    assert_eq!(traces("orphan"), Vec::<PathBuf>::new());
     assert!(!alive(&pid));
     next.down().unwrap();
 }

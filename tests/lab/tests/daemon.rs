@@ -1,5 +1,7 @@
 //! What the lab does with daemons, shown with one that is a script.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,10 +43,11 @@ for file in "$netns"/*; do
 done
 printf 'HTTP/1.0 200 OK\r\n\r\n{"workloadState": {%s}}' "$pods"
 END
-chmod +x "$here/dump"
+printf '#!/bin/sh\nprintf "HTTP/1.0 200 OK\\r\\n\\r\\n"\n' > "$here/ready"
+chmod +x "$here/dump" "$here/ready"
 socat TCP-LISTEN:15000,bind=127.0.0.1,fork,reuseaddr EXEC:"$here/dump" &
 trap 'echo drained; kill $!; exit 0' TERM
-socat TCP-LISTEN:15021,fork,reuseaddr SYSTEM:'printf "HTTP/1.0 200 OK\r\n\r\n"' &
+socat TCP-LISTEN:15021,fork,reuseaddr EXEC:"$here/ready" &
 wait; wait; wait
 "#;
 
@@ -82,12 +85,11 @@ fn an_opted_in_pod_starts_only_when_its_daemon_has_enrolled_it() {
     let waits = |status: &lab::Status| {
         let pod = status.pod("meshed").unwrap();
         status.pod("plain").unwrap().ready
+            && status.nodes[0].daemon == DaemonState::Ready
             && pod.message.contains("has not enrolled the pod (pending)")
     };
-    let status = lab
-        .wait_status("the meshed pod to wait", 5 * SECOND, waits)
+    lab.wait_status("the meshed pod to wait", 5 * SECOND, waits)
         .unwrap();
-    assert_eq!(status.nodes[0].daemon, DaemonState::Ready);
     assert_eq!(processes(&lab, "meshed"), 0);
     std::fs::write(bin.path().join("enrol"), "").unwrap();
     let ready = |status: &lab::Status| status.pod("meshed").unwrap().ready;

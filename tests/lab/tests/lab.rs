@@ -1,5 +1,7 @@
 //! The lab itself, without a mesh: networks, names, kube-proxy, probes, pod life.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::path::PathBuf;
 use std::time::Duration;
 

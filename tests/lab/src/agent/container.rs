@@ -198,7 +198,7 @@ async fn hurried(wishes: &mut watch::Receiver<Wish>) {
         .await
         .is_err()
     {
-        pending().await
+        pending::<()>().await;
     }
 }
 

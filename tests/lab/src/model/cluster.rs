@@ -1,5 +1,8 @@
 //! The objects of the cluster, and the rules by which they come and go.
 
+mod change;
+mod views;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -10,19 +13,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::Value;
 
 use super::Key;
-use super::endpoints::{self, SERVICE_NAME};
-use super::hosts::Named;
 use super::ipam::Pool;
 use super::manifest::{self, Object};
 use super::pod::{self, PodEntry, Progress};
-use super::proxy::{self, Frontend};
 use super::render;
 use super::schedule::{Candidate, schedule};
 use super::service;
 use super::topology;
 use crate::options::Family;
-
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// A node, its number in the lab, and the addresses it gives to pods.
 #[derive(Debug, Clone)]
@@ -321,107 +319,6 @@ impl Cluster {
         }
     }
 
-    /// Removes an object that is not a pod.
-    pub(crate) fn delete(&mut self, kind: &str, name: &str) -> Result<()> {
-        match kind.to_ascii_lowercase().as_str() {
-            "service" => {
-                let key = find(&self.services, "service", name)?;
-                if let Some(service) = self.services.remove(&key) {
-                    self.release_service_ips(&service::cluster_ips(&service));
-                }
-            }
-            "serviceaccount" => {
-                let key = find(&self.service_accounts, "service account", name)?;
-                self.service_accounts.remove(&key);
-            }
-            "endpointslice" => {
-                let key = find(&self.slices, "endpoint slice", name)?;
-                self.slices.remove(&key);
-            }
-            "namespace" => self.delete_namespace(name)?,
-            "node" => bail!("a node cannot be deleted from a lab"),
-            kind => {
-                let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-                let same = |key: &(String, String, String)| {
-                    key.0.eq_ignore_ascii_case(kind)
-                        && (key.1.is_empty() || key.1 == namespace)
-                        && key.2 == name
-                };
-                let key = self.others.keys().find(|key| same(key)).cloned();
-                let key = key.with_context(|| format!("there is no {kind} {namespace}/{name}"))?;
-                self.others.remove(&key);
-            }
-        }
-        Ok(())
-    }
-
-    /// A namespace goes with all that is in it; its pods must be gone already.
-    fn delete_namespace(&mut self, name: &str) -> Result<()> {
-        self.namespaces
-            .remove(name)
-            .with_context(|| format!("there is no namespace {name}"))?;
-        let services: Vec<_> = self
-            .services
-            .keys()
-            .filter(|key| key.0 == name)
-            .cloned()
-            .collect();
-        for key in services {
-            self.delete("service", &format!("{}/{}", key.0, key.1))?;
-        }
-        self.service_accounts.retain(|key, _| key.0 != name);
-        self.slices.retain(|key, _| key.0 != name);
-        self.others.retain(|key, _| key.1 != name);
-        Ok(())
-    }
-
-    /// Sets and removes labels of an object.
-    pub(crate) fn label(
-        &mut self,
-        kind: &str,
-        name: &str,
-        labels: &BTreeMap<String, Option<String>>,
-    ) -> Result<()> {
-        let meta = match kind.to_ascii_lowercase().as_str() {
-            "node" => self
-                .nodes
-                .get_mut(name)
-                .map(|entry| &mut entry.object.metadata),
-            "namespace" => self
-                .namespaces
-                .get_mut(name)
-                .map(|object| &mut object.metadata),
-            "pod" => {
-                let key = self.find_pod(name)?;
-                self.pods
-                    .get_mut(&key)
-                    .map(|entry| &mut entry.object.metadata)
-            }
-            "service" => {
-                let key = find(&self.services, "service", name)?;
-                self.services
-                    .get_mut(&key)
-                    .map(|object| &mut object.metadata)
-            }
-            "serviceaccount" => {
-                let key = find(&self.service_accounts, "service account", name)?;
-                self.service_accounts
-                    .get_mut(&key)
-                    .map(|object| &mut object.metadata)
-            }
-            _ => bail!("labels of a {kind} cannot be changed: apply it anew"),
-        };
-        let meta = meta.with_context(|| format!("there is no {kind} {name}"))?;
-        let current = meta.labels.get_or_insert_default();
-        for (key, value) in labels {
-            match value {
-                Some(value) => current.insert(key.clone(), value.clone()),
-                None => current.remove(key),
-            };
-        }
-        Ok(())
-    }
-
     /// Whether a pod is opted in to the mesh.
     pub(crate) fn meshed(&self, entry: &PodEntry) -> bool {
         let namespace = entry
@@ -431,122 +328,6 @@ impl Cluster {
             .as_deref()
             .unwrap_or_default();
         pod::meshed(&entry.object, self.namespaces.get(namespace))
-    }
-
-    /// The endpoint slices of a service: the controller's, and those that were applied.
-    fn slices_of(&self, key: &Key, service: &Service) -> Vec<EndpointSlice> {
-        let zone = |node: &str| {
-            let labels = self.nodes.get(node)?.object.metadata.labels.as_ref()?;
-            labels.get(ZONE).cloned()
-        };
-        let mut slices = endpoints::slices(service, self.pods.values(), zone);
-        let applied = self.slices.iter().filter(|(slice, object)| {
-            let labels = object.metadata.labels.as_ref();
-            slice.0 == key.0 && labels.and_then(|labels| labels.get(SERVICE_NAME)) == Some(&key.1)
-        });
-        slices.extend(applied.map(|(_, object)| object.clone()));
-        slices
-    }
-
-    /// Everything that kube-proxy makes rules of.
-    pub(crate) fn frontends(&self) -> Vec<Frontend> {
-        let of = |(key, service): (&Key, &Service)| {
-            let slices = self.slices_of(key, service);
-            proxy::frontends(service, &slices.iter().collect::<Vec<_>>())
-        };
-        self.services.iter().flat_map(of).collect()
-    }
-
-    /// The addresses of a service's ready endpoints.
-    pub(crate) fn ready_endpoints(&self, key: &Key, service: &Service) -> Vec<IpAddr> {
-        let mut ips = Vec::new();
-        for slice in self.slices_of(key, service) {
-            for endpoint in slice.endpoints.into_iter().flatten() {
-                if endpoint
-                    .conditions
-                    .as_ref()
-                    .and_then(|c| c.ready)
-                    .unwrap_or(true)
-                {
-                    ips.extend(
-                        endpoint
-                            .addresses
-                            .iter()
-                            .filter_map(|ip| ip.parse::<IpAddr>().ok()),
-                    );
-                }
-            }
-        }
-        ips
-    }
-
-    /// The names that every pod knows.
-    pub(crate) fn names(&self) -> Vec<Named> {
-        let named = |(key, service): (&Key, &Service)| {
-            let addresses = if service::headless(service) {
-                self.ready_endpoints(key, service)
-            } else {
-                service::cluster_ips(service)
-            };
-            Named {
-                namespace: key.0.clone(),
-                name: key.1.clone(),
-                addresses,
-            }
-        };
-        self.services.iter().map(named).collect()
-    }
-
-    /// The files the daemons read, by name.
-    pub(crate) fn files(&self) -> Result<BTreeMap<String, String>> {
-        let mut files = BTreeMap::new();
-        let mut add = |file: Result<(String, String)>| -> Result<()> {
-            let (name, text) = file?;
-            files.insert(name, text);
-            Ok(())
-        };
-        for (name, entry) in &self.nodes {
-            add(render::file(
-                "Node",
-                "",
-                name,
-                &render::node(&entry.object, entry.index),
-            ))?;
-        }
-        for (name, namespace) in &self.namespaces {
-            add(render::file("Namespace", "", name, namespace))?;
-        }
-        for ((namespace, name), account) in &self.service_accounts {
-            add(render::file("ServiceAccount", namespace, name, account))?;
-        }
-        for ((namespace, name), entry) in &self.pods {
-            add(render::file("Pod", namespace, name, &render::pod(entry)))?;
-        }
-        for (key, service) in &self.services {
-            add(render::file("Service", &key.0, &key.1, service))?;
-            for slice in endpoints::slices(service, self.pods.values(), |node| self.zone(node)) {
-                let name = slice.metadata.name.clone().unwrap_or_default();
-                add(render::file("EndpointSlice", &key.0, &name, &slice))?;
-            }
-        }
-        for ((namespace, name), slice) in &self.slices {
-            add(render::file("EndpointSlice", namespace, name, slice))?;
-        }
-        for ((kind, namespace, name), value) in &self.others {
-            add(render::file(kind, namespace, name, value))?;
-        }
-        Ok(files)
-    }
-
-    fn zone(&self, node: &str) -> Option<String> {
-        self.nodes
-            .get(node)?
-            .object
-            .metadata
-            .labels
-            .as_ref()?
-            .get(ZONE)
-            .cloned()
     }
 }
 
