@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) use buffer::{Chunk, LARGE};
+pub(crate) use buffer::{Chunk, Flight, LARGE};
 pub use tcp::relay_tcp;
 pub(crate) use tcp::{READS_PER_TURN, ResetOnDrop, broken, finish_writing};
 

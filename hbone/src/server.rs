@@ -24,8 +24,8 @@ pub struct Peer {
 
 /// The caller's decision about each CONNECT of a tunnel.
 pub trait Connect {
-    /// Authorizes the request and dials the application. The future is dropped when the peer gives up, the tunnel
-    /// breaks, or the server is aborted.
+    /// Authorizes the request and dials the application. The future is dropped when the server is aborted, and when the
+    /// peer gives up or the tunnel breaks: at once if the peer has sent nothing, two seconds later if it has.
     fn connect(
         &self,
         peer: &Peer,

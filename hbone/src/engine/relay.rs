@@ -7,14 +7,17 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Buf;
 use h2::SendStream;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::task::yield_now;
+use tokio::time::timeout;
 use tokio_util::io::poll_write_buf;
 
 use super::inbox::Inbox;
@@ -23,9 +26,13 @@ use super::tunnel::Load;
 use crate::error::Error;
 use crate::reason::Reason;
 use crate::relay::{
-    Chunk, Counters, LARGE, Outcome, READS_PER_TURN, ResetOnDrop, Side, broken, finish_writing,
+    Chunk, Counters, Flight, LARGE, Outcome, READS_PER_TURN, ResetOnDrop, Side, broken, finish_writing,
 };
 use crate::stop::Stop;
+
+/// What has not been passed on this long after a reset is lost, as is what a resetting sender has not sent. It has window,
+/// and needs only its turn on the wire and an application that accepts.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What broke a connection.
 pub(super) enum Broken {
@@ -55,6 +62,7 @@ impl Relay<'_> {
         inbox: impl Future<Output = Result<Inbox, Broken>>,
     ) -> Outcome {
         let mut app = ResetOnDrop::new(app);
+        let flight = Rc::new(Flight::default());
         let (sent_all, received_all) = (Cell::new(false), Cell::new(false));
         let outcome = {
             let (read, write) = app.split();
@@ -62,6 +70,7 @@ impl Relay<'_> {
                 relay: self,
                 read,
                 send: &mut send,
+                flight: &flight,
                 received_all: &received_all,
             };
             let mut upload = pin!(upload.run(prefix, &sent_all));
@@ -92,11 +101,79 @@ impl Relay<'_> {
         };
         match &outcome {
             Outcome::Closed => app.finish(),
-            // RFC 9113, section 8.5: what a proxy says when the TCP connection broke.
-            Outcome::Reset { by } if *by == self.app => send.send_reset(h2::Reason::CONNECT_ERROR),
+            Outcome::Reset { by } if *by == self.app => {
+                if !sent_all.get() {
+                    self.last_words(&mut app, &mut send, &flight).await;
+                }
+                // A reset overtakes what waits to be written: h2 throws that away.
+                let written = timeout(LAST_WORDS, poll_fn(|cx| flight.poll_empty(cx)));
+                tokio::select! {
+                    biased;
+                    _ = self.stop.stopped() => {}
+                    _ = written => {}
+                }
+                // RFC 9113, section 8.5: what a proxy says when the TCP connection broke.
+                send.send_reset(h2::Reason::CONNECT_ERROR);
+            }
             _ => send.send_reset(h2::Reason::CANCEL),
         }
         outcome
+    }
+
+    /// What the application had sent before it broke the connection goes ahead of the reset, as it does without a
+    /// tunnel: an answer, for example, of a server that closes without reading the rest of an upload. Only as much as
+    /// the stream has window for; nothing is waited for.
+    async fn last_words(
+        &self,
+        app: &mut TcpStream,
+        send: &mut SendStream<Chunk>,
+        flight: &Rc<Flight>,
+    ) {
+        loop {
+            send.reserve_capacity(LARGE);
+            let window = send.capacity();
+            if window == 0 {
+                return;
+            }
+            let read = poll_fn(|cx| Poll::Ready(Chunk::poll_read(Pin::new(app), cx, window))).await;
+            let Poll::Ready(Ok(chunk)) = read else { return };
+            let n = chunk.remaining();
+            if n == 0 || send.send_data(flight.board(chunk), false).is_err() {
+                return;
+            }
+            self.count(self.counter().0, n);
+        }
+    }
+
+    /// Writes as much of what has arrived as the application takes at once.
+    fn deliver(&self, inbox: &mut Inbox, write: &mut WriteHalf<'_>, cx: &mut Context<'_>) {
+        while !inbox.is_empty() {
+            match poll_write_buf(Pin::new(write), cx, inbox.queue()) {
+                Poll::Ready(Ok(n)) if n > 0 => self.count(self.counter().1, inbox.took(n)),
+                _ => return,
+            }
+        }
+    }
+
+    /// For a stream that the peer has reset before it was answered: what it had sent arrives, and then the reset.
+    pub(super) async fn deliver_only(
+        &self,
+        app: TcpStream,
+        mut inbox: Inbox,
+        error: h2::Error,
+    ) -> Outcome {
+        let mut app = ResetOnDrop::new(app);
+        let (_, mut write) = app.split();
+        let filled = poll_fn(|cx| {
+            let filled = inbox.poll_fill(cx);
+            self.deliver(&mut inbox, &mut write, cx);
+            Poll::Ready(filled)
+        });
+        let error = match filled.await {
+            Poll::Ready(Err(reset)) => reset,
+            _ => error,
+        };
+        self.outcome(Broken::Tunnel(self.cause.explain(error)))
     }
 
     fn outcome(&self, broken: Broken) -> Outcome {
@@ -143,6 +220,7 @@ impl Relay<'_> {
                 match inbox.poll_fill(cx) {
                     Poll::Ready(Ok(())) => received_all.set(true),
                     Poll::Ready(Err(e)) => {
+                        self.deliver(&mut inbox, &mut write, cx);
                         return Poll::Ready(Err(Broken::Tunnel(self.cause.explain(e))));
                     }
                     Poll::Pending if inbox.is_empty() => return Poll::Pending,
@@ -168,6 +246,7 @@ struct Upload<'a, 'b> {
     relay: &'a Relay<'a>,
     read: ReadHalf<'b>,
     send: &'a mut SendStream<Chunk>,
+    flight: &'a Rc<Flight>,
     /// The other direction has ended, so that only this one can still notice a reset of the stream.
     received_all: &'a Cell<bool>,
 }
@@ -214,7 +293,7 @@ impl Upload<'_, '_> {
 
     fn put(&mut self, chunk: Chunk, end: bool) -> Result<(), Broken> {
         self.send
-            .send_data(chunk, end)
+            .send_data(self.flight.board(chunk), end)
             .map_err(|e| Broken::Tunnel(self.relay.cause.explain(e)))
     }
 

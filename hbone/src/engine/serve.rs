@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -11,14 +10,14 @@ use h2::server::{Builder, Connection, SendResponse};
 use http::Request;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::heart::{Beat, Heart};
 use super::inbox::Inbox;
-use super::relay::Relay;
+use super::relay::{LAST_WORDS, Relay};
 use super::transport::{Cause, Link, Transport};
 use super::tunnel::{pong, send_ping};
 use super::{
@@ -28,7 +27,7 @@ use super::{
 use crate::connect::ConnectRequest;
 use crate::error::Error;
 use crate::reason::Reason;
-use crate::relay::{Chunk, Counters, Outcome, RelayEnd, RelayOpts, ResetOnDrop, Side};
+use crate::relay::{Chunk, Counters, Outcome, RelayEnd, RelayOpts, Side};
 use crate::server::{Accepted, Connect, Ended, Peer, Rejected, ServeConfig, ServeEnd};
 use crate::tls::{ALPN, ServerTls, classify_io, of_leaf};
 
@@ -171,6 +170,9 @@ impl<C: Connect + 'static> Server<C> {
     ) -> Ended {
         let mut ping = connection.ping_pong();
         let mut tasks = JoinSet::new();
+        // HTTP/2 counts a stream no more when it is closed or reset, but its bytes may still be on their way to an
+        // application that reads slowly. Together with the window this bounds what a peer can make us hold.
+        let most_tasks = config.max_streams.saturating_mul(2) as usize;
         let mut draining = false;
         let ended = {
             let mut heart = Heart::new(config.ping_interval, config.ping_timeout, Instant::now());
@@ -193,16 +195,21 @@ impl<C: Connect + 'static> Server<C> {
                     },
                     Some(_) = tasks.join_next() => {}
                     request = connection.accept() => match request {
+                        Some(Ok((_, mut respond))) if tasks.len() >= most_tasks => {
+                            respond.send_reset(h2::Reason::REFUSED_STREAM);
+                        }
                         Some(Ok((request, respond))) => {
                             *streams += 1;
                             tasks.spawn_local(self.stream(request, respond));
                         }
                         Some(Err(e)) => {
+                            while tasks.try_join_next().is_some() {}
+                            // A peer that has no streams left may close without further ado.
+                            let broken = !(e.is_io() && tasks.is_empty());
                             self.cause.set(self.cause.explain(e));
-                            break Ended::Failed;
+                            break if broken { Ended::Failed } else { finished(draining) };
                         }
-                        None if draining => break Ended::Drained,
-                        None => break Ended::ByPeer,
+                        None => break finished(draining),
                     },
                 }
             }
@@ -268,13 +275,19 @@ impl<C: Connect + 'static> Server<C> {
     }
 }
 
+fn finished(draining: bool) -> Ended {
+    if draining { Ended::Drained } else { Ended::ByPeer }
+}
+
 fn reject(respond: &mut SendResponse<Chunk>, status: u16) {
     // Fails if the peer has given up, and then nobody waits for it.
     let _gone = respond.send_response(head::rejected(status), true);
 }
 
-/// The caller's decision; none if the peer has given up before. What the peer sends meanwhile is taken in, within the
-/// stream's window.
+/// The caller's decision; none if the peer has given up before.
+///
+/// What the peer sends meanwhile is taken in, within the stream's window. If a reset follows those bytes at once, they
+/// still reach the application if the decision is made soon, as they would without a tunnel.
 async fn decide<C: Connect>(
     connect: &C,
     peer: &Peer,
@@ -282,15 +295,22 @@ async fn decide<C: Connect>(
     inbox: &mut Inbox,
     respond: &mut SendResponse<Chunk>,
 ) -> Option<Result<Accepted, Rejected>> {
-    let mut decision = pin!(connect.connect(peer, request));
-    poll_fn(|cx| {
+    let given_up = poll_fn(|cx| {
+        let broken = matches!(inbox.poll_fill(cx), Poll::Ready(Err(_)));
         let reset = respond.poll_reset(cx).is_ready();
-        if reset || matches!(inbox.poll_fill(cx), Poll::Ready(Err(_))) {
-            return Poll::Ready(None);
+        if broken || reset { Poll::Ready(inbox.is_empty()) } else { Poll::Pending }
+    });
+    let given_up = async {
+        let nothing_to_deliver = given_up.await;
+        if !nothing_to_deliver {
+            sleep(LAST_WORDS).await;
         }
-        decision.as_mut().poll(cx).map(Some)
-    })
-    .await
+    };
+    tokio::select! {
+        biased;
+        () = given_up => None,
+        decision = connect.connect(peer, request) => Some(decision),
+    }
 }
 
 async fn relay(
@@ -315,24 +335,20 @@ async fn relay(
         report: Some(on_end),
         counters: &counters,
     };
+    let relay = Relay {
+        app: Side::Upstream,
+        counters: &counters,
+        stop: &stop,
+        cause,
+        load: None,
+    };
+    inbox.put_first(prefix);
     let outcome = match respond.send_response(head::accepted(&response), false) {
         Ok(send) => {
-            inbox.put_first(prefix);
-            let relay = Relay {
-                app: Side::Upstream,
-                counters: &counters,
-                stop: &stop,
-                cause,
-                load: None,
-            };
-            relay
-                .run(upstream, Vec::new(), send, std::future::ready(Ok(inbox)))
-                .await
+            let inbox = std::future::ready(Ok(inbox));
+            relay.run(upstream, Vec::new(), send, inbox).await
         }
-        Err(e) => {
-            drop(ResetOnDrop::new(upstream));
-            Outcome::Failed(cause.explain(e))
-        }
+        Err(e) => relay.deliver_only(upstream, inbox, e).await,
     };
     end.report(outcome);
 }

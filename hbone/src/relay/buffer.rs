@@ -1,9 +1,10 @@
 //! Buffers: they belong to the thread, and a connection has one only while bytes are in it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BufMut};
 use tokio::io::AsyncRead;
@@ -29,6 +30,7 @@ thread_local! {
 pub(crate) struct Chunk {
     bytes: Vec<u8>,
     at: usize,
+    flight: Option<Rc<Flight>>,
 }
 
 impl Chunk {
@@ -46,11 +48,8 @@ impl Chunk {
         let mut bytes = lease();
         let read = poll_read_buf(from.as_mut(), cx, &mut (&mut bytes).limit(max.min(LARGE)));
         let chunk = match &read {
-            Poll::Ready(Ok(n)) if *n >= SMALL => return Poll::Ready(Ok(Self { bytes, at: 0 })),
-            Poll::Ready(Ok(_)) => Self {
-                bytes: bytes.as_slice().to_vec(),
-                at: 0,
-            },
+            Poll::Ready(Ok(n)) if *n >= SMALL => return Poll::Ready(Ok(bytes.into())),
+            Poll::Ready(Ok(_)) => bytes.as_slice().to_vec().into(),
             _ => Self::default(),
         };
         give_back(bytes);
@@ -61,7 +60,7 @@ impl Chunk {
 
 impl From<Vec<u8>> for Chunk {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, at: 0 }
+        Self { bytes, at: 0, flight: None }
     }
 }
 
@@ -83,6 +82,43 @@ impl Buf for Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         give_back(std::mem::take(&mut self.bytes));
+        if let Some(flight) = self.flight.take() {
+            flight.landed();
+        }
+    }
+}
+
+/// The chunks of one stream that its tunnel was given and has not written yet.
+#[derive(Default)]
+pub(crate) struct Flight {
+    chunks: Cell<usize>,
+    waiting: Cell<Option<Waker>>,
+}
+
+impl Flight {
+    /// The chunk counts as in flight until it is dropped.
+    pub(crate) fn board(self: &Rc<Self>, mut chunk: Chunk) -> Chunk {
+        self.chunks.set(self.chunks.get() + 1);
+        chunk.flight = Some(Rc::clone(self));
+        chunk
+    }
+
+    fn landed(&self) {
+        self.chunks.set(self.chunks.get() - 1);
+        if self.chunks.get() == 0
+            && let Some(waker) = self.waiting.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Ready when none is in flight: all are written, or their stream is dead.
+    pub(crate) fn poll_empty(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.chunks.get() == 0 {
+            return Poll::Ready(());
+        }
+        self.waiting.set(Some(cx.waker().clone()));
+        Poll::Pending
     }
 }
 

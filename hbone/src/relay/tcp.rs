@@ -98,6 +98,7 @@ pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOp
         ..
     } = opts;
     let (mut down, mut up) = (ResetOnDrop::new(downstream), ResetOnDrop::new(upstream));
+    let (forth_holds, back_holds) = (Cell::new(false), Cell::new(false));
     let outcome = {
         let ((down_read, down_write), (up_read, up_write)) = (down.split(), up.split());
         let forth = Flow {
@@ -105,6 +106,7 @@ pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOp
             to: up_write,
             sides: (Side::Downstream, Side::Upstream),
             counter: &counters.sent,
+            holds: &forth_holds,
             done: &Cell::new(false),
         };
         let back = Flow {
@@ -112,6 +114,7 @@ pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOp
             to: down_write,
             sides: (Side::Upstream, Side::Downstream),
             counter: &counters.received,
+            holds: &back_holds,
             done: &Cell::new(false),
         };
         let done = (forth.done, back.done);
@@ -139,11 +142,33 @@ pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOp
         })
         .await
     };
-    if matches!(outcome, Outcome::Closed) {
-        down.finish();
-        up.finish();
+    match outcome {
+        Outcome::Closed => {
+            down.finish();
+            up.finish();
+        }
+        Outcome::Reset {
+            by: Side::Downstream,
+        } if !forth_holds.get() => last_words(&down, &up, &counters.sent),
+        Outcome::Reset { by: Side::Upstream } if !back_holds.get() => {
+            last_words(&up, &down, &counters.received);
+        }
+        _ => {}
     }
     RelayEnd::new(&counters, outcome)
+}
+
+/// What `from` had sent before it broke the connection goes ahead of the reset, as it does without a relay: an answer,
+/// for example, of a server that closes without reading the rest of an upload. Only as much as `to` takes at once.
+fn last_words(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(read @ 1..) = from.try_read(&mut buffer) {
+        let written = to.try_write(&buffer[..read]).unwrap_or(0);
+        counter.fetch_add(written as u64, Ordering::Relaxed);
+        if written < read {
+            return;
+        }
+    }
 }
 
 /// One direction.
@@ -152,6 +177,8 @@ struct Flow<'a> {
     to: WriteHalf<'a>,
     sides: (Side, Side),
     counter: &'a AtomicU64,
+    /// Set while bytes were read and are not all written.
+    holds: &'a Cell<bool>,
     /// Set when FIN has been passed on.
     done: &'a Cell<bool>,
 }
@@ -191,9 +218,14 @@ impl Flow<'_> {
     /// Writes all of `chunk`. Meanwhile nobody reads the other side, which may yet reset the connection.
     async fn write(&mut self, mut chunk: Chunk, counter: &AtomicU64) -> Result<(), Side> {
         let Self {
-            from, to, sides, ..
+            from,
+            to,
+            sides,
+            holds,
+            ..
         } = self;
         let mut broken = pin!(broken(from.as_ref()));
+        holds.set(chunk.has_remaining());
         while chunk.has_remaining() {
             let written = poll_fn(|cx| match poll_write_buf(Pin::new(to), cx, &mut chunk) {
                 Poll::Ready(Ok(n)) => Poll::Ready(Ok(n)),
@@ -202,6 +234,7 @@ impl Flow<'_> {
             });
             counter.fetch_add(written.await? as u64, Ordering::Relaxed);
         }
+        holds.set(false);
         Ok(())
     }
 }

@@ -133,6 +133,8 @@ pub struct Dialer {
     pub decide: RefCell<Decision>,
     pub upstream_ends: mpsc::UnboundedSender<RelayEnd>,
     pub refusals: RefCell<Vec<(Reason, String)>>,
+    /// SO_SNDBUF of the upstream sockets.
+    pub send_buffer: Cell<Option<u32>>,
     /// Requests whose decision is pending.
     pub pending: Rc<Cell<usize>>,
 }
@@ -198,10 +200,6 @@ pub struct World<E: Engine> {
 }
 
 impl<E: Engine> World<E> {
-    pub async fn new() -> Self {
-        Self::with(PoolConfig::default(), ServeConfig::default()).await
-    }
-
     pub async fn with(config: PoolConfig, serve: ServeConfig) -> Self {
         Self::of(client_tls(), server_tls(), config, serve).await
     }
@@ -220,6 +218,7 @@ impl<E: Engine> World<E> {
             decide: RefCell::new(Rc::new(|_, _| Ok(Some(RelayOpts::default())))),
             upstream_ends: ends,
             refusals: RefCell::default(),
+            send_buffer: Cell::new(None),
             pending: Rc::default(),
         });
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
@@ -274,28 +273,20 @@ impl<E: Engine> World<E> {
         .await
     }
 
+    /// Makes the kernel hold next to nothing between the server and its application, as when the application has not
+    /// read for long.
+    pub async fn with_small_upstream_buffers(mut self) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        self.app = socket.listen(16).unwrap();
+        self.dialer.send_buffer.set(Some(4096));
+        self
+    }
+
     /// The next connection at the application behind the server.
     pub async fn upstream(&self) -> TcpStream {
         self.app.accept().await.unwrap().0
-    }
-
-    /// A connection through the tunnel: its two ends, and its relay.
-    pub async fn connect(&self) -> Connection {
-        self.connect_with(RelayOpts::default()).await
-    }
-
-    pub async fn connect_with(&self, opts: RelayOpts) -> Connection {
-        let stream = self.open().await.unwrap();
-        let (downstream, relayed) = pair().await;
-        let (counters, stop) = (Arc::clone(&opts.counters), opts.stop.clone());
-        let relay = spawn_local(E::relay(stream, relayed, opts));
-        Connection {
-            downstream,
-            upstream: self.upstream().await,
-            relay,
-            counters,
-            stop,
-        }
     }
 
     /// No more tunnels are accepted.
@@ -312,6 +303,58 @@ pub struct Connection {
     pub relay: JoinHandle<RelayEnd>,
     pub counters: Arc<Counters>,
     pub stop: Stop,
+}
+
+/// A way for bytes from one application to another.
+pub trait Way: Sized {
+    async fn new() -> Self;
+    async fn connect_with(&self, opts: RelayOpts) -> Connection;
+
+    async fn connect(&self) -> Connection {
+        self.connect_with(RelayOpts::default()).await
+    }
+}
+
+impl<E: Engine> Way for World<E> {
+    async fn new() -> Self {
+        Self::with(PoolConfig::default(), ServeConfig::default()).await
+    }
+
+    async fn connect_with(&self, opts: RelayOpts) -> Connection {
+        let stream = self.open().await.unwrap();
+        let (downstream, relayed) = pair().await;
+        let (counters, stop) = (Arc::clone(&opts.counters), opts.stop.clone());
+        let relay = spawn_local(E::relay(stream, relayed, opts));
+        Connection {
+            downstream,
+            upstream: self.upstream().await,
+            relay,
+            counters,
+            stop,
+        }
+    }
+}
+
+/// The plain leg, without a tunnel.
+pub struct Plain;
+
+impl Way for Plain {
+    async fn new() -> Self {
+        Self
+    }
+
+    async fn connect_with(&self, opts: RelayOpts) -> Connection {
+        let ((downstream, accepted), (dialled, upstream)) = (pair().await, pair().await);
+        let (counters, stop) = (Arc::clone(&opts.counters), opts.stop.clone());
+        let relay = spawn_local(hbone::relay_tcp(accepted, dialled, opts));
+        Connection {
+            downstream,
+            upstream,
+            relay,
+            counters,
+            stop,
+        }
+    }
 }
 
 /// A connected pair of sockets.
