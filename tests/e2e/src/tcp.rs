@@ -230,18 +230,19 @@ pub fn refs(words: &[String]) -> Vec<&str> {
 
 /// Client pods on node `a` and server pods on node `b`, in the mesh and outside.
 pub fn manifests() -> String {
-    let pods = ["mesh", "plain"].into_iter().flat_map(|namespace| {
-        [
-            Pod::new(namespace, "client").on("a"),
-            Pod::new(namespace, "server").on("b"),
-        ]
-    });
-    let namespaces = [
+    let pod = |namespace: &str, name: &str, node: &str| {
+        let account = manifest::service_account(namespace, name);
+        manifest::all([account, Pod::new(namespace, name).on(node).into()])
+    };
+    manifest::all([
+        manifest::two_nodes(),
         manifest::namespace("mesh", Some("ambient")),
         manifest::namespace("plain", None),
-    ];
-    let objects = [manifest::two_nodes()].into_iter().chain(namespaces);
-    manifest::all(objects.chain(pods.map(String::from)))
+        pod("mesh", "client", "a"),
+        pod("mesh", "server", "b"),
+        pod("plain", "client", "a"),
+        pod("plain", "server", "b"),
+    ])
 }
 
 /// The lab of this test process. Its tests share it, so that their connections share tunnels and
@@ -251,7 +252,7 @@ pub fn manifests() -> String {
 /// It does not come up.
 pub fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| match Lab::up(manifests(), Options::default()) {
+    LAB.get_or_init(|| match Lab::up(manifests(), if std::env::var_os("NOD").is_some() { Options::no_daemon() } else { Options::default() }) {
         Ok(lab) => lab,
         Err(error) => panic!("{error:#}"),
     })

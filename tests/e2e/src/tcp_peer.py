@@ -217,11 +217,12 @@ class End:
 
     def drain(self, how="all"):
         """Receives until FIN or RST. `some`: how much arrives before it is left to chance."""
-        before, start = self.received, time.monotonic()
+        before, start = self.received, None
         while not isinstance(data := self.read(CHUNK), str):
+            start = start or time.monotonic()
             self.check(data)
-        count, seconds = self.received - before, time.monotonic() - start
-        print(f"# received {count} in {seconds:.3f} s")
+        count, seconds = self.received - before, time.monotonic() - (start or time.monotonic())
+        print(f"# received {count} in {seconds:.3f} s from its first byte")
         if how == "some":
             self.event("received some, intact")
         elif count:
@@ -304,6 +305,10 @@ def connect_port(channel, address, port, script):
         end.socket = socket.create_connection((address, port), timeout=DEADLINE)
     except ConnectionRefusedError:
         return end.event("refused")
+    except ConnectionResetError:
+        # It was there, and was reset before this program had its turn.
+        end.event("connected")
+        return end.event("rst")
     print(f"# connected in {time.monotonic() - start:.4f} s")
     end.event("connected")
     end.socket.setblocking(False)

@@ -214,7 +214,7 @@ fn a_reset_by_the_server_while_it_sends_resets_the_client() {
     Connection {
         client: &["drain some"],
         client_sees: &["received some, intact", "rst"],
-        server: &["send 4M", "reset"],
+        server: &["await connected", "send 4M", "reset"],
         server_sees: &["sent 4194304", "reset"],
     }
     .is_the_same_on_every_path();
