@@ -183,3 +183,74 @@ fn build(certificate: &Arc<Certificate>) -> Option<Arc<Identity>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh::certs::{CertificatesConfig, LocalCa};
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    fn id(name: &str) -> SpiffeId {
+        SpiffeId::new(&format!("spiffe://cluster.local/ns/shop/sa/{name}")).unwrap()
+    }
+
+    /// Identities whose certificates are issued by tasks of the returned set.
+    fn identities() -> (Identities, JoinSet<()>) {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Arc::new(LocalCa::create(folder.path()).unwrap());
+        let (certificates, renewal) = Certificates::new(ca, CertificatesConfig::default());
+        let identities = Identities::new(certificates);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(renewal.run(CancellationToken::new()));
+        let following = identities.clone();
+        tasks.spawn(async move {
+            let telemetry = Telemetry::new(None).unwrap();
+            following.run(&telemetry, CancellationToken::new()).await;
+        });
+        (identities, tasks)
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_an_identity_gets_it_as_soon_as_it_is_issued() {
+        let (identities, _tasks) = identities();
+        assert_eq!(
+            identities.current(&id("web")).err(),
+            Some(IdentityError::Pending)
+        );
+        let (web, wanted) = (id("web"), BTreeSet::from([id("web")]));
+        let (ready, ()) = tokio::join!(identities.ready(&web), async { identities.wanted(wanted) });
+        let ready = ready.unwrap();
+        assert_eq!(*ready.client.identity(), id("web"));
+        // The next to ask gets the same configuration: it is built once for a certificate.
+        assert!(Arc::ptr_eq(
+            &ready,
+            &identities.current(&id("web")).unwrap()
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_a_certificate_that_never_comes_has_an_end() {
+        let (identities, _tasks) = identities();
+        let start = tokio::time::Instant::now();
+        assert_eq!(
+            identities.ready(&id("web")).await.err(),
+            Some(IdentityError::Pending)
+        );
+        assert_eq!(start.elapsed(), FIRST_CERTIFICATE);
+    }
+
+    #[tokio::test]
+    async fn an_identity_that_is_no_longer_wanted_is_forgotten() {
+        let (identities, _tasks) = identities();
+        let mut changed = identities.0.changed.subscribe();
+        identities.wanted(BTreeSet::from([id("web"), id("cart")]));
+        identities.ready(&id("web")).await.unwrap();
+        identities.ready(&id("cart")).await.unwrap();
+        identities.wanted(BTreeSet::from([id("cart")]));
+        while identities.current(&id("web")).is_ok() {
+            changed.changed().await.unwrap();
+        }
+        assert!(identities.current(&id("cart")).is_ok());
+    }
+}

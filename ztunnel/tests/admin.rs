@@ -1,0 +1,198 @@
+//! The admin and metrics ports, asked over HTTP as an operator asks them.
+// A step that fails ends the test with what it expected.
+#![allow(clippy::expect_used)]
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh::certs::{Certificates, CertificatesConfig, LocalCa};
+use mesh::{Store, WorkloadUid};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use ztunnel::admin::{self, Admin, WorkloadState};
+use ztunnel::dataplane::{CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig};
+use ztunnel::identity::Identities;
+use ztunnel::telemetry::{Format, Log, LogConfig, Telemetry};
+
+fn port() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    (listener, address)
+}
+
+/// Status and body of one request.
+async fn ask(to: SocketAddr, method: &str, target: &str) -> (u16, String) {
+    let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let text = raw(to, request.as_bytes()).await;
+    let status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    let (_, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+    (status.expect("a status"), body.to_owned())
+}
+
+async fn raw(to: SocketAddr, bytes: &[u8]) -> String {
+    let exchange = async {
+        let mut stream = TcpStream::connect(to).await.expect("it listens");
+        stream.write_all(bytes).await.expect("it reads");
+        let mut text = String::new();
+        // It may end what it does not like with a reset; what it said before that counts.
+        let _ = stream.read_to_string(&mut text).await;
+        text
+    };
+    timeout(Duration::from_secs(20), exchange)
+        .await
+        .expect("an answer in time")
+}
+
+/// What the admin port shows: the log can be installed once in a process, so this is one test.
+#[tokio::test]
+async fn operators_see_the_mesh_the_pods_and_change_the_log_levels() {
+    let levels = LogConfig {
+        format: Format::Json,
+        filter: "warn".into(),
+    };
+    let (log, _guard) = Log::install(&levels).expect("the first log");
+    let telemetry = Arc::new(Telemetry::new(Some(log.clone())).expect("metric names are unique"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca = LocalCa::create(folder.path()).expect("a certificate authority");
+    let (certificates, renewal) = Certificates::new(Arc::new(ca), CertificatesConfig::default());
+    let identities = Identities::new(certificates);
+    let store = Store::new();
+    let config = DataPlaneConfig {
+        workers: 1,
+        connections_per_pod: CONNECTIONS_PER_POD,
+        identities: identities.clone(),
+        readiness: None,
+    };
+    let data_plane = DataPlane::start(config, store.clone(), telemetry.clone()).expect("a thread");
+    let data_plane = Arc::new(data_plane);
+    let (quit, stop) = (CancellationToken::new(), CancellationToken::new());
+    let admin = Admin {
+        store,
+        data_plane: data_plane.clone(),
+        identities: identities.clone(),
+        log,
+        workloads: Box::new(|| vec![pending()]),
+        config: json!({ "node": "a" }),
+        quit: quit.clone(),
+    };
+    let ((listener, to), (stats_listener, stats)) = (port(), port());
+    let local = LocalSet::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn_local_on(admin::serve(listener, admin, stop.clone()), &local);
+    tasks.spawn_local_on(
+        admin::serve_stats(stats_listener, telemetry.clone(), stop.clone()),
+        &local,
+    );
+    tasks.spawn_local_on(renewal.run(stop.clone()), &local);
+    let stopped = stop.clone();
+    tasks.spawn_local_on(
+        async move { identities.run(&telemetry, stopped).await },
+        &local,
+    );
+    local
+        .run_until(async {
+            pages(to).await;
+            logging(to).await;
+            metrics(stats).await;
+            hostile(to).await;
+            assert_eq!(ask(to, "GET", "/quitquitquit").await.0, 405);
+            assert!(!quit.is_cancelled());
+            assert_eq!(ask(to, "POST", "/quitquitquit").await.0, 200);
+            assert!(quit.is_cancelled());
+            stop.cancel();
+            while tasks.join_next().await.is_some() {}
+            data_plane.drain(Duration::ZERO).await;
+        })
+        .await;
+}
+
+fn pending() -> WorkloadState {
+    WorkloadState {
+        uid: WorkloadUid::of_pod("Kubernetes", "shop", "web-0", "1234"),
+        state: "pending",
+        reason: Some("its network namespace is not there yet".into()),
+        name: "web-0".into(),
+        namespace: "shop".into(),
+        service_account: "web".into(),
+        trust_domain: "cluster.local".into(),
+    }
+}
+
+async fn pages(to: SocketAddr) {
+    assert_eq!(ask(to, "GET", "/").await.0, 200);
+    assert_eq!(ask(to, "GET", "/nothing").await.0, 404);
+    let (status, dump) = ask(to, "GET", "/config_dump").await;
+    assert_eq!(status, 200);
+    let dump: Value = serde_json::from_str(&dump).expect("JSON");
+    for key in [
+        "workloads",
+        "services",
+        "policies",
+        "certificates",
+        "workloadState",
+        "version",
+    ] {
+        assert!(dump.get(key).is_some(), "{key} is not in {dump}");
+    }
+    assert_eq!(dump["config"], json!({ "node": "a" }));
+    let state = &dump["workloadState"]["Kubernetes//Pod/shop/web-0/1234"];
+    assert_eq!(state["state"], "pending");
+    assert_eq!(state["reason"], "its network namespace is not there yet");
+    assert_eq!(
+        state["connections"],
+        json!({ "inbound": [], "outbound": [] })
+    );
+    assert_eq!(state["info"]["serviceAccount"], "web");
+}
+
+async fn logging(to: SocketAddr) {
+    let level = async |target: &str| ask(to, "POST", target).await;
+    assert_eq!(
+        level("/logging").await,
+        (200, "current log level is warn\n".into())
+    );
+    assert_eq!(
+        level("/logging?level=debug").await,
+        (200, "current log level is debug\n".into())
+    );
+    assert_eq!(level("/logging?level=a=b=c").await.0, 400);
+    assert_eq!(
+        level("/logging").await,
+        (200, "current log level is debug\n".into())
+    );
+    assert_eq!(
+        level("/logging?reset").await,
+        (200, "current log level is warn\n".into())
+    );
+    assert_eq!(ask(to, "GET", "/logging?level=debug").await.0, 405);
+}
+
+async fn metrics(to: SocketAddr) {
+    for target in ["/metrics", "/stats/prometheus"] {
+        let (status, text) = ask(to, "GET", target).await;
+        assert_eq!(status, 200);
+        assert!(text.contains("istio_build{component=\"ztunnel\""), "{text}");
+    }
+    assert_eq!(ask(to, "GET", "/config_dump").await.0, 404);
+    assert_eq!(ask(to, "POST", "/metrics").await.0, 405);
+}
+
+/// What is not a request ends its own connection and nothing else.
+async fn hostile(to: SocketAddr) {
+    let many = "a: b\r\n".repeat(1000);
+    let long = format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "b".repeat(100_000));
+    let flood = format!("GET / HTTP/1.1\r\n{many}\r\n");
+    for bytes in ["\u{0}\u{1}garbage\r\n\r\n", "GET\r\n\r\n", &long, &flood] {
+        let answer = raw(to, bytes.as_bytes()).await;
+        assert!(!answer.contains("200 OK"), "{answer}");
+    }
+    assert_eq!(ask(to, "GET", "/").await.0, 200);
+}
