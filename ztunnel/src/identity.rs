@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     fn id(name: &str) -> SpiffeId {
-        SpiffeId::new(&format!("spiffe://cluster.local/ns/shop/sa/{name}")).unwrap()
+        SpiffeId::new(format!("spiffe://cluster.local/ns/shop/sa/{name}")).unwrap()
     }
 
     /// Identities whose certificates are issued by tasks of the returned set.

@@ -1,7 +1,7 @@
 //! The data plane between real network namespaces with the real redirect rules: what an application
 //! sees.
 // A step that fails ends the test with what it expected.
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod world;
 
