@@ -12,6 +12,8 @@
 //!
 //! [`daemon`] starts, joins and stops all of it; [`config`] is its command line.
 
+#![forbid(unsafe_code)]
+
 pub mod admin;
 pub mod capture;
 pub mod config;

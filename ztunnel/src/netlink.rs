@@ -13,6 +13,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
@@ -81,7 +82,12 @@ impl Netlink {
         send(self.0.as_raw_fd(), &message, MsgFlags::empty())?;
         let mut buffer = vec![0; DATAGRAM];
         loop {
-            let read = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let read = match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(read) => read,
+                // A signal for another part of the process.
+                Err(Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
             let mut rest = buffer.get(..read).unwrap_or_default();
             while let Some((kind, payload, next)) = split(rest) {
                 match kind {
@@ -141,16 +147,12 @@ fn error(payload: &[u8]) -> io::Result<()> {
     let code = payload
         .get(..4)
         .and_then(|code| code.try_into().ok())
-        .map_or(-libc_eio(), i32::from_ne_bytes);
+        .map_or(-(Errno::EIO as i32), i32::from_ne_bytes);
     if code == 0 {
         Ok(())
     } else {
         Err(io::Error::from_raw_os_error(code.saturating_neg()))
     }
-}
-
-fn libc_eio() -> i32 {
-    nix::errno::Errno::EIO as i32
 }
 
 fn parse_route(kind: u16, payload: &[u8]) -> Option<RouteNetlinkMessage> {

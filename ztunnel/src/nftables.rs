@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::SockProtocol;
@@ -162,7 +163,12 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Err
             PollFd::new(err.as_fd(), events(err_open)),
         ];
         let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let ready = poll(&mut fds, wait).map_err(|error| Error::Run(error.into()))?;
+        let ready = match poll(&mut fds, wait) {
+            Ok(ready) => ready,
+            // A signal for another part of the process.
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(Error::Run(error.into())),
+        };
         if ready == 0 && left.is_zero() {
             return Err(Error::Deadline);
         }

@@ -21,6 +21,10 @@ use crate::telemetry::Chain;
 /// several messages.
 const TOGETHER: Duration = Duration::from_millis(50);
 
+/// How long nothing more is heard of one namespace after a change: whoever may change rules in a pod
+/// without end must not thereby keep the daemon busy. One look with a listing costs 5 ms.
+const QUIET: Duration = Duration::from_millis(250);
+
 /// A step that is to be done.
 pub(super) enum Step {
     Enrol(Desired),
@@ -337,6 +341,7 @@ fn listen(enrolled: &Enrolled, uid: &WorkloadUid, ears: &mut Ears) -> Option<Dro
             if heard.send(uid.clone()).await.is_err() {
                 return;
             }
+            sleep(QUIET).await;
         }
     };
     ears.watches.spawn(async move {

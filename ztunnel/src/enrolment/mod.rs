@@ -47,6 +47,11 @@ pub const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest wait between two attempts.
 pub const RETRY_MOST: Duration = Duration::from_secs(5);
 
+/// The shortest time between two rounds that nothing but the clock has called for.
+const ROUND: Duration = Duration::from_millis(10);
+/// How soon a guard that could not be put in place is tried again.
+const GUARD_RETRY: Duration = Duration::from_secs(1);
+
 /// Changes heard of in namespaces that may wait to be looked at; a lost one is found by the next
 /// round.
 const HEARD: usize = 1024;
@@ -83,6 +88,8 @@ pub struct Enrolment {
     guard: Guard,
     guard_due: Instant,
     guard_stands: bool,
+    seen: Arc<Model>,
+    world: World,
     entries: BTreeMap<WorkloadUid, Entry>,
     steps: JoinSet<(WorkloadUid, Finished)>,
     ears: Ears,
@@ -112,6 +119,8 @@ impl Enrolment {
             guard: parts.guard,
             guard_due: Instant::now(),
             guard_stands: false,
+            seen: Arc::default(),
+            world: World::default(),
             entries: BTreeMap::new(),
             steps: JoinSet::new(),
             ears: Ears {
@@ -147,7 +156,15 @@ impl Enrolment {
             tokio::select! {
                 () = stop.cancelled() => break,
                 store = changed.changed() => if store.is_err() { break },
-                Some(step) = self.steps.join_next() => self.finish(step),
+                Some(step) = self.steps.join_next() => match step {
+                    Ok((uid, finished)) => self.finish(&uid, finished),
+                    Err(error) => {
+                        // Its pod would be busy for ever; whoever starts the daemon again begins
+                        // from what stands in the kernel.
+                        tracing::error!(%error, "a step of a pod's enrolment panicked");
+                        break;
+                    }
+                },
                 Some(_) = self.ears.watches.join_next() => {}
                 Some(uid) = self.heard.recv() => {
                     self.entries.get_mut(&uid).into_iter().for_each(Entry::hear);
@@ -162,38 +179,43 @@ impl Enrolment {
     /// One round; says when the next is due at the latest.
     async fn reconcile(&mut self) -> Instant {
         let model = self.store.model();
-        let world = World::of(&model, &self.node);
-        self.tools.identities.wanted(
-            world
-                .meshed
-                .values()
-                .map(|pod| pod.identity.clone())
-                .collect(),
-        );
-        self.stand_guard(&model).await;
+        let news = !Arc::ptr_eq(&model, &self.seen);
+        if news {
+            self.world = World::of(&model, &self.node);
+            let identities = self.world.meshed.values().map(|pod| pod.identity.clone());
+            self.tools.identities.wanted(identities.collect());
+            self.seen = model;
+        }
+        self.stand_guard(news).await;
         let now = Instant::now();
         let actual: BTreeMap<WorkloadUid, Actual> = self
             .entries
             .iter()
             .map(|(uid, entry)| (uid.clone(), entry.actual(now)))
             .collect();
-        for (uid, action) in plan(&world, &actual) {
+        for (uid, action) in plan(&self.world, &actual) {
             // The guard stands before a pod's capture is trusted with anything.
             if action != Action::Enrol || self.guard_stands {
-                self.start(uid, action, &world);
+                self.start(uid, action);
             }
         }
-        self.publish(&world);
-        self.entries
+        self.publish();
+        // What is due and was not begun waits for an event, not for the clock.
+        let wakes = self
+            .entries
             .values()
             .filter_map(Entry::wakes)
-            .fold(self.guard_due, Instant::min)
+            .filter(|at| *at > now);
+        wakes.fold(self.guard_due.max(now + ROUND), Instant::min)
     }
 
-    async fn stand_guard(&mut self, model: &Model) {
-        let mut outcome = self.guard.apply(guard::sets(model, &self.node)).await;
-        if outcome.is_ok() && self.guard_due <= Instant::now() {
-            self.guard_due = Instant::now() + self.tools.verify_interval;
+    async fn stand_guard(&mut self, news: bool) {
+        let due = self.guard_due <= Instant::now();
+        if !due && (!news || !self.guard_stands) {
+            return;
+        }
+        let mut outcome = self.guard.apply(guard::sets(&self.seen, &self.node)).await;
+        if outcome.is_ok() && due {
             outcome = self.guard.verify().await.map(|repaired| {
                 if repaired {
                     tracing::warn!("the node's guard rules were gone or changed: put back");
@@ -202,18 +224,21 @@ impl Enrolment {
             });
         }
         if let Err(error) = &outcome {
+            let error = error as &dyn std::error::Error;
             tracing::error!(
-                error = error as &dyn std::error::Error,
+                error,
                 "the guard does not stand: no pod is enrolled until it does"
             );
-            self.guard_due = Instant::now() + RETRY_MOST;
+            self.guard_due = Instant::now() + GUARD_RETRY;
+        } else if due {
+            self.guard_due = Instant::now() + self.tools.verify_interval;
         }
         self.guard_stands = outcome.is_ok();
     }
 
-    fn start(&mut self, uid: WorkloadUid, action: Action, world: &World) {
-        let desired = world.meshed.get(&uid);
-        let step = match (action, desired, world.plain.get(&uid)) {
+    fn start(&mut self, uid: WorkloadUid, action: Action) {
+        let desired = self.world.meshed.get(&uid);
+        let step = match (action, desired, self.world.plain.get(&uid)) {
             (Action::Interrupt, _, _) => {
                 self.entries
                     .get(&uid)
@@ -234,33 +259,28 @@ impl Enrolment {
         self.steps.spawn(async move { (uid, task.await) });
     }
 
-    fn finish(&mut self, step: Result<(WorkloadUid, Finished), tokio::task::JoinError>) {
-        let (uid, finished) = match step {
-            Ok(done) => done,
-            Err(error) => {
-                // A step that panicked left its pod busy for ever; better to begin again from what
-                // stands in the kernel.
-                tracing::error!(%error, "a step of a pod's enrolment panicked: stopping");
-                std::process::abort();
+    fn finish(&mut self, uid: &WorkloadUid, finished: Finished) {
+        if !matches!(finished, Finished::Forgotten) {
+            if let Some(entry) = self.entries.get_mut(uid) {
+                entry.end(&self.tools, uid, finished, &mut self.ears);
             }
-        };
-        if matches!(finished, Finished::Forgotten) {
-            self.entries.remove(&uid);
+        } else if self
+            .entries
+            .remove(uid)
+            .is_some_and(|entry| entry.status().is_some())
+        {
             tracing::info!(pod = %uid, "pod is gone: forgotten");
-            return;
-        }
-        if let Some(entry) = self.entries.get_mut(&uid) {
-            entry.end(&self.tools, &uid, finished, &mut self.ears);
         }
     }
 
-    fn publish(&mut self, world: &World) {
+    fn publish(&mut self) {
         let statuses: BTreeMap<_, _> = self
             .entries
             .iter()
             .filter_map(|(uid, entry)| Some((uid.clone(), entry.status()?)))
             .collect();
-        let tried = world
+        let tried = self
+            .world
             .meshed
             .keys()
             .all(|uid| self.entries.get(uid).is_some_and(Entry::tried));

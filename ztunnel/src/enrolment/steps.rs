@@ -223,13 +223,8 @@ pub(super) async fn verify(
     let (source, wanted, node) = (tools.source.clone(), desired.clone(), tools.node);
     let look = move || inspect(&*source, &wanted, node, was);
     let (was, found) = tools.thread.run(look).await?;
-    if let Ok(Found::Replaced(_)) = &found {
-        // Its sockets are the old namespace's: they must be closed before the claim on it is
-        // dropped.
-        let ended = tools.data_plane.remove(uid, Removal::Gone).await;
-        tools.telemetry.pod_stopped();
-        drop(was);
-        drop(ended?);
+    if matches!(found, Ok(Found::Replaced(_))) {
+        release(tools, uid, was).await?;
     } else {
         *enrolled = Some(was);
     }
@@ -335,25 +330,34 @@ async fn stay(
     }
 }
 
-/// How long the connections of a pod that is gone may take to be reset.
-const RESET: Duration = Duration::from_secs(5);
-
-/// Ends the pod's connections and forgets it. Its rules stay: whatever still runs in the namespace
-/// of a pod that is gone must not speak in clear, and the rules go when the namespace does.
+/// Ends the pod's connections and forgets it. Its rules stay: whatever still runs in the namespace of
+/// a pod that is gone must not speak in clear, and the rules go when the namespace does.
 pub(super) async fn forget(
     tools: &Tools,
     uid: &WorkloadUid,
     enrolled: Option<Enrolled>,
 ) -> Result<(), StepError> {
-    let ended = tools.data_plane.remove(uid, Removal::Gone).await?;
-    if let Some(Enrolled { claim, .. }) = enrolled {
-        // The sockets are closed when the last connection has ended; until then the namespace is
-        // nobody else's. A connection that outlives the deadline is the data plane's fault, and
-        // must not keep the next pod out.
-        let _ = timeout(RESET, ended.ended()).await;
-        drop(claim);
-        tools.telemetry.pod_stopped();
+    match enrolled {
+        Some(enrolled) => release(tools, uid, enrolled).await,
+        // It may have left with connections that were still open.
+        None => {
+            drop(tools.data_plane.remove(uid, Removal::Gone).await?);
+            Ok(())
+        }
     }
+}
+
+/// How long the connections of a pod that is gone may take to be reset.
+const RESET: Duration = Duration::from_secs(5);
+
+/// Resets the pod's connections, and gives up the claim on its namespace when the last of its sockets
+/// is closed. A connection that outlives the deadline is the data plane's fault, and must not keep the
+/// next pod out.
+async fn release(tools: &Tools, uid: &WorkloadUid, enrolled: Enrolled) -> Result<(), StepError> {
+    let ended = tools.data_plane.remove(uid, Removal::Gone).await;
+    tools.telemetry.pod_stopped();
+    let _ = timeout(RESET, ended?.ended()).await;
+    drop(enrolled.claim);
     Ok(())
 }
 

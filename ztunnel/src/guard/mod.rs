@@ -13,6 +13,7 @@ mod rules;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh::Model;
 
@@ -51,7 +52,7 @@ pub struct Guard {
 
 #[derive(Clone, Debug)]
 struct Applied {
-    sets: Sets,
+    sets: Arc<Sets>,
     generation: u32,
     listing: String,
 }
@@ -72,16 +73,25 @@ impl Guard {
     /// # Errors
     /// Fails if the rules cannot be applied; those of before stand then.
     pub async fn apply(&mut self, sets: Sets) -> Result<(), Error> {
-        let script = match &self.applied {
-            Some(applied) if applied.sets == sets => return Ok(()),
-            Some(applied) => sets.changes(&applied.sets),
-            None => sets.script(),
-        };
-        let whole = sets.clone();
-        let applied = self.thread.run(move || apply(&script, whole)).await?;
-        // After a failure nobody knows which elements are there: next time the table is made anew.
-        self.applied = applied.as_ref().ok().cloned();
-        applied?;
+        let sets = Arc::new(sets);
+        if let Some(before) = self.applied.take() {
+            if before.sets == sets {
+                self.applied = Some(before);
+                return Ok(());
+            }
+            let whole = sets.clone();
+            let change = move || change(&before, whole);
+            self.applied = self.thread.run(change).await?;
+        }
+        match self.applied {
+            Some(_) => Ok(()),
+            None => self.replace(sets).await,
+        }
+    }
+
+    async fn replace(&mut self, sets: Arc<Sets>) -> Result<(), Error> {
+        self.applied = None;
+        self.applied = Some(self.thread.run(move || replace(sets)).await??);
         Ok(())
     }
 
@@ -107,8 +117,7 @@ impl Guard {
                 Ok(false)
             }
             Ok(None) => {
-                self.applied = None;
-                self.apply(sets).await?;
+                self.replace(sets).await?;
                 Ok(true)
             }
             Err(error) => Err(error.into()),
@@ -129,12 +138,32 @@ pub fn sets(model: &Model, node: &str) -> Sets {
     sets
 }
 
-fn apply(script: &str, sets: Sets) -> Result<Applied, nftables::Error> {
-    nftables::apply(script)?;
+/// Makes the whole table anew, in one transaction.
+fn replace(sets: Arc<Sets>) -> Result<Applied, nftables::Error> {
+    nftables::apply(&sets.script())?;
     let generation = nftables::generation()?;
     let listing = nftables::list_rules(TABLE)?
         .ok_or_else(|| nftables::Error::Refused("the table vanished".into()))?;
     Ok(Applied {
+        sets,
+        generation,
+        listing,
+    })
+}
+
+/// Changes elements only; nothing if the table is not what it was, and has to be made anew.
+fn change(before: &Applied, sets: Arc<Sets>) -> Option<Applied> {
+    nftables::apply(&sets.changes(&before.sets)).ok()?;
+    let generation = nftables::generation().ok()?;
+    let listing = nftables::list_rules(TABLE).ok()??;
+    // If somebody else changed something since, the next verification has to look at everything.
+    let ours_alone = generation == before.generation.wrapping_add(1);
+    let generation = if ours_alone {
+        generation
+    } else {
+        before.generation
+    };
+    (listing == before.listing).then_some(Applied {
         sets,
         generation,
         listing,

@@ -278,6 +278,52 @@ fn a_signal_drains_and_a_second_one_ends() {
 }
 
 #[test]
+fn a_pod_that_opted_out_while_no_daemon_ran_is_cleaned_up_by_the_next() {
+    let mut world = World::new();
+    let client = world.pod("client", true);
+    client
+        .pod
+        .inside
+        .run("nft", &["add", "table", "inet", "somebody_elses"]);
+    let before = client.pod.inside.rules_and_routes();
+    let daemon = Daemon::start(&world);
+    daemon.ready();
+    assert_ne!(client.pod.inside.rules_and_routes(), before);
+    daemon.kill();
+    world.write(&client, false);
+    let _next = Daemon::start(&world);
+    eventually("nothing of ours is left", || {
+        (client.pod.inside.rules_and_routes() == before).then_some(())
+    });
+}
+
+#[test]
+fn a_guard_that_is_taken_away_is_put_back() {
+    let mut world = World::new();
+    let (client, _server) = (world.pod("client", true), world.pod("server", true));
+    let daemon = Daemon::start(&world);
+    daemon.ready();
+    let guard = || world.node_runs("nft", &["list", "table", "inet", "ambit-guard"]);
+    let before = guard();
+    assert!(before.contains(&client.pod.v4.to_string()));
+    world.node_runs("nft", &["flush", "ruleset"]);
+    eventually("the guard stands", || {
+        world
+            .node_runs("nft", &["list", "ruleset"])
+            .contains("ambit-guard")
+            .then_some(())
+    });
+    assert_eq!(guard(), before);
+}
+
+#[test]
+fn a_folder_that_is_not_there_ends_the_daemon_with_a_reason() {
+    let world = World::new();
+    let daemon = Daemon::start_with(&world, &["--source-folder", "/no/such/folder"]);
+    assert_eq!(daemon.ended(), Some(1));
+}
+
+#[test]
 fn a_command_line_that_cannot_be_used_is_64_and_says_all_that_is_wrong() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_ztunnel"))
         .args(["--node-name", "a", "--cert-ttl", "tomorrow"])

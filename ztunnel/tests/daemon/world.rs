@@ -109,6 +109,11 @@ impl World {
         self.object(uid, &object);
     }
 
+    /// Runs a program in the node's namespace and answers with its output.
+    pub(crate) fn node_runs(&self, program: &str, arguments: &[&str]) -> String {
+        self.node.inside.run(program, arguments)
+    }
+
     /// Deletes the pod's object and its namespace's file; the namespace goes with the pod.
     pub(crate) fn delete(&self, pod: &Named) {
         fs::remove_file(self.folder.path().join(format!("objects/{}.yaml", pod.uid)))
@@ -137,25 +142,25 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts the binary in the node's namespace.
     pub(crate) fn start(world: &World) -> Self {
+        let objects = world.folder.path().join("objects").display().to_string();
+        Self::start_with(world, &["--source-folder", &objects])
+    }
+
+    /// Starts the binary with these arguments beside the usual ones.
+    pub(crate) fn start_with(world: &World, arguments: &[&str]) -> Self {
         let folder = |name: &str| world.folder.path().join(name).display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
         command
             .args([
                 "--node-name",
                 "a",
-                "--source-folder",
-                &folder("objects"),
                 "--ca-dir",
                 &folder("ca"),
-            ])
-            .args([
                 "--netns-dir",
                 &folder("netns"),
-                "--worker-threads",
-                "2",
-                "--log-level",
-                "info",
             ])
+            .args(["--worker-threads", "2", "--log-level", "info"])
+            .args(arguments)
             .stdin(Stdio::null());
         // A child lives where the thread that made it is.
         let child = world
