@@ -204,7 +204,8 @@ fn down(name: &str, all: bool) -> Result<()> {
         if !dir.root().exists() {
             bail!("no lab {name} is up");
         }
-        return registry::take_down(&dir);
+        registry::take_down(&dir)?;
+        return registry::sweep().map(drop);
     }
     for dir in registry::all()? {
         registry::take_down(&dir)?;

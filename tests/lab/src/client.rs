@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -78,7 +78,7 @@ impl Client {
 }
 
 /// Sweeps, claims the name and starts an agent for it; returns when the agent listens.
-pub(crate) fn launch(name: &str, options: &Options) -> Result<LabDir> {
+pub(crate) fn launch(name: &str, options: &Options) -> Result<(LabDir, Child)> {
     tools::check()?;
     let binary = tools::binary("lab", options.bin_dir.as_deref())?;
     let (dir, lock) = registry::claim(name)?;
@@ -100,7 +100,7 @@ pub(crate) fn launch(name: &str, options: &Options) -> Result<LabDir> {
             .context("the lab's agent")?;
     }
     if said.trim() == "listening" {
-        return Ok(dir);
+        return Ok((dir, agent));
     }
     let _ = agent.wait();
     let log = std::fs::read_to_string(dir.agent_log()).unwrap_or_default();

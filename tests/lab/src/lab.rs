@@ -7,6 +7,7 @@ mod wait;
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -78,8 +79,8 @@ impl Manifests {
 #[derive(Debug)]
 pub struct Lab {
     client: Client,
-    /// Held open: the agent takes its end for the end of the lab.
-    owner: Option<UnixStream>,
+    /// The agent takes the end of the connection for the end of the lab.
+    owner: Option<(UnixStream, Child)>,
     dir: LabDir,
     fabric: String,
     ready_deadline: Duration,
@@ -95,9 +96,9 @@ impl Lab {
     pub fn up(manifests: impl Into<Manifests>, options: Options) -> Result<Self> {
         let yaml = manifests.into().text()?;
         let name = options.name.clone().unwrap_or_else(made_up_name);
-        let dir = launch(&name, &options)?;
+        let (dir, agent) = launch(&name, &options)?;
         let owner = Client::new(&dir).own()?;
-        let lab = Self::over(dir, Some(owner), options.ready_deadline)?;
+        let lab = Self::over(dir, Some((owner, agent)), options.ready_deadline)?;
         lab.apply(yaml)?;
         if options.wait {
             lab.wait_ready()?;
@@ -114,7 +115,11 @@ impl Lab {
         Self::over(dir, None, Options::default().ready_deadline)
     }
 
-    fn over(dir: LabDir, owner: Option<UnixStream>, ready_deadline: Duration) -> Result<Self> {
+    fn over(
+        dir: LabDir,
+        owner: Option<(UnixStream, Child)>,
+        ready_deadline: Duration,
+    ) -> Result<Self> {
         let client = Client::new(&dir);
         let fabric = client.status(None, Duration::ZERO)?.fabric;
         Ok(Self {
@@ -290,15 +295,24 @@ impl Lab {
     /// # Errors
     /// Something could not be removed.
     pub fn down(mut self) -> Result<()> {
-        self.owner = None;
-        registry::take_down(&self.dir)
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let owner = self.owner.take();
+        registry::take_down(&self.dir)?;
+        match owner {
+            // It has let go of the lab, which is the last thing that it does.
+            Some((_, mut agent)) => agent.wait().map(drop).context("the lab's agent"),
+            None => Ok(()),
+        }
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if self.owner.take().is_some()
-            && let Err(error) = registry::take_down(&self.dir)
+        if self.owner.is_some()
+            && let Err(error) = self.end()
         {
             eprintln!("lab {}: {error:#}", self.dir.name());
         }

@@ -374,10 +374,12 @@ fn a_program_that_ignores_sigterm_is_killed_after_the_grace_period() {
     let lab = up(NODES_AND_PODS);
     lab.apply(
         "{apiVersion: v1, kind: Pod, metadata: {name: deaf}, spec: {containers: [
-           {name: c, command: [sh, -c, \"trap '' TERM; while :; do sleep 0.1; done\"]}]}}",
+           {name: c, command: [sh, -c, \"trap '' TERM; echo deaf; while :; do sleep 0.1; done\"]}]}}",
     )
     .unwrap();
-    lab.wait_ready().unwrap();
+    // Ready means that it runs, not that it has come to its trap.
+    let said = || lab.pod_log("deaf").ok()?.contains("deaf").then_some(());
+    lab.wait_until("the program's trap", SECOND, said).unwrap();
     let started = std::time::Instant::now();
     lab.delete_pod_within("deaf", SECOND).unwrap();
     assert!(

@@ -19,8 +19,11 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -28,6 +31,7 @@ use tokio::task::JoinSet;
 use crate::model::Key;
 use crate::model::cluster::Cluster;
 use crate::options::Options;
+use crate::poll;
 use crate::protocol::Status;
 use crate::registry::{self, LabDir};
 use crate::tools;
@@ -36,6 +40,9 @@ use event::{Answer, Event};
 
 /// Events wait here while one is acted on; a full queue holds the senders back.
 const EVENTS: usize = 1024;
+
+/// A killed process has ended already; its exit is noticed within microseconds.
+const REAP_DEADLINE: Duration = Duration::from_millis(500);
 
 /// What every task of the agent needs.
 #[derive(Debug)]
@@ -67,6 +74,8 @@ pub(crate) fn run(name: &str, options: Options) -> Result<()> {
     // Ctrl-C in the terminal that started the lab is not meant for it. Fails only for a process
     // that leads a group already, which then has no terminal to fear.
     let _ = nix::unistd::setsid();
+    // What a program leaves behind when it ends is ours to reap: an init may not be there to do it.
+    nix::sys::prctl::set_child_subreaper(true).context("prctl")?;
     let dir = LabDir::new(name)?;
     std::fs::write(dir.root().join("lock"), std::process::id().to_string()).context("lock")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,6 +115,7 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
     // Programs end with the tasks that look after them.
     agent.tasks.shutdown().await;
     let wiped = registry::wipe(&dir);
+    reap();
     if let Some(asked) = asked {
         // Whoever asked may have gone.
         let _ = asked.send(
@@ -118,6 +128,17 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
         tokio::task::yield_now().await;
     }
     wiped
+}
+
+/// Collects the programs that were killed, and what they had started. All of them have ended: a
+/// lab is wiped when nothing runs in its namespaces.
+fn reap() {
+    let ended = || match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        // No child is left.
+        Err(Errno::ECHILD) => Some(()),
+        _ => None,
+    };
+    poll::until(REAP_DEADLINE, Duration::from_millis(1), ended);
 }
 
 impl Agent {
