@@ -60,6 +60,7 @@ pub(super) struct Entry {
     verify_at: Option<Instant>,
     retry_at: Option<Instant>,
     failures: u32,
+    failed_as: Option<Desired>,
     tried: bool,
     failure: Option<(&'static str, String)>,
     netns: Option<String>,
@@ -79,6 +80,7 @@ impl Default for Entry {
             verify_at: None,
             retry_at: None,
             failures: 0,
+            failed_as: None,
             tried: false,
             failure: None,
             netns: None,
@@ -95,6 +97,7 @@ impl Entry {
             phase: self.phase,
             busy: self.interrupt.is_some(),
             waiting: self.retry_at.is_some_and(|at| at > now),
+            failed_as: self.failed_as.clone(),
             due: self.heard || self.verify_at.is_some_and(|at| at <= now),
             enrolled_as: self.enrolled_as.clone(),
         }
@@ -190,7 +193,7 @@ impl Entry {
                 self.enter(Phase::Enrolled);
                 self.succeed(tools, Some(desired));
             }
-            Finished::Enrolled(Err(error), _) => self.fail(uid, &error),
+            Finished::Enrolled(Err(error), desired) => self.fail(uid, &error, Some(desired)),
             Finished::Verified(outcome, enrolled, desired) => {
                 self.enrolled = enrolled;
                 self.verified(tools, uid, outcome, desired);
@@ -202,13 +205,13 @@ impl Entry {
             }
             Finished::Left(Err(error), enrolled) => {
                 self.enrolled = enrolled;
-                self.fail(uid, &error);
+                self.fail(uid, &error, None);
             }
             Finished::Swept(Ok(())) => {
                 self.enter(Phase::Clean);
                 self.succeed(tools, None);
             }
-            Finished::Swept(Err(error)) => self.fail(uid, &error),
+            Finished::Swept(Err(error)) => self.fail(uid, &error, None),
             Finished::Forgotten => {}
         }
     }
@@ -240,7 +243,7 @@ impl Entry {
                 if self.enrolled.is_none() {
                     self.enter(Phase::Pending);
                 }
-                self.fail(uid, &error);
+                self.fail(uid, &error, Some(desired));
             }
         }
     }
@@ -275,15 +278,20 @@ impl Entry {
     }
 
     /// The same failure again is not news.
-    fn fail(&mut self, uid: &WorkloadUid, error: &StepError) {
+    fn fail(&mut self, uid: &WorkloadUid, error: &StepError, failed_as: Option<Desired>) {
         let message = Chain(error as &dyn Error).to_string();
         let failure = (error.code(), message);
         if self.failure.as_ref() != Some(&failure) {
-            let (reason, error) = (failure.0, &failure.1);
-            tracing::warn!(pod = %uid, reason, error, "a step of the pod's enrolment failed");
+            let (reason, message) = (failure.0, &failure.1);
+            if error.is_expected() {
+                tracing::info!(pod = %uid, reason, message, "pod is not set up yet");
+            } else {
+                tracing::warn!(pod = %uid, reason, message, "a step of the pod's enrolment failed");
+            }
             self.since = SystemTime::now();
         }
         self.failure = Some(failure);
+        self.failed_as = failed_as;
         let wait = RETRY_FIRST
             .saturating_mul(1 << self.failures.min(16))
             .min(RETRY_MOST);

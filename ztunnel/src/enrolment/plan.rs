@@ -86,6 +86,8 @@ pub(super) struct Actual {
     pub(super) busy: bool,
     /// The last step failed so recently that the next must wait.
     pub(super) waiting: bool,
+    /// What the pod was when the last step failed: one that has changed since need not wait.
+    pub(super) failed_as: Option<Desired>,
     /// It is time to verify.
     pub(super) due: bool,
     /// What it was enrolled as.
@@ -144,7 +146,7 @@ fn existing(world: &World, uid: &WorkloadUid, actual: &Actual) -> Option<Action>
     if gone {
         return Some(Action::Forget);
     }
-    if actual.waiting {
+    if actual.waiting && actual.failed_as.as_ref() == desired {
         return None;
     }
     match (actual.phase, desired) {

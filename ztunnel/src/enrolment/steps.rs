@@ -45,6 +45,8 @@ pub(super) struct Enrolled {
 /// Why a pod is not in the mesh.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StepError {
+    #[error("it has no address yet")]
+    NoAddress,
     #[error("its network namespace is not known yet")]
     NetnsUnknown,
     #[error("its network namespace could not be looked up")]
@@ -80,9 +82,15 @@ pub(super) enum StepError {
 }
 
 impl StepError {
+    /// Whether every new pod goes through this.
+    pub(super) fn is_expected(&self) -> bool {
+        matches!(self, Self::NoAddress | Self::NetnsUnknown)
+    }
+
     /// Stable reason code.
     pub(super) fn code(&self) -> &'static str {
         match self {
+            Self::NoAddress => "no_address",
             Self::NetnsUnknown => "netns_unknown",
             Self::NetnsSource(_) => "netns_source",
             Self::NetnsUnusable { .. } => "netns_unusable",
@@ -114,6 +122,9 @@ pub(super) enum Found {
 /// Finds the pod's namespace and proves that it is the pod's: it has one of the pod's addresses,
 /// and it is not the node's.
 fn locate(source: &dyn PodNetns, desired: &Desired, node: NetnsId) -> Result<Netns, StepError> {
+    if desired.ips.is_empty() {
+        return Err(StepError::NoAddress);
+    }
     let path = source
         .path(&desired.kube_uid)
         .map_err(StepError::NetnsSource)?
@@ -241,7 +252,7 @@ fn inspect(
         Ok(netns) if netns.id() != was.netns.id() => Ok(Found::Replaced("netns_replaced")),
         // The namespace that is held open lives on; the source may be behind, or the pod about to
         // go.
-        Ok(_) | Err(StepError::NetnsUnknown | StepError::NetnsSource(_)) => {
+        Ok(_) | Err(StepError::NoAddress | StepError::NetnsUnknown | StepError::NetnsSource(_)) => {
             stands(&mut was, desired)
         }
         Err(error) => Ok(Found::Replaced(error.code())),

@@ -30,6 +30,7 @@ fn actual(phase: Phase, ip: &str) -> Actual {
         phase,
         busy: false,
         waiting: false,
+        failed_as: None,
         due: false,
         enrolled_as: Some(pod(ip)),
     }
@@ -64,6 +65,7 @@ fn a_pod_whose_step_failed_waits_and_hinders_no_other() {
     let world = world(&[("bad", "10.0.0.1"), ("good", "10.0.0.2")], &[]);
     let failed = Actual {
         waiting: true,
+        failed_as: Some(pod("10.0.0.1")),
         enrolled_as: None,
         ..actual(Phase::Pending, "10.0.0.1")
     };
@@ -78,6 +80,21 @@ fn a_pod_whose_step_failed_waits_and_hinders_no_other() {
     assert_eq!(
         plan_of(&world, &[("bad", retry)]),
         [(uid("bad"), Action::Enrol), (uid("good"), Action::Enrol)]
+    );
+}
+
+#[test]
+fn a_pod_that_has_changed_since_its_step_failed_does_not_wait() {
+    let world = world(&[("a", "10.0.0.1")], &[]);
+    let failed = Actual {
+        waiting: true,
+        failed_as: Some(pod("10.0.0.9")),
+        enrolled_as: None,
+        ..actual(Phase::Pending, "10.0.0.9")
+    };
+    assert_eq!(
+        plan_of(&world, &[("a", failed)]),
+        [(uid("a"), Action::Enrol)]
     );
 }
 
