@@ -252,7 +252,7 @@ pub fn manifests() -> String {
 /// It does not come up.
 pub fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| match Lab::up(manifests(), if std::env::var_os("NOD").is_some() { Options::no_daemon() } else { Options::default() }) {
+    LAB.get_or_init(|| match Lab::up(manifests(), Options::default()) {
         Ok(lab) => lab,
         Err(error) => panic!("{error:#}"),
     })

@@ -150,32 +150,54 @@ fn with_many_files(arguments: &[&str]) -> Vec<String> {
 /// What a daemon holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
-    /// Open file descriptors.
+    /// Open file descriptors other than tunnels.
     pub files: usize,
+    /// Established tunnels, which a pool keeps for a while for who comes next.
+    pub tunnels: usize,
     /// Resident memory in KiB.
     pub rss_kib: u64,
 }
 
 impl Held {
-    /// By the daemon of a node, now.
+    /// By the daemon of a node, now. `pod` is the only one there that has tunnels.
     ///
     /// # Errors
     /// It does not run.
-    pub fn by(lab: &Lab, node: &str) -> Result<Self> {
+    pub fn by(lab: &Lab, node: &str, pod: &str) -> Result<Self> {
         let pid = lab
             .status()?
             .node(node)?
             .daemon_pid
             .context("the daemon does not run")?;
+        let tunnels = tunnels(lab, pod)?;
         let files = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         Ok(Self {
-            files,
+            files: files.saturating_sub(tunnels),
+            tunnels,
             rss_kib: kib.context("VmRSS")?,
         })
     }
+}
+
+/// Established connections of a pod from or to port 15008, as proc(5) lists them.
+fn tunnels(lab: &Lab, pod: &str) -> Result<usize> {
+    let text = lab
+        .exec(pod, &["cat", "/proc/net/tcp", "/proc/net/tcp6"])?
+        .ok()?;
+    let is_tunnel = |line: &&str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, local, remote, state, ..] = words[..] else {
+            return false;
+        };
+        state == "01"
+            && [local, remote]
+                .iter()
+                .any(|address| address.ends_with(":3AA0"))
+    };
+    Ok(text.lines().filter(is_tunnel).count())
 }
 
 /// Entries that conntrack could not insert or had to drop in a pod, since the pod was made.
