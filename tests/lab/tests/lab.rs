@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -95,8 +96,8 @@ fn every_pod_reaches_every_other_with_its_own_address() {
 }
 
 /// socat writes `[fd00:0010:...]`, and IPv4 through an IPv6 socket as `[0000:...:ffff:0af4:0102]`.
-fn address(text: &str) -> std::net::IpAddr {
-    let ip: std::net::IpAddr = text.trim_matches(['[', ']']).parse().unwrap();
+fn address(text: &str) -> IpAddr {
+    let ip: IpAddr = text.trim_matches(['[', ']']).parse().unwrap();
     ip.to_canonical()
 }
 
@@ -215,34 +216,16 @@ fn a_pod_is_ready_when_its_probe_says_so_and_only_then_an_endpoint() {
 
 #[test]
 fn probes_come_from_the_nodes_own_address() {
-    let lab = up(&(NODES_AND_PODS.to_owned() + &server("web", "a", "")));
-    let capture = lab.capture(Where::pod("web"), "tcp dst port 8080").unwrap();
-    let node = lab.node_ip("a", Family::V4).unwrap();
-    lab.exec_within(&Where::node("a"), &["true"], SECOND)
-        .unwrap();
-    lab.delete("Pod", "web").unwrap();
-    drop(capture);
-    let restarted = Lab::up(
-        NODES_AND_PODS.to_owned()
-            + &server("web", "a", "").replace(
-                "tcpSocket: {port: http}",
-                "tcpSocket: {port: http}, periodSeconds: 1",
-            ),
-        options(),
-    )
-    .unwrap();
-    let capture = restarted
-        .capture(Where::pod("web"), "tcp dst port 8080")
-        .unwrap();
-    let octets: Vec<u8> = node
-        .to_string()
-        .split('.')
-        .map(|octet| octet.parse().unwrap())
-        .collect();
-    restarted
-        .wait_until("a probe from the node", 5 * SECOND, || {
-            (capture.occurrences(&octets).ok()? > 0).then_some(())
-        })
+    let often = server("web", "a", "").replace("{port: http}}", "{port: http}, periodSeconds: 1}");
+    assert!(often.contains("periodSeconds"));
+    let lab = up(&(NODES_AND_PODS.to_owned() + &often));
+    let IpAddr::V4(node) = lab.node_ip("a", Family::V4).unwrap() else {
+        panic!("not IPv4");
+    };
+    let filter = format!("tcp dst port 8080 and src host {node}");
+    let capture = lab.capture(Where::pod("web"), &filter).unwrap();
+    let probed = || (capture.packets().ok()? > 0).then_some(());
+    lab.wait_until("a probe from the node", 5 * SECOND, probed)
         .unwrap();
 }
 
