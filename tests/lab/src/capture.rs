@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::net::if_::if_nametoindex;
 use nix::sys::signal::Signal;
 
@@ -16,7 +16,7 @@ use crate::model::topology::{FABRIC_BROADCAST_V4, GATEWAY_V4, GATEWAY_V6};
 use crate::netns;
 use crate::pcap;
 use crate::poll;
-use crate::process::Process;
+use crate::process::{Process, contains};
 use crate::tools;
 
 /// tcpdump says that it listens within milliseconds, and writes a packet as fast.
@@ -133,7 +133,7 @@ impl Capture {
             .unwrap_or_default();
         Ok(packets
             .iter()
-            .filter(|packet| !crate::process::contains(packet, SENTINEL))
+            .filter(|packet| !contains(packet, SENTINEL))
             .count())
     }
 
@@ -172,11 +172,39 @@ impl Capture {
         let sentinel = self.send_sentinel()?;
         let complete = poll::until(DEADLINE, poll::OFTEN, || {
             let file = std::fs::read(&self.file).unwrap_or_default();
-            crate::process::contains(&file, &sentinel).then_some(file)
+            contains(&file, &sentinel).then_some(file)
         });
-        complete.with_context(|| {
+        let file = complete.with_context(|| {
             format!(
                 "tcpdump in {} does not record: {}",
+                self.place,
+                self.complaint()
+            )
+        })?;
+        match self.dropped()? {
+            0 => Ok(file),
+            lost => bail!(
+                "the recording in {} lacks {lost} packets that the kernel dropped",
+                self.place
+            ),
+        }
+    }
+
+    /// How many packets the kernel dropped since the start because tcpdump did not keep up; it says
+    /// so on SIGUSR1.
+    fn dropped(&self) -> Result<u64> {
+        let reports = || drop_reports(&self.complaint());
+        let before = reports().len();
+        self.tcpdump.signal(Signal::SIGUSR1);
+        let fresh = poll::until(DEADLINE, poll::OFTEN, || {
+            let reports = reports();
+            (reports.len() > before)
+                .then(|| reports.last().copied())
+                .flatten()
+        });
+        fresh.with_context(|| {
+            format!(
+                "tcpdump in {} does not say what it lost: {}",
                 self.place,
                 self.complaint()
             )
@@ -196,10 +224,22 @@ impl Capture {
     }
 
     fn complaint(&self) -> String {
-        String::from_utf8_lossy(&self.tcpdump.stderr())
-            .trim_end()
-            .to_owned()
+        String::from_utf8_lossy(&self.tcpdump.stderr()).into_owned()
     }
+}
+
+/// The numbers in tcpdump's lines `N packets dropped by kernel`, whole lines only.
+fn drop_reports(said: &str) -> Vec<u64> {
+    let lines = said
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    let number = |line: &str| {
+        let (before, _) = line
+            .split_once(" packets dropped by kernel")
+            .or_else(|| line.split_once(" packet dropped by kernel"))?;
+        before.rsplit(' ').next()?.parse().ok()
+    };
+    lines.filter_map(number).collect()
 }
 
 /// Sends to some address whose packets cross the recorded interface; nobody needs to listen there.
@@ -226,5 +266,19 @@ const SENTINEL: &[u8] = b"lab-capture-sentinel-";
 impl Drop for Capture {
     fn drop(&mut self) {
         self.tcpdump.signal(Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_dropped_is_read_from_whole_lines() {
+        let said = "tcpdump: listening on br0\n\
+                    tcpdump: 5 packets captured, 5 packets received by filter, 0 packets dropped by kernel\n\
+                    tcpdump: 9 packets captured, 12 packets received by filter, 3 packets dropped by kernel\n\
+                    tcpdump: 9 packets captured, 12 packets received by filter, 4 packets dropped by kernel";
+        assert_eq!(drop_reports(said), [0, 3]);
     }
 }
