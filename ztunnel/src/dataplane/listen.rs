@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +46,7 @@ pub(crate) async fn accept_loop<F, S>(
             biased;
             () = ends.drain.cancelled() => break,
             () = ends.abort.cancelled() => break,
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => ended.unwrap_or_else(|error| report_panic(&error)),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     pause = PAUSE;
@@ -73,6 +73,11 @@ pub(crate) async fn accept_loop<F, S>(
     while connections.join_next().await.is_some() {}
 }
 
+/// A defect of ours ended one connection, and must not go unseen because it ended no more than that.
+fn report_panic(error: &JoinError) {
+    tracing::error!(%error, "a connection's task failed");
+}
+
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -89,5 +94,20 @@ fn accept_code(error: &io::Error) -> &'static str {
         Some(EMFILE | ENFILE) => "out_of_descriptors",
         Some(ENOBUFS | ENOMEM) => "out_of_memory",
         _ => "accept_failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_gave_up_is_no_reason_to_pause_and_a_full_table_is() {
+        assert!(is_of_one_connection(
+            &io::ErrorKind::ConnectionAborted.into()
+        ));
+        let full = io::Error::from_raw_os_error(nix::libc::EMFILE);
+        assert!(!is_of_one_connection(&full));
+        assert_eq!(accept_code(&full), "out_of_descriptors");
     }
 }

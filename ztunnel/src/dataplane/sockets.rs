@@ -40,12 +40,13 @@ impl PodSockets {
 
     /// Connects from the pod's own address.
     pub(crate) async fn dial(&self, to: SocketAddr) -> Result<TcpStream, Error> {
-        let socket = self.socket(to).map_err(Error::Socket)?;
+        let socket = self.remote(to).map_err(Error::Socket)?;
         connect(socket, to).await
     }
 
-    /// Connects so that the destination sees `from` as its client. Answers return to this socket by
-    /// the pod's mark rules.
+    /// Connects to the pod's own application so that it sees `from` as its client. Answers return to
+    /// this socket by the pod's mark rules. Both ends are sockets of one kernel, which cannot lose
+    /// each other, so there is no keepalive.
     pub(crate) async fn dial_from(&self, from: IpAddr, to: SocketAddr) -> Result<TcpStream, Error> {
         if from == to.ip() {
             // The pod speaks to itself. The kernel would take a spoofed source that is also the
@@ -68,40 +69,43 @@ impl PodSockets {
             .netns
             .enter(|| Socket::new(domain, kind, Some(Protocol::TCP)))?;
         socket.set_mark(MARK)?;
-        prepare(&socket)?;
+        socket.set_tcp_nodelay(true)?;
+        Ok(socket)
+    }
+
+    fn remote(&self, to: SocketAddr) -> io::Result<Socket> {
+        let socket = self.socket(to)?;
+        keepalive(&socket)?;
         Ok(socket)
     }
 }
 
 impl hbone::Sockets for PodSockets {
     fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
-        Ok(TcpSocket::from_std_stream(self.socket(to)?.into()))
+        Ok(TcpSocket::from_std_stream(self.remote(to)?.into()))
     }
 }
 
-/// What every socket of the data plane has. Set on a listener it holds for all that the listener
-/// accepts, without a system call.
-pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE)
-            .with_interval(KEEPALIVE)
-            .with_retries(KEEPALIVE_RETRIES),
-    )
+/// What accepted sockets have. Set on their listener it holds for all that it accepts, without a
+/// system call for each.
+pub(super) fn prepare(listener: &Socket) -> io::Result<()> {
+    listener.set_tcp_nodelay(true)?;
+    keepalive(listener)
 }
 
-/// Binds to an address that is not the pod's.
+fn keepalive(socket: &Socket) -> io::Result<()> {
+    let every = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE);
+    socket.set_tcp_keepalive(&every.with_retries(KEEPALIVE_RETRIES))
+}
+
+/// Binds to an address that is not the pod's. A transparent socket may do so as it is; `IP_FREEBIND`
+/// would add nothing.
 fn spoofed(socket: Socket, from: IpAddr) -> io::Result<Socket> {
     match from {
-        IpAddr::V4(_) => {
-            socket.set_ip_transparent_v4(true)?;
-            socket.set_freebind_v4(true)?;
-        }
-        IpAddr::V6(_) => {
-            socket.set_ip_transparent_v6(true)?;
-            socket.set_freebind_v6(true)?;
-        }
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
     // The port is chosen at connect, when the destination is known: one client address then has
     // 28,000 ports per destination and not 28,000 in all.
