@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use buffer::{Chunk, Flight, LARGE};
 pub use tcp::relay_tcp;
-pub(crate) use tcp::{READS_PER_TURN, ResetOnDrop, broken, finish_writing};
+pub(crate) use tcp::{READS_PER_TURN, ResetOnDrop, broken, finish_writing, read_now};
 
 use crate::error::Error;
 use crate::stop::Stop;

@@ -26,7 +26,8 @@ use super::tunnel::Load;
 use crate::error::Error;
 use crate::reason::Reason;
 use crate::relay::{
-    Chunk, Counters, Flight, LARGE, Outcome, READS_PER_TURN, ResetOnDrop, Side, broken, finish_writing,
+    Chunk, Counters, Flight, LARGE, Outcome, READS_PER_TURN, ResetOnDrop, Side, broken,
+    finish_writing, read_now,
 };
 use crate::stop::Stop;
 
@@ -103,7 +104,7 @@ impl Relay<'_> {
             Outcome::Closed => app.finish(),
             Outcome::Reset { by } if *by == self.app => {
                 if !sent_all.get() {
-                    self.last_words(&mut app, &mut send, &flight).await;
+                    self.last_words(&app, &mut send, &flight);
                 }
                 // A reset overtakes what waits to be written: h2 throws that away.
                 let written = timeout(LAST_WORDS, poll_fn(|cx| flight.poll_empty(cx)));
@@ -123,22 +124,13 @@ impl Relay<'_> {
     /// What the application had sent before it broke the connection goes ahead of the reset, as it does without a
     /// tunnel: an answer, for example, of a server that closes without reading the rest of an upload. Only as much as
     /// the stream has window for; nothing is waited for.
-    async fn last_words(
-        &self,
-        app: &mut TcpStream,
-        send: &mut SendStream<Chunk>,
-        flight: &Rc<Flight>,
-    ) {
+    fn last_words(&self, app: &TcpStream, send: &mut SendStream<Chunk>, flight: &Rc<Flight>) {
         loop {
             send.reserve_capacity(LARGE);
-            let window = send.capacity();
-            if window == 0 {
-                return;
-            }
-            let read = poll_fn(|cx| Poll::Ready(Chunk::poll_read(Pin::new(app), cx, window))).await;
-            let Poll::Ready(Ok(chunk)) = read else { return };
-            let n = chunk.remaining();
-            if n == 0 || send.send_data(flight.board(chunk), false).is_err() {
+            let mut bytes = vec![0; send.capacity().min(LARGE)];
+            let n = read_now(app, &mut bytes);
+            bytes.truncate(n);
+            if n == 0 || send.send_data(flight.board(bytes.into()), false).is_err() {
                 return;
             }
             self.count(self.counter().0, n);

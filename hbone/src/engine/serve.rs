@@ -276,7 +276,11 @@ impl<C: Connect + 'static> Server<C> {
 }
 
 fn finished(draining: bool) -> Ended {
-    if draining { Ended::Drained } else { Ended::ByPeer }
+    if draining {
+        Ended::Drained
+    } else {
+        Ended::ByPeer
+    }
 }
 
 fn reject(respond: &mut SendResponse<Chunk>, status: u16) {
@@ -298,7 +302,11 @@ async fn decide<C: Connect>(
     let given_up = poll_fn(|cx| {
         let broken = matches!(inbox.poll_fill(cx), Poll::Ready(Err(_)));
         let reset = respond.poll_reset(cx).is_ready();
-        if broken || reset { Poll::Ready(inbox.is_empty()) } else { Poll::Pending }
+        if broken || reset {
+            Poll::Ready(inbox.is_empty())
+        } else {
+            Poll::Pending
+        }
     });
     let given_up = async {
         let nothing_to_deliver = given_up.await;

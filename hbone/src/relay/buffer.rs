@@ -60,7 +60,11 @@ impl Chunk {
 
 impl From<Vec<u8>> for Chunk {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, at: 0, flight: None }
+        Self {
+            bytes,
+            at: 0,
+            flight: None,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, Read, Write};
 use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -162,13 +162,21 @@ pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOp
 /// for example, of a server that closes without reading the rest of an upload. Only as much as `to` takes at once.
 fn last_words(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) {
     let mut buffer = [0; 16 * 1024];
-    while let Ok(read @ 1..) = from.try_read(&mut buffer) {
-        let written = to.try_write(&buffer[..read]).unwrap_or(0);
+    loop {
+        let read = read_now(from, &mut buffer);
+        // Straight to the kernel, as in `read_now`.
+        let written = (&*SockRef::from(to)).write(&buffer[..read]).unwrap_or(0);
         counter.fetch_add(written as u64, Ordering::Relaxed);
-        if written < read {
+        if read == 0 || written < read {
             return;
         }
     }
+}
+
+/// Reads what the kernel has, 0 bytes if that is nothing. The runtime learns of readiness only when it polls next, and
+/// a broken connection is often noticed before that, by a failed write.
+pub(crate) fn read_now(from: &TcpStream, buffer: &mut [u8]) -> usize {
+    (&*SockRef::from(from)).read(buffer).unwrap_or(0)
 }
 
 /// One direction.

@@ -2,7 +2,11 @@
 //!
 //! A scenario is a function generic over an [`Engine`](engine::Engine). To hold a second engine to the same rules,
 //! implement the trait for it and name it in one more `conformance!` block.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says so by panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that fails says so by panic"
+)]
 #![allow(unreachable_pub, missing_docs, reason = "a test is nobody's library")]
 
 mod engine;

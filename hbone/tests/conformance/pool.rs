@@ -26,7 +26,10 @@ fn opens<E: Engine>(world: &World<E>, n: usize) -> JoinSet<Result<E::Stream, hbo
 }
 
 pub async fn those_who_wait_share_one_dial<E: Engine>() {
-    let config = PoolConfig { eager_tunnels_per_peer: 1, ..PoolConfig::default() };
+    let config = PoolConfig {
+        eager_tunnels_per_peer: 1,
+        ..PoolConfig::default()
+    };
     let world = World::<E>::with(config, ServeConfig::default()).await;
     let streams: Vec<_> = opens(&world, 50).join_all().await;
     assert!(streams.iter().all(Result::is_ok));

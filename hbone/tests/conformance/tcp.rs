@@ -147,7 +147,8 @@ pub async fn a_reset_of_the_upstream_reaches_the_downstream<W: Way>() {
 pub async fn what_was_sent_before_a_reset_arrives_before_it<W: Way>() {
     let world = W::new().await;
     for from_upstream in [true, false] {
-        let c = world.connect().await;
+        let mut c = world.connect().await;
+        ask(&mut c, b"x").await;
         let (mut from, mut to) = (c.downstream, c.upstream);
         if from_upstream {
             std::mem::swap(&mut from, &mut to);
@@ -166,7 +167,10 @@ pub async fn a_server_may_answer_and_close_without_reading_everything<W: Way>() 
     let mut c = world.connect().await;
     let upload = pattern(1024 * 1024);
     let mut started = [0; 1];
-    let (sent, _) = tokio::join!(c.downstream.write_all(&upload), c.upstream.read_exact(&mut started));
+    let (sent, _) = tokio::join!(
+        c.downstream.write_all(&upload),
+        c.upstream.read_exact(&mut started)
+    );
     sent.unwrap();
     c.upstream.write_all(b"413 too large").await.unwrap();
     // With unread bytes the kernel sends RST and not FIN.

@@ -54,7 +54,12 @@ pub async fn both_sides_learn_the_identity_of_the_other<E: Engine>() {
     world.drain.cancel();
     let end = world.serve_ends.recv().await.unwrap();
     assert_eq!(end.peer.unwrap().identity, id(CLIENT));
-    assert_eq!((end.ended, end.streams), (Ended::Drained, 1), "{:?}", end.error);
+    assert_eq!(
+        (end.ended, end.streams),
+        (Ended::Drained, 1),
+        "{:?}",
+        end.error
+    );
 }
 
 pub async fn a_peer_with_another_identity_is_refused_before_http<E: Engine>() {
