@@ -196,3 +196,6 @@ fn keep_first<T>(
         Some(_) => Some(new.origin),
     }
 }
+
+#[cfg(test)]
+mod tests;

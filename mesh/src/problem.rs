@@ -1,6 +1,6 @@
 //! What is wrong with the input, said so that its author can find and mend it.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -47,18 +47,26 @@ impl fmt::Display for ObjectRef {
 /// One line: `shop.yaml#1: Service shop/cart: spec.ports[0].port: bad_port: ...`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}#{}: ", self.file, self.document)?;
+        let mut line = OneLine(f);
+        write!(line, "{}#{}: ", self.file, self.document)?;
         if let Some(object) = &self.object {
-            write!(f, "{object}: ")?;
+            write!(line, "{object}: ")?;
         }
         if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
+            write!(line, "{}: ", self.field)?;
         }
-        write!(f, "{}: ", self.code)?;
-        // A message may quote the input; a line break in it must not forge a second log line.
-        self.message.chars().try_for_each(|c| match c.is_control() {
-            true => write!(f, "{}", c.escape_default()),
-            false => write!(f, "{c}"),
+        write!(line, "{}: {}", self.code, self.message)
+    }
+}
+
+/// Everything may quote the input; a line break in it must not forge a second log line.
+struct OneLine<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|c| match c.is_control() {
+            true => write!(self.0, "{}", c.escape_default()),
+            false => self.0.write_char(c),
         })
     }
 }

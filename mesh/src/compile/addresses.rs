@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use rustc_hash::FxHashSet as Set;
+
 use crate::model::Refusal;
 use crate::problem::Problem;
 
@@ -43,9 +45,15 @@ pub(super) fn settle(
     settle_pods(pods, &mut ownership, problems);
     settle_services(services, &mut ownership, problems);
     settle_between(services, &mut ownership, problems);
+    let hosts = pods
+        .iter()
+        .map(|pod| &pod.value.workload)
+        .filter(|w| w.host_network);
+    let nodes: Set<IpAddr> = hosts.flat_map(|host| &host.ips).copied().collect();
     for (ip, refusal) in unreadable {
         // What cannot be read takes nothing from what can.
-        if !ownership.pods.contains_key(ip) && !ownership.services.contains_key(ip) {
+        let owned = ownership.pods.contains_key(ip) || ownership.services.contains_key(ip);
+        if !owned && !nodes.contains(ip) {
             ownership.refused.entry(*ip).or_insert(*refusal);
         }
     }
@@ -95,7 +103,11 @@ fn settle_services(
             ownership.services.insert(ip, owner);
             continue;
         }
-        ownership.refused.insert(ip, Refusal::DuplicateServiceIp);
+        // A refusal because of pods stays: it is settled between the kinds next.
+        ownership
+            .refused
+            .entry(ip)
+            .or_insert(Refusal::DuplicateServiceIp);
         for &i in &claimants {
             let others = claimants.iter().filter(|other| **other != i);
             let others = names(others.map(|o| &services[*o]));
@@ -106,20 +118,25 @@ fn settle_services(
     }
 }
 
+/// An address that pods and services claim is nobody's, however many of each claim it.
 fn settle_between(
     services: &[Fact<ServiceFacts>],
     ownership: &mut Ownership,
     problems: &mut Vec<Problem>,
 ) {
-    let both = ownership
-        .services
-        .keys()
-        .filter(|ip| ownership.pods.contains_key(ip));
-    for ip in both.copied().collect::<Vec<_>>() {
-        ownership.pods.remove(&ip);
-        let service = ownership.services.remove(&ip);
-        ownership.refused.insert(ip, Refusal::PodIpIsServiceIp);
-        if let Some(service) = service.map(|i| &services[i]) {
+    let all = services
+        .iter()
+        .flat_map(|s| s.value.service.vips.iter().map(move |ip| (s, *ip)));
+    for (service, ip) in all {
+        let refused = ownership.refused.get(&ip);
+        let is_pods = ownership.pods.remove(&ip).is_some()
+            || matches!(
+                refused,
+                Some(Refusal::DuplicatePodIp | Refusal::PodIpIsServiceIp)
+            );
+        if is_pods {
+            ownership.services.remove(&ip);
+            ownership.refused.insert(ip, Refusal::PodIpIsServiceIp);
             let message = format!("{ip} is also the address of a pod; nothing is sent to it");
             let code = Refusal::PodIpIsServiceIp.code();
             problems.push(service.problem("spec.clusterIPs", code, message));

@@ -1,1 +1,402 @@
+//! What holds for any objects: proptest draws the worlds.
 
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::objects::{Objects, parse};
+use crate::testing::{Doc, compiled, namespace, node, objects, params, pod, service, slice};
+use crate::{EndpointKey, Model, Problem, Refusal, Route, Store, compile, route};
+
+/// Few names and few addresses, so that everything meets everything.
+fn any_pod() -> impl Strategy<Value = Doc> {
+    let mode = prop_oneof![Just("ambient"), Just("none"), Just("typo"), Just("")];
+    (0..8u8, 0..6u8, mode, any::<[bool; 5]>(), 0..3u8).prop_map(|(name, ip, mode, flags, node)| {
+        let [ready, terminating, host, twin, ended] = flags;
+        let mut doc = pod(&format!("web-{name}"), &format!("10.0.0.{ip}"));
+        doc = doc.set("spec.nodeName", format!("n{node}"));
+        doc = if mode.is_empty() {
+            doc
+        } else {
+            doc.label("istio.io/dataplane-mode", mode)
+        };
+        doc = if ready { doc } else { doc.not_ready() };
+        doc = if terminating { doc.terminating() } else { doc };
+        doc = if host && twin {
+            doc.set("spec.hostNetwork", true)
+        } else {
+            doc
+        };
+        doc = if ended && twin {
+            doc.set("status.phase", "Failed")
+        } else {
+            doc
+        };
+        if twin && name == 7 {
+            doc.set("metadata.uid", "uid-web-6")
+        } else {
+            doc
+        }
+    })
+}
+
+fn any_service() -> impl Strategy<Value = Doc> {
+    let target = prop_oneof![Just(json!(8080)), Just(json!("http")), Just(json!("none"))];
+    let distribution = prop_oneof![Just(""), Just("PreferClose"), Just("PreferSameNode")];
+    (0..3u8, 0..8u8, target, distribution, any::<[bool; 4]>()).prop_map(
+        |(name, vip, target, distribution, [selects, local, sticky, publish])| {
+            let mut doc = service(
+                ["web", "db", "x"][usize::from(name)],
+                &format!("10.0.0.{vip}"),
+            )
+            .set("spec.ports.0.targetPort", target)
+            .set("spec.trafficDistribution", distribution)
+            .set("spec.publishNotReadyAddresses", publish);
+            if !selects {
+                doc.0["spec"]
+                    .as_object_mut()
+                    .expect("it has a spec")
+                    .remove("selector");
+            }
+            doc = if local {
+                doc.set("spec.internalTrafficPolicy", "Local")
+            } else {
+                doc
+            };
+            if sticky {
+                doc.set("spec.sessionAffinity", "ClientIP")
+            } else {
+                doc
+            }
+        },
+    )
+}
+
+fn any_slice() -> impl Strategy<Value = Doc> {
+    let endpoint = (0..10u8, 0..9u8, any::<[bool; 4]>()).prop_map(|(ip, name, flags)| {
+        let [ready, serving, terminating, named] = flags;
+        let conditions = json!({"ready": ready, "serving": serving, "terminating": terminating});
+        let mut endpoint = json!({"addresses": [format!("10.0.0.{ip}")], "conditions": conditions});
+        if named {
+            endpoint["targetRef"] = json!({"kind": "Pod", "name": format!("web-{name}")});
+        }
+        endpoint
+    });
+    (0..4u8, 0..3u8, prop::collection::vec(endpoint, 0..4)).prop_map(|(name, of, endpoints)| {
+        slice(
+            &format!("s{name}"),
+            ["web", "db", "x"][usize::from(of)],
+            json!(endpoints),
+        )
+    })
+}
+
+/// Objects with distinct names; conflicts of addresses and uids are wanted.
+fn any_world() -> impl Strategy<Value = Vec<Doc>> {
+    let pods = prop::collection::vec(any_pod(), 0..8);
+    let services = prop::collection::vec(any_service(), 0..4);
+    let slices = prop::collection::vec(any_slice(), 0..4);
+    (pods, services, slices, any::<bool>()).prop_map(|(pods, services, slices, ambient)| {
+        let mut world = vec![
+            namespace("shop"),
+            node("n0", "eu", "a"),
+            node("n1", "eu", "b"),
+        ];
+        world[0] = if ambient {
+            world[0].clone().ambient()
+        } else {
+            world[0].clone()
+        };
+        for doc in pods.into_iter().chain(services).chain(slices) {
+            let known = |other: &Doc| {
+                other.0["kind"] == doc.0["kind"]
+                    && other.0["metadata"]["name"] == doc.0["metadata"]["name"]
+            };
+            if !world.iter().any(known) {
+                world.push(doc);
+            }
+        }
+        world
+    })
+}
+
+/// Objects that nobody can read, or whose identity is not certain.
+fn any_broken() -> impl Strategy<Value = Doc> {
+    prop_oneof![
+        any_pod().prop_map(|doc| doc.set("spec.serviceAccountName", "../admin")),
+        any_pod().prop_map(|doc| doc.set("metadata.uid", "../x")),
+        any_pod().prop_map(|doc| doc.set("metadata.name", "UPPER")),
+        any_pod().prop_map(|doc| doc.set("metadata.namespace", "a/b")),
+        any_service().prop_map(|doc| doc.set("metadata.name", "no name")),
+        any_slice().prop_map(|doc| doc
+            .set("metadata.name", "no/name")
+            .set("addressType", "FQDN")),
+    ]
+}
+
+fn spread(docs: &[Doc], files: usize) -> Objects {
+    let mut all = Objects::default();
+    for (i, doc) in docs.iter().enumerate().rev() {
+        let file: Arc<str> = format!("{}.yaml", i % files).into();
+        let parsed = parse(&file, doc.0.to_string().as_bytes());
+        parsed
+            .objects
+            .into_iter()
+            .for_each(|(object, origin)| all.insert(object, origin));
+    }
+    all
+}
+
+fn sorted(problems: &[Problem]) -> Vec<String> {
+    let mut said: Vec<_> = problems
+        .iter()
+        .map(|p| format!("{:?} {} {}", p.object, p.code, p.message))
+        .collect();
+    said.sort();
+    said
+}
+
+fn newly_refused(before: &Model, after: &Model) -> Vec<IpAddr> {
+    after
+        .refused
+        .keys()
+        .filter(|ip| before.refused(**ip).is_none())
+        .copied()
+        .collect()
+}
+
+fn drop_bare_endpoints(model: &mut Model, refused: &[IpAddr]) {
+    let services = model.services.values_mut().chain(model.by_vip.values_mut());
+    for service in services {
+        Arc::make_mut(service).endpoints.retain(
+            |endpoint| !matches!(endpoint.key(), EndpointKey::Address(ip) if refused.contains(&ip)),
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn the_model_does_not_depend_on_files_and_order(
+        world in any_world().prop_shuffle(), files in 1..5usize,
+    ) {
+        let (model, problems) = compiled(&world);
+        let (other, others) = compile(&spread(&world, files), &params());
+        prop_assert_eq!(&model, &other);
+        prop_assert_eq!(sorted(&problems), sorted(&others));
+    }
+
+    #[test]
+    fn a_broken_object_changes_nothing_for_the_others(
+        world in any_world(), broken in any_broken(),
+    ) {
+        let (mut before, _) = compiled(&world);
+        let (mut after, _) = compiled(&[&world[..], &[broken]].concat());
+        // It may only refuse addresses that nobody owned before. If one of those is a bare
+        // endpoint, that goes too: it may be the broken pod, which may be meshed.
+        let refused = newly_refused(&before, &after);
+        prop_assert!(refused.iter().all(|ip| before.workload_by_ip(*ip).is_none()));
+        prop_assert!(refused.iter().all(|ip| before.service_by_vip(*ip).is_none()));
+        after.refused.retain(|ip, _| !refused.contains(ip));
+        prop_assert!(before.refused.keys().all(|ip| after.refused.contains_key(ip)));
+        // Why an address is refused may be said in another way; that it is, stays.
+        after.refused.clone_from(&before.refused);
+        drop_bare_endpoints(&mut before, &refused);
+        prop_assert_eq!(before, after);
+    }
+
+    #[test]
+    fn an_update_is_worth_a_fresh_start(first in any_world(), second in any_world()) {
+        let store = Store::new();
+        let (model, problems) = compiled(&first);
+        store.apply(model, problems);
+        let (model, problems) = compiled(&second);
+        let changes = store.apply(model.clone(), problems.clone());
+        let stored = store.model();
+        prop_assert_eq!(&model.workloads, &stored.workloads);
+        prop_assert_eq!(&model.by_ip, &stored.by_ip);
+        prop_assert_eq!(&model.services, &stored.services);
+        prop_assert_eq!(&model.by_vip, &stored.by_vip);
+        prop_assert_eq!(&model.refused, &stored.refused);
+        prop_assert_eq!(problems, stored.problems());
+        prop_assert!(store.apply(model, stored.problems().to_vec()).is_empty());
+        for uid in &changes.added {
+            prop_assert!(stored.workload(uid).is_some());
+        }
+        check_arcs(&stored)?;
+    }
+
+    #[test]
+    fn no_address_leads_to_two_identities(world in any_world()) {
+        let (model, _) = compiled(&world);
+        for (ip, owner) in &model.by_ip {
+            prop_assert!(owner.ips.contains(ip) && !owner.host_network);
+            prop_assert!(model.refused(*ip).is_none() && model.service_by_vip(*ip).is_none());
+            let rivals = model.workloads().filter(|w| !w.host_network && w.ips.contains(ip));
+            let rivals = rivals.filter(|w| w.uid != owner.uid);
+            for rival in rivals {
+                prop_assert!(rival.health.terminating && !owner.health.terminating);
+            }
+        }
+        for service in model.services() {
+            for endpoint in &service.endpoints {
+                for ip in &endpoint.addresses {
+                    let owner = model.workload_by_ip(*ip);
+                    prop_assert_eq!(owner.is_some(), endpoint.workload().is_some_and(|w| !w.host_network));
+                    prop_assert!(owner.is_none() || owner == endpoint.workload());
+                    prop_assert!(model.refused(*ip).is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_route_never_leads_where_it_must_not(
+        world in any_world(), ip in 0..12u8, port in prop_oneof![Just(80u16), Just(8080), Just(81)],
+        seed in any::<u64>(),
+    ) {
+        let client = pod("client", "10.0.1.1").ambient();
+        let (model, _) = compiled(&[&world[..], &[client]].concat());
+        let destination = SocketAddr::from(([10, 0, 0, ip], port));
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut tried = Vec::new();
+        for _ in 0..12 {
+            let decision = decide(&model, destination, &tried, &mut rng);
+            check_route(&model, destination, &decision, &tried)?;
+            match decision.endpoint() {
+                Some(key) => tried.push(key),
+                None => break,
+            }
+        }
+        let last = decide(&model, destination, &tried, &mut rng);
+        let ended = matches!(last, Route::NoEndpoint { .. } | Route::Passthrough { .. });
+        prop_assert!(ended);
+        prop_assert!(model.workloads().all(|w| w.load.active() == 0));
+    }
+
+    #[test]
+    fn parsing_what_was_cut_anywhere_never_fails_as_a_whole(
+        world in any_world(), cut in 0..4000usize,
+    ) {
+        let text = crate::testing::text(&world);
+        let cut = text.floor_char_boundary(cut.min(text.len()));
+        let parsed = parse(&"cut.yaml".into(), &text.as_bytes()[..cut]);
+        let whole = objects(&world);
+        prop_assert!(parsed.objects.len() <= whole.len());
+        prop_assert!(parsed.broken.len() <= 1, "only the last can be broken");
+    }
+}
+
+fn decide(model: &Model, to: SocketAddr, tried: &[EndpointKey], rng: &mut fastrand::Rng) -> Route {
+    let client = model.workloads().find(|w| &*w.name == "client");
+    route(
+        model,
+        client.expect("every world has the client"),
+        to,
+        tried,
+        rng,
+    )
+}
+
+fn check_route(
+    model: &Model,
+    destination: SocketAddr,
+    decision: &Route,
+    tried: &[EndpointKey],
+) -> Result<(), TestCaseError> {
+    let ip = destination.ip();
+    if let Some(key) = decision.endpoint() {
+        prop_assert!(!tried.contains(&key));
+    }
+    match decision {
+        Route::Mesh {
+            workload,
+            target,
+            tunnel,
+            service,
+            ..
+        } => {
+            prop_assert!(workload.is_meshed());
+            prop_assert_eq!(tunnel.ip(), target.ip());
+            prop_assert_eq!(model.workload_by_ip(target.ip()), Some(workload));
+            check_service(model, ip, service.as_deref(), decision)?;
+        }
+        Route::Plain {
+            workload,
+            target,
+            service,
+            ..
+        } => {
+            prop_assert!(
+                workload.as_ref().is_none_or(|w| !w.is_meshed()),
+                "never in clear"
+            );
+            let owner = model.workload_by_ip(target.ip());
+            prop_assert!(
+                owner.is_none_or(|owner| !owner.is_meshed()),
+                "by no other way either"
+            );
+            check_service(model, ip, service.as_deref(), decision)?;
+        }
+        Route::Passthrough { target } => {
+            prop_assert_eq!(*target, destination);
+            prop_assert!(model.workload_by_ip(ip).is_none());
+            prop_assert!(model.service_by_vip(ip).is_none() && model.refused(ip).is_none());
+        }
+        Route::NoEndpoint { code, .. } => {
+            let refused = model.refused(ip).map(Refusal::code);
+            prop_assert!(refused.is_none_or(|refused| refused == *code));
+        }
+    }
+    Ok(())
+}
+
+fn check_service(
+    model: &Model,
+    ip: IpAddr,
+    service: Option<&crate::Service>,
+    decision: &Route,
+) -> Result<(), TestCaseError> {
+    prop_assert_eq!(model.service_by_vip(ip).map(|s| &**s), service);
+    let Some(service) = service else {
+        return Ok(());
+    };
+    let key = decision
+        .endpoint()
+        .expect("mesh and plain have an endpoint");
+    let chosen = service
+        .endpoints
+        .iter()
+        .find(|e| e.key() == key)
+        .expect("it is the service's");
+    let health = chosen.health;
+    prop_assert!(health.ready || (health.serving && health.terminating));
+    prop_assert!(
+        !service.node_local || &*chosen.node == "a",
+        "the client's node"
+    );
+    Ok(())
+}
+
+/// Whatever way leads to an entry, it is the same allocation.
+fn check_arcs(model: &Model) -> Result<(), TestCaseError> {
+    for workload in model.by_ip.values() {
+        prop_assert!(Arc::ptr_eq(workload, &model.workloads[&workload.uid]));
+    }
+    for service in model.by_vip.values() {
+        prop_assert!(Arc::ptr_eq(service, &model.services[&service.key()]));
+    }
+    for endpoint in model
+        .services
+        .values()
+        .flat_map(|service| &service.endpoints)
+    {
+        if let Some(workload) = endpoint.workload() {
+            prop_assert!(Arc::ptr_eq(workload, &model.workloads[&workload.uid]));
+        }
+    }
+    Ok(())
+}

@@ -12,7 +12,7 @@ mod watch;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -149,7 +149,7 @@ impl Reader {
     }
 
     fn look(&mut self) {
-        if !self.files.scan(&self.params) {
+        if !self.files.scan(&self.params, SystemTime::now()) {
             return;
         }
         let (model, problems) = compile(&self.files.objects(), &self.params);

@@ -123,7 +123,7 @@ fn names_that_could_spell_another_identity_make_no_workload() {
         good.clone().set("metadata.name", "web/x"),
         good.clone().set("metadata.uid", "../../etc/passwd"),
         good.clone().set("metadata.uid", ""),
-        good.clone().set("spec.nodeName", "a b"),
+        good.set("spec.nodeName", "a b"),
     ];
     for doc in bad {
         let (model, problems) = compiled(std::slice::from_ref(&doc));

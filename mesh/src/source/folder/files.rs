@@ -67,7 +67,7 @@ impl Files {
     }
 
     /// Reads what changed; true if the objects or problems may be others now.
-    pub(super) fn scan(&mut self, params: &Params) -> bool {
+    pub(super) fn scan(&mut self, params: &Params, now: SystemTime) -> bool {
         let listing = match self.list() {
             Ok(listing) => listing,
             Err(error) => {
@@ -81,7 +81,7 @@ impl Files {
         let mut parsed = Vec::new();
         for (name, path) in &listing {
             let file = self.files.entry(name.clone()).or_default();
-            changed |= file.read(name, path, &mut parsed);
+            changed |= file.read(name, path, now, &mut parsed);
         }
         let before = self.before(&parsed, params);
         changed |= !parsed.is_empty();
@@ -184,8 +184,14 @@ fn is_manifest(name: &str) -> bool {
 
 impl File {
     /// Reads the file if it changed; true if a problem with reading it came or went.
-    fn read(&mut self, name: &Arc<str>, path: &Path, parsed: &mut Vec<(Arc<str>, Parsed)>) -> bool {
-        let unreadable = match self.changed_bytes(path) {
+    fn read(
+        &mut self,
+        name: &Arc<str>,
+        path: &Path,
+        now: SystemTime,
+        parsed: &mut Vec<(Arc<str>, Parsed)>,
+    ) -> bool {
+        let unreadable = match self.changed_bytes(path, now) {
             Ok(bytes) => {
                 parsed.extend(bytes.map(|bytes| (name.clone(), parse(name, &bytes))));
                 None
@@ -199,7 +205,7 @@ impl File {
     }
 
     /// The content if it is not what was read the last time.
-    fn changed_bytes(&mut self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    fn changed_bytes(&mut self, path: &Path, now: SystemTime) -> io::Result<Option<Vec<u8>>> {
         let mut file = fs::File::open(path)?;
         let meta = file.metadata()?;
         let stamp = Stamp::of(&meta);
@@ -214,7 +220,6 @@ impl File {
         }
         let mut bytes = Vec::new();
         file.by_ref().take(MAX_FILE).read_to_end(&mut bytes)?;
-        let now = SystemTime::now();
         if self.is_being_written(&bytes, now) {
             return Ok(None);
         }

@@ -1,0 +1,171 @@
+//! What is read from a file, and what is said of the rest.
+
+use std::sync::Arc;
+
+use super::*;
+
+fn read(text: &str) -> Parsed {
+    parse(&Arc::from("f.yaml"), text.as_bytes())
+}
+
+fn names(parsed: &Parsed) -> Vec<String> {
+    parsed
+        .objects
+        .iter()
+        .map(|(object, _)| object.reference().to_string())
+        .collect()
+}
+
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n";
+
+#[test]
+fn a_file_holds_any_number_of_documents() {
+    let text = format!(
+        "# first\n---\n{WEB}---\n\n--- # nothing\n---\n{}...\n",
+        WEB.replace("web", "db")
+    );
+    let parsed = read(&text);
+    assert_eq!(names(&parsed), ["Service shop/web", "Service shop/db"]);
+    assert_eq!(parsed.objects[1].1.document, 1);
+    assert!(parsed.broken.is_empty() && parsed.ignored.is_empty());
+}
+
+#[test]
+fn a_broken_document_costs_only_itself() {
+    let text = format!("{WEB}---\nkind: [\n--- \n{}", WEB.replace("web", "db"));
+    let parsed = read(&text);
+    assert_eq!(names(&parsed), ["Service shop/web", "Service shop/db"]);
+    let [broken] = &parsed.broken[..] else {
+        panic!("{:?}", parsed.broken)
+    };
+    assert_eq!((broken.document, broken.code), (1, "yaml_syntax"));
+    assert!(
+        broken.message.contains("line 5") || broken.message.contains("line 6"),
+        "{broken}"
+    );
+}
+
+#[test]
+fn a_wrong_value_is_named_by_object_and_field() {
+    let parsed = read(&format!(
+        "{WEB}spec: {{ports: [{{port: 80}}, {{port: http}}]}}\n"
+    ));
+    let text = parsed.broken[0].to_string();
+    assert!(
+        text.starts_with("f.yaml#0: Service shop/web: spec.ports[1].port: bad_field: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_key_written_twice_is_refused() {
+    let parsed = read("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  name: b\n");
+    assert_eq!(parsed.broken[0].code, "yaml_syntax");
+    assert!(parsed.objects.is_empty());
+}
+
+#[test]
+fn kinds_are_told_by_their_full_version() {
+    let parsed = read("apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: web}\n");
+    assert_eq!(parsed.ignored[0].code, "unknown_kind");
+    let parsed = read("apiVersion: v2\nkind: Pod\nmetadata: {name: web}\n");
+    assert_eq!(parsed.ignored[0].code, "unknown_kind");
+}
+
+#[test]
+fn what_protects_traffic_elsewhere_and_not_here_is_said_aloud() {
+    let kinds = [
+        ("security.istio.io/v1", "AuthorizationPolicy"),
+        ("security.istio.io/v1", "PeerAuthentication"),
+        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("cilium.io/v2", "CiliumNetworkPolicy"),
+    ];
+    for (version, kind) in kinds {
+        let parsed = read(&format!(
+            "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n"
+        ));
+        let [problem] = &parsed.ignored[..] else {
+            panic!("{kind}")
+        };
+        assert_eq!(problem.code, "unsupported_kind");
+        assert!(problem.message.contains("NOT enforced"), "{problem}");
+    }
+}
+
+#[test]
+fn a_list_is_its_items() {
+    let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: shop}\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: web, labels: [1]}\n- {kind: List, apiVersion: v1}\n";
+    let parsed = read(text);
+    assert_eq!(names(&parsed), ["Namespace shop"]);
+    assert_eq!(parsed.broken[0].field, "items[1].metadata.labels");
+    assert_eq!(parsed.broken.len(), 2);
+}
+
+#[test]
+fn json_is_yaml() {
+    let parsed = read(r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"a"}}"#);
+    assert_eq!(names(&parsed), ["Node a"]);
+}
+
+#[test]
+fn what_does_not_say_what_it_is_is_broken() {
+    for text in [
+        "name: x",
+        "- 1",
+        "hello",
+        "apiVersion: v1\nmetadata: {name: x}",
+        "kind: Pod",
+    ] {
+        assert_eq!(read(text).broken[0].code, "missing_field", "{text}");
+    }
+    let parsed = read("apiVersion: v1\nkind: Pod\nmetadata: {labels: {a: b}}\n");
+    assert_eq!(parsed.broken[0].field, "metadata.name");
+}
+
+#[test]
+fn bytes_that_are_no_text_are_broken() {
+    let parsed = parse(&Arc::from("f.yaml"), b"kind: \xff");
+    assert_eq!(parsed.broken[0].code, "yaml_syntax");
+}
+
+#[test]
+fn a_bomb_of_aliases_is_defused() {
+    let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for i in 1..30 {
+        let last = format!("*a{}", i - 1);
+        text += &format!("a{i}: &a{i} [{}]\n", [&*last; 10].join(", "));
+    }
+    assert_eq!(read(&text).broken[0].code, "yaml_syntax");
+    let deep = "[".repeat(100_000);
+    assert_eq!(read(&deep).broken[0].code, "yaml_syntax");
+}
+
+#[test]
+fn a_message_cannot_forge_a_second_line() {
+    let parsed =
+        read("apiVersion: v1\nkind: \"Pod\\nroot: all fine\"\nmetadata: {name: \"x\\ny\"}\n");
+    let text = parsed.ignored[0].to_string();
+    assert!(!text.contains('\n'), "{text}");
+}
+
+#[test]
+fn the_first_place_counts_whatever_the_order_of_reading() {
+    let one = |file: &str, port: u16| {
+        let text = format!("{WEB}spec: {{ports: [{{port: {port}}}]}}\n");
+        parse(&Arc::from(file), text.as_bytes()).objects.remove(0)
+    };
+    let places = [one("a.yaml", 1), one("b.yaml", 2), one("c.yaml", 3)];
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [1, 0, 2]] {
+        let mut objects = Objects::default();
+        for i in order {
+            let (object, origin) = places[i].clone();
+            objects.insert(object, origin);
+        }
+        let kept = objects.services.values().next().unwrap();
+        assert_eq!(&*kept.origin.file, "a.yaml");
+        let mut files: Vec<_> = objects.problems().map(|p| (p.code, p.file)).collect();
+        files.sort();
+        let twice = "duplicate_object";
+        assert_eq!(files, [(twice, "b.yaml".into()), (twice, "c.yaml".into())]);
+    }
+}

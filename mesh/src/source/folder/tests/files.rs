@@ -1,0 +1,235 @@
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use super::*;
+use crate::source::folder::files::Files;
+use crate::testing::{namespace, service};
+
+/// A folder that is looked at by hand, with a clock that stands until it is moved.
+struct Folder {
+    dir: TempDir,
+    files: Files,
+    now: SystemTime,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self {
+            files: Files::new(dir.path().to_owned()),
+            dir,
+            now: SystemTime::now(),
+        }
+    }
+
+    fn write(&self, file: &str, content: &str) {
+        fs::write(self.dir.path().join(file), content).unwrap();
+    }
+
+    fn scan(&mut self) -> bool {
+        self.files.scan(&params(), self.now)
+    }
+
+    fn later(&mut self) {
+        self.now += Duration::from_secs(10);
+    }
+
+    /// Names of workloads, and codes of problems.
+    fn state(&mut self) -> (Vec<String>, Vec<&'static str>) {
+        self.scan();
+        let (model, problems) = compile(&self.files.objects(), &params());
+        let mut names: Vec<_> = model.workloads().map(|w| w.name.to_string()).collect();
+        names.sort();
+        (names, problems.iter().map(|p| p.code).collect())
+    }
+}
+
+fn both() -> [Doc; 2] {
+    [pod("web", "10.0.0.1"), pod("db", "10.0.0.2")]
+}
+
+#[test]
+fn only_what_changed_is_read_again() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", &text(&both()));
+    assert!(folder.scan());
+    assert!(
+        !folder.scan(),
+        "the same content is no change, even while its time stamp is young"
+    );
+    folder.later();
+    assert!(!folder.scan());
+    fs::remove_file(folder.dir.path().join("a.yaml")).unwrap();
+    assert!(folder.scan());
+}
+
+#[test]
+fn hidden_and_foreign_files_are_left_alone() {
+    let mut folder = Folder::new();
+    for file in [".a.yaml", "a.yaml.swp", "a.yaml~", "README.md", "#a.yaml#"] {
+        folder.write(file, &text(&both()));
+    }
+    assert!(folder.state().0.is_empty());
+}
+
+#[test]
+fn a_volume_of_links_is_read() {
+    let mut folder = Folder::new();
+    let dir = folder.dir.path().to_owned();
+    fs::create_dir(dir.join("..2026")).unwrap();
+    fs::write(dir.join("..2026/a.yaml"), text(&both())).unwrap();
+    symlink("..2026", dir.join("..data")).unwrap();
+    symlink("..data/a.yaml", dir.join("a.yaml")).unwrap();
+    symlink(".", dir.join("circle")).unwrap();
+    let (names, _) = folder.state();
+    assert_eq!(names, ["db", "web"], "once, whatever the circle says");
+}
+
+#[test]
+fn a_version_that_cannot_be_read_leaves_the_last_good_one() {
+    let good = text(&both());
+    let cases = [
+        (
+            "syntax",
+            good.replace(
+                "\"kind\":\"Pod\",\"metadata\":{\"labels\":{\"app\":\"web\"",
+                "[[[",
+            ),
+        ),
+        (
+            "type",
+            text(&[
+                pod("web", "10.0.0.1").set("spec.containers", "none"),
+                both()[1].clone(),
+            ]),
+        ),
+        (
+            "fault",
+            text(&[pod("web", "10.0.0.300"), both()[1].clone()]),
+        ),
+        (
+            "name",
+            text(&[
+                pod("web", "10.0.0.1").set("spec.serviceAccountName", "a/b"),
+                both()[1].clone(),
+            ]),
+        ),
+        (
+            "no name",
+            text(&[
+                pod("web", "10.0.0.1").set("metadata.name", ""),
+                both()[1].clone(),
+            ]),
+        ),
+    ];
+    for (case, broken) in cases {
+        let mut folder = Folder::new();
+        folder.write("a.yaml", &good);
+        assert_eq!(
+            folder.state(),
+            (vec!["db".into(), "web".into()], vec![]),
+            "{case}"
+        );
+        folder.write("a.yaml", &broken);
+        let (names, problems) = folder.state();
+        assert_eq!(names, ["db", "web"], "{case}");
+        assert_eq!(problems.len(), 1, "{case}: {problems:?}");
+        folder.write("a.yaml", &text(&both()[1..]));
+        assert_eq!(
+            folder.state(),
+            (vec!["db".into()], vec![]),
+            "{case}: removing it is no mistake"
+        );
+    }
+}
+
+#[test]
+fn a_slip_in_a_namespaces_label_takes_nobody_out_of_the_mesh() {
+    let mut folder = Folder::new();
+    folder.write("pod.yaml", &text(&both()));
+    folder.write("ns.yaml", &text(&[namespace("shop").ambient()]));
+    folder.scan();
+    let slip = namespace("shop").label("istio.io/dataplane-mode", "ambeint");
+    folder.write("ns.yaml", &text(&[slip]));
+    folder.scan();
+    let (model, problems) = compile(&folder.files.objects(), &params());
+    assert!(model.workloads().all(|w| w.is_meshed()));
+    assert_eq!(problems[0].code, "bad_label_value");
+    assert!(
+        problems[0].message.contains("last good version"),
+        "{}",
+        problems[0]
+    );
+}
+
+#[test]
+fn a_pod_that_was_made_again_is_not_replaced_by_its_former_life() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", &text(&[pod("web", "10.0.0.1")]));
+    folder.scan();
+    let again = pod("web", "10.0.0.2")
+        .set("metadata.uid", "second")
+        .label("istio.io/dataplane-mode", "typo");
+    folder.write("a.yaml", &text(&[again]));
+    folder.scan();
+    let (model, _) = compile(&folder.files.objects(), &params());
+    assert_eq!(&*model.workloads().next().unwrap().kube_uid, "second");
+}
+
+#[test]
+fn an_object_that_moves_while_it_breaks_is_kept() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", &text(&[pod("web", "10.0.0.1")]));
+    folder.scan();
+    fs::remove_file(folder.dir.path().join("a.yaml")).unwrap();
+    folder.write(
+        "b.yaml",
+        &text(&[pod("web", "10.0.0.1").set("spec.containers", "none")]),
+    );
+    assert_eq!(folder.state(), (vec!["web".into()], vec!["bad_field"]));
+}
+
+#[test]
+fn an_emptied_file_counts_only_when_it_stays_empty() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", &text(&both()));
+    folder.scan();
+    folder.write("a.yaml", "");
+    assert_eq!(folder.state().0.len(), 2, "its writer is at work");
+    folder.later();
+    assert!(folder.state().0.is_empty());
+}
+
+#[test]
+fn a_file_that_may_not_be_read_or_is_too_large_is_reported_and_kept() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", &text(&both()));
+    folder.scan();
+    let path = folder.dir.path().join("a.yaml");
+    fs::File::create(&path)
+        .unwrap()
+        .set_len((64 << 20) + 1)
+        .unwrap();
+    assert_eq!(
+        folder.state(),
+        (vec!["db".into(), "web".into()], vec!["file_unreadable"])
+    );
+    assert!(!folder.scan(), "said once");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    folder.write("a.yaml", &text(&both()[..1]));
+    assert_eq!(folder.state(), (vec!["web".into()], vec![]));
+}
+
+#[test]
+fn what_is_wrong_is_said_by_file_and_document() {
+    let mut folder = Folder::new();
+    folder.write(
+        "sub.yaml",
+        &text(&[pod("web", "10.0.0.1"), service("gone", "10.1.0.1")]),
+    );
+    folder.scan();
+    let (_, problems) = compile(&folder.files.objects(), &params());
+    assert_eq!(
+        problems[0].to_string(),
+        "sub.yaml#1: Service shop/gone: service_without_endpoints: no live pod matches its selector"
+    );
+}
