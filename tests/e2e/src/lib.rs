@@ -12,6 +12,7 @@
 pub mod access_log;
 pub mod capture;
 pub mod detector;
+pub mod held;
 pub mod hostile;
 pub mod input;
 pub mod manifest;
@@ -21,3 +22,4 @@ pub mod programs;
 pub mod settle;
 pub mod tcp;
 pub mod tcp_load;
+pub mod web;

@@ -168,24 +168,6 @@ pub fn stubborn(command: Vec<String>) -> Vec<String> {
         .collect()
 }
 
-/// In a client pod: opens `count` connections to a greeter one after the other, prints the greeting
-/// of each, then `held`, and keeps them until it is killed. For every line on its stdin it sends
-/// that line on each connection and prints what comes back.
-pub fn hold(ip: IpAddr, port: u16, count: usize) -> Vec<String> {
-    let script = "for i in $(seq \"$2\"); do exec {fd}<>\"/dev/tcp/$0/$1\" || exit 9; fds+=($fd); \
-                  read -r line <&$fd || exit 8; echo \"$line\"; done; echo held; \
-                  while read -r word; do for fd in \"${fds[@]}\"; do echo \"$word\" >&$fd; \
-                  read -r line <&$fd || exit 7; echo \"$line\"; done; done";
-    words(&[
-        "bash",
-        "-c",
-        script,
-        &ip.to_string(),
-        &port.to_string(),
-        &count.to_string(),
-    ])
-}
-
 /// The daemon's binary: in `$AMBIT_BIN_DIR`, else in the target folder of the running test.
 ///
 /// # Errors

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ambit_e2e::held::Held;
 use ambit_e2e::manifest::{self, Pod};
-use ambit_e2e::programs::{self, PORT, connection_end, greeter, hold};
-use lab::{DaemonState, Family, Lab, Options, Process, Where};
+use ambit_e2e::programs::{self, PORT, connection_end, greeter};
+use lab::{DaemonState, Family, Lab, Options, Where};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -76,17 +77,10 @@ fn lab_with(deadline: &str) -> Lab {
 }
 
 /// One connection from the client to the server, held open.
-fn held(lab: &Lab) -> Process {
-    let command = hold(lab.pod_ip("server", Family::V4).unwrap(), PORT, 1);
-    let command: Vec<&str> = command.iter().map(String::as_str).collect();
-    let process = lab.spawn("client", &command).unwrap();
-    process.wait_stdout("held\n", DEADLINE).unwrap();
-    process
-}
-
-fn says(process: &mut Process, word: &str) {
-    process.write(format!("{word}\n").as_bytes()).unwrap();
-    process.wait_stdout(&format!("{word}\n"), DEADLINE).unwrap();
+fn held(lab: &Lab) -> Held {
+    let mut held = Held::open(lab, "client", lab.pod_ip("server", Family::V4).unwrap(), 1).unwrap();
+    held.says(lab, "one").unwrap();
+    held
 }
 
 #[test]
@@ -146,15 +140,13 @@ fn terminate(lab: &Lab, node: &str, meanwhile: impl FnOnce()) -> (DaemonState, D
 fn sigterm_lets_connections_end_and_exits_with_0_as_soon_as_they_have() {
     let lab = lab_with("12s");
     let mut connection = held(&lab);
-    says(&mut connection, "one");
     let (ended, took) = terminate(&lab, "b", || {
-        says(&mut connection, "two");
+        connection.says(&lab, "two").unwrap();
         // What is new is refused, neither served nor sent in clear.
         let to = SocketAddr::new(lab.pod_ip("server", Family::V4).unwrap(), PORT);
         let (end, _) = connection_end(&lab, &Where::pod("client"), to).unwrap();
         assert!(end.contains("Connection reset by peer"), "{end:?}");
-        connection.close_stdin();
-        connection.wait(DEADLINE).unwrap();
+        connection.close().unwrap();
     });
     assert_eq!(
         ended,
@@ -170,8 +162,7 @@ fn sigterm_lets_connections_end_and_exits_with_0_as_soon_as_they_have() {
 fn sigterm_cuts_what_has_not_ended_at_the_deadline_and_exits_with_0() {
     let lab = lab_with("1s");
     for node in ["b", "a"] {
-        let mut connection = held(&lab);
-        says(&mut connection, "one");
+        let _connection = held(&lab);
         let (ended, took) = terminate(&lab, node, || {});
         assert_eq!(
             ended,
@@ -179,11 +170,15 @@ fn sigterm_cuts_what_has_not_ended_at_the_deadline_and_exits_with_0() {
             "{node}"
         );
         assert!(took < Duration::from_secs(5), "{node}: {took:?}");
+        // Ready means that the pods that were there are in the mesh again.
         lab.restart_daemon(node).unwrap();
-        for pod in ["client", "server"] {
-            lab.wait_workload_state(pod, Some("enrolled"), DEADLINE)
-                .unwrap();
-        }
+        let dump = lab.config_dump(node).unwrap();
+        let states = dump["workloadState"].as_object().unwrap();
+        let enrolled = |state: &serde_json::Value| state["state"] == "enrolled";
+        assert!(
+            states.len() == 1 && states.values().all(enrolled),
+            "{states:?}"
+        );
     }
-    says(&mut held(&lab), "again");
+    held(&lab);
 }

@@ -5,9 +5,10 @@
 use std::time::Duration;
 
 use ambit_e2e::detector::Detector;
+use ambit_e2e::held::Held;
 use ambit_e2e::manifest::{self, Pod};
-use ambit_e2e::programs::{PORT, greeter, hold};
-use lab::{Family, Lab, Options, Process};
+use ambit_e2e::programs::{PORT, greeter};
+use lab::{Family, Lab, Options};
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -81,23 +82,40 @@ fn labels_of_pod_and_namespace_decide_with_istios_precedence() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A connection that is held open, and what is said on it.
-struct Held(Process);
+/// A client on node `a` and a greeter on node `b`, in a namespace that is not in the mesh.
+fn lab() -> Lab {
+    let server = Pod::new("shop", "server")
+        .on("b")
+        .runs(greeter(PORT, "hi"))
+        .port(None, PORT);
+    let client = Pod::new("shop", "client").on("a").into();
+    let all = [
+        manifest::two_nodes(),
+        manifest::namespace("shop", None),
+        client,
+        server.into(),
+    ];
+    Lab::up(manifest::all(all), Options::default()).unwrap()
+}
 
-impl Held {
-    fn open(lab: &Lab, server: &str, family: Family) -> Self {
-        let command = hold(lab.pod_ip(server, family).unwrap(), PORT, 1);
-        let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        let process = lab.spawn("client", &command).unwrap();
-        process.wait_stdout("held\n", DEADLINE).unwrap();
-        Self(process)
-    }
+/// Opts the namespace in, or not.
+fn opt_in(lab: &Lab, mode: Option<&str>) {
+    lab.label("Namespace", "shop", &[("istio.io/dataplane-mode", mode)])
+        .unwrap();
+}
 
-    /// Sends a word and waits for its echo.
-    fn says(&mut self, word: &str) {
-        self.0.write(format!("{word}\n").as_bytes()).unwrap();
-        self.0.wait_stdout(&format!("{word}\n"), DEADLINE).unwrap();
+/// Waits until both pods are in the mesh, or out of it.
+fn wait_enrolled(lab: &Lab, state: Option<&str>) {
+    for pod in ["client", "server"] {
+        lab.wait_workload_state(pod, state, DEADLINE).unwrap();
     }
+}
+
+/// A connection from the client to the server, on which something was said.
+fn open(lab: &Lab, family: Family, word: &str) -> Held {
+    let mut held = Held::open(lab, "client", lab.pod_ip("server", family).unwrap(), 1).unwrap();
+    held.says(lab, word).unwrap();
+    held
 }
 
 /// What the daemon has left in the pod's namespace; empty for a pod that it never was in.
@@ -123,43 +141,21 @@ fn traces(lab: &Lab, pod: &str) -> String {
 
 #[test]
 fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trace() {
-    let server = Pod::new("shop", "server")
-        .on("b")
-        .runs(greeter(PORT, "hi"))
-        .port(None, PORT);
-    let client = Pod::new("shop", "client").on("a");
-    let all = [
-        manifest::two_nodes(),
-        manifest::namespace("shop", None),
-        client.into(),
-        server.into(),
-    ];
-    let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
-    let mode = |mode: Option<&str>| {
-        lab.label("Namespace", "shop", &[("istio.io/dataplane-mode", mode)])
-            .unwrap();
-    };
+    let lab = lab();
     let detector = Detector::start(&lab).unwrap();
     for family in Family::ALL {
         let mark = |when: &str| format!("{when}-{family:?}-{}", lab.name());
-        let mut before = Held::open(&lab, "server", family);
-        before.says(&mark("before"));
+        let seen = |when: &str| detector.look_for(&mark(when)).unwrap().total() > 0;
+        let mut before = open(&lab, family, &mark("before"));
 
-        mode(Some("ambient"));
-        for pod in ["client", "server"] {
-            lab.wait_workload_state(pod, Some("enrolled"), DEADLINE)
-                .unwrap();
-        }
-        before.says(&mark("before-still"));
-        let mut inside = Held::open(&lab, "server", family);
-        inside.says(&mark("inside"));
-        detector.never_saw(&mark("inside")).unwrap();
-        assert!(
-            detector.look_for(&mark("before-still")).unwrap().total() > 0,
-            "the detector is blind"
-        );
+        opt_in(&lab, Some("ambient"));
+        wait_enrolled(&lab, Some("enrolled"));
+        before.says(&lab, &mark("before-still")).unwrap();
+        let mut inside = open(&lab, family, &mark("inside"));
+        assert!(!seen("inside"), "in clear on the wire");
+        assert!(seen("before-still"), "the detector is blind");
 
-        mode(None);
+        opt_in(&lab, None);
         for pod in ["client", "server"] {
             lab.wait_until(&format!("no redirect in {pod}"), DEADLINE, || {
                 let rules = lab.exec(pod, &["nft", "list", "ruleset"]).ok()?.stdout;
@@ -167,56 +163,34 @@ fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trac
             })
             .unwrap();
         }
-        before.says(&mark("before-again"));
-        inside.says(&mark("inside-still"));
-        detector.never_saw(&mark("inside-still")).unwrap();
-        let mut after = Held::open(&lab, "server", family);
-        after.says(&mark("after"));
-        assert!(
-            detector.look_for(&mark("after")).unwrap().total() > 0,
-            "still captured"
-        );
+        before.says(&lab, &mark("before-again")).unwrap();
+        inside.says(&lab, &mark("inside-still")).unwrap();
+        assert!(!seen("inside-still"), "in clear on the wire");
+        let mut after = open(&lab, family, &mark("after"));
+        assert!(seen("after"), "still captured");
 
         drop(inside);
+        wait_enrolled(&lab, None);
         for pod in ["client", "server"] {
-            lab.wait_workload_state(pod, None, DEADLINE).unwrap();
             assert_eq!(traces(&lab, pod), "", "in {pod}");
         }
-        before.says(&mark("before-at-last"));
-        after.says(&mark("after-at-last"));
+        before.says(&lab, &mark("before-at-last")).unwrap();
+        after.says(&lab, &mark("after-at-last")).unwrap();
     }
 }
 
 #[test]
 fn a_pod_without_ipv6_is_enrolled_with_what_it_has() {
-    let server = Pod::new("shop", "server")
-        .on("b")
-        .runs(greeter(PORT, "hi"))
-        .port(None, PORT);
-    let client = Pod::new("shop", "client").on("a");
-    let all = [
-        manifest::two_nodes(),
-        manifest::namespace("shop", None),
-        client.into(),
-        server.into(),
-    ];
-    let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
+    let lab = lab();
     for pod in ["client", "server"] {
-        let off = "for i in all default lo eth0; do echo 1 >/proc/sys/net/ipv6/conf/$i/disable_ipv6; done";
+        let off = "for i in all default lo eth0; do \
+                   echo 1 >/proc/sys/net/ipv6/conf/$i/disable_ipv6; done";
         lab.exec(pod, &["sh", "-c", off]).unwrap().ok().unwrap();
     }
-    lab.label(
-        "Namespace",
-        "shop",
-        &[("istio.io/dataplane-mode", Some("ambient"))],
-    )
-    .unwrap();
-    for pod in ["client", "server"] {
-        lab.wait_workload_state(pod, Some("enrolled"), DEADLINE)
-            .unwrap();
-    }
+    opt_in(&lab, Some("ambient"));
+    wait_enrolled(&lab, Some("enrolled"));
     let detector = Detector::start(&lab).unwrap();
     let marker = format!("four-{}", lab.name());
-    Held::open(&lab, "server", Family::V4).says(&marker);
+    let _held = open(&lab, Family::V4, &marker);
     detector.never_saw(&marker).unwrap();
 }

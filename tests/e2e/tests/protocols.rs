@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ambit_e2e::manifest::{self, Pod, Service};
 use ambit_e2e::programs::{greeter, words};
-use ambit_e2e::{access_log, metrics, settle};
+use ambit_e2e::{access_log, metrics};
 use lab::{Family, Lab, Options, Where};
 
 /// A client on node `a` and a server on node `b`, both in the mesh, with a service on `port`.
@@ -26,9 +26,7 @@ fn lab_of(server: Vec<String>, port: u16) -> Lab {
         server.into(),
         Service::new("in", "server", port, port).into(),
     ];
-    let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
-    settle::caught_up(&lab).unwrap();
-    lab
+    Lab::up(manifest::all(all), Options::default()).unwrap()
 }
 
 /// The program's output in the client pod; it must succeed.

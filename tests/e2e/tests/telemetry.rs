@@ -9,7 +9,6 @@ use ambit_e2e::access_log::{self, Access};
 use ambit_e2e::manifest::{self, Pod, Service};
 use ambit_e2e::metrics::{self, Sample};
 use ambit_e2e::programs::{Curled, PORT, connection_end, curl, nginx, url};
-use ambit_e2e::settle;
 use lab::{Family, Lab, Options, Where};
 
 /// A connection from pod `client` on node `a` to service `web`, of a pod on node `b`. Canonical
@@ -31,7 +30,6 @@ fn lab_and_request() -> (Lab, Curled) {
         Service::new("in", "web", 80, PORT).into(),
     ];
     let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
-    settle::caught_up(&lab).unwrap();
     let to = url(lab.service_ip("web", Family::V4).unwrap(), 80);
     let answer = curl(&lab, &Where::pod("client"), &to, &[]).unwrap();
     assert_eq!(answer.body, "hello");
@@ -200,7 +198,6 @@ fn a_connection_that_fails_is_an_error_with_a_reason_and_a_flag() {
         Pod::new("out", "deaf").on("b").into(),
     ];
     let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
-    settle::caught_up(&lab).unwrap();
     for (namespace, policy) in [("in", "mutual_tls"), ("out", "unknown")] {
         let ip = lab
             .pod_ip(&format!("{namespace}/deaf"), Family::V4)
@@ -251,7 +248,6 @@ fn the_json_log_is_one_object_per_line_with_the_same_fields() {
         web.into(),
     ];
     let lab = Lab::up(manifest::all(all), options).unwrap();
-    settle::caught_up(&lab).unwrap();
     let to = url(lab.pod_ip("web", Family::V4).unwrap(), PORT);
     curl(&lab, &Where::pod("client"), &to, &[]).unwrap();
     let access = lab
