@@ -154,8 +154,7 @@ impl Capture {
         // it is read as older than the listing, and the next verification lists once more than it
         // had to.
         let generation = nftables::generation()?;
-        let listing = nftables::list(TABLE)?
-            .ok_or_else(|| nftables::Error::Refused("the table vanished".into()))?;
+        let listing = nftables::list(TABLE)?.ok_or(nftables::Error::Vanished)?;
         sysctl::set();
         Ok((families, listing, generation))
     }

@@ -9,27 +9,28 @@
 //! It sees what the node forwards. A CNI that switches packets between the pods of one node on a
 //! bridge must hand them to netfilter (`br_netfilter`), as Kubernetes asks of it anyway.
 
+mod listing;
 mod rules;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh::Model;
+use tokio::time::Instant;
 
 pub use rules::Sets;
 
 use crate::netns::{NetnsThread, ThreadEnded};
 use crate::nftables;
+use listing::Listing;
 
 /// Name of the node's table, which is ours alone.
 pub const TABLE: &str = "ambit-guard";
 
-/// The rules are compared on every verification that finds a new generation; the addresses too, if
-/// they are no more than this. To list 100,000 of them takes the kernel and `nft` 0.4 s.
-const FEW_ADDRESSES: usize = 2_000;
-/// More addresses than those are compared on every this many verifications.
-const FULL_LISTING: u32 = 16;
+/// The share of the time that may be spent on looking at the whole table, which is done only when
+/// something in the node's rules has changed: to list 100,000 addresses takes `nft` 0.4 s, and there are
+/// nodes on which somebody changes rules all the time.
+const LOOKING: u32 = 50;
 
 /// Why the guard does not stand.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +48,14 @@ pub enum Error {
 pub struct Guard {
     thread: NetnsThread,
     applied: Option<Applied>,
-    verifications: u32,
+    next_look: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
 struct Applied {
     sets: Arc<Sets>,
     generation: u32,
-    listing: String,
+    rules: Arc<str>,
 }
 
 impl Guard {
@@ -64,7 +65,7 @@ impl Guard {
         Self {
             thread,
             applied: None,
-            verifications: 0,
+            next_look: None,
         }
     }
 
@@ -103,24 +104,26 @@ impl Guard {
         let Some(applied) = self.applied.clone() else {
             return Ok(false);
         };
-        self.verifications = self.verifications.wrapping_add(1);
-        let few = applied.sets.local.len() + applied.sets.meshed.len() <= FEW_ADDRESSES;
-        let with_elements = few || self.verifications.is_multiple_of(FULL_LISTING);
+        let may_look = self.next_look.is_none_or(|at| at <= Instant::now());
         let sets = applied.sets.clone();
-        match self
-            .thread
-            .run(move || stands(applied, with_elements))
-            .await?
-        {
-            Ok(Some(applied)) => {
-                self.applied = Some(applied);
+        let look = move || {
+            let began = Instant::now();
+            (verify(&applied, may_look), began.elapsed())
+        };
+        let (found, took) = self.thread.run(look).await?;
+        match found? {
+            Found::Unchanged => Ok(false),
+            Found::Stands { generation } => {
+                self.next_look = Some(Instant::now() + took * LOOKING);
+                self.applied
+                    .iter_mut()
+                    .for_each(|applied| applied.generation = generation);
                 Ok(false)
             }
-            Ok(None) => {
+            Found::Broken => {
                 self.replace(sets).await?;
                 Ok(true)
             }
-            Err(error) => Err(error.into()),
         }
     }
 }
@@ -142,61 +145,54 @@ pub fn sets(model: &Model, node: &str) -> Sets {
 fn replace(sets: Arc<Sets>) -> Result<Applied, nftables::Error> {
     nftables::apply(&sets.script())?;
     let generation = nftables::generation()?;
-    let listing = nftables::list_rules(TABLE)?
-        .ok_or_else(|| nftables::Error::Refused("the table vanished".into()))?;
+    let listing = nftables::list(TABLE)?.ok_or(nftables::Error::Vanished)?;
     Ok(Applied {
         sets,
         generation,
-        listing,
+        rules: Listing::parse(&listing).rules.into(),
     })
 }
 
 /// Changes elements only; nothing if the table is not what it was, and has to be made anew.
 fn change(before: &Applied, sets: Arc<Sets>) -> Option<Applied> {
     nftables::apply(&sets.changes(&before.sets)).ok()?;
-    let generation = nftables::generation().ok()?;
-    let listing = nftables::list_rules(TABLE).ok()??;
     // If somebody else changed something since, the next verification has to look at everything.
-    let ours_alone = generation == before.generation.wrapping_add(1);
-    let generation = if ours_alone {
-        generation
+    let ours = before.generation.wrapping_add(1);
+    let generation = if nftables::generation().ok()? == ours {
+        ours
     } else {
         before.generation
     };
-    (listing == before.listing).then_some(Applied {
+    Some(Applied {
         sets,
         generation,
-        listing,
+        rules: before.rules.clone(),
     })
 }
 
-/// What was applied, brought up to date, or nothing if it no longer stands.
-fn stands(applied: Applied, with_elements: bool) -> Result<Option<Applied>, nftables::Error> {
+/// What a verification found.
+enum Found {
+    /// Nothing has changed, or it is too early to look at what has.
+    Unchanged,
+    /// Something has changed, and it was not the guard.
+    Stands { generation: u32 },
+    /// The guard is not what was applied.
+    Broken,
+}
+
+fn verify(applied: &Applied, may_look: bool) -> Result<Found, nftables::Error> {
     let generation = nftables::generation()?;
-    if generation == applied.generation {
-        return Ok(Some(applied));
+    if generation == applied.generation || !may_look {
+        return Ok(Found::Unchanged);
     }
-    if nftables::list_rules(TABLE)?.as_deref() != Some(&applied.listing) {
-        return Ok(None);
-    }
-    if with_elements {
-        let listing = nftables::list(TABLE)?.unwrap_or_default();
-        let words: HashSet<IpAddr> = listing
-            .split([' ', ',', '\n', '\t'])
-            .filter_map(|word| word.parse().ok())
-            .collect();
-        let whole = applied
-            .sets
-            .local
-            .iter()
-            .chain(&applied.sets.meshed)
-            .all(|address| words.contains(address));
-        return Ok(whole.then_some(Applied {
-            generation,
-            ..applied
-        }));
-    }
-    // The generation stays the old one, so that the next verification looks again, up to the one
-    // that lists everything.
-    Ok(Some(applied))
+    let Some(listing) = nftables::list(TABLE)? else {
+        return Ok(Found::Broken);
+    };
+    let listing = Listing::parse(&listing);
+    let stands = *listing.rules == *applied.rules && listing.elements == applied.sets.by_name();
+    Ok(if stands {
+        Found::Stands { generation }
+    } else {
+        Found::Broken
+    })
 }

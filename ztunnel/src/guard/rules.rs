@@ -1,6 +1,6 @@
 //! The node's rules, as text: pure functions of two sets of addresses.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -50,23 +50,27 @@ impl Sets {
         script
     }
 
-    fn elements(&self, verb: &str, script: &mut String) {
+    /// The elements of every set of the table that has any.
+    pub(super) fn by_name(&self) -> BTreeMap<String, BTreeSet<IpAddr>> {
+        let mut sets: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
         for (name, addresses) in [("local", &self.local), ("meshed", &self.meshed)] {
-            let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
-                addresses.iter().copied().partition(IpAddr::is_ipv4);
-            for (family, addresses) in [("ipv4", v4), ("ipv6", v6)] {
-                for line in addresses.chunks(PER_LINE) {
-                    let list = line
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect::<Vec<_>>()
-                        .join(", ");
-                    // Writing to a string cannot fail.
-                    let _ = writeln!(
-                        script,
-                        "{verb} element inet {TABLE} {name}_{family} {{ {list} }}"
-                    );
-                }
+            for address in addresses {
+                let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+                sets.entry(format!("{name}_{family}"))
+                    .or_default()
+                    .insert(*address);
+            }
+        }
+        sets
+    }
+
+    fn elements(&self, verb: &str, script: &mut String) {
+        for (name, addresses) in self.by_name() {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            for line in addresses.chunks(PER_LINE) {
+                let list = line.join(", ");
+                // Writing to a string cannot fail.
+                let _ = writeln!(script, "{verb} element inet {TABLE} {name} {{ {list} }}");
             }
         }
     }
