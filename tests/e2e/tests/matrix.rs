@@ -14,9 +14,8 @@ type Failures = BTreeMap<String, String>;
 
 fn note(failures: &mut Failures, cell: &Cell, result: Result<()>) {
     if let Err(error) = result {
-        failures
-            .entry(cell.to_string())
-            .or_insert_with(|| format!("{error:#}"));
+        let why = failures.entry(cell.to_string()).or_default();
+        why.push_str(&format!("\n    {error:#}"));
     }
 }
 
@@ -34,7 +33,7 @@ fn request_all(lab: &Lab, cells: &[Cell], failures: &mut Failures) -> Vec<Reques
 fn report(failures: Failures, cells: usize) {
     let text: Vec<String> = failures
         .iter()
-        .map(|(cell, why)| format!("  {cell}:\n    {why}"))
+        .map(|(cell, why)| format!("  {cell}:{why}"))
         .collect();
     assert!(
         failures.is_empty(),
