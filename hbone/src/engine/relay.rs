@@ -65,6 +65,12 @@ impl Relay<'_> {
         let mut app = ResetOnDrop::new(app);
         let flight = Rc::new(Flight::default());
         let (sent_all, received_all) = (Cell::new(false), Cell::new(false));
+        let answered = Cell::new(false);
+        let inbox = async {
+            let inbox = inbox.await;
+            answered.set(true);
+            inbox
+        };
         let outcome = {
             let (read, write) = app.split();
             let upload = Upload {
@@ -72,6 +78,7 @@ impl Relay<'_> {
                 read,
                 send: &mut send,
                 flight: &flight,
+                answered: &answered,
                 received_all: &received_all,
             };
             let mut upload = pin!(upload.run(prefix, &sent_all));
@@ -239,6 +246,8 @@ struct Upload<'a, 'b> {
     read: ReadHalf<'b>,
     send: &'a mut SendStream<Chunk>,
     flight: &'a Rc<Flight>,
+    /// The peer has answered.
+    answered: &'a Cell<bool>,
     /// The other direction has ended, so that only this one can still notice a reset of the stream.
     received_all: &'a Cell<bool>,
 }
@@ -247,12 +256,27 @@ impl Upload<'_, '_> {
     /// Resolves only with what broke the connection; sets `sent_all` after END_STREAM.
     async fn run(mut self, prefix: Vec<u8>, sent_all: &Cell<bool>) -> Broken {
         match self.all(prefix).await {
-            Ok(()) => sent_all.set(true),
-            Err(broken) => return broken,
+            Ok(()) => {
+                sent_all.set(true);
+                // The other direction goes on, and the application may yet reset it without having anything to read.
+                broken(self.read.as_ref()).await;
+            }
+            Err(Broken::App) => {}
+            Err(tunnel) => return tunnel,
         }
-        // The other direction goes on, and the application may yet reset it without having anything to read.
-        broken(self.read.as_ref()).await;
+        self.answered().await;
         Broken::App
+    }
+
+    /// Waits a little for the peer's answer, before the stream is reset. A reset that meets a stream before the peer has
+    /// looked at it counts against the whole tunnel: h2 and its like end one with a few dozen of them, and with it the
+    /// streams of others. So one application could cut off its neighbours by opening and resetting fast.
+    async fn answered(&self) {
+        // The task wakes for the answer because the other direction waits for it.
+        let answered = poll_fn(|_| {
+            if self.answered.get() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let _late = timeout(LAST_WORDS, answered).await;
     }
 
     async fn all(&mut self, prefix: Vec<u8>) -> Result<(), Broken> {

@@ -393,7 +393,7 @@ pub(super) async fn pong(ping: &mut Option<PingPong>) {
                 Poll::Ready(Ok(_)) => Poll::Ready(()),
                 Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
             })
-            .await
+            .await;
         }
         None => std::future::pending().await,
     }

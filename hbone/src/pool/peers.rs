@@ -3,9 +3,11 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use spiffe::SpiffeId;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{PoolConfig, PoolKey};
 use crate::engine::{Driver, Tunnel};
@@ -25,7 +27,12 @@ pub(super) struct Peers(RefCell<HashMap<PoolKey, Peer>>);
 struct Peer {
     tunnels: Vec<Rc<Tunnel>>,
     dialling: Option<Dialling>,
+    /// After a dial has failed: nothing is dialled ahead of need before this.
+    eager_after: Option<Instant>,
 }
+
+/// A peer that refuses a further tunnel is asked again after this time, as long as the tunnels that it has suffice.
+const EAGER_PAUSE: Duration = Duration::from_secs(5);
 
 /// Where the next stream goes.
 pub(super) enum Choice {
@@ -56,11 +63,12 @@ impl Peers {
             .iter()
             .map(|tunnel| View::of(tunnel, expect))
             .collect();
+        let patient = peer.eager_after.is_some_and(|after| Instant::now() < after);
         match decide(&views, config) {
             Decision::Use { index, another } => match peer.tunnels.get(index) {
                 Some(tunnel) => Choice::Use {
                     tunnel: Rc::clone(tunnel),
-                    another,
+                    another: another && !patient,
                 },
                 None => Choice::Full,
             },
@@ -105,6 +113,7 @@ impl Peers {
             }
             (Some(peer), None) => {
                 peer.dialling = None;
+                peer.eager_after = Some(Instant::now() + EAGER_PAUSE);
                 if peer.tunnels.is_empty() {
                     peers.remove(key);
                 }

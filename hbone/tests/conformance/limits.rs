@@ -292,7 +292,7 @@ async fn drip(from: &TcpStream, counter: &std::sync::atomic::AtomicU64, n: u64) 
     let start = counter.load(Ordering::Relaxed);
     for i in 0..n {
         from.writable().await.unwrap();
-        from.try_write(&[i as u8]).unwrap();
+        from.try_write(&i.to_le_bytes()[..1]).unwrap();
         let mut turns = 0;
         while counter.load(Ordering::Relaxed) < start + i + 1 {
             tokio::task::yield_now().await;
@@ -303,7 +303,7 @@ async fn drip(from: &TcpStream, counter: &std::sync::atomic::AtomicU64, n: u64) 
 }
 
 fn dripped(n: u64) -> Vec<u8> {
-    (0..n).map(|i| i as u8).collect()
+    (0..n).map(|i| i.to_le_bytes()[0]).collect()
 }
 
 /// Many more than the hundred or so small frames after which h2's defaults close a connection.
@@ -381,14 +381,14 @@ pub async fn a_slow_decision_harms_nobody<E: Engine>() {
 }
 
 pub async fn stalled_readers_on_all_but_one_stream_leave_it_its_window<E: Engine>() {
-    const STREAMS: usize = 8;
+    const STREAMS: u8 = 8;
     let config = PoolConfig {
-        streams_per_tunnel: STREAMS,
+        streams_per_tunnel: STREAMS.into(),
         stream_window: 256 * 1024,
         ..PoolConfig::default()
     };
     let serve = ServeConfig {
-        max_streams: STREAMS as u32,
+        max_streams: STREAMS.into(),
         stream_window: 256 * 1024,
         ..ServeConfig::default()
     };

@@ -13,7 +13,7 @@ use crate::world::{Connection, Way, until};
 /// Bytes whose order shows.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len)
-        .map(|i| (i % 251) as u8 ^ (i / 65536) as u8)
+        .map(|i| (i % 251).to_le_bytes()[0] ^ (i / 65536).to_le_bytes()[0])
         .collect()
 }
 
