@@ -1,15 +1,22 @@
 //! Traffic whose bytes can be recognised on the wire, and the state of a pod's network namespace.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lab::{Lab, Process, Where};
+use lab::{Lab, Options, Process, Where};
 
-use crate::programs::{PORT, nginx, words};
+use crate::manifest;
+use crate::programs::{PORT, curl, nginx, url, words};
 
 /// The port of [`server`] that echoes; [`PORT`] answers HTTP.
 pub const ECHO: u16 = 7000;
+
+/// Rules are verified every 2 s; this leaves room for a busy machine and for TCP's retransmissions.
+pub const REPAIR: Duration = Duration::from_secs(10);
+
+/// In every request and in every answer.
+pub const MARKER: &str = "marker-4d61726b6572";
 
 /// Answers that prove that traffic flows, and not only that one packet got through.
 const FLOWING: usize = 3;
@@ -39,7 +46,7 @@ impl Traffic {
     /// One of them does not within 10 s.
     pub fn start(lab: &Lab, pod: &str, to: IpAddr, marker: &str) -> Result<Self> {
         let place = Where::pod(pod);
-        let url = crate::programs::url(to, PORT);
+        let url = url(to, PORT);
         // Each line is one request: the answer, or curl's complaint. 2 s is the longest that a request of a client that
         // is cut off may stand in the way of the next one.
         let curl = format!(
@@ -191,4 +198,26 @@ pub fn as_before(lab: &Lab, pod: &str, before: &str, within: Duration) -> Result
         || (netfilter(lab, pod).ok()? == before).then_some(()),
     )
     .with_context(|| difference(before, &netfilter(lab, pod).unwrap_or_default()))
+}
+
+/// Two nodes and these objects.
+///
+/// # Errors
+/// The lab does not settle.
+pub fn up(manifests: impl IntoIterator<Item = String>) -> Result<Lab> {
+    let all = [manifest::two_nodes()].into_iter().chain(manifests);
+    Lab::up(manifest::all(all), Options::default())
+}
+
+/// Waits until a request of `from` is answered by `name`, and returns how long that took.
+///
+/// # Errors
+/// It is not answered so within [`REPAIR`].
+pub fn answered_by(lab: &Lab, from: &str, to: IpAddr, name: &str) -> Result<Duration> {
+    let start = Instant::now();
+    let request = || curl(lab, &Where::pod(from), &url(to, PORT), &["-m", "2"]).ok();
+    lab.wait_until(&format!("{name} to answer {from}"), REPAIR, || {
+        request().filter(|answer| answer.body.ends_with(name))
+    })?;
+    Ok(start.elapsed())
 }

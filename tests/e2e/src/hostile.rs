@@ -7,6 +7,7 @@
 mod arena;
 mod certs;
 mod frames;
+mod impostor;
 mod inside;
 mod neighbour;
 mod tls;
@@ -16,6 +17,7 @@ mod watch;
 pub use arena::{Arena, MEMBER, STALL, TALK, WINDOW};
 pub use certs::{Authority, Leaf};
 pub use frames::{Frame, Kind, connect, frame, headers, literal, reset, settings};
+pub use impostor::{Act, Impostor, no_settings, status};
 pub use inside::{Origin, inside};
 pub use neighbour::Neighbour;
 pub use tls::{H2, Hello, TLS13};

@@ -1,22 +1,16 @@
-//! Capture is level-triggered and fails closed: whatever happens to rules, namespaces and daemons, it is repaired within
-//! seconds, and not one byte of the payload crosses the wire in clear meanwhile.
+//! Capture is level-triggered and fails closed: whatever happens to rules and daemons, it is repaired
+//! within seconds, and not one byte of the payload crosses the wire in clear meanwhile.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
-use ambit_e2e::access_log;
-use ambit_e2e::capture::{Traffic, as_before, netfilter, server, shell};
-use ambit_e2e::manifest::{self, Pod, namespace};
-use ambit_e2e::programs::{PORT, curl, url};
-use anyhow::{Context, Result, ensure};
-use lab::{Capture, DaemonState, Family, Lab, Options, Where};
-use serde_json::json;
-
-/// Rules are verified every 2 s; this leaves room for a busy machine and for TCP's retransmissions.
-const REPAIR: Duration = Duration::from_secs(10);
-
-const AMBIENT: (&str, Option<&str>) = ("istio.io/dataplane-mode", Some("ambient"));
-const NONE: (&str, Option<&str>) = ("istio.io/dataplane-mode", Some("none"));
+use ambit_e2e::capture::{
+    MARKER, REPAIR, Traffic, answered_by, as_before, netfilter, server, shell, up,
+};
+use ambit_e2e::manifest::{Pod, namespace};
+use ambit_e2e::metrics;
+use ambit_e2e::programs::{PORT, url};
+use anyhow::{Result, ensure};
+use lab::{Capture, DaemonState, Family, Lab, Where};
 
 /// A meshed client on node a, meshed servers on both nodes, and all that could see plaintext between them.
 struct Stage {
@@ -87,6 +81,18 @@ impl Stage {
         for (pod, before) in pods.iter().zip(before) {
             as_before(&self.lab, pod, &before, REPAIR)?;
         }
+        for pod in pods {
+            let node = self.lab.status()?.pod(pod)?.node.clone();
+            metrics::wait(&self.lab, &node, "ambit_capture_repairs_total", &[], 1.0)?;
+            let log = self.lab.daemon_log(&node)?;
+            let line = log
+                .lines()
+                .find(|line| line.contains("repaired") && line.contains(pod));
+            ensure!(
+                line.is_some_and(|line| line.contains("reason=")),
+                "no line says why: {line:?}"
+            );
+        }
         Ok(traffic)
     }
 
@@ -106,24 +112,6 @@ impl Stage {
         ensure!(tls > 0, "no HBONE at all was seen on the bridge");
         Ok(())
     }
-}
-
-/// In every request and in every answer.
-const MARKER: &str = "marker-4d61726b6572";
-
-fn up(manifests: impl IntoIterator<Item = String>) -> Result<Lab> {
-    let all = [manifest::two_nodes()].into_iter().chain(manifests);
-    Lab::up(manifest::all(all), Options::default())
-}
-
-/// Waits until a request of `from` is answered by `name`, and returns how long that took.
-fn answered_by(lab: &Lab, from: &str, to: IpAddr, name: &str) -> Result<Duration> {
-    let start = Instant::now();
-    let request = || curl(lab, &Where::pod(from), &url(to, PORT), &["-m", "2"]).ok();
-    lab.wait_until(&format!("{name} to answer {from}"), REPAIR, || {
-        request().filter(|answer| answer.body.ends_with(name))
-    })?;
-    Ok(start.elapsed())
 }
 
 /// A request with the marker in it has no answer, and soon.
@@ -184,107 +172,39 @@ fn one_rule_that_somebody_adds_is_noticed() -> Result<()> {
 }
 
 #[test]
-fn a_pod_recreated_with_the_same_address_is_reached_as_who_it_is_now() -> Result<()> {
-    let lab = up([
-        namespace("shop", Some("ambient")),
-        Pod::new("shop", "client").on("a").into(),
-    ])?;
-    let at = |name: &str, ip: &str| {
-        Pod::new("shop", name)
-            .on("b")
-            .runs(server(name))
-            .metadata("annotations", json!({"lab.ambit.dev/ip": ip}))
+fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> Result<()> {
+    let stage = Stage::up()?;
+    let traffic = stage.traffic()?;
+    let nft = |node: &str, args: &[&str]| {
+        let command = [&["nft"], args].concat();
+        stage
+            .lab
+            .exec_within(&Where::node(node), &command, REPAIR)?
+            .ok()
     };
-    lab.apply(String::from(
-        Pod::new("shop", "old").on("b").runs(server("old")),
-    ))?;
-    lab.wait_ready()?;
-    let ip = lab.pod_ip("old", Family::V4)?;
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
-    let traffic = Traffic::start(&lab, "client", ip, MARKER)?;
-
-    lab.delete_pod_within("old", Duration::ZERO)?;
-    lab.apply(String::from(at("new", &ip.to_string())))?;
-    answered_by(&lab, "client", ip, "new")?;
-    ensure!(
-        lab.pod_ip("new", Family::V4)? == ip,
-        "the new pod has another address"
-    );
-    traffic.new_ones_flow(&lab, REPAIR)?;
-
-    let answers = traffic.answers();
-    let first = answers
-        .iter()
-        .position(|answer| answer.ends_with(" new"))
-        .context("no answer")?;
-    ensure!(
-        !answers[first..]
-            .iter()
-            .any(|answer| answer.ends_with(" old")),
-        "{answers:?}"
-    );
-    let identity = "spiffe://cluster.local/ns/shop/sa/new";
-    access_log::wait(
-        &lab,
-        "a",
-        &[
-            ("dst.workload", "new"),
-            ("dst.identity", identity),
-            ("reason", "closed"),
-        ],
-    )?;
-    let mixed = |line: &access_log::Access| {
-        line.field("dst.workload") == "new" && line.field("dst.identity") != identity
-    };
-    ensure!(
-        !access_log::lines(&lab, "a")?.iter().any(mixed),
-        "another identity than that of the pod"
-    );
-    ensure!(bridge.occurrences(MARKER)? == 0, "seen in clear");
-    Ok(())
-}
-
-#[test]
-fn a_client_recreated_with_the_same_address_speaks_as_who_it_is_now() -> Result<()> {
-    let at = |name: &str, ip: Option<IpAddr>| {
-        let pod = Pod::new("shop", name).on("a");
-        match ip {
-            Some(ip) => pod.metadata("annotations", json!({"lab.ambit.dev/ip": ip.to_string()})),
-            None => pod,
+    for node in ["a", "b"] {
+        let rules = |node| nft(node, &["-s", "list", "table", "inet", "ambit-guard"]);
+        let before = rules(node)?;
+        for verb in ["delete", "flush"] {
+            nft(node, &[verb, "table", "inet", "ambit-guard"])?;
+            stage
+                .lab
+                .wait_until(&format!("the guard of {node}"), REPAIR, || {
+                    (rules(node).ok()? == before).then_some(())
+                })?;
         }
-    };
-    let lab = up([
-        namespace("shop", Some("ambient")),
-        at("first", None).into(),
-        Pod::new("shop", "web").on("b").runs(server("web")).into(),
-    ])?;
-    let web = lab.pod_ip("web", Family::V4)?;
-    answered_by(&lab, "first", web, "web")?;
-    let ip = lab.pod_ip("first", Family::V4)?;
-    lab.delete_pod_within("first", Duration::ZERO)?;
-    lab.apply(String::from(at("second", Some(ip))))?;
-    lab.wait_ready()?;
-    answered_by(&lab, "second", web, "web")?;
-    access_log::wait(
-        &lab,
-        "b",
-        &[
-            ("src.identity", "spiffe://cluster.local/ns/shop/sa/second"),
-            ("direction", "inbound"),
-        ],
-    )?;
-    let lines = access_log::lines(&lab, "b")?;
-    let last = lines
-        .iter()
-        .rfind(|line| line.field("direction") == "inbound")
-        .context("no line")?;
-    ensure!(last.field("src.workload") == "second", "{}", last.line);
-    ensure!(
-        last.field("src.addr").starts_with(&ip.to_string()),
-        "{}",
-        last.line
-    );
-    Ok(())
+        metrics::wait(
+            &stage.lab,
+            node,
+            "ambit_capture_repairs_total",
+            &[("reason", "guard")],
+            2.0,
+        )?;
+    }
+    for traffic in &traffic {
+        traffic.flows(&stage.lab, REPAIR)?;
+    }
+    stage.nothing_in_clear()
 }
 
 #[test]
@@ -328,187 +248,4 @@ fn a_daemon_that_is_told_to_stop_exits_well_and_leaves_the_rules_in_place() -> R
     lab.restart_daemon("a")?;
     answered_by(lab, "client", web, "web")?;
     stage.nothing_in_clear()
-}
-
-#[test]
-fn a_pod_that_opts_out_keeps_its_connections_and_nothing_stays_behind() -> Result<()> {
-    let out = Pod::new("shop", "client").on("a").label(NONE.0, "none");
-    let lab = up([
-        namespace("shop", Some("ambient")),
-        out.into(),
-        Pod::new("shop", "web").on("b").runs(server("web")).into(),
-    ])?;
-    let before = netfilter(&lab, "client")?;
-    lab.label("Pod", "shop/client", &[AMBIENT])?;
-    lab.wait_workload_state("shop/client", Some("enrolled"), REPAIR)?;
-    ensure!(
-        netfilter(&lab, "client")? != before,
-        "no rules after the pod has opted in"
-    );
-
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
-    let web = lab.pod_ip("web", Family::V4)?;
-    let mut traffic = Traffic::start(&lab, "client", web, MARKER)?;
-    ensure!(
-        bridge.occurrences(MARKER)? == 0,
-        "seen in clear while it was in the mesh"
-    );
-
-    lab.label("Pod", "shop/client", &[NONE])?;
-    lab.wait_until("new connections to be plain", REPAIR, || {
-        (bridge.occurrences(MARKER).ok()? > 0).then_some(())
-    })?;
-    traffic.flows(&lab, REPAIR)?;
-    traffic.end_established();
-    as_before(&lab, "client", &before, REPAIR)?;
-    traffic.new_ones_flow(&lab, REPAIR)
-}
-
-#[test]
-fn a_running_pod_that_opts_in_keeps_its_direct_connections_and_new_ones_are_mutual_tls()
--> Result<()> {
-    let lab = up([
-        namespace("shop", None),
-        Pod::new("shop", "client").on("a").into(),
-        Pod::new("shop", "web").on("b").runs(server("web")).into(),
-    ])?;
-    let web = lab.pod_ip("web", Family::V4)?;
-    let direct = Traffic::start(&lab, "client", web, "before-the-mesh")?;
-    lab.label("Namespace", "shop", &[AMBIENT])?;
-    for pod in ["shop/client", "shop/web"] {
-        lab.wait_workload_state(pod, Some("enrolled"), REPAIR)?;
-    }
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
-    direct.flows(&lab, REPAIR)?;
-    Traffic::start(&lab, "client", web, MARKER)?.flows(&lab, REPAIR)?;
-    direct.established_flows(&lab, REPAIR)?;
-    ensure!(
-        bridge.occurrences(MARKER)? == 0,
-        "a new connection was in clear"
-    );
-    ensure!(
-        bridge.occurrences("before-the-mesh")? > 0,
-        "the old connection has moved"
-    );
-    let identity = "spiffe://cluster.local/ns/shop/sa/client";
-    access_log::wait(
-        &lab,
-        "b",
-        &[
-            ("src.identity", identity),
-            ("direction", "inbound"),
-            ("reason", "closed"),
-        ],
-    )?;
-    Ok(())
-}
-
-#[test]
-fn tables_and_rules_of_others_in_a_pod_are_never_touched() -> Result<()> {
-    let lab = up([
-        namespace("shop", Some("ambient")),
-        Pod::new("shop", "client")
-            .on("a")
-            .label(NONE.0, "none")
-            .into(),
-        Pod::new("shop", "web").on("b").runs(server("web")).into(),
-    ])?;
-    let web = lab.pod_ip("web", Family::V4)?;
-    shell(
-        &lab,
-        "client",
-        "nft add table ip alien; nft add chain ip alien out '{ type nat hook output priority -100; }'; \
-         nft add rule ip alien out tcp dport 9 redirect to :10; nft add table inet ambit-not; \
-         ip rule add fwmark 0x7/0x7 lookup 107; ip route add blackhole 192.0.2.0/24 table 107",
-    )?;
-    let before = netfilter(&lab, "client")?;
-    let alien = || {
-        shell(
-            &lab,
-            "client",
-            "nft -s list table ip alien; nft list table inet ambit-not; ip rule show table 107; ip route show table 107",
-        )
-    };
-    let aliens = alien()?;
-    lab.label("Pod", "shop/client", &[AMBIENT])?;
-    lab.wait_workload_state("shop/client", Some("enrolled"), REPAIR)?;
-    answered_by(&lab, "client", web, "web")?;
-    ensure!(alien()? == aliens, "changed by enrolment");
-    let enrolled = netfilter(&lab, "client")?;
-    shell(&lab, "client", "nft flush table inet ambit")?;
-    as_before(&lab, "client", &enrolled, REPAIR)?;
-    ensure!(alien()? == aliens, "changed by a repair");
-    lab.label("Pod", "shop/client", &[NONE])?;
-    as_before(&lab, "client", &before, REPAIR)
-}
-
-/// Pods of both nodes in turn, each a server and a client.
-fn twenty() -> Vec<Pod> {
-    let pod = |number: usize| {
-        let name = format!("p{number:02}");
-        Pod::new("shop", &name)
-            .on(if number.is_multiple_of(2) { "a" } else { "b" })
-            .runs(server(&name))
-    };
-    (0..20).map(pod).collect()
-}
-
-/// Each asks the next one, which is on the other node.
-fn everyone_asks_the_next(lab: &Lab) -> Result<()> {
-    for number in 0..20 {
-        let (from, to) = (
-            format!("p{number:02}"),
-            format!("p{:02}", (number + 1) % 20),
-        );
-        let request = curl(
-            lab,
-            &Where::Pod(from.clone()),
-            &url(lab.pod_ip(&to, Family::V4)?, PORT),
-            &["-H", &format!("X-Marker: {MARKER}")],
-        );
-        let answer = request.with_context(|| format!("{from} to {to}"))?.body;
-        ensure!(
-            answer == format!("{MARKER} {to}"),
-            "{from} asked {to}: {answer}"
-        );
-    }
-    Ok(())
-}
-
-#[test]
-fn twenty_pods_at_once_are_captured_and_recaptured_after_the_worst() -> Result<()> {
-    let lab = up([namespace("shop", Some("ambient"))])?;
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
-    lab.apply(manifest::all(twenty()))?;
-    lab.wait_ready()?;
-    everyone_asks_the_next(&lab)?;
-
-    // On node a: the daemon dies, three pods lose their rules, three are replaced.
-    lab.kill_daemon("a")?;
-    let marked = ["curl", "-m", "1", "-H", &format!("X-Marker: {MARKER}")];
-    for pod in ["p00", "p02", "p04"] {
-        shell(&lab, pod, "nft flush ruleset")?;
-        let to = url(lab.pod_ip("p01", Family::V4)?, PORT);
-        let output = lab.exec(pod, &[&marked[..], &[&to]].concat())?;
-        ensure!(
-            !output.success(),
-            "{pod} without rules and daemon was answered: {}",
-            output.stdout
-        );
-    }
-    for number in [6, 8, 10] {
-        lab.delete_pod_within(&format!("p{number:02}"), Duration::ZERO)?;
-        lab.apply(String::from(twenty().swap_remove(number)))?;
-    }
-    let start = Instant::now();
-    lab.restart_daemon("a")?;
-    lab.wait_ready()?;
-    everyone_asks_the_next(&lab)?;
-    ensure!(
-        start.elapsed() < Duration::from_secs(20),
-        "took {:?}",
-        start.elapsed()
-    );
-    ensure!(bridge.occurrences(MARKER)? == 0, "seen in clear");
-    Ok(())
 }

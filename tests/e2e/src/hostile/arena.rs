@@ -140,7 +140,10 @@ impl Arena {
         self.attack_from(&self.member.clone(), reason, &attack)
     }
 
-    /// Several things that a member asks over tunnels of their own, all to be answered with one of `answers`.
+    /// That the neighbour has noticed nothing until now.
+    ///
+    /// # Errors
+    /// It has.
     pub fn neighbour(&mut self) -> Result<()> {
         self.neighbour.unharmed(&self.lab)
     }

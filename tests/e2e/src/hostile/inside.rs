@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
@@ -54,23 +54,28 @@ pub fn inside<T: Send>(
     within: Duration,
     work: impl AsyncFnOnce(&Origin) -> Result<T> + Send,
 ) -> Result<T> {
-    let run = || -> Result<T> {
-        let path = format!("/run/netns/{}", origin.netns);
-        let netns = File::open(&path).with_context(|| path.clone())?;
-        // The thread ends with this function, so there is no way back to find.
-        setns(netns, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {path}"))?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
-            match tokio::time::timeout(within, work(origin)).await {
-                Ok(done) => done,
-                Err(_) => bail!("not done within {within:?}"),
-            }
+    let run = || {
+        inside_until(origin, async |origin| {
+            let done = tokio::time::timeout(within, work(origin)).await;
+            done.with_context(|| format!("not done within {within:?}"))?
         })
     };
     std::thread::scope(|scope| match scope.spawn(run).join() {
         Ok(done) => done,
         Err(panic) => std::panic::resume_unwind(panic),
     })
+}
+
+/// Runs `work` on this thread, which stays in the network namespace: it has to be a thread that ends with it.
+pub(super) fn inside_until<T>(
+    origin: &Origin,
+    work: impl AsyncFnOnce(&Origin) -> Result<T>,
+) -> Result<T> {
+    let path = format!("/run/netns/{}", origin.netns);
+    let netns = File::open(&path).with_context(|| path.clone())?;
+    setns(netns, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {path}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(work(origin))
 }

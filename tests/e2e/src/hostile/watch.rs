@@ -114,6 +114,10 @@ impl<'a> Watch<'a> {
             self.node,
             self.pid
         );
+        // A task that panics takes its connection with it, and nothing else would tell.
+        let log = self.log()?;
+        let panic = log.lines().find(|line| line.contains("panicked at"));
+        ensure!(panic.is_none(), "the daemon of {}: {panic:?}", self.node);
         let grown = peak(self.pid)?.saturating_sub(self.resident);
         ensure!(
             grown <= bytes,
