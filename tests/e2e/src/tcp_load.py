@@ -5,6 +5,13 @@
                 COUNT connections, all open before the first is closed, each with ROUNDS exchanges
     tcp_load.py short ADDRESS PORT COUNT AT-ONCE SIZE
                 COUNT connections of one exchange each, AT-ONCE of them at any time
+    tcp_load.py abort ADDRESS PORT COUNT AT-ONCE SIZE
+                the same, but each is reset as soon as its bytes are sent
+    tcp_load.py rude                        resets each connection at its first byte; prints its port
+    tcp_load.py deaf                        accepts and never reads; prints its port
+    tcp_load.py flood ADDRESS PORT COUNT
+                COUNT connections, each filled until nothing moves for a second, and then held
+                until stdin ends
 
 A client prints `KEY VALUE` lines: what was completed, every kind of error with its count, times.
 Each exchange is SIZE bytes there and the same bytes back. Needs python3-minimal only.
@@ -13,13 +20,14 @@ Each exchange is SIZE bytes there and the same bytes back. Needs python3-minimal
 import hashlib
 import select
 import socket
+import struct
 import sys
 import time
 
 DEADLINE = 100.0  # the whole run; what is not done by then is an error
 
 
-def serve():
+def serve(rude=False):
     listener = socket.create_server(
         ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
     )
@@ -32,9 +40,16 @@ def serve():
         for fd, events in poll.poll():
             if fd == listener.fileno():
                 accept(listener, poll, sockets)
+            elif rude:
+                reset(sockets.pop(fd))
             elif not echo(sockets[fd], fd, events, poll, waiting):
                 waiting.pop(fd, None)
                 sockets.pop(fd).close()
+
+
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def accept(listener, poll, sockets):
@@ -68,7 +83,8 @@ def echo(connection, fd, events, poll, waiting):
 class Client:
     """All connections of a run, moved by one epoll loop."""
 
-    def __init__(self, address, port, count, at_once, rounds, size, together):
+    def __init__(self, address, port, count, at_once, rounds, size, together=False, abort=False):
+        self.abort = abort
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.family, self.target = family, (address, port)
         self.left, self.at_once, self.rounds, self.together = count, at_once, rounds, together
@@ -122,7 +138,9 @@ class Connection:
         try:
             if events & select.EPOLLOUT:
                 self.to_send = self.to_send[self.socket.send(self.to_send) :]
-                if not self.to_send:
+                if not self.to_send and self.client.abort:
+                    self.end(None)
+                elif not self.to_send:
                     self.client.poll.modify(self.socket, select.EPOLLIN)
             else:
                 self.receive(self.socket.recv(65536))
@@ -151,9 +169,36 @@ class Connection:
         if error:
             self.client.errors[error] = self.client.errors.get(error, 0) + 1
         del self.client.connections[self.socket.fileno()]
+        if self.client.abort:
+            reset(self.socket)
         self.socket.close()
         self.client.done += 1
         self.client.go_on_together()
+
+
+def deaf():
+    listener = socket.create_server(
+        ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
+    )
+    print("listening", listener.getsockname()[1], flush=True)
+    held = []
+    while True:
+        held.append(listener.accept())
+
+
+def flood(address, port, count):
+    poll, sockets, sent = select.epoll(), {}, 0
+    for _ in range(count):
+        connection = socket.create_connection((address, port))
+        connection.setblocking(False)
+        sockets[connection.fileno()] = connection
+        poll.register(connection, select.EPOLLOUT)
+    data = bytes(256 * 1024)
+    while ready := poll.poll(1):
+        for fd, _ in ready:
+            sent += sockets[fd].send(data)
+    print(f"blocked after {sent} bytes", flush=True)
+    sys.stdin.read()
 
 
 def report(client, seconds):
@@ -166,13 +211,20 @@ def report(client, seconds):
     print(f"slowest-ms {times[-1] * 1000:.2f}", flush=True)
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve()
-    kind, address = sys.argv[1:3]
-    port, count, middle, size = map(int, sys.argv[3:7])
-    if kind == "many":
-        load = Client(address, port, count, count, middle, size, together=True)
+def main(kind, address=None, port=0, count=0, middle=0, size=0):
+    port, count, middle, size = int(port), int(count), int(middle), int(size)
+    if kind in ("serve", "rude"):
+        serve(rude=kind == "rude")
+    elif kind == "deaf":
+        deaf()
+    elif kind == "flood":
+        flood(address, port, count)
     else:
-        load = Client(address, port, count, middle, 1, size, together=False)
-    report(load, load.run())
+        at_once, rounds = (count, middle) if kind == "many" else (middle, 1)
+        abort = kind == "abort"
+        load = Client(address, port, count, at_once, rounds, size, kind == "many", abort)
+        report(load, load.run())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -26,7 +26,27 @@ impl Echo {
     /// # Errors
     /// It does not listen.
     pub fn start(lab: &Lab, pod: &str) -> Result<Self> {
-        let process = lab.spawn(pod, &refs(&with_many_files(&["serve"])))?;
+        Self::serving(lab, pod, "serve")
+    }
+
+    /// Starts one that accepts and never reads.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn deaf(lab: &Lab, pod: &str) -> Result<Self> {
+        Self::serving(lab, pod, "deaf")
+    }
+
+    /// Starts one that resets each connection at its first byte.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn rude(lab: &Lab, pod: &str) -> Result<Self> {
+        Self::serving(lab, pod, "rude")
+    }
+
+    fn serving(lab: &Lab, pod: &str, how: &str) -> Result<Self> {
+        let process = lab.spawn(pod, &refs(&with_many_files(&[how])))?;
         process
             .wait_stdout("\n", Duration::from_secs(10))
             .context("echo server")?;
@@ -64,6 +84,20 @@ pub enum Load {
         /// Bytes each way of the exchange.
         size: u32,
     },
+    /// Connections that the client resets as soon as it has sent.
+    Aborted {
+        /// How many in all.
+        connections: u32,
+        /// How many at any time.
+        at_once: u32,
+        /// Bytes that are sent.
+        size: u32,
+    },
+    /// Connections that the client fills until they are blocked, and holds.
+    Flood {
+        /// How many.
+        connections: u32,
+    },
 }
 
 /// How a load went.
@@ -95,18 +129,22 @@ impl Load {
                 connections,
                 exchanges,
                 size,
-            } => ("many", [connections, exchanges, size]),
+            } => ("many", vec![connections, exchanges, size]),
             Self::Short {
                 connections,
                 at_once,
                 size,
-            } => ("short", [connections, at_once, size]),
+            } => ("short", vec![connections, at_once, size]),
+            Self::Aborted {
+                connections,
+                at_once,
+                size,
+            } => ("abort", vec![connections, at_once, size]),
+            Self::Flood { connections } => ("flood", vec![connections]),
         };
-        let [a, b, c] = numbers.map(|number| number.to_string());
-        lab.spawn(
-            path.client(),
-            &refs(&with_many_files(&[kind, &address, &port, &a, &b, &c])),
-        )
+        let numbers: Vec<_> = numbers.iter().map(u32::to_string).collect();
+        let arguments = [&[kind, &address, &port], &refs(&numbers)[..]].concat();
+        lab.spawn(path.client(), &refs(&with_many_files(&arguments)))
     }
 
     /// Runs the load over a path, to its end.
