@@ -1,7 +1,7 @@
 //! The h2 + tokio-rustls engine. Nothing outside of this module names `h2` or `http`.
 //!
 //! One task drives each tunnel: it alone reads and writes the tunnel's socket ([`tunnel`] for those that we dial,
-//! [`serve`] for those that come in). One relay per stream ([`relay`]) moves bytes between that task and an
+//! [`mod@serve`] for those that come in). One relay per stream ([`relay`]) moves bytes between that task and an
 //! application's socket. All of them live on one thread.
 //!
 //! # Windows, and why a slow reader harms nobody
@@ -14,23 +14,28 @@
 //!   budget for small frames, which is one for the whole connection and closes it when it is spent, is replenished
 //!   before a slow reader can spend it.
 
+mod accept;
+mod dial;
 mod head;
 mod heart;
 mod inbox;
 mod io;
+mod load;
 mod relay;
 mod serve;
 mod stream;
 mod transport;
 mod tunnel;
+mod upload;
 
 use std::time::Duration;
 
 use crate::relay::LARGE;
 
+pub(crate) use dial::Dial;
 pub use serve::serve;
 pub use stream::Stream;
-pub(crate) use tunnel::{Dial, Driver, Tunnel, drive};
+pub(crate) use tunnel::{Driver, Tunnel, drive};
 
 /// Largest frame that we receive. h2 hands a frame on only when all of it is there; a peer sends no more in one frame
 /// than it read from its application at once, which is 256 KiB for Istio's and for ours.

@@ -1,8 +1,8 @@
 //! Between an application's socket and a stream.
 //!
-//! Two directions in one task. [`upload`] reads the application only when the stream has window for what it reads, so
-//! back-pressure reaches the application as it would without a tunnel, and bytes wait in the kernel and not here.
-//! [`download`] writes what has arrived. A reset of either side ends both.
+//! Two directions in one task. The upload reads the application only when the stream has window for what it reads, so
+//! back-pressure reaches the application as it would without a tunnel, and bytes wait in the kernel and not here. The
+//! download writes what has arrived. A reset of either side ends both.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -12,22 +12,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Buf;
 use h2::SendStream;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::task::yield_now;
+use tokio::net::tcp::WriteHalf;
 use tokio::time::timeout;
 use tokio_util::io::poll_write_buf;
 
 use super::inbox::Inbox;
+use super::load::Load;
 use super::transport::Cause;
-use super::tunnel::Load;
+use super::upload::Upload;
 use crate::error::Error;
 use crate::reason::Reason;
 use crate::relay::{
-    Chunk, Counters, Flight, LARGE, Outcome, READS_PER_TURN, ResetOnDrop, Side, broken,
-    finish_writing, read_now,
+    Chunk, Counters, Flight, LARGE, Outcome, ResetOnDrop, Side, finish_writing, read_now,
 };
 use crate::stop::Stop;
 
@@ -66,11 +64,6 @@ impl Relay<'_> {
         let flight = Rc::new(Flight::default());
         let (sent_all, received_all) = (Cell::new(false), Cell::new(false));
         let answered = Cell::new(false);
-        let inbox = async {
-            let inbox = inbox.await;
-            answered.set(true);
-            inbox
-        };
         let outcome = {
             let (read, write) = app.split();
             let upload = Upload {
@@ -82,7 +75,7 @@ impl Relay<'_> {
                 received_all: &received_all,
             };
             let mut upload = pin!(upload.run(prefix, &sent_all));
-            let mut download = pin!(self.download(write, inbox, &received_all));
+            let mut download = pin!(self.download(write, inbox, &answered, &received_all));
             let mut written_all = false;
             let mut stopped = pin!(self.stop.stopped());
             poll_fn(|cx| {
@@ -113,19 +106,23 @@ impl Relay<'_> {
                 if !sent_all.get() {
                     self.last_words(&app, &mut send, &flight);
                 }
-                // A reset overtakes what waits to be written: h2 throws that away.
-                let written = timeout(LAST_WORDS, poll_fn(|cx| flight.poll_empty(cx)));
-                tokio::select! {
-                    biased;
-                    _ = self.stop.stopped() => {}
-                    _ = written => {}
-                }
+                // Boxed, because it is rare, and its timer would make every relay larger.
+                Box::pin(self.landed(&flight)).await;
                 // RFC 9113, section 8.5: what a proxy says when the TCP connection broke.
                 send.send_reset(h2::Reason::CONNECT_ERROR);
             }
             _ => send.send_reset(h2::Reason::CANCEL),
         }
         outcome
+    }
+
+    /// Waits a little for what is to be written before the reset: h2 lets a reset overtake it, and throws it away.
+    async fn landed(&self, flight: &Flight) {
+        tokio::select! {
+            biased;
+            _ = self.stop.stopped() => {}
+            _ = timeout(LAST_WORDS, poll_fn(|cx| flight.poll_empty(cx))) => {}
+        }
     }
 
     /// What the application had sent before it broke the connection goes ahead of the reset, as it does without a
@@ -191,7 +188,7 @@ impl Relay<'_> {
     }
 
     /// Counters of the bytes (from the application, to the application).
-    fn counter(&self) -> (&AtomicU64, &AtomicU64) {
+    pub(super) fn counter(&self) -> (&AtomicU64, &AtomicU64) {
         let Counters { sent, received } = self.counters;
         if self.app == Side::Downstream {
             (sent, received)
@@ -200,7 +197,7 @@ impl Relay<'_> {
         }
     }
 
-    fn count(&self, counter: &AtomicU64, n: usize) {
+    pub(super) fn count(&self, counter: &AtomicU64, n: usize) {
         counter.fetch_add(n as u64, Ordering::Relaxed);
         if let Some(load) = self.load {
             load.add(n);
@@ -211,9 +208,11 @@ impl Relay<'_> {
         &self,
         mut write: WriteHalf<'_>,
         inbox: impl Future<Output = Result<Inbox, Broken>>,
+        answered: &Cell<bool>,
         received_all: &Cell<bool>,
     ) -> Result<(), Broken> {
         let mut inbox = inbox.await?;
+        answered.set(true);
         loop {
             let written = poll_fn(|cx| {
                 match inbox.poll_fill(cx) {
@@ -237,134 +236,5 @@ impl Relay<'_> {
             }
         }
         finish_writing(write.as_ref()).map_err(|_| Broken::App)
-    }
-}
-
-/// The direction from the application into the stream.
-struct Upload<'a, 'b> {
-    relay: &'a Relay<'a>,
-    read: ReadHalf<'b>,
-    send: &'a mut SendStream<Chunk>,
-    flight: &'a Rc<Flight>,
-    /// The peer has answered.
-    answered: &'a Cell<bool>,
-    /// The other direction has ended, so that only this one can still notice a reset of the stream.
-    received_all: &'a Cell<bool>,
-}
-
-impl Upload<'_, '_> {
-    /// Resolves only with what broke the connection; sets `sent_all` after END_STREAM.
-    async fn run(mut self, prefix: Vec<u8>, sent_all: &Cell<bool>) -> Broken {
-        match self.all(prefix).await {
-            Ok(()) => {
-                sent_all.set(true);
-                // The other direction goes on, and the application may yet reset it without having anything to read.
-                broken(self.read.as_ref()).await;
-            }
-            Err(Broken::App) => {}
-            Err(tunnel) => return tunnel,
-        }
-        self.answered().await;
-        Broken::App
-    }
-
-    /// Waits a little for the peer's answer, before the stream is reset. A reset that meets a stream before the peer has
-    /// looked at it counts against the whole tunnel: h2 and its like end one with a few dozen of them, and with it the
-    /// streams of others. So one application could cut off its neighbours by opening and resetting fast.
-    async fn answered(&self) {
-        // The task wakes for the answer because the other direction waits for it.
-        let answered = poll_fn(|_| {
-            if self.answered.get() { Poll::Ready(()) } else { Poll::Pending }
-        });
-        let _late = timeout(LAST_WORDS, answered).await;
-    }
-
-    async fn all(&mut self, prefix: Vec<u8>) -> Result<(), Broken> {
-        if !prefix.is_empty() {
-            self.put(Chunk::from(prefix), false)?;
-        }
-        let mut reads = 0;
-        loop {
-            poll_fn(|cx| self.poll_readable(cx)).await?;
-            let window = self.window().await?;
-            let read =
-                poll_fn(|cx| Poll::Ready(Chunk::poll_read(Pin::new(&mut self.read), cx, window)));
-            let chunk = match read.await {
-                // Readiness was a false alarm; the next round waits for the next.
-                Poll::Pending => continue,
-                Poll::Ready(chunk) => chunk.map_err(|_| Broken::App)?,
-            };
-            let n = chunk.remaining();
-            self.put(chunk, n == 0)?;
-            if n == 0 {
-                return Ok(());
-            }
-            self.relay.count(self.relay.counter().0, n);
-            reads += 1;
-            if reads % READS_PER_TURN == 0 {
-                yield_now().await;
-            }
-        }
-    }
-
-    fn put(&mut self, chunk: Chunk, end: bool) -> Result<(), Broken> {
-        self.send
-            .send_data(self.flight.board(chunk), end)
-            .map_err(|e| Broken::Tunnel(self.relay.cause.explain(e)))
-    }
-
-    /// Waits for bytes without reading them. A stream that waits holds none of the connection's window.
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        if self.received_all.get()
-            && let Poll::Ready(broken) = self.poll_reset(cx)
-        {
-            return Poll::Ready(Err(broken));
-        }
-        let ready = self.read.as_ref().poll_read_ready(cx);
-        if ready.is_pending() && self.send.capacity() > 0 {
-            self.send.reserve_capacity(0);
-        }
-        ready.map_err(|_| Broken::App)
-    }
-
-    /// Bytes that may be sent now; waits until there are some, and for a reset by the application, which nobody reads
-    /// meanwhile.
-    async fn window(&mut self) -> Result<usize, Broken> {
-        if self.send.capacity() < LARGE {
-            self.send.reserve_capacity(LARGE);
-        }
-        match self.send.capacity() {
-            0 => {}
-            n => return Ok(n),
-        }
-        let (send, cause) = (&mut *self.send, self.relay.cause);
-        let mut broken = pin!(broken(self.read.as_ref()));
-        poll_fn(|cx| {
-            loop {
-                match send.poll_capacity(cx) {
-                    Poll::Ready(Some(Ok(0))) => {}
-                    Poll::Ready(Some(Ok(n))) => return Poll::Ready(Ok(n)),
-                    Poll::Ready(Some(Err(e))) => {
-                        return Poll::Ready(Err(Broken::Tunnel(cause.explain(e))));
-                    }
-                    Poll::Ready(None) => {
-                        let closed = Error::new(Reason::StreamReset);
-                        return Poll::Ready(Err(Broken::Tunnel(closed)));
-                    }
-                    Poll::Pending => break,
-                }
-            }
-            broken.as_mut().poll(cx).map(|_| Err(Broken::App))
-        })
-        .await
-    }
-
-    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
-        self.send.poll_reset(cx).map(|reset| {
-            Broken::Tunnel(match reset {
-                Ok(reason) => Error::new(Reason::StreamReset).because(reason.description()),
-                Err(e) => self.relay.cause.explain(e),
-            })
-        })
     }
 }

@@ -1,37 +1,29 @@
 //! A tunnel that comes in: TLS, HTTP/2, and a task for each CONNECT.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 
 use h2::RecvStream;
-use h2::server::{Builder, Connection, SendResponse};
+use h2::server::{Connection, SendResponse};
 use http::Request;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::accept::{Wire, accept};
+use super::head;
 use super::heart::{Beat, Heart};
 use super::inbox::Inbox;
 use super::relay::{LAST_WORDS, Relay};
-use super::transport::{Cause, Link, Transport};
+use super::transport::Cause;
 use super::tunnel::{pong, send_ping};
-use super::{
-    MAX_FRAME, RESET_MEMORY, RESETS_REMEMBERED, SEND_BUFFER, SMALL_FRAME_BUDGET, TLS_BUFFER,
-    connection_window, head,
-};
 use crate::connect::ConnectRequest;
-use crate::error::Error;
 use crate::reason::Reason;
 use crate::relay::{Chunk, Counters, Outcome, RelayEnd, RelayOpts, Side};
 use crate::server::{Accepted, Connect, Ended, Peer, Rejected, ServeConfig, ServeEnd};
-use crate::tls::{ALPN, ServerTls, classify_io, of_leaf};
-
-type Wire = Link<TlsStream<Transport>>;
+use crate::tls::ServerTls;
 
 /// Serves one inbound transport until it and its streams have ended: TLS, HTTP/2, and for each CONNECT the decision of
 /// `connect` and a relay.
@@ -81,82 +73,6 @@ pub async fn serve<C: Connect + 'static>(
     }
 }
 
-/// Both handshakes. Sets `peer` as soon as it is verified.
-async fn accept(
-    transport: TcpStream,
-    tls: &ServerTls,
-    config: &ServeConfig,
-    peer: &mut Option<Peer>,
-) -> Result<(Connection<Wire, Chunk>, Cause), Error> {
-    let address = transport
-        .peer_addr()
-        .map_err(|e| Error::new(Reason::TunnelClosed).caused_by(e))?;
-    let cause = Cause::new(address);
-    let transport = Transport::new(transport, config.ping_timeout, cause.clone());
-    let handshake = TlsAcceptor::from(tls.config())
-        .accept_with(transport, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
-    let stream = match timeout(config.tls_timeout, handshake).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => return Err(classify_io(e, Reason::TlsHandshakeFailed).at(address)),
-        Err(_) => return Err(Error::new(Reason::TlsHandshakeTimeout).at(address)),
-    };
-    *peer = Some(verified(&stream, address)?);
-    if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-        return Err(Error::new(Reason::NotHbone).because("no ALPN").at(address));
-    }
-    let handshake = builder(config).handshake(Link::new(stream, cause.clone()));
-    match timeout(config.h2_timeout, handshake).await {
-        Ok(Ok(connection)) => Ok((connection, cause)),
-        Ok(Err(e)) => Err(match cause.error() {
-            Some(error) if error.reason() != Reason::TunnelClosed => error,
-            _ => Error::new(Reason::H2HandshakeFailed)
-                .caused_by(e)
-                .at(address),
-        }),
-        Err(_) => Err(Error::new(Reason::H2HandshakeTimeout).at(address)),
-    }
-}
-
-fn verified(stream: &TlsStream<Transport>, address: SocketAddr) -> Result<Peer, Error> {
-    let leaf = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(<[_]>::first);
-    let leaf = leaf.ok_or_else(|| Error::new(Reason::PeerWithoutCertificate).at(address))?;
-    let identity = of_leaf(leaf);
-    let untrusted = |e| Error::new(Reason::PeerUntrusted).caused_by(e).at(address);
-    Ok(Peer {
-        identity: identity.map_err(untrusted)?,
-        address,
-    })
-}
-
-fn builder(config: &ServeConfig) -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .max_concurrent_streams(config.max_streams)
-        .initial_window_size(config.stream_window)
-        .initial_connection_window_size(connection_window(config.stream_window, config.max_streams))
-        .data_frame_budget(SMALL_FRAME_BUDGET)
-        .max_frame_size(MAX_FRAME)
-        // h2 answers 431 itself beyond this; up to it the request reaches us, is refused and can be counted.
-        .max_header_list_size(config.max_header_bytes.saturating_mul(HEADER_SLACK))
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_reset_streams(RESETS_REMEMBERED)
-        .max_pending_accept_reset_streams(RESETS_UNSEEN)
-        .reset_stream_duration(RESET_MEMORY);
-    builder
-}
-
-/// Streams that the peer may have opened and reset before we look at them. h2 ends the tunnel beyond it, and all streams
-/// with it. A peer that does not wait for our answer before it resets, as Istio's does not, gets there by what a single
-/// application of its pod does: 5,000 connections a second times a stall of 200 ms. Memory is bounded by the window.
-const RESETS_UNSEEN: usize = 1024;
-
-/// See [`builder`].
-const HEADER_SLACK: u32 = 4;
-
 /// An accepted tunnel.
 struct Server<C> {
     connect: Rc<C>,
@@ -169,7 +85,7 @@ struct Server<C> {
 impl<C: Connect + 'static> Server<C> {
     async fn run(
         &self,
-        mut connection: Connection<Wire, Chunk>,
+        mut connection: Box<Connection<Wire, Chunk>>,
         config: &ServeConfig,
         drain: CancellationToken,
         streams: &mut u64,
@@ -228,7 +144,7 @@ impl<C: Connect + 'static> Server<C> {
     async fn finish(
         &self,
         ended: Ended,
-        connection: Connection<Wire, Chunk>,
+        connection: Box<Connection<Wire, Chunk>>,
         mut tasks: JoinSet<()>,
     ) -> Ended {
         if ended == Ended::Aborted {
@@ -384,5 +300,37 @@ impl OnEnd<'_> {
 impl Drop for OnEnd<'_> {
     fn drop(&mut self) {
         self.report(Outcome::Failed(Reason::Stopped.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Never;
+
+    impl Connect for Never {
+        async fn connect(&self, _: &Peer, _: ConnectRequest) -> Result<Accepted, Rejected> {
+            std::future::pending().await
+        }
+    }
+
+    /// Each inbound tunnel costs at least this; its handshake and its connection are boxed.
+    #[test]
+    fn a_served_tunnel_is_a_small_future() {
+        fn size<'a, F: Future>(
+            _: impl FnOnce(
+                TcpStream,
+                &'a ServerTls,
+                Rc<Never>,
+                &'a ServeConfig,
+                CancellationToken,
+                CancellationToken,
+            ) -> F,
+        ) -> usize {
+            size_of::<F>()
+        }
+        let size = size(serve::<Never>);
+        assert!(size <= 1024, "{size} bytes");
     }
 }

@@ -246,3 +246,18 @@ impl Flow<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each open plain connection costs at least this.
+    #[test]
+    fn a_plain_relay_is_a_small_future() {
+        fn size<F: Future>(_: impl FnOnce(TcpStream, TcpStream, RelayOpts) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(relay_tcp);
+        assert!(size <= 2048, "{size} bytes");
+    }
+}
