@@ -441,3 +441,32 @@ pub async fn streams_reset_under_load_harm_nobody<E: Engine>() {
     ask(&mut neighbour, b"unharmed").await;
     assert_eq!(world.accepted.get(), 1, "all used one tunnel");
 }
+
+pub async fn applications_that_open_and_reset_at_once_harm_nobody<E: Engine>() {
+    let config = PoolConfig {
+        eager_tunnels_per_peer: 1,
+        ..PoolConfig::default()
+    };
+    let world = World::<E>::with(config, ServeConfig::default()).await;
+    let mut neighbour = world.connect().await;
+    *world.dialer.decide.borrow_mut() = Rc::new(|_, _| Ok(None));
+    for _ in 0..20 {
+        let mut relays = JoinSet::new();
+        for _ in 0..50 {
+            let (downstream, relayed) = pair().await;
+            let opts = RelayOpts {
+                optimistic: true,
+                ..RelayOpts::default()
+            };
+            let stream = world.open().await.unwrap();
+            relays.spawn_local(E::relay(stream, relayed, opts));
+            reset(downstream);
+        }
+        // Some give up by their reset, some are dropped: both reset their streams.
+        tokio::task::yield_now().await;
+        relays.shutdown().await;
+    }
+    until(|| world.dialer.pending.get() == 0).await;
+    ask(&mut neighbour, b"unharmed").await;
+    assert_eq!(world.accepted.get(), 1, "all used one tunnel");
+}

@@ -96,6 +96,7 @@ mod h2 {
         a_slow_decision_harms_nobody,
         stalled_readers_on_all_but_one_stream_leave_it_its_window,
         streams_reset_under_load_harm_nobody,
+        applications_that_open_and_reset_at_once_harm_nobody,
     } }
 
     conformance! { crate::engine::H2: pool {
