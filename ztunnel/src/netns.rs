@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::sched::{CloneFlags, setns};
@@ -139,81 +139,92 @@ impl Drop for WayBack<'_> {
     }
 }
 
-/// Jobs that may wait for the thread.
+/// Jobs that may wait for a thread.
 const JOBS: usize = 64;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The thread for work inside namespaces that takes as long as the kernel or `nft` takes, so that
-/// the control runtime never waits for either. It ends when its last handle is dropped and its last
-/// job is done.
+/// Threads for work inside namespaces that takes as long as the kernel or `nft` takes, so that the
+/// control runtime never waits for either. They end when the last handle is dropped and the last job
+/// is done.
 #[derive(Clone, Debug)]
-pub struct NetnsThread {
-    // Dropped in this order: the thread ends when the last sender has gone, and is then joined.
+pub struct NetnsThreads {
+    // Dropped in this order: the threads end when the last sender has gone, and are then joined.
     jobs: mpsc::Sender<Job>,
     _joined: Arc<Joined>,
 }
 
-/// The thread is gone: a job has panicked.
+/// The threads are gone: their jobs have panicked.
 #[derive(Debug, thiserror::Error)]
-#[error("the thread for work in network namespaces has ended")]
-pub struct ThreadEnded;
+#[error("the threads for work in network namespaces have ended")]
+pub struct ThreadsEnded;
 
 #[derive(Debug)]
-struct Joined(Option<JoinHandle<()>>);
+struct Joined(Vec<JoinHandle<()>>);
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
+        for thread in self.0.drain(..) {
             // A panic of a job has been told to whoever waited for it.
             let _ = thread.join();
         }
     }
 }
 
-impl NetnsThread {
-    /// Starts the thread, in the namespace of the calling one.
+impl NetnsThreads {
+    /// Starts `count` threads, in the namespace of the calling one.
     ///
     /// # Errors
     /// Fails if the system gives no thread.
-    pub fn start(name: &str) -> io::Result<Self> {
-        Self::start_in(&Netns::current()?, name)
+    pub fn start(name: &str, count: usize) -> io::Result<Self> {
+        Self::start_in(&Netns::current()?, name, count)
     }
 
-    /// Starts the thread in `home`.
+    /// Starts `count` threads in `home`.
     ///
     /// # Errors
     /// Fails if the system gives no thread, or the namespace cannot be entered.
-    pub fn start_in(home: &Netns, name: &str) -> io::Result<Self> {
-        let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
+    pub fn start_in(home: &Netns, name: &str, count: usize) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>(JOBS);
+        let queue = Arc::new(Mutex::new(queue));
         // A new thread lives where the one that made it is.
-        let thread = home.enter(|| {
-            std::thread::Builder::new()
-                .name(name.into())
-                .spawn(move || {
-                    while let Some(job) = queue.blocking_recv() {
-                        job();
-                    }
-                })
-        })?;
+        let threads = home.enter(|| (0..count.max(1)).map(|_| spawn(name, &queue)).collect())?;
         Ok(Self {
             jobs,
-            _joined: Arc::new(Joined(Some(thread))),
+            _joined: Arc::new(Joined(threads)),
         })
     }
 
-    /// Runs `job` on the thread, after those before it. The job runs to its end even if nobody
-    /// waits for the answer any more.
+    /// Runs `job` on one of the threads, in its turn. The job runs to its end even if nobody waits
+    /// for the answer any more.
     ///
     /// # Errors
-    /// Fails if the thread has ended.
+    /// Fails if the threads have ended.
     pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ThreadEnded> {
+    ) -> Result<T, ThreadsEnded> {
         let (answer, answered) = oneshot::channel();
         let job = Box::new(move || drop(answer.send(job())));
-        self.jobs.send(job).await.map_err(|_| ThreadEnded)?;
-        answered.await.map_err(|_| ThreadEnded)
+        self.jobs.send(job).await.map_err(|_| ThreadsEnded)?;
+        answered.await.map_err(|_| ThreadsEnded)
     }
+}
+
+fn spawn(name: &str, queue: &Arc<Mutex<mpsc::Receiver<Job>>>) -> io::Result<JoinHandle<()>> {
+    let queue = queue.clone();
+    // The thread that waits for a job holds the lock; it lets go of it before the job begins.
+    let next = move || {
+        queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .blocking_recv()
+    };
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            while let Some(job) = next() {
+                job();
+            }
+        })
 }

@@ -8,13 +8,14 @@ use std::net::IpAddr;
 
 use rig::{Node, Pod, accept, carries};
 use ztunnel::guard::{Guard, Sets};
-use ztunnel::netns::NetnsThread;
+use ztunnel::netns::NetnsThreads;
 
 const TABLE: [&str; 4] = ["list", "table", "inet", "ambit-guard"];
 
 /// A guard in the node's namespace, and the runtime that it is asked on.
 fn guard(node: &Node) -> (Guard, tokio::runtime::Runtime) {
-    let guard = Guard::new(NetnsThread::start_in(&node.inside.netns, "guard").expect("a thread"));
+    let guard =
+        Guard::new(NetnsThreads::start_in(&node.inside.netns, "guard", 1).expect("a thread"));
     (
         guard,
         tokio::runtime::Builder::new_current_thread()

@@ -6,8 +6,8 @@
 //! it still stands: by the ruleset's generation, which costs microseconds, and by the listing only
 //! when something in the namespace has changed.
 //!
-//! Everything here blocks for as long as the kernel or `nft` takes, and runs on the thread made for
-//! that ([`crate::netns::NetnsThread`]).
+//! Everything here blocks for as long as the kernel or `nft` takes, and runs on the threads made for
+//! that ([`crate::netns::NetnsThreads`]).
 
 mod addresses;
 mod listeners;

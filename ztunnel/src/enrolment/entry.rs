@@ -27,8 +27,8 @@ const QUIET: Duration = Duration::from_millis(250);
 
 /// A step that is to be done.
 pub(super) enum Step {
-    Enrol(Desired),
-    Verify(Desired),
+    Enrol(Arc<Desired>),
+    Verify(Arc<Desired>),
     Leave,
     Sweep(Arc<str>),
     Forget,
@@ -36,8 +36,8 @@ pub(super) enum Step {
 
 /// A step that was done, with what it leaves.
 pub(super) enum Finished {
-    Enrolled(Result<Enrolled, StepError>, Desired),
-    Verified(Result<Found, StepError>, Option<Enrolled>, Desired),
+    Enrolled(Result<Enrolled, StepError>, Arc<Desired>),
+    Verified(Result<Found, StepError>, Option<Enrolled>, Arc<Desired>),
     Left(Result<Left, StepError>, Option<Enrolled>),
     Swept(Result<(), StepError>),
     Forgotten,
@@ -54,13 +54,13 @@ pub(super) struct Entry {
     phase: Phase,
     interrupt: Option<CancellationToken>,
     enrolled: Option<Enrolled>,
-    enrolled_as: Option<Desired>,
+    enrolled_as: Option<Arc<Desired>>,
     watch: Option<DropGuard>,
     heard: bool,
     verify_at: Option<Instant>,
     retry_at: Option<Instant>,
     failures: u32,
-    failed_as: Option<Desired>,
+    failed_as: Option<Arc<Desired>>,
     tried: bool,
     failure: Option<(&'static str, String)>,
     netns: Option<String>,
@@ -101,6 +101,12 @@ impl Entry {
             due: self.heard || self.verify_at.is_some_and(|at| at <= now),
             enrolled_as: self.enrolled_as.clone(),
         }
+    }
+
+    /// Changes whenever what is published of the pod does.
+    pub(super) fn mark(&self) -> (Phase, Option<&'static str>, SystemTime, u64, bool) {
+        let reason = self.failure.as_ref().map(|(code, _)| *code);
+        (self.phase, reason, self.since, self.repairs, self.tried)
     }
 
     /// When there is something to do even if nothing happens.
@@ -221,7 +227,7 @@ impl Entry {
         tools: &Tools,
         uid: &WorkloadUid,
         outcome: Result<Found, StepError>,
-        desired: Desired,
+        desired: Arc<Desired>,
     ) {
         match outcome {
             Ok(Found::Stands) => self.succeed(tools, Some(desired)),
@@ -265,7 +271,7 @@ impl Entry {
         }
     }
 
-    fn succeed(&mut self, tools: &Tools, desired: Option<Desired>) {
+    fn succeed(&mut self, tools: &Tools, desired: Option<Arc<Desired>>) {
         if self.failure.take().is_some() {
             self.since = SystemTime::now();
         }
@@ -278,7 +284,7 @@ impl Entry {
     }
 
     /// The same failure again is not news.
-    fn fail(&mut self, uid: &WorkloadUid, error: &StepError, failed_as: Option<Desired>) {
+    fn fail(&mut self, uid: &WorkloadUid, error: &StepError, failed_as: Option<Arc<Desired>>) {
         let message = Chain(error as &dyn Error).to_string();
         let failure = (error.code(), message);
         if self.failure.as_ref() != Some(&failure) {

@@ -34,7 +34,7 @@ pub use status::{PodStatus, State, Statuses};
 use crate::dataplane::DataPlane;
 use crate::guard::{self, Guard};
 use crate::identity::Identities;
-use crate::netns::{NetnsId, NetnsThread};
+use crate::netns::{NetnsId, NetnsThreads};
 use crate::telemetry::Telemetry;
 use claims::Claims;
 use entry::{Ears, Entry, Finished, Step};
@@ -72,8 +72,8 @@ pub struct Parts {
     pub identities: Identities,
     /// Where states and repairs are counted.
     pub telemetry: Arc<Telemetry>,
-    /// The thread for work inside pods' namespaces.
-    pub thread: NetnsThread,
+    /// The threads for work inside pods' namespaces.
+    pub threads: NetnsThreads,
     /// The node's guard.
     pub guard: Guard,
     /// How often everything is verified.
@@ -95,6 +95,7 @@ pub struct Enrolment {
     ears: Ears,
     heard: mpsc::Receiver<WorkloadUid>,
     statuses: watch::Sender<Statuses>,
+    unpublished: bool,
     settled: watch::Sender<bool>,
 }
 
@@ -102,7 +103,7 @@ impl Enrolment {
     /// A reconciler that has not looked yet.
     pub fn new(parts: Parts) -> Self {
         let tools = Tools {
-            thread: parts.thread,
+            threads: parts.threads,
             source: parts.source,
             data_plane: parts.data_plane,
             identities: parts.identities,
@@ -129,6 +130,7 @@ impl Enrolment {
             },
             heard,
             statuses: watch::Sender::default(),
+            unpublished: true,
             settled: watch::Sender::new(false),
         }
     }
@@ -185,6 +187,7 @@ impl Enrolment {
             let identities = self.world.meshed.values().map(|pod| pod.identity.clone());
             self.tools.identities.wanted(identities.collect());
             self.seen = model;
+            self.unpublished = true;
         }
         self.stand_guard(news).await;
         let now = Instant::now();
@@ -255,54 +258,50 @@ impl Enrolment {
             (Action::Enrol | Action::Verify | Action::Sweep, _, _) => return,
         };
         let entry = self.entries.entry(uid.clone()).or_default();
+        let before = entry.mark();
         let task = entry.begin(&self.tools, &uid, step);
+        self.unpublished |= entry.mark() != before || !entry.tried();
         self.steps.spawn(async move { (uid, task.await) });
     }
 
     fn finish(&mut self, uid: &WorkloadUid, finished: Finished) {
-        if !matches!(finished, Finished::Forgotten) {
-            if let Some(entry) = self.entries.get_mut(uid) {
-                entry.end(&self.tools, uid, finished, &mut self.ears);
+        if matches!(finished, Finished::Forgotten) {
+            self.unpublished = true;
+            if self
+                .entries
+                .remove(uid)
+                .is_some_and(|entry| entry.status().is_some())
+            {
+                tracing::info!(pod = %uid, "pod is gone: forgotten");
             }
-        } else if self
-            .entries
-            .remove(uid)
-            .is_some_and(|entry| entry.status().is_some())
-        {
-            tracing::info!(pod = %uid, "pod is gone: forgotten");
+        } else if let Some(entry) = self.entries.get_mut(uid) {
+            let before = entry.mark();
+            entry.end(&self.tools, uid, finished, &mut self.ears);
+            self.unpublished |= entry.mark() != before;
         }
     }
 
     fn publish(&mut self) {
-        let statuses: BTreeMap<_, _> = self
-            .entries
-            .iter()
-            .filter_map(|(uid, entry)| Some((uid.clone(), entry.status()?)))
-            .collect();
-        let tried = self
-            .world
-            .meshed
-            .keys()
-            .all(|uid| self.entries.get(uid).is_some_and(Entry::tried));
-        if tried {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        let tried = |uid| self.entries.get(uid).is_some_and(Entry::tried);
+        if self.world.meshed.keys().all(tried) {
             self.settled
                 .send_if_modified(|settled| !std::mem::replace(settled, true));
         }
-        if **self.statuses.borrow() == statuses {
-            return;
-        }
-        let counts: Vec<_> = [State::Pending, State::Enrolled, State::Leaving]
-            .iter()
-            .map(|state| {
-                (
-                    state.name(),
-                    statuses
-                        .values()
-                        .filter(|status| status.state == *state)
-                        .count(),
-                )
-            })
-            .collect();
+        let with_status =
+            |(uid, entry): (&WorkloadUid, &Entry)| Some((uid.clone(), entry.status()?));
+        let statuses: BTreeMap<_, _> = self.entries.iter().filter_map(with_status).collect();
+        let counts = [State::Pending, State::Enrolled, State::Leaving].map(|state| {
+            (
+                state.name(),
+                statuses
+                    .values()
+                    .filter(|status| status.state == state)
+                    .count(),
+            )
+        });
         self.tools.telemetry.enrolment(&counts);
         self.statuses.send_replace(Arc::new(statuses));
     }

@@ -22,7 +22,7 @@ pub(super) struct Desired {
 #[derive(Clone, Debug, Default)]
 pub(super) struct World {
     /// Those that opted in.
-    pub(super) meshed: BTreeMap<WorkloadUid, Desired>,
+    pub(super) meshed: BTreeMap<WorkloadUid, Arc<Desired>>,
     /// Those that did not, with the uid by which their namespace is found.
     pub(super) plain: BTreeMap<WorkloadUid, Arc<str>>,
 }
@@ -52,7 +52,7 @@ impl World {
                         ips: workload.ips.clone(),
                         redirection,
                     };
-                    world.meshed.insert(workload.uid.clone(), desired);
+                    world.meshed.insert(workload.uid.clone(), Arc::new(desired));
                 }
                 Mode::Plain => {
                     world
@@ -87,11 +87,11 @@ pub(super) struct Actual {
     /// The last step failed so recently that the next must wait.
     pub(super) waiting: bool,
     /// What the pod was when the last step failed: one that has changed since need not wait.
-    pub(super) failed_as: Option<Desired>,
+    pub(super) failed_as: Option<Arc<Desired>>,
     /// It is time to verify.
     pub(super) due: bool,
     /// What it was enrolled as.
-    pub(super) enrolled_as: Option<Desired>,
+    pub(super) enrolled_as: Option<Arc<Desired>>,
 }
 
 /// One step for one pod.

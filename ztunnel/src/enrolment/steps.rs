@@ -17,13 +17,13 @@ use super::source::PodNetns;
 use crate::capture::{self, Capture, Drift, Redirection, Rules};
 use crate::dataplane::{self, DataPlane, Leaving, Pod, Removal};
 use crate::identity::{Identities, IdentityError};
-use crate::netns::{Netns, NetnsId, NetnsThread, ThreadEnded};
+use crate::netns::{Netns, NetnsId, NetnsThreads, ThreadsEnded};
 use crate::telemetry::Telemetry;
 
 /// What every step needs. Clones share it.
 #[derive(Clone)]
 pub(super) struct Tools {
-    pub(super) thread: NetnsThread,
+    pub(super) threads: NetnsThreads,
     pub(super) source: Arc<dyn PodNetns>,
     pub(super) data_plane: Arc<DataPlane>,
     pub(super) identities: Identities,
@@ -78,7 +78,7 @@ pub(super) enum StepError {
     #[error("its capture does not stand right after it was put in place: {}", .0.code())]
     Unstable(Drift),
     #[error(transparent)]
-    Thread(#[from] ThreadEnded),
+    Threads(#[from] ThreadsEnded),
 }
 
 impl StepError {
@@ -102,7 +102,7 @@ impl StepError {
             Self::DataPlane(_) => "data_plane",
             Self::Capture(error) => error.code(),
             Self::Unstable(drift) => drift.code(),
-            Self::Thread(_) => "netns_thread",
+            Self::Threads(_) => "netns_threads",
         }
     }
 }
@@ -121,7 +121,11 @@ pub(super) enum Found {
 
 /// Finds the pod's namespace and proves that it is the pod's: it has one of the pod's addresses,
 /// and it is not the node's.
-fn locate(source: &dyn PodNetns, desired: &Desired, node: NetnsId) -> Result<Netns, StepError> {
+fn locate(
+    source: &dyn PodNetns,
+    desired: &Arc<Desired>,
+    node: NetnsId,
+) -> Result<Netns, StepError> {
     if desired.ips.is_empty() {
         return Err(StepError::NoAddress);
     }
@@ -157,12 +161,12 @@ fn locate(source: &dyn PodNetns, desired: &Desired, node: NetnsId) -> Result<Net
 pub(super) async fn enrol(
     tools: &Tools,
     uid: &WorkloadUid,
-    desired: &Desired,
+    desired: &Arc<Desired>,
 ) -> Result<Enrolled, StepError> {
     let (source, wanted, node) = (tools.source.clone(), desired.clone(), tools.node);
     let netns = Arc::new(
         tools
-            .thread
+            .threads
             .run(move || locate(&*source, &wanted, node))
             .await??,
     );
@@ -174,7 +178,7 @@ pub(super) async fn enrol(
     tools.identities.ready(&desired.identity).await?;
     let (inside, workers) = (netns.clone(), tools.data_plane.workers());
     let listeners = tools
-        .thread
+        .threads
         .run(move || capture::listeners(&inside, workers))
         .await?
         .map_err(StepError::Listeners)?;
@@ -217,7 +221,7 @@ async fn redirect(
             Some(drift) => Err(StepError::Unstable(drift)),
         }
     };
-    tools.thread.run(apply).await?
+    tools.threads.run(apply).await?
 }
 
 /// Looks whether everything stands, inside the pod's namespace, and repairs what can be repaired in
@@ -225,7 +229,7 @@ async fn redirect(
 pub(super) async fn verify(
     tools: &Tools,
     uid: &WorkloadUid,
-    desired: &Desired,
+    desired: &Arc<Desired>,
     enrolled: &mut Option<Enrolled>,
 ) -> Result<Found, StepError> {
     let Some(was) = enrolled.take() else {
@@ -233,7 +237,7 @@ pub(super) async fn verify(
     };
     let (source, wanted, node) = (tools.source.clone(), desired.clone(), tools.node);
     let look = move || inspect(&*source, &wanted, node, was);
-    let (was, found) = tools.thread.run(look).await?;
+    let (was, found) = tools.threads.run(look).await?;
     if matches!(found, Ok(Found::Replaced(_))) {
         release(tools, uid, was).await?;
     } else {
@@ -244,7 +248,7 @@ pub(super) async fn verify(
 
 fn inspect(
     source: &dyn PodNetns,
-    desired: &Desired,
+    desired: &Arc<Desired>,
     node: NetnsId,
     mut was: Enrolled,
 ) -> (Enrolled, Result<Found, StepError>) {
@@ -293,7 +297,7 @@ pub(super) async fn leave(
     };
     let inside = netns.clone();
     let capture = tools
-        .thread
+        .threads
         .run(move || Capture::apply(inside, Rules::ReturnPath))
         .await??;
     let leaving = tools.data_plane.remove(uid, Removal::OptOut).await?;
@@ -304,7 +308,7 @@ pub(super) async fn leave(
             return Ok(Left::Interrupted);
         }
     }
-    tools.thread.run(move || Capture::remove(&netns)).await??;
+    tools.threads.run(move || Capture::remove(&netns)).await??;
     tools.telemetry.pod_stopped();
     *enrolled = None;
     Ok(Left::Clean)
@@ -334,7 +338,7 @@ async fn stay(
             }
         };
         let drift;
-        (capture, drift) = tools.thread.run(look).await??;
+        (capture, drift) = tools.threads.run(look).await??;
         if let Some(drift) = drift {
             tools.telemetry.capture_repaired(drift.code());
         }
@@ -390,5 +394,5 @@ pub(super) async fn sweep(tools: &Tools, kube_uid: Arc<str>) -> Result<(), StepE
         }
         Ok(())
     };
-    tools.thread.run(look).await?
+    tools.threads.run(look).await?
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 pub use rules::Sets;
 
-use crate::netns::{NetnsThread, ThreadEnded};
+use crate::netns::{NetnsThreads, ThreadsEnded};
 use crate::nftables;
 use listing::Listing;
 
@@ -40,13 +40,13 @@ pub enum Error {
     Rules(#[from] nftables::Error),
     /// The thread for slow work has ended.
     #[error(transparent)]
-    Thread(#[from] ThreadEnded),
+    Thread(#[from] ThreadsEnded),
 }
 
 /// The guard of one node, as far as this process has put it in place.
 #[derive(Debug)]
 pub struct Guard {
-    thread: NetnsThread,
+    thread: NetnsThreads,
     applied: Option<Applied>,
     next_look: Option<Instant>,
 }
@@ -61,7 +61,7 @@ struct Applied {
 impl Guard {
     /// A guard that has not looked yet. `thread` must live in the node's namespace and is kept busy
     /// by nobody else, so that no pod's slow namespace delays the guard.
-    pub fn new(thread: NetnsThread) -> Self {
+    pub fn new(thread: NetnsThreads) -> Self {
         Self {
             thread,
             applied: None,

@@ -4,15 +4,15 @@ fn uid(name: &str) -> WorkloadUid {
     WorkloadUid::of_pod("Kubernetes", "shop", name, &format!("uid-{name}"))
 }
 
-fn pod(ip: &str) -> Desired {
-    Desired {
+fn pod(ip: &str) -> Arc<Desired> {
+    Arc::new(Desired {
         kube_uid: "uid".into(),
         identity: "spiffe://cluster.local/ns/shop/sa/default"
             .parse()
             .expect("an identity"),
         ips: vec![ip.parse().expect("an address")],
         redirection: Redirection::default(),
-    }
+    })
 }
 
 fn world(meshed: &[(&str, &str)], plain: &[&str]) -> World {
