@@ -179,6 +179,14 @@ impl Running {
         self.server.write(b"go on\n")
     }
 
+    /// Ends the client's step `hold`.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn release_client(&mut self) -> Result<()> {
+        self.client.write(b"go on\n")
+    }
+
     /// Waits for the end of both scripts.
     ///
     /// # Errors

@@ -222,26 +222,14 @@ fn a_reader_that_stalls_under_single_bytes_does_not_hurt_its_neighbours() {
 fn readers_that_stop_do_not_hurt_their_neighbours() {
     let lab = Lab::up(manifests(), Options::default()).unwrap();
     let echo = Echo::start(&lab, Path::Meshed.server()).unwrap();
-    let held = || Held::by(&lab, "b", Path::Meshed.server()).unwrap();
-    let before = held();
-    let mut slow: Vec<_> = (0..8)
-        .map(|_| {
-            Running::start(
-                &lab,
-                Path::Meshed,
-                &["send 64M", "close"],
-                &["hold", "drain", "close"],
-            )
-            .unwrap()
-        })
-        .collect();
-    for one in &slow {
-        one.wait_client("blocked").unwrap();
+    let (writer, reader) = (["send 64M", "close"], ["hold", "drain", "close"]);
+    let start = |client, server| Running::start(&lab, Path::Meshed, client, server).unwrap();
+    let mut uploads: Vec<_> = (0..4).map(|_| start(&writer, &reader)).collect();
+    let mut downloads: Vec<_> = (0..4).map(|_| start(&reader, &writer)).collect();
+    for (upload, download) in uploads.iter().zip(&downloads) {
+        upload.wait_client("blocked").unwrap();
+        download.wait_server("blocked").unwrap();
     }
-    println!(
-        "before {before:?}\nwith 8 readers that do not read {:?}",
-        held()
-    );
     let neighbours = Load::Together {
         connections: 100,
         exchanges: 50,
@@ -251,15 +239,14 @@ fn readers_that_stop_do_not_hurt_their_neighbours() {
     println!("neighbours {beside:?}");
     all_completed(neighbours, &beside);
     assert!(beside.slowest_ms < 2000.0, "a neighbour waited: {beside:?}");
-    for one in &mut slow {
-        one.release_server().unwrap();
+    for (upload, download) in uploads.iter_mut().zip(&mut downloads) {
+        upload.release_server().unwrap();
+        download.release_client().unwrap();
     }
-    for one in slow {
-        let seen = one.finish().unwrap();
-        assert_eq!(
-            seen.server.events[2..],
-            ["received 67108864 intact", "fin", "closed"]
-        );
+    let everything = ["received 67108864 intact", "fin", "closed"];
+    for (upload, download) in uploads.into_iter().zip(downloads) {
+        assert_eq!(upload.finish().unwrap().server.events[2..], everything);
+        assert_eq!(download.finish().unwrap().client.events[2..], everything);
     }
 }
 
