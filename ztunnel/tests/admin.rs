@@ -119,6 +119,7 @@ fn pending() -> WorkloadState {
         uid: WorkloadUid::of_pod("Kubernetes", "shop", "web-0", "1234"),
         state: "pending",
         reason: Some("its network namespace is not there yet".into()),
+        since: std::time::SystemTime::UNIX_EPOCH,
         name: "web-0".into(),
         namespace: "shop".into(),
         service_account: "web".into(),

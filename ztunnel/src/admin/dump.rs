@@ -175,6 +175,7 @@ fn workload_state(state: &WorkloadState, connections: &[ConnectionInfo]) -> Valu
     };
     let mut value = json!({
         "state": state.state,
+        "since": rfc3339(state.since),
         "connections": { "inbound": of(Direction::Inbound), "outbound": of(Direction::Outbound) },
         "info": {
             "name": state.name,

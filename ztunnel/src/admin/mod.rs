@@ -11,6 +11,7 @@ pub mod readiness;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ::http::{Method, StatusCode};
 use mesh::{Store, WorkloadUid};
@@ -30,6 +31,8 @@ pub struct WorkloadState {
     pub state: &'static str,
     /// Why it is in that state, if there is more to say than the state does.
     pub reason: Option<String>,
+    /// Since when it is in that state.
+    pub since: SystemTime,
     /// Pod name.
     pub name: String,
     /// Pod namespace.

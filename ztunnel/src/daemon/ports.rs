@@ -74,6 +74,7 @@ pub(super) fn workload_states(
                     uid: uid.clone(),
                     state: status.state.name(),
                     reason,
+                    since: status.since,
                     name: text(|workload| workload.name.to_string()),
                     namespace: text(|workload| workload.namespace.to_string()),
                     service_account: text(|workload| workload.service_account.to_string()),

@@ -45,6 +45,7 @@ fn a_pod_is_shown_with_its_state_and_its_connections_by_direction() {
         uid: mesh::WorkloadUid::of_pod("Kubernetes", "shop", "web-0", "1234"),
         state: "pending",
         reason: Some("no netns".into()),
+        since: SystemTime::UNIX_EPOCH,
         name: "web-0".into(),
         namespace: "shop".into(),
         service_account: "web".into(),
@@ -64,6 +65,7 @@ fn a_pod_is_shown_with_its_state_and_its_connections_by_direction() {
         json!({
             "state": "pending",
             "reason": "no netns",
+            "since": "1970-01-01T00:00:00Z",
             "connections": {
                 "inbound": [],
                 "outbound": [{
