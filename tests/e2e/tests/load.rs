@@ -12,7 +12,7 @@ const FILES_KEPT: usize = 4;
 
 /// What a daemon may hold in KiB more than before the first load: memory of tunnels that stay open for
 /// a while, and what the allocator keeps.
-const MEMORY_KEPT_KIB: u64 = 16 * 1024;
+const MEMORY_KEPT_KIB: u64 = 10 * 1024;
 
 /// What it may hold more after the second load than after the first: 350 bytes for each connection
 /// would be too much.
