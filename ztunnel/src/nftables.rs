@@ -6,10 +6,12 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::SockProtocol;
 
@@ -41,6 +43,9 @@ pub enum Error {
     /// A table that was put in place was not there a moment later.
     #[error("the table vanished right after it was put in place: who else changes rules here?")]
     Vanished,
+    /// Each time the rules were put in place, somebody else changed something before they were read back.
+    #[error("the rules could not be read back alone: who else changes rules here all the time?")]
+    Unsettled,
     /// The kernel did not tell the generation.
     #[error("cannot ask the kernel for the generation of its ruleset")]
     Generation(#[source] io::Error),
@@ -67,6 +72,38 @@ pub(crate) fn list(table: &str) -> Result<Option<String>, Error> {
     } else {
         Err(Error::Refused(first_lines(&output.stderr)))
     }
+}
+
+/// How often rules are put in place anew because somebody else changed something meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// Applies a script and tells how the kernel lists `table` then, and the generation of that. What
+/// somebody else changes in between must not pass for what was applied, or it would never be
+/// repaired: nothing else may have happened between the generation before and the one after.
+pub(crate) fn apply_alone(script: &str, table: &str) -> Result<(u32, String), Error> {
+    for _ in 0..ATTEMPTS {
+        let before = generation()?;
+        apply(script)?;
+        let listing = list(table)?;
+        let after = generation()?;
+        if let (Some(listing), true) = (listing, after == before.wrapping_add(1)) {
+            return Ok((after, listing));
+        }
+    }
+    Err(Error::Unsettled)
+}
+
+/// How the kernel lists `table` when nobody but this script has changed anything: asked in a network
+/// namespace that nobody else knows, and that ends with the question.
+pub(crate) fn listing_of(script: &str, table: &str) -> Result<String, Error> {
+    let ask = || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|error| Error::Run(error.into()))?;
+        apply(script)?;
+        list(table)?.ok_or(Error::Vanished)
+    };
+    // A thread of its own, which never comes back from there.
+    let panicked = |_| Err(Error::Run(io::ErrorKind::Other.into()));
+    thread::scope(|scope| scope.spawn(ask).join().unwrap_or_else(panicked))
 }
 
 /// The generation of the namespace's ruleset, which every transaction raises. It stays 1 while

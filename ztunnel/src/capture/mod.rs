@@ -149,12 +149,7 @@ impl Capture {
     fn apply_here(rules: &Rules) -> Result<(Families, String, u32), Error> {
         let families = families();
         routing::ensure(families).map_err(Error::Routing)?;
-        nftables::apply(&rules.script())?;
-        // Another transaction may come between the two, so the generation is asked first: at worst
-        // it is read as older than the listing, and the next verification lists once more than it
-        // had to.
-        let generation = nftables::generation()?;
-        let listing = nftables::list(TABLE)?.ok_or(nftables::Error::Vanished)?;
+        let (generation, listing) = nftables::apply_alone(&rules.script(), TABLE)?;
         sysctl::set();
         Ok((families, listing, generation))
     }

@@ -48,6 +48,8 @@ pub enum Error {
 pub struct Guard {
     thread: NetnsThreads,
     applied: Option<Applied>,
+    /// The rules as the kernel lists them, once known.
+    rules: Option<Arc<str>>,
     next_look: Option<Instant>,
 }
 
@@ -65,6 +67,7 @@ impl Guard {
         Self {
             thread,
             applied: None,
+            rules: None,
             next_look: None,
         }
     }
@@ -92,7 +95,10 @@ impl Guard {
 
     async fn replace(&mut self, sets: Arc<Sets>) -> Result<(), Error> {
         self.applied = None;
-        self.applied = Some(self.thread.run(move || replace(sets)).await??);
+        let rules = self.rules.clone();
+        let applied = self.thread.run(move || replace(sets, rules)).await??;
+        self.rules = Some(applied.rules.clone());
+        self.applied = Some(applied);
         Ok(())
     }
 
@@ -141,15 +147,30 @@ pub fn sets(model: &Model, node: &str) -> Sets {
     sets
 }
 
-/// Makes the whole table anew, in one transaction.
-fn replace(sets: Arc<Sets>) -> Result<Applied, nftables::Error> {
+/// Makes the whole table anew, in one transaction. `rules` is how the kernel lists them, which is
+/// never learnt from the node's own listing: what somebody changed a moment after us would pass for
+/// ours from then on, and on a busy node there may be no moment without changes.
+fn replace(sets: Arc<Sets>, rules: Option<Arc<str>>) -> Result<Applied, nftables::Error> {
+    let rules = match rules {
+        Some(rules) => rules,
+        None => {
+            let listing = nftables::listing_of(&Sets::default().script(), TABLE)?;
+            Listing::parse(&listing).rules.into()
+        }
+    };
+    let before = nftables::generation()?;
     nftables::apply(&sets.script())?;
     let generation = nftables::generation()?;
-    let listing = nftables::list(TABLE)?.ok_or(nftables::Error::Vanished)?;
+    // If somebody else changed something meanwhile, the next verification has to look.
+    let generation = if generation == before.wrapping_add(1) {
+        generation
+    } else {
+        before
+    };
     Ok(Applied {
         sets,
         generation,
-        rules: Listing::parse(&listing).rules.into(),
+        rules,
     })
 }
 
