@@ -145,6 +145,13 @@ fn rules_flushed_in_every_pod_at_once_are_repaired_and_nothing_leaves_in_clear()
 }
 
 #[test]
+fn rules_flushed_again_and_again_are_repaired_when_that_ends() -> Result<()> {
+    // Long enough to hit every moment of a repair, also that between applying and reading back.
+    let storm = "for i in $(seq 300); do nft flush ruleset; done";
+    Stage::up()?.recovers(&["client", "web"], storm)
+}
+
+#[test]
 fn policy_rules_and_routes_that_somebody_deletes_are_repaired() -> Result<()> {
     let breaks = "for family in -4 -6; do while ip $family rule del lookup 100 2>/dev/null; do :; done; \
                   ip $family route flush table 100; done";
