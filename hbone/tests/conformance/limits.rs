@@ -293,11 +293,8 @@ async fn drip(from: &TcpStream, counter: &std::sync::atomic::AtomicU64, n: u64) 
     for i in 0..n {
         from.writable().await.unwrap();
         from.try_write(&i.to_le_bytes()[..1]).unwrap();
-        let mut turns = 0;
         while counter.load(Ordering::Relaxed) < start + i + 1 {
             tokio::task::yield_now().await;
-            turns += 1;
-            assert!(turns < 100_000, "byte {i} is stuck");
         }
     }
 }
@@ -306,8 +303,9 @@ fn dripped(n: u64) -> Vec<u8> {
     (0..n).map(|i| i.to_le_bytes()[0]).collect()
 }
 
-/// Many more than the hundred or so small frames after which h2's defaults close a connection.
-const DRIPS: u64 = 20_000;
+/// The kernel joins small writes that wait, and holds some 70 KB of them even between small buffers. What is left is
+/// still many more than the hundred or so small frames after which h2's defaults close a connection.
+const DRIPS: u64 = 80_000;
 
 pub async fn a_slow_upstream_reader_harms_nobody<E: Engine>() {
     let world = World::<E>::new().await.with_small_upstream_buffers().await;

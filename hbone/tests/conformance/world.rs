@@ -27,7 +27,7 @@ pub const CLIENT: &str = "spiffe://cluster.local/ns/a/sa/client";
 pub const SERVER: &str = "spiffe://cluster.local/ns/b/sa/server";
 
 /// No scenario takes longer, on a machine that is busy with other things too.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs a scenario as the data plane does: on one thread, in a `LocalSet`.
 pub fn run(scenario: impl Future<Output = ()>) {
