@@ -90,6 +90,19 @@ struct Served {
     ended: CancellationToken,
 }
 
+/// A worker that is gone would leave its share of every pod's new connections to nobody, while the
+/// process looks alive. So a panic of the thread itself, not of a connection's task, ends the
+/// process: capture stays closed, and the next daemon takes over.
+struct WholeOrNothing;
+
+impl Drop for WholeOrNothing {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 impl Worker {
     /// Starts the thread. Its runtime is made here so that a failure is the caller's to report.
     pub(super) fn spawn(
@@ -102,6 +115,7 @@ impl Worker {
         std::thread::Builder::new()
             .name(format!("data-{}", parts.number))
             .spawn(move || {
+                let _whole = WholeOrNothing;
                 LocalSet::new().block_on(&runtime, async move {
                     let readiness = parts.readiness;
                     let worker = Worker {
