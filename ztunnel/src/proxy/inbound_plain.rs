@@ -6,7 +6,8 @@ use std::rc::Rc;
 use hbone::relay_tcp;
 use tokio::net::TcpStream;
 
-use super::address::{canonical, original_destination, refuse_elsewhere, reset};
+use super::address::{canonical, refuse_elsewhere, reset};
+use super::captured::register;
 use super::flow::Flow;
 use super::{Error, inbound};
 use crate::dataplane::PodContext;
@@ -15,24 +16,9 @@ use crate::dataplane::registry::Direction;
 /// Carries one connection that came in clear.
 pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: SocketAddr) {
     let peer = canonical(peer);
-    let wanted = match original_destination(&downstream) {
-        Ok(wanted) => wanted,
-        Err(error) => {
-            inbound::refused(&pod, Direction::Inbound, peer, None, &error);
-            return reset(downstream);
-        }
-    };
-    let Some(slot) = pod.admit() else {
-        inbound::refused(
-            &pod,
-            Direction::Inbound,
-            peer,
-            Some(wanted),
-            &Error::ConnectionLimit,
-        );
+    let Some((mut flow, wanted)) = register(&pod, Direction::Inbound, &downstream, peer) else {
         return reset(downstream);
     };
-    let mut flow = Flow::begin(&pod, slot, Direction::Inbound, peer, wanted);
     let stop = flow.stop();
     let connected = tokio::select! {
         biased;

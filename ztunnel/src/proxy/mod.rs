@@ -9,6 +9,7 @@
 //! **serve** it; and account for it once, however it ends ([`flow`]).
 
 mod address;
+mod captured;
 mod error;
 mod flow;
 pub(crate) mod inbound;

@@ -12,10 +12,11 @@ use mesh::{EndpointKey, Route, Service, Workload, route};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::address::{canonical, original_destination, reset};
+use super::Error;
+use super::address::{canonical, reset};
+use super::captured::register;
 use super::flow::Flow;
 use super::inbound::baggage;
-use super::{Error, inbound};
 use crate::dataplane::PodContext;
 use crate::dataplane::registry::Direction;
 
@@ -29,24 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Carries one connection that the pod opened.
 pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: SocketAddr) {
     let peer = canonical(peer);
-    let wanted = match original_destination(&downstream) {
-        Ok(wanted) => wanted,
-        Err(error) => {
-            inbound::refused(&pod, Direction::Outbound, peer, None, &error);
-            return reset(downstream);
-        }
-    };
-    let Some(slot) = pod.admit() else {
-        inbound::refused(
-            &pod,
-            Direction::Outbound,
-            peer,
-            Some(wanted),
-            &Error::ConnectionLimit,
-        );
+    let Some((mut flow, wanted)) = register(&pod, Direction::Outbound, &downstream, peer) else {
         return reset(downstream);
     };
-    let mut flow = Flow::begin(&pod, slot, Direction::Outbound, peer, wanted);
     let stop = flow.stop();
     let connected = tokio::select! {
         biased;
