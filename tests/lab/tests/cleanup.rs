@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lab::{Lab, Options, Where};
@@ -17,6 +18,14 @@ const MANIFESTS: &str = "\
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: c, command: [sleep, infinity]}]}}
 ";
+
+/// Every lab that starts sweeps what dead ones left, so a test that looks at what a dead one left must
+/// be alone until it has looked.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A test that failed has nothing to say about the next one.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn options(name: &str) -> Options {
     let bin_dir = Path::new(env!("CARGO_BIN_EXE_lab"))
@@ -70,6 +79,7 @@ fn pid_in_pod(lab: &Lab) -> String {
 
 #[test]
 fn dropping_a_lab_leaves_nothing() {
+    let _alone = alone();
     let lab = Lab::up(MANIFESTS, options("drop")).unwrap();
     let pid = pid_in_pod(&lab);
     assert!(alive(&pid));
@@ -80,6 +90,7 @@ fn dropping_a_lab_leaves_nothing() {
 
 #[test]
 fn a_panicking_test_leaves_nothing() {
+    let _alone = alone();
     let panicked = std::thread::spawn(|| {
         let _lab = Lab::up(MANIFESTS, options("panic")).unwrap();
         assert!(traces("panic").is_empty(), "this is the panic");
@@ -90,6 +101,7 @@ fn a_panicking_test_leaves_nothing() {
 
 #[test]
 fn what_a_killed_agent_leaves_is_swept_by_the_next_lab() {
+    let _alone = alone();
     let lab = Lab::up(MANIFESTS, options("orphan")).unwrap();
     let pid = pid_in_pod(&lab);
     let agent = std::fs::read_to_string("/run/ambit-lab/orphan/lock").unwrap();
@@ -110,6 +122,7 @@ fn what_a_killed_agent_leaves_is_swept_by_the_next_lab() {
 
 #[test]
 fn a_lab_does_not_outlive_the_process_that_owns_it() {
+    let _alone = alone();
     // The test's own process must live on, so another one brings a lab up and is killed.
     let bin = Path::new(env!("CARGO_BIN_EXE_lab"));
     let manifests = tempfile::tempdir().unwrap();
@@ -149,6 +162,7 @@ fn a_lab_does_not_outlive_the_process_that_owns_it() {
 
 #[test]
 fn two_labs_with_the_same_addresses_do_not_meet() {
+    let _alone = alone();
     let server = |text: &str| {
         MANIFESTS.replace(
             "[sleep, infinity]",
@@ -174,6 +188,7 @@ fn two_labs_with_the_same_addresses_do_not_meet() {
 
 #[test]
 fn a_name_that_is_taken_is_refused() {
+    let _alone = alone();
     let _lab = Lab::up(MANIFESTS, options("taken")).unwrap();
     let error = Lab::up(MANIFESTS, options("taken"))
         .unwrap_err()
