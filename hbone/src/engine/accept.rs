@@ -84,8 +84,6 @@ fn builder(config: &ServeConfig) -> Builder {
         .max_header_list_size(config.max_header_bytes.saturating_mul(HEADER_SLACK))
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(RESETS_REMEMBERED)
-        // Applications that open and reset many connections within one read of the tunnel must not cost it.
-        .max_pending_accept_reset_streams(RESETS_REMEMBERED)
         .max_pending_accept_reset_streams(RESETS_UNSEEN)
         .reset_stream_duration(RESET_MEMORY);
     builder
