@@ -73,51 +73,56 @@ pub(super) fn all(objects: &Objects, params: &Params, problems: &mut Vec<Problem
             None::<()>
         },
     );
-    for service in each(&objects.services, Object::Service, problems, |o, f| {
+    let services = each(&objects.services, Object::Service, problems, |o, f| {
         service::read(o, params, f)
-    }) {
+    });
+    services
+        .into_iter()
+        .for_each(|service| facts.service(service));
+    let pods = each(&objects.pods, Object::Pod, problems, |o, f| {
+        pod::read(o, params, f)
+    });
+    pods.into_iter().for_each(|pod| facts.pod(pod));
+    facts
+}
+
+impl Facts {
+    fn service(&mut self, service: Fact<ServiceRead>) {
         let Fact {
             value,
             reference,
             origin,
         } = service;
         match value {
-            ServiceRead::Usable(value) => {
-                facts.services.push(Fact {
-                    value: *value,
-                    reference,
-                    origin,
-                });
-            }
-            ServiceRead::Unreadable { vips } => {
-                facts
-                    .refused
-                    .extend(vips.into_iter().map(|ip| (ip, Refusal::InvalidService)));
-            }
+            ServiceRead::Usable(value) => self.services.push(Fact {
+                value: *value,
+                reference,
+                origin,
+            }),
+            ServiceRead::Unreadable { vips } => self.refuse(vips, Refusal::InvalidService),
         }
     }
-    for pod in each(&objects.pods, Object::Pod, problems, |o, f| {
-        pod::read(o, params, f)
-    }) {
-        match pod.value {
-            PodRead::Live(value) => {
-                let Fact {
-                    reference, origin, ..
-                } = pod;
-                facts.pods.push(Fact {
-                    value: *value,
-                    reference,
-                    origin,
-                });
-            }
-            PodRead::Unreadable { ips } => {
-                facts
-                    .refused
-                    .extend(ips.into_iter().map(|ip| (ip, Refusal::InvalidWorkload)));
-            }
+
+    fn pod(&mut self, pod: Fact<PodRead>) {
+        let Fact {
+            value,
+            reference,
+            origin,
+        } = pod;
+        match value {
+            PodRead::Live(value) => self.pods.push(Fact {
+                value: *value,
+                reference,
+                origin,
+            }),
+            PodRead::Unreadable { ips } => self.refuse(ips, Refusal::InvalidWorkload),
         }
     }
-    facts
+
+    fn refuse(&mut self, addresses: Vec<IpAddr>, refusal: Refusal) {
+        self.refused
+            .extend(addresses.into_iter().map(|ip| (ip, refusal)));
+    }
 }
 
 /// Reads one object for its faults only.
