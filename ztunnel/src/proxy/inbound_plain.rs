@@ -34,8 +34,9 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
             flow.closed(&end);
         }
         Err(error) => {
-            reset(downstream);
+            // Told before the reset, so that whoever sees the reset finds its reason.
             flow.failed(&error);
+            reset(downstream);
         }
     }
 }

@@ -43,8 +43,9 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
     match connected {
         Ok(upstream) => relay(flow, downstream, upstream).await,
         Err(error) => {
-            reset(downstream);
+            // Told before the reset, so that whoever sees the reset finds its reason.
             flow.failed(&error);
+            reset(downstream);
         }
     }
 }
