@@ -3,7 +3,9 @@
 //! Names are Istio's where the meaning is the same. Everything that is wrong is reported at once,
 //! so that an operator mends a manifest in one go and not in as many restarts as it has mistakes.
 
+mod arguments;
 mod parse;
+mod provider;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,18 +15,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use serde::Serialize;
 use serde_json::{Value, json};
 use spiffe::TrustDomain;
 
 use crate::telemetry::{Format, LogConfig};
+pub use arguments::Arguments;
 use parse::{Errors, addresses, duration, threads};
+pub use provider::IdentityProvider;
 
 /// Istio's default cluster id.
 const CLUSTER: &str = "Kubernetes";
 /// Istio's default trust domain, and Kubernetes' default DNS suffix.
 const CLUSTER_LOCAL: &str = "cluster.local";
+/// Istio's, so that the manifests of its guides hold as they are.
+const ROOT_NAMESPACE: &str = "istio-system";
 /// The namespace of what a node needs to work at all: a mesh that breaks must not take it along.
 const EXCLUDED_NAMESPACES: &str = "kube-system";
 /// Istio's default: long enough for requests to end, short enough for a kubelet's 30 s of grace.
@@ -34,6 +39,10 @@ const TERMINATION_DEADLINE: Duration = Duration::from_secs(5);
 const CERT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// The shortest life of a certificate that can be renewed in time, at its half.
 const CERT_TTL_LEAST: Duration = Duration::from_secs(10);
+/// A day, as long as the certificates that a tunnel began with.
+const TUNNEL_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Below this, handshakes would be most of what tunnels do.
+const TUNNEL_MAX_AGE_LEAST: Duration = Duration::from_secs(1);
 /// At this period the verification of 100 pods takes 2% of a core.
 const VERIFY_INTERVAL: Duration = Duration::from_secs(2);
 /// More often than this, verification would be most of what the control thread does.
@@ -46,67 +55,6 @@ const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHO
 const STATS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15020);
 const READINESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15021);
 
-/// What the command line says, before it is understood. Every value is text here, so that all of
-/// them can be judged together.
-#[derive(Debug, Default, Parser)]
-#[command(name = "ztunnel", version, about = "The node daemon of the Ambit mesh")]
-pub struct Arguments {
-    /// Name of the node that this daemon serves
-    #[arg(long, env = "NODE_NAME")]
-    node_name: Option<String>,
-    /// Folder of Kubernetes YAML that describes the cluster; changes are followed
-    #[arg(long, env = "AMBIT_SOURCE_FOLDER")]
-    source_folder: Option<PathBuf>,
-    /// Folder of the certificate authority: its root and its key
-    #[arg(long, env = "AMBIT_CA_DIR")]
-    ca_dir: Option<PathBuf>,
-    /// Folder with one file per pod: named by the pod's uid, containing the path of its network
-    /// namespace
-    #[arg(long, env = "AMBIT_NETNS_DIR")]
-    netns_dir: Option<PathBuf>,
-    /// Cluster id [default: Kubernetes]
-    #[arg(long, env = "CLUSTER_ID")]
-    cluster_id: Option<String>,
-    /// Trust domain of the identities of this cluster [default: cluster.local]
-    #[arg(long, env = "TRUST_DOMAIN")]
-    trust_domain: Option<String>,
-    /// DNS suffix of services [default: cluster.local]
-    #[arg(long, env = "CLUSTER_DOMAIN")]
-    cluster_domain: Option<String>,
-    /// Namespaces whose pods are never meshed, separated by commas [default: kube-system]
-    #[arg(long, env = "AMBIT_EXCLUDED_NAMESPACES")]
-    excluded_namespaces: Option<String>,
-    /// Data-plane threads: a number, a percentage of the cores, or 0 for all of them [default: one
-    /// per core, 16 at most]
-    #[arg(long, env = "ZTUNNEL_WORKER_THREADS")]
-    worker_threads: Option<String>,
-    /// How long open connections may go on after a signal to stop [default: 5s]
-    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE")]
-    termination_deadline: Option<String>,
-    /// Life of the certificates of this node's pods [default: 24h]
-    #[arg(long, env = "SECRET_TTL")]
-    cert_ttl: Option<String>,
-    /// plain or json [default: plain]
-    #[arg(long, env = "LOG_FORMAT")]
-    log_format: Option<String>,
-    /// Log levels, such as info or debug,access=off [default: info]
-    #[arg(long, env = "RUST_LOG")]
-    log_level: Option<String>,
-    /// Admin address; must be a loopback one, for it asks nobody who they are [default:
-    /// 127.0.0.1:15000]
-    #[arg(long, env = "AMBIT_ADMIN_ADDR")]
-    admin_addr: Option<String>,
-    /// Metrics address [default: [::]:15020]
-    #[arg(long, env = "AMBIT_STATS_ADDR")]
-    stats_addr: Option<String>,
-    /// Readiness address [default: [::]:15021]
-    #[arg(long, env = "AMBIT_READINESS_ADDR")]
-    readiness_addr: Option<String>,
-    /// How often the capture of every pod is verified [default: 2s]
-    #[arg(long, env = "AMBIT_VERIFY_INTERVAL")]
-    verify_interval: Option<String>,
-}
-
 /// The daemon's configuration: complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -114,14 +62,20 @@ pub struct Config {
     pub node: Arc<str>,
     /// Where the objects are.
     pub source_folder: PathBuf,
-    /// Where the certificate authority is.
-    pub ca_dir: PathBuf,
+    /// Where the identities of this node's pods come from.
+    pub identities: IdentityProvider,
     /// Where the pods' namespaces are found.
     pub netns_dir: PathBuf,
     /// First part of workload uids.
     pub cluster: Arc<str>,
     /// Trust domain of identities.
     pub trust_domain: TrustDomain,
+    /// Other names of the trust domain.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Namespace whose policies hold for the whole mesh.
+    pub root_namespace: Arc<str>,
+    /// Whether NetworkPolicies hold inside the mesh.
+    pub network_policy: bool,
     /// DNS suffix of services.
     pub cluster_domain: Arc<str>,
     /// Namespaces that are never meshed.
@@ -132,6 +86,10 @@ pub struct Config {
     pub termination_deadline: Duration,
     /// Life of a leaf certificate.
     pub cert_ttl: Duration,
+    /// Where the revoked certificates are listed, if anywhere.
+    pub crl_path: Option<PathBuf>,
+    /// How long a tunnel takes new connections.
+    pub tunnel_max_age: Duration,
     /// How the log starts.
     pub log: LogConfig,
     /// Admin port, on loopback.
@@ -163,6 +121,7 @@ impl Config {
     pub fn from_arguments(arguments: Arguments) -> Result<Self, ConfigError> {
         let mut errors = Errors::default();
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let identities = IdentityProvider::chosen(&arguments, &mut errors);
         let config = Self {
             node: errors
                 .required("--node-name (NODE_NAME)", arguments.node_name)
@@ -171,7 +130,7 @@ impl Config {
                 "--source-folder (AMBIT_SOURCE_FOLDER)",
                 arguments.source_folder,
             ),
-            ca_dir: errors.required("--ca-dir (AMBIT_CA_DIR)", arguments.ca_dir),
+            identities,
             netns_dir: errors.required("--netns-dir (AMBIT_NETNS_DIR)", arguments.netns_dir),
             cluster: arguments
                 .cluster_id
@@ -179,6 +138,17 @@ impl Config {
                 .into(),
             trust_domain: errors
                 .trust_domain(arguments.trust_domain.as_deref().unwrap_or(CLUSTER_LOCAL)),
+            trust_domain_aliases: errors.trust_domains(arguments.trust_domain_aliases.as_deref()),
+            root_namespace: arguments
+                .root_namespace
+                .unwrap_or_else(|| ROOT_NAMESPACE.into())
+                .into(),
+            network_policy: errors.parsed(
+                "--network-policy",
+                arguments.network_policy,
+                true,
+                parse::enforced,
+            ),
             cluster_domain: arguments
                 .cluster_domain
                 .unwrap_or_else(|| CLUSTER_LOCAL.into())
@@ -204,6 +174,13 @@ impl Config {
             cert_ttl: errors.parsed("--cert-ttl", arguments.cert_ttl, CERT_TTL, |text| {
                 duration(text, CERT_TTL_LEAST)
             }),
+            crl_path: arguments.crl_path,
+            tunnel_max_age: errors.parsed(
+                "--tunnel-max-age",
+                arguments.tunnel_max_age,
+                TUNNEL_MAX_AGE,
+                |text| duration(text, TUNNEL_MAX_AGE_LEAST),
+            ),
             log: LogConfig {
                 format: errors.parsed(
                     "--log-format",
@@ -246,18 +223,28 @@ impl Config {
         #[derive(Serialize)]
         struct Seconds(f64);
         let seconds = |duration: Duration| Seconds(duration.as_secs_f64());
+        let aliases: Vec<_> = self
+            .trust_domain_aliases
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         json!({
             "nodeName": self.node,
             "sourceFolder": self.source_folder,
-            "caDir": self.ca_dir,
+            "identities": self.identities,
             "netnsDir": self.netns_dir,
             "clusterId": self.cluster,
             "trustDomain": self.trust_domain.to_string(),
+            "trustDomainAliases": aliases,
+            "rootNamespace": self.root_namespace,
+            "networkPolicy": self.network_policy,
             "clusterDomain": self.cluster_domain,
             "excludedNamespaces": self.excluded_namespaces,
             "workerThreads": self.workers,
             "terminationDeadlineSeconds": seconds(self.termination_deadline),
             "certTtlSeconds": seconds(self.cert_ttl),
+            "crlPath": self.crl_path,
+            "tunnelMaxAgeSeconds": seconds(self.tunnel_max_age),
             "adminAddr": self.admin,
             "statsAddr": self.stats,
             "readinessAddr": self.readiness,

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::readiness::{Pending, Readiness};
 use crate::admin::{self, Admin};
-use crate::config::Config;
+use crate::config::{Config, IdentityProvider};
 use crate::dataplane::{self, CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig};
 use crate::enrolment::{self, Enrolment, NetnsFolder, purge_removed};
 use crate::guard::Guard;
@@ -258,10 +258,17 @@ impl Daemon {
 }
 
 fn certificates(config: &Config) -> Result<(Certificates, RenewalTask), Error> {
-    let authority = LocalCa::open(&config.ca_dir).map_err(|source| Error::Authority {
-        folder: config.ca_dir.clone(),
-        source,
-    })?;
+    let authority = match &config.identities {
+        IdentityProvider::LocalCa { dir } => {
+            LocalCa::open(dir).map_err(|source| Error::Authority {
+                folder: dir.clone(),
+                source,
+            })?
+        }
+        IdentityProvider::IstioCa { .. } | IdentityProvider::Spire { .. } => {
+            return Err(Error::Ended("this identity provider"));
+        }
+    };
     let config = CertificatesConfig {
         ttl: config.cert_ttl,
         ..CertificatesConfig::default()

@@ -44,6 +44,24 @@ impl Errors {
         })
     }
 
+    /// Trust domains separated by commas; those that are none become complaints.
+    pub(super) fn trust_domains(&mut self, names: Option<&str>) -> Vec<TrustDomain> {
+        let names = list(names.unwrap_or_default());
+        let parse = |name: String| match TrustDomain::new(&name) {
+            Ok(domain) => Some(domain),
+            Err(error) => {
+                self.say(format!("--trust-domain-aliases {name:?}: {error}"));
+                None
+            }
+        };
+        names.into_iter().filter_map(parse).collect()
+    }
+
+    /// Adds a complaint.
+    pub(super) fn say(&mut self, complaint: String) {
+        self.0.push(complaint);
+    }
+
     /// Fails with the complaints, if there are any.
     pub(super) fn none(self) -> Result<(), Vec<String>> {
         if self.0.is_empty() {
@@ -130,6 +148,15 @@ pub(super) fn addresses(text: &str, loopback: bool) -> Result<SocketAddr, String
 /// Log levels, unchanged if they can be understood.
 pub(super) fn levels(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {
     EnvFilter::try_new(text).map(|_| text.to_string())
+}
+
+/// Whether something is enforced.
+pub(super) fn enforced(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "enforce" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it must be enforce or off"),
+    }
 }
 
 /// Names separated by commas.

@@ -44,7 +44,7 @@ fn all_mistakes_are_reported_together() {
         .expect_err("eight mistakes")
         .to_string();
     for flag in [
-        "--ca-dir (AMBIT_CA_DIR) is required",
+        "one of --ca-dir (AMBIT_CA_DIR), --ca-address (CA_ADDRESS) and --spire-socket (AMBIT_SPIRE_SOCKET) is required",
         "--netns-dir (AMBIT_NETNS_DIR) is required",
         "--termination-deadline \"5\"",
         "--cert-ttl \"1s\": it must be at least 10s",
@@ -56,6 +56,66 @@ fn all_mistakes_are_reported_together() {
         assert!(message.contains(flag), "{flag} is not in\n{message}");
     }
     assert_eq!(message.lines().count(), 9, "{message}");
+}
+
+#[test]
+fn identities_come_from_exactly_one_place() {
+    let two = Arguments {
+        spire_socket: Some("/run/spire.sock".into()),
+        ..complete()
+    };
+    let message = Config::from_arguments(two)
+        .expect_err("two providers")
+        .to_string();
+    let flags =
+        "only one may be given of --ca-dir (AMBIT_CA_DIR), --spire-socket (AMBIT_SPIRE_SOCKET)";
+    assert!(message.contains(flags), "{message}");
+    let istio = Arguments {
+        ca_dir: None,
+        ca_address: Some("https://ca.mesh.svc:15012".into()),
+        ca_root_cert: Some("/root.pem".into()),
+        ca_token: Some("/token".into()),
+        ..complete()
+    };
+    let config = Config::from_arguments(istio).expect("a complete configuration");
+    let expected = IdentityProvider::IstioCa {
+        address: "ca.mesh.svc:15012".into(),
+        root_cert: "/root.pem".into(),
+        token: "/token".into(),
+        server_name: None,
+    };
+    assert_eq!(config.identities, expected);
+}
+
+#[test]
+fn a_certificate_authority_needs_an_address_a_root_and_a_token() {
+    let arguments = Arguments {
+        ca_dir: None,
+        ca_address: Some("ca.mesh.svc".into()),
+        ..complete()
+    };
+    let message = Config::from_arguments(arguments)
+        .expect_err("three mistakes")
+        .to_string();
+    for flag in ["--ca-address", "--ca-root-cert", "--ca-token"] {
+        assert!(message.contains(flag), "{flag} is not in\n{message}");
+    }
+}
+
+#[test]
+fn policies_have_istios_root_namespace_and_network_policies_hold() {
+    let config = Config::from_arguments(complete()).expect("a complete configuration");
+    assert_eq!(&*config.root_namespace, "istio-system");
+    assert!(config.network_policy);
+    assert!(config.trust_domain_aliases.is_empty());
+    let arguments = Arguments {
+        network_policy: Some("off".into()),
+        trust_domain_aliases: Some("old.example, older.example".into()),
+        ..complete()
+    };
+    let config = Config::from_arguments(arguments).expect("a complete configuration");
+    assert!(!config.network_policy);
+    assert_eq!(config.trust_domain_aliases.len(), 2);
 }
 
 #[test]

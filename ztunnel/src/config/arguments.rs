@@ -1,0 +1,98 @@
+//! The command line as it is typed: every flag, its environment variable and its help.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// What the command line says, before it is understood. Every value is text here, so that all of
+/// them can be judged together.
+#[derive(Debug, Default, Parser)]
+#[command(name = "ztunnel", version, about = "The node daemon of the Ambit mesh")]
+pub struct Arguments {
+    /// Name of the node that this daemon serves
+    #[arg(long, env = "NODE_NAME")]
+    pub(super) node_name: Option<String>,
+    /// Folder of Kubernetes YAML that describes the cluster; changes are followed
+    #[arg(long, env = "AMBIT_SOURCE_FOLDER")]
+    pub(super) source_folder: Option<PathBuf>,
+    /// Identities from a certificate authority in this folder: its root and its key
+    #[arg(long, env = "AMBIT_CA_DIR")]
+    pub(super) ca_dir: Option<PathBuf>,
+    /// Identities from a certificate authority that speaks Istio's protocol, such as `ambit ca` or
+    /// istiod: host:port
+    #[arg(long, env = "CA_ADDRESS")]
+    pub(super) ca_address: Option<String>,
+    /// File with the roots that --ca-address proves itself by; changes are followed
+    #[arg(long, env = "CA_ROOT_CA")]
+    pub(super) ca_root_cert: Option<PathBuf>,
+    /// File with the token that this daemon shows to --ca-address; read for each call
+    #[arg(long, env = "AUTH_TOKEN")]
+    pub(super) ca_token: Option<PathBuf>,
+    /// Name in the certificate of --ca-address, if it is not the host's
+    #[arg(long, env = "ALT_CA_HOSTNAME")]
+    pub(super) ca_server_name: Option<String>,
+    /// Identities from SPIRE: the admin socket of this node's agent
+    #[arg(long, env = "AMBIT_SPIRE_SOCKET")]
+    pub(super) spire_socket: Option<PathBuf>,
+    /// Folder with one file per pod: named by the pod's uid, containing the path of its network
+    /// namespace
+    #[arg(long, env = "AMBIT_NETNS_DIR")]
+    pub(super) netns_dir: Option<PathBuf>,
+    /// Cluster id [default: Kubernetes]
+    #[arg(long, env = "CLUSTER_ID")]
+    pub(super) cluster_id: Option<String>,
+    /// Trust domain of the identities of this cluster [default: cluster.local]
+    #[arg(long, env = "TRUST_DOMAIN")]
+    pub(super) trust_domain: Option<String>,
+    /// Other names of the trust domain, separated by commas: peers and policies may use them too
+    #[arg(long, env = "AMBIT_TRUST_DOMAIN_ALIASES")]
+    pub(super) trust_domain_aliases: Option<String>,
+    /// Namespace whose policies hold for the whole mesh [default: istio-system]
+    #[arg(long, env = "AMBIT_ROOT_NAMESPACE")]
+    pub(super) root_namespace: Option<String>,
+    /// Whether Kubernetes NetworkPolicies hold inside the mesh: enforce or off [default: enforce]
+    #[arg(long, env = "AMBIT_NETWORK_POLICY")]
+    pub(super) network_policy: Option<String>,
+    /// DNS suffix of services [default: cluster.local]
+    #[arg(long, env = "CLUSTER_DOMAIN")]
+    pub(super) cluster_domain: Option<String>,
+    /// Namespaces whose pods are never meshed, separated by commas [default: kube-system]
+    #[arg(long, env = "AMBIT_EXCLUDED_NAMESPACES")]
+    pub(super) excluded_namespaces: Option<String>,
+    /// Data-plane threads: a number, a percentage of the cores, or 0 for all of them [default: one
+    /// per core, 16 at most]
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS")]
+    pub(super) worker_threads: Option<String>,
+    /// How long open connections may go on after a signal to stop [default: 5s]
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE")]
+    pub(super) termination_deadline: Option<String>,
+    /// Life of the certificates of this node's pods [default: 24h]
+    #[arg(long, env = "SECRET_TTL")]
+    pub(super) cert_ttl: Option<String>,
+    /// File of revoked certificates (CRLs, PEM or DER); changes are followed
+    #[arg(long, env = "CRL_PATH")]
+    pub(super) crl_path: Option<PathBuf>,
+    /// After this time a tunnel takes no new connections, so that its two ends prove again who they
+    /// are [default: 24h]
+    #[arg(long, env = "AMBIT_TUNNEL_MAX_AGE")]
+    pub(super) tunnel_max_age: Option<String>,
+    /// plain or json [default: plain]
+    #[arg(long, env = "LOG_FORMAT")]
+    pub(super) log_format: Option<String>,
+    /// Log levels, such as info or debug,access=off [default: info]
+    #[arg(long, env = "RUST_LOG")]
+    pub(super) log_level: Option<String>,
+    /// Admin address; must be a loopback one, for it asks nobody who they are [default:
+    /// 127.0.0.1:15000]
+    #[arg(long, env = "AMBIT_ADMIN_ADDR")]
+    pub(super) admin_addr: Option<String>,
+    /// Metrics address [default: [::]:15020]
+    #[arg(long, env = "AMBIT_STATS_ADDR")]
+    pub(super) stats_addr: Option<String>,
+    /// Readiness address [default: [::]:15021]
+    #[arg(long, env = "AMBIT_READINESS_ADDR")]
+    pub(super) readiness_addr: Option<String>,
+    /// How often the capture of every pod is verified [default: 2s]
+    #[arg(long, env = "AMBIT_VERIFY_INTERVAL")]
+    pub(super) verify_interval: Option<String>,
+}

@@ -1,0 +1,97 @@
+//! Where identities come from: exactly one of three places.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::Arguments;
+use super::parse::Errors;
+
+/// Where the identities of this node's pods come from. There are only paths and addresses in it, no
+/// secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(
+    tag = "provider",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
+pub enum IdentityProvider {
+    /// A certificate authority in a folder.
+    LocalCa {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A certificate authority that speaks Istio's protocol.
+    IstioCa {
+        /// Host and port.
+        address: String,
+        /// File with the roots that it proves itself by.
+        root_cert: PathBuf,
+        /// File with the token that the daemon shows.
+        token: PathBuf,
+        /// Name in its certificate, if it is not the host's.
+        server_name: Option<String>,
+    },
+    /// The agent of SPIRE on this node.
+    Spire {
+        /// Its admin socket.
+        socket: PathBuf,
+    },
+}
+
+const LOCAL: &str = "--ca-dir (AMBIT_CA_DIR)";
+const ISTIO: &str = "--ca-address (CA_ADDRESS)";
+const SPIRE: &str = "--spire-socket (AMBIT_SPIRE_SOCKET)";
+
+impl IdentityProvider {
+    /// The one that the flags name. Two of them would leave open who vouches for a pod, so that is
+    /// a mistake, as is none.
+    pub(super) fn chosen(arguments: &Arguments, errors: &mut Errors) -> Self {
+        let named = [
+            (LOCAL, arguments.ca_dir.is_some()),
+            (ISTIO, arguments.ca_address.is_some()),
+            (SPIRE, arguments.spire_socket.is_some()),
+        ];
+        let named: Vec<_> = named
+            .iter()
+            .filter(|(_, is)| *is)
+            .map(|(flag, _)| *flag)
+            .collect();
+        match named.as_slice() {
+            [_] => {}
+            [] => errors.say(format!("one of {LOCAL}, {ISTIO} and {SPIRE} is required")),
+            many => errors.say(format!("only one may be given of {}", many.join(", "))),
+        }
+        match (&arguments.ca_address, &arguments.spire_socket) {
+            (Some(address), _) => Self::istio(address, arguments, errors),
+            (None, Some(socket)) => Self::Spire {
+                socket: socket.clone(),
+            },
+            (None, None) => Self::LocalCa {
+                dir: arguments.ca_dir.clone().unwrap_or_default(),
+            },
+        }
+    }
+
+    fn istio(address: &str, arguments: &Arguments, errors: &mut Errors) -> Self {
+        let address = address.strip_prefix("https://").unwrap_or(address);
+        let port = address
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none_or(|port| port == 0) || address.contains('/') {
+            errors.say(format!("{ISTIO} {address:?}: a host and a port are needed, such as istiod.istio-system.svc:15012"));
+        }
+        Self::IstioCa {
+            address: address.to_owned(),
+            root_cert: errors.required(
+                "with --ca-address, --ca-root-cert (CA_ROOT_CA)",
+                arguments.ca_root_cert.clone(),
+            ),
+            token: errors.required(
+                "with --ca-address, --ca-token (AUTH_TOKEN)",
+                arguments.ca_token.clone(),
+            ),
+            server_name: arguments.ca_server_name.clone(),
+        }
+    }
+}
