@@ -5,6 +5,7 @@
 //! else: a root and its key in a folder.
 
 mod certificate;
+pub mod istio_ca;
 mod local_ca;
 mod renewal;
 mod slots;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use spiffe::SpiffeId;
 
 pub use certificate::Certificate;
+pub use istio_ca::{IstioCa, IstioCaConfig, IstioCaError};
 pub use local_ca::{LocalCa, LocalCaError};
 pub use renewal::{Certificates, CertificatesConfig, Clock, RenewalTask};
 pub use slots::{IdentityState, IdentityStatus};
