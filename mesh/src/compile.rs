@@ -21,7 +21,7 @@ use crate::model::Model;
 use crate::objects::{Object, Objects, Origin};
 use crate::problem::{ObjectRef, Problem};
 
-pub(crate) use fault::Fault;
+pub(crate) use fault::{Fault, Faults};
 
 /// What the mesh is told about itself rather than finds in objects.
 #[derive(Clone, Debug)]
@@ -34,17 +34,28 @@ pub struct Params {
     pub cluster_domain: Arc<str>,
     /// Namespaces whose pods are never meshed, whatever their labels say.
     pub excluded_namespaces: BTreeSet<String>,
+    /// The namespace whose policies hold for the whole mesh.
+    pub root_namespace: Arc<str>,
+    /// Former names of the trust domain, or names it will have: a policy that speaks of one of them
+    /// or of the trust domain itself means them all.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Whether NetworkPolicies are enforced.
+    pub network_policy: bool,
 }
 
 impl Params {
     /// Istio's defaults for everything but the trust domain: cluster `Kubernetes`, cluster domain
-    /// `cluster.local`, and `kube-system` excluded.
+    /// `cluster.local`, `kube-system` excluded, root namespace `istio-system`, no other trust domain;
+    /// and NetworkPolicies are enforced.
     pub fn new(trust_domain: TrustDomain) -> Self {
         Self {
             cluster: "Kubernetes".into(),
             trust_domain,
             cluster_domain: "cluster.local".into(),
             excluded_namespaces: BTreeSet::from(["kube-system".to_owned()]),
+            root_namespace: "istio-system".into(),
+            trust_domain_aliases: Vec::new(),
+            network_policy: true,
         }
     }
 }

@@ -17,7 +17,8 @@
 //! * **The same objects give the same model**, whatever files they are in and in whatever order
 //!   they are read.
 //!
-//! [`route()`] answers the one question of the outbound path: where does a connection from this
+//! [`Model::authorize`] answers the one question of the inbound path: may this connection reach this
+//! workload? [`policy`] says how. [`route()`] answers the one question of the outbound path: where does a connection from this
 //! workload to this address go, and is it carried by the mesh? [`certs`] issues and renews the
 //! certificates by which workloads prove who they are.
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod certs;
 mod compile;
 mod model;
 pub mod objects;
+pub mod policy;
 mod problem;
 mod route;
 pub mod source;
@@ -39,6 +41,7 @@ pub use model::{
     HBONE_PORT, Health, Load, Locality, Mode, Model, NamedPort, Namespace, Node, Refusal, Service,
     ServiceName, ServicePort, Workload, WorkloadType, WorkloadUid,
 };
+pub use policy::{Attempt, Decision, Denial, PolicyReport, PolicySet};
 pub use problem::{ObjectRef, Problem};
 pub use route::{Route, route};
 pub use store::{Changes, Snapshot, Store};

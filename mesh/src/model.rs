@@ -7,6 +7,7 @@ mod endpoint;
 mod service;
 mod workload;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ pub use endpoint::{Endpoint, EndpointKey, EndpointLease, EndpointPort, EndpointT
 pub use service::{Affinity, Distribution, Service, ServiceName, ServicePort};
 pub use workload::{Health, Locality, Mode, NamedPort, Workload, WorkloadType, WorkloadUid};
 
+use crate::policy::PolicyReport;
 use crate::problem::Problem;
 
 /// Port on which a meshed pod accepts HBONE (Istio's contract).
@@ -32,6 +34,7 @@ pub struct Model {
     pub(crate) refused: FxHashMap<IpAddr, Refusal>,
     pub(crate) nodes: FxHashMap<Arc<str>, Arc<Node>>,
     pub(crate) namespaces: FxHashMap<Arc<str>, Arc<Namespace>>,
+    pub(crate) policies: Arc<[Arc<PolicyReport>]>,
     pub(crate) problems: Arc<Vec<Problem>>,
 }
 
@@ -143,4 +146,6 @@ pub struct Namespace {
     /// What services of it prefer when they say nothing themselves
     /// (`networking.istio.io/traffic-distribution`).
     pub distribution: Option<Distribution>,
+    /// `metadata.labels`; NetworkPolicies select by them.
+    pub labels: Arc<BTreeMap<String, String>>,
 }

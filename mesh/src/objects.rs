@@ -5,6 +5,7 @@
 
 mod kind;
 mod parse;
+mod policy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use parse::{Parsed, parse};
+pub use policy::{Policy, PolicyKind};
 
 use crate::problem::{ObjectRef, Problem};
 
@@ -41,6 +43,8 @@ pub enum Object {
     ServiceAccount(Arc<core::ServiceAccount>),
     /// discovery.k8s.io/v1 EndpointSlice.
     EndpointSlice(Arc<discovery::EndpointSlice>),
+    /// A policy of any kind.
+    Policy(Arc<Policy>),
 }
 
 impl Object {
@@ -53,6 +57,7 @@ impl Object {
             Object::Service(_) => "Service",
             Object::ServiceAccount(_) => "ServiceAccount",
             Object::EndpointSlice(_) => "EndpointSlice",
+            Object::Policy(o) => o.kind.as_str(),
         }
     }
 
@@ -65,6 +70,7 @@ impl Object {
             Object::Service(o) => &o.metadata,
             Object::ServiceAccount(o) => &o.metadata,
             Object::EndpointSlice(o) => &o.metadata,
+            Object::Policy(o) => &o.metadata,
         }
     }
 
@@ -117,6 +123,9 @@ pub struct Objects {
     pub(crate) services: Kind<core::Service>,
     pub(crate) service_accounts: Kind<core::ServiceAccount>,
     pub(crate) slices: Kind<discovery::EndpointSlice>,
+    pub(crate) authorization_policies: Kind<Policy>,
+    pub(crate) peer_authentications: Kind<Policy>,
+    pub(crate) network_policies: Kind<Policy>,
     duplicates: Vec<(ObjectRef, Origin)>,
     problems: Vec<Problem>,
 }
@@ -134,6 +143,7 @@ impl Objects {
                 keep_first(&mut self.service_accounts, &reference, o, origin)
             }
             Object::EndpointSlice(o) => keep_first(&mut self.slices, &reference, o, origin),
+            Object::Policy(o) => keep_first(self.policies_mut(o.kind), &reference, o, origin),
         };
         self.duplicates
             .extend(loser.map(|origin| (reference, origin)));
@@ -152,6 +162,17 @@ impl Objects {
             + self.services.len()
             + self.service_accounts.len()
             + self.slices.len()
+            + self.authorization_policies.len()
+            + self.peer_authentications.len()
+            + self.network_policies.len()
+    }
+
+    fn policies_mut(&mut self, kind: PolicyKind) -> &mut Kind<Policy> {
+        match kind {
+            PolicyKind::Authorization => &mut self.authorization_policies,
+            PolicyKind::PeerAuthentication => &mut self.peer_authentications,
+            PolicyKind::Network => &mut self.network_policies,
+        }
     }
 
     /// There is no object.

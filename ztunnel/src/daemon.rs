@@ -282,6 +282,9 @@ fn params(config: &Config) -> Params {
         trust_domain: config.trust_domain.clone(),
         cluster_domain: config.cluster_domain.clone(),
         excluded_namespaces: config.excluded_namespaces.clone(),
+        root_namespace: config.root_namespace.clone(),
+        trust_domain_aliases: config.trust_domain_aliases.clone(),
+        network_policy: config.network_policy,
     }
 }
 

@@ -64,7 +64,7 @@ impl<'a> Finder<'a> {
             finder
                 .by_name
                 .insert((&workload.namespace, &workload.name), i);
-            for (key, value) in &pod.value.labels {
+            for (key, value) in pod.value.workload.labels.iter() {
                 finder
                     .by_label
                     .entry((&workload.namespace, key, value))
@@ -132,7 +132,7 @@ impl<'a> Finder<'a> {
             .filter(move |(_, pod)| {
                 selector
                     .iter()
-                    .all(|(key, value)| pod.labels.get(key) == Some(value))
+                    .all(|(key, value)| pod.workload.labels.get(key) == Some(value))
             })
     }
 

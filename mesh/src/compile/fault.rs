@@ -29,10 +29,10 @@ impl Fault {
 
 /// Collects the faults of one object while it is read.
 #[derive(Debug, Default)]
-pub(super) struct Faults(Vec<Fault>);
+pub(crate) struct Faults(Vec<Fault>);
 
 impl Faults {
-    pub(super) fn add(&mut self, field: impl Into<String>, code: &'static str, message: String) {
+    pub(crate) fn add(&mut self, field: impl Into<String>, code: &'static str, message: String) {
         self.0.push(Fault {
             field: field.into(),
             code,
@@ -41,7 +41,7 @@ impl Faults {
         });
     }
 
-    pub(super) fn fatal(&mut self, field: impl Into<String>, code: &'static str, message: String) {
+    pub(crate) fn fatal(&mut self, field: impl Into<String>, code: &'static str, message: String) {
         self.0.push(Fault {
             field: field.into(),
             code,
@@ -50,11 +50,11 @@ impl Faults {
         });
     }
 
-    pub(super) fn is_fatal(&self) -> bool {
+    pub(crate) fn is_fatal(&self) -> bool {
         self.0.iter().any(|fault| fault.fatal)
     }
 
-    pub(super) fn into_vec(self) -> Vec<Fault> {
+    pub(crate) fn into_vec(self) -> Vec<Fault> {
         self.0
     }
 }

@@ -134,6 +134,7 @@ pub(super) fn one(object: &Object, params: &Params) -> Vec<Fault> {
         Object::Pod(o) => drop(pod::read(o, params, &mut faults)),
         Object::Service(o) => drop(service::read(o, params, &mut faults)),
         Object::EndpointSlice(o) => drop(slice::read(o, &mut faults)),
+        Object::Policy(_) => {}
         Object::ServiceAccount(o) => names::check(
             &o.metadata,
             names::Scope::Namespaced(names::Form::Subdomain),

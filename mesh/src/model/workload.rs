@@ -1,6 +1,7 @@
 //! Workloads: pods as the mesh sees them.
 
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use serde::{Serialize, Serializer};
 use spiffe::SpiffeId;
 
 use super::{Load, ServiceName};
+use crate::policy::PolicySet;
 
 /// Names one life of one pod: `<cluster>//Pod/<namespace>/<name>/<metadata.uid>`.
 ///
@@ -114,6 +116,10 @@ pub struct Workload {
     pub ports: Vec<NamedPort>,
     /// Services that have an endpoint on this workload, sorted.
     pub services: Vec<ServiceName>,
+    /// `metadata.labels`; policies select by them.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// The policies that decide who may reach it.
+    pub policies: PolicySet,
     /// `metadata.uid`.
     pub kube_uid: Arc<str>,
     /// Open connections that this process holds to it; survives updates of the workload.

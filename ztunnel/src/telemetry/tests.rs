@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use hbone::Authority;
-use mesh::{Affinity, Distribution, Health, Load, Locality, Mode, Service, Workload, WorkloadType};
+use mesh::{
+    Affinity, Distribution, Health, Load, Locality, Mode, PolicySet, Service, Workload, WorkloadType,
+};
 
 use super::*;
 
@@ -35,6 +37,8 @@ pub(crate) fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         probe_ports: vec![],
         ports: vec![],
         services: vec![],
+        labels: Arc::default(),
+        policies: PolicySet::default(),
         kube_uid: "1234".into(),
         load: Load::default(),
     })

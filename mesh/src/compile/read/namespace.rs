@@ -1,5 +1,7 @@
 //! Namespaces: the opt-in that their pods inherit.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1 as core;
 
 use super::names::{self, Form, Scope};
@@ -13,6 +15,7 @@ pub(super) fn read(object: &core::Namespace, faults: &mut Faults) -> Option<Name
         name: object.metadata.name.as_deref()?.into(),
         mode: values::dataplane_mode(&object.metadata, faults).unwrap_or_default(),
         distribution: values::distribution_annotation(&object.metadata, faults),
+        labels: Arc::new(object.metadata.labels.clone().unwrap_or_default()),
     };
     (!faults.is_fatal()).then_some(namespace)
 }

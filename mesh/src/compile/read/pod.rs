@@ -1,7 +1,7 @@
 //! Pods.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use spiffe::SpiffeId;
@@ -12,13 +12,13 @@ use crate::compile::Params;
 use crate::compile::fault::Faults;
 use crate::model::{Health, Load, Locality, Mode, Workload, WorkloadUid};
 use crate::objects::namespace_of;
+use crate::policy::PolicySet;
 
 /// What a pod says by itself.
 #[derive(Clone, Debug)]
 pub(in crate::compile) struct PodFacts {
     /// Complete but for mode, locality and services, which depend on other objects.
     pub(in crate::compile) workload: Workload,
-    pub(in crate::compile) labels: BTreeMap<String, String>,
     /// What its own label says.
     pub(in crate::compile) mode: Option<Mode>,
     /// Istio's sidecar is in it, so it is in the mesh by other means.
@@ -55,7 +55,6 @@ pub(super) fn read(pod: &core::Pod, params: &Params, faults: &mut Faults) -> Opt
     };
     Some(PodRead::Live(Box::new(PodFacts {
         workload,
-        labels: pod.metadata.labels.clone().unwrap_or_default(),
         mode,
         has_sidecar: values::annotation(&pod.metadata, "sidecar.istio.io/status").is_some(),
     })))
@@ -119,6 +118,8 @@ fn workload(
         probe_ports: ports::probed(spec, faults),
         ports: ports::named(spec, faults),
         services: Vec::new(),
+        labels: Arc::new(meta.labels.clone().unwrap_or_default()),
+        policies: PolicySet::default(),
         kube_uid: kube_uid.into(),
         load: Load::default(),
     };
