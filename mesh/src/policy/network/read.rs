@@ -1,0 +1,303 @@
+//! From a document to a policy. Every fault is reported, and one is enough for it to admit nothing.
+
+mod document;
+mod labels;
+
+use serde_json::Value;
+
+use super::cidr::Cidr;
+use super::rule::{From, Peer, Port, Ports, Rule};
+use super::selector::Selector;
+use super::{Ingress, NetworkPolicy};
+use crate::compile::Faults;
+use crate::objects::{Policy, namespace_of};
+use crate::policy::PolicyMessage;
+
+use document::{Field, Reader};
+
+/// The one version that is understood. Another one may mean something else by the same words.
+const API_VERSION: &str = "networking.k8s.io/v1";
+
+/// Reads a policy. Always yields one: what cannot be read denies.
+pub(crate) fn read(object: &Policy, faults: &mut Faults) -> NetworkPolicy {
+    let mut reader = Reader::new(faults);
+    let spec = spec(object, &mut reader);
+    let types = types(&spec, &mut reader);
+    // What is unknown may be about ingress, whatever `policyTypes` says.
+    let about_ingress = types.ingress || reader.found_fault();
+    let pods = match spec.get("podSelector") {
+        Some(selector) => labels::selector(&selector, &mut reader),
+        None => Some(Selector::default()),
+    };
+    let items = spec.items("ingress", &mut reader);
+    let rules = each(items, |item| rule(item, &mut reader));
+    let ingress = match rules {
+        _ if !about_ingress => Ingress::Unrestricted,
+        Some(rules) if !reader.found_fault() => Ingress::Only(rules),
+        _ => Ingress::Only(Vec::new()),
+    };
+    let namespace = namespace_of(&object.metadata).into();
+    NetworkPolicy {
+        namespace,
+        name: object.metadata.name.as_deref().unwrap_or_default().into(),
+        pods,
+        ingress,
+        messages: types
+            .egress
+            .then(|| egress_message(about_ingress))
+            .into_iter()
+            .collect(),
+    }
+}
+
+fn egress_message(about_ingress: bool) -> PolicyMessage {
+    let rest = match about_ingress {
+        true => "its ingress side is",
+        false => "it restricts nothing here",
+    };
+    PolicyMessage {
+        field: "spec.egress".to_owned(),
+        code: "egress_not_enforced",
+        message: format!("egress is left to the CNI and not enforced by the mesh; {rest}"),
+    }
+}
+
+/// What is beside the spec is checked too: a `Spec` nobody reads was meant to be read. Without a
+/// spec it is the empty one, which Kubernetes takes to refuse everything.
+fn spec<'a>(object: &'a Policy, reader: &mut Reader<'_>) -> Field<'a> {
+    let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+    let keys = object.document.keys();
+    for key in keys.filter(|key| !known.contains(&key.as_str())) {
+        reader.unknown_field(key.clone());
+    }
+    let version = object.document.get("apiVersion").and_then(Value::as_str);
+    if version != Some(API_VERSION) {
+        let message = format!("is not {API_VERSION}, the one version that is understood");
+        reader.fault("apiVersion", "unknown_version", message);
+    }
+    let spec = Field::top("spec", object.document.get("spec"));
+    spec.expect_keys(&["podSelector", "policyTypes", "ingress", "egress"], reader);
+    spec
+}
+
+/// Which directions a policy restricts.
+struct Types {
+    ingress: bool,
+    egress: bool,
+}
+
+/// A policy that does not say what it is about is about ingress, and about egress if it has rules
+/// for it.
+fn types(spec: &Field<'_>, reader: &mut Reader<'_>) -> Types {
+    let listed: Vec<Field<'_>> = spec.items("policyTypes", reader).collect();
+    if listed.is_empty() {
+        let egress = spec.get("egress").is_some_and(|rules| !rules.is_empty());
+        return Types {
+            ingress: true,
+            egress,
+        };
+    }
+    let mut types = Types {
+        ingress: false,
+        egress: false,
+    };
+    for item in &listed {
+        match item.value.as_str() {
+            Some("Ingress") => types.ingress = true,
+            Some("Egress") => types.egress = true,
+            _ => {
+                let message = format!("{} is neither \"Ingress\" nor \"Egress\"", item.value);
+                item.fault("bad_value", message, reader);
+            }
+        }
+    }
+    types
+}
+
+fn rule(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Rule> {
+    if !field.expect_present(reader) {
+        return None;
+    }
+    field.expect_keys(&["from", "ports"], reader);
+    let peers = each(field.items("from", reader), |item| peer(item, reader));
+    let ports = each(field.items("ports", reader), |item| port(item, reader));
+    let peers = peers?;
+    Some(Rule {
+        from: match peers.is_empty() {
+            true => From::Anyone,
+            false => From::Peers(peers),
+        },
+        ports: join_ports(ports?),
+    })
+}
+
+/// Reads all items, so that the faults of each are found; `None` if one cannot be read.
+fn each<'a, T>(
+    items: impl Iterator<Item = Field<'a>>,
+    read: impl FnMut(&Field<'a>) -> Option<T>,
+) -> Option<Vec<T>> {
+    let mut read = read;
+    let found: Vec<Option<T>> = items.map(|item| read(&item)).collect();
+    found.into_iter().collect()
+}
+
+fn peer(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
+    field.expect_keys(&["podSelector", "namespaceSelector", "ipBlock"], reader);
+    let [pods, namespaces, block] =
+        ["podSelector", "namespaceSelector", "ipBlock"].map(|key| field.get(key));
+    let selects = pods.is_some() || namespaces.is_some();
+    match (block, selects) {
+        (Some(block), false) => ip_block(&block, reader),
+        (None, true) => {
+            let mut selector = |field: Option<Field<'_>>| match field {
+                Some(field) => labels::selector(&field, reader).map(Some),
+                None => Some(None),
+            };
+            let (pods, namespaces) = (selector(pods), selector(namespaces));
+            Some(Peer::Pods {
+                namespaces: namespaces?,
+                pods: pods?.unwrap_or_default(),
+            })
+        }
+        (Some(_), true) => {
+            let message = "ipBlock stands alone: beside it there may be no selector".to_owned();
+            field.fault("ambiguous_peer", message, reader);
+            None
+        }
+        (None, false) => {
+            let message = "names nobody; one of podSelector, namespaceSelector and ipBlock is \
+                           needed"
+                .to_owned();
+            field.fault("empty_peer", message, reader);
+            None
+        }
+    }
+}
+
+fn ip_block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
+    field.expect_keys(&["cidr", "except"], reader);
+    let cidr = field.get_or_null("cidr");
+    let cidr = block(&cidr, reader);
+    let mut except = Vec::new();
+    for item in field.items("except", reader) {
+        let Some(hole) = block(&item, reader) else {
+            continue;
+        };
+        if cidr.is_some_and(|cidr| !cidr.strictly_contains(&hole)) {
+            let message = format!("{hole} is not a part of the block it is an exception of");
+            item.fault("bad_except", message, reader);
+        }
+        except.push(hole);
+    }
+    Some(Peer::Block {
+        cidr: cidr?,
+        except,
+    })
+}
+
+fn block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Cidr> {
+    let text = field.text(reader)?;
+    Cidr::parse(text)
+        .map_err(|message| field.fault("bad_cidr", message, reader))
+        .ok()
+}
+
+/// What an entry of `ports` speaks of.
+enum Protocol {
+    /// `None` for all ports.
+    Tcp(Option<Port>),
+    /// The mesh carries TCP only.
+    Other,
+}
+
+fn join_ports(entries: Vec<Protocol>) -> Ports {
+    let none_listed = entries.is_empty();
+    let mut ports = Vec::new();
+    for entry in entries {
+        match entry {
+            Protocol::Tcp(None) => return Ports::All,
+            Protocol::Tcp(Some(port)) => ports.push(port),
+            Protocol::Other => {}
+        }
+    }
+    match none_listed {
+        true => Ports::All,
+        false => Ports::These(ports),
+    }
+}
+
+fn port(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Protocol> {
+    if !field.expect_present(reader) {
+        return None;
+    }
+    field.expect_keys(&["protocol", "port", "endPort"], reader);
+    let tcp = match field.get("protocol") {
+        None => true,
+        Some(protocol) => match protocol.value.as_str() {
+            Some("TCP") => true,
+            Some("UDP" | "SCTP") => false,
+            _ => {
+                let message = format!("{} is none of TCP, UDP and SCTP", protocol.value);
+                protocol.fault("bad_protocol", message, reader);
+                return None;
+            }
+        },
+    };
+    let port = match (field.get("port"), field.get("endPort")) {
+        (None, None) => None,
+        (Some(first), None) if first.value.is_string() => Some(Port::Named(name(&first, reader)?)),
+        (Some(first), None) => {
+            let number = number(&first, reader)?;
+            Some(Port::Range(number, number))
+        }
+        (first, Some(last)) => Some(range(first.as_ref(), &last, reader)?),
+    };
+    Some(match tcp {
+        true => Protocol::Tcp(port),
+        false => Protocol::Other,
+    })
+}
+
+fn range(first: Option<&Field<'_>>, last: &Field<'_>, reader: &mut Reader<'_>) -> Option<Port> {
+    let Some(first) = first.filter(|first| !first.value.is_string()) else {
+        let message = "needs a port with a number to begin at".to_owned();
+        last.fault("bad_port", message, reader);
+        return None;
+    };
+    let (begin, end) = (number(first, reader)?, number(last, reader)?);
+    if end < begin {
+        let message = format!("{end} is before {begin}");
+        last.fault("bad_port", message, reader);
+        return None;
+    }
+    Some(Port::Range(begin, end))
+}
+
+fn number(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<u16> {
+    let number = field.value.as_u64().and_then(|n| u16::try_from(n).ok());
+    let number = number.filter(|number| *number > 0);
+    if number.is_none() {
+        let message = format!("{} is no port (1 to 65535)", field.value);
+        field.fault("bad_port", message, reader);
+    }
+    number
+}
+
+/// A name that no container port can have matches nothing; it is a number in quotes or a mistake.
+fn name(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str>> {
+    let name = field.text(reader)?;
+    let legal = (1..=15).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name.bytes().any(|b| b.is_ascii_lowercase())
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && !name.contains("--");
+    if !legal {
+        let message = format!("{name:?} is no name of a port; a number is written without quotes");
+        field.fault("bad_port", message, reader);
+        return None;
+    }
+    Some(name.into())
+}

@@ -1,0 +1,166 @@
+//! A walk through a document that knows where it is.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::compile::Faults;
+
+/// Collects faults, and counts them.
+pub(super) struct Reader<'f> {
+    faults: &'f mut Faults,
+    count: usize,
+}
+
+impl<'f> Reader<'f> {
+    pub(super) fn new(faults: &'f mut Faults) -> Self {
+        Self { faults, count: 0 }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn found_fault(&self) -> bool {
+        self.count > 0
+    }
+
+    pub(super) fn fault(&mut self, field: impl Into<String>, code: &'static str, message: String) {
+        self.count += 1;
+        self.faults.add(field, code, message);
+    }
+
+    /// Whoever wrote a field that nobody reads meant something by it.
+    pub(super) fn unknown_field(&mut self, path: String) {
+        let message = "is no field that the mesh knows".to_owned();
+        self.fault(path, "unknown_field", message);
+    }
+}
+
+/// A value and where it stands. The path is only spelled out for a fault.
+#[derive(Clone, Copy)]
+pub(super) struct Field<'a> {
+    pub(super) value: &'a Value,
+    parent: Option<&'a Field<'a>>,
+    step: Step<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Key(&'a str),
+    /// An item of the list of that name.
+    Item(&'a str, usize),
+}
+
+impl<'a> Field<'a> {
+    /// A field of the document itself.
+    pub(super) fn top(key: &'a str, value: Option<&'a Value>) -> Self {
+        Self {
+            value: value.unwrap_or(&Value::Null),
+            parent: None,
+            step: Step::Key(key),
+        }
+    }
+
+    fn child(&'a self, value: &'a Value, step: Step<'a>) -> Self {
+        Self {
+            value,
+            parent: Some(self),
+            step,
+        }
+    }
+
+    /// A field of an object; `None` if it is absent or null, which is the same to Kubernetes.
+    pub(super) fn get(&'a self, key: &'a str) -> Option<Self> {
+        let field = self.get_or_null(key);
+        (!field.value.is_null()).then_some(field)
+    }
+
+    /// A field of an object, null if it is absent.
+    pub(super) fn get_or_null(&'a self, key: &'a str) -> Self {
+        let value = self.value.get(key).unwrap_or(&Value::Null);
+        self.child(value, Step::Key(key))
+    }
+
+    /// The items of a list, which may be absent.
+    pub(super) fn items(
+        &'a self,
+        key: &'a str,
+        reader: &mut Reader<'_>,
+    ) -> impl Iterator<Item = Self> + use<'a> {
+        let items: &[Value] = match self.get(key) {
+            None => &[],
+            Some(field) => match field.value {
+                Value::Array(items) => items,
+                _ => {
+                    field.fault("bad_field", "is not a list".to_owned(), reader);
+                    &[]
+                }
+            },
+        };
+        items
+            .iter()
+            .enumerate()
+            .map(move |(i, item)| self.child(item, Step::Item(key, i)))
+    }
+
+    /// An empty list or object.
+    pub(super) fn is_empty(&self) -> bool {
+        match self.value {
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// A text that has to be there.
+    pub(super) fn text(&self, reader: &mut Reader<'_>) -> Option<&'a str> {
+        let text = self.value.as_str();
+        if text.is_none() {
+            let message = match self.value {
+                Value::Null => "is missing".to_owned(),
+                other => format!("{other} is not a text"),
+            };
+            self.fault("bad_field", message, reader);
+        }
+        text
+    }
+
+    /// Reports what is not an object, and the fields that nobody reads. Absent is as good as empty.
+    pub(super) fn expect_keys(&self, known: &[&str], reader: &mut Reader<'_>) {
+        match self.value {
+            Value::Null => {}
+            Value::Object(fields) => {
+                for key in fields.keys().filter(|key| !known.contains(&key.as_str())) {
+                    reader.unknown_field(format!("{self}.{key}"));
+                }
+            }
+            _ => self.fault("bad_field", "is not an object".to_owned(), reader),
+        }
+    }
+
+    /// Reports an item that is null. It reads as the empty one, and that one admits everything.
+    pub(super) fn expect_present(&self, reader: &mut Reader<'_>) -> bool {
+        if self.value.is_null() {
+            self.fault("empty_item", "is empty".to_owned(), reader);
+        }
+        !self.value.is_null()
+    }
+
+    pub(super) fn fault(&self, code: &'static str, message: String, reader: &mut Reader<'_>) {
+        reader.fault(self.to_string(), code, message);
+    }
+}
+
+/// As in `spec.ingress[0].from[1].ipBlock.cidr`.
+impl fmt::Display for Field<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            write!(f, "{parent}.")?;
+        }
+        match self.step {
+            Step::Key(key) => f.write_str(key),
+            Step::Item(list, index) => write!(f, "{list}[{index}]"),
+        }
+    }
+}
