@@ -13,8 +13,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::slots::{IdentityStatus, Slots};
-use super::{Certificate, CertificateSource, IssueError};
+use super::slots::{IdentityStatus, Now, Slots};
+use super::verify::verify;
+use super::{Certificate, CertificateSource, IssueError, Issued, TrustBundle};
 
 /// Tells the time of day; another one than the system's in tests.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -68,6 +69,7 @@ struct Shared {
     version: watch::Sender<u64>,
     current: ArcSwap<BTreeMap<SpiffeId, Arc<Certificate>>>,
     status: ArcSwap<Vec<IdentityStatus>>,
+    bundle: ArcSwap<TrustBundle>,
     clock: Clock,
 }
 
@@ -78,7 +80,8 @@ pub struct RenewalTask {
     source: Arc<dyn CertificateSource>,
     config: CertificatesConfig,
     slots: Slots,
-    jobs: JoinSet<(SpiffeId, Result<Certificate, IssueError>)>,
+    jobs: JoinSet<(SpiffeId, Result<Issued, IssueError>)>,
+    bundle: watch::Receiver<Arc<TrustBundle>>,
 }
 
 impl Certificates {
@@ -93,11 +96,13 @@ impl Certificates {
             version: watch::Sender::new(0),
             current: ArcSwap::default(),
             status: ArcSwap::default(),
+            bundle: ArcSwap::new(source.bundle().borrow().clone()),
             clock: config.clock.clone(),
         });
         let task = RenewalTask {
             shared: shared.clone(),
             wanted: receiver,
+            bundle: source.bundle(),
             source,
             config,
             slots: Slots::default(),
@@ -121,6 +126,15 @@ impl Certificates {
     pub fn current(&self, identity: &SpiffeId) -> Option<Arc<Certificate>> {
         let certificate = self.0.current.load().get(identity)?.clone();
         ((self.0.clock)() < certificate.not_after).then_some(certificate)
+    }
+
+    /// A connection waits for this identity's certificate: it is asked for next, and about once a
+    /// second, for as long as this is said at least that often.
+    pub fn need(&self, _identity: &SpiffeId) {}
+
+    /// Whom peers must chain to.
+    pub fn bundle(&self) -> Arc<TrustBundle> {
+        self.0.bundle.load_full()
     }
 
     /// How each wanted identity stands.
@@ -193,9 +207,14 @@ impl RenewalTask {
         }
     }
 
-    fn finish(&mut self, identity: &SpiffeId, outcome: Result<Certificate, IssueError>) {
+    fn finish(&mut self, identity: &SpiffeId, outcome: Result<Issued, IssueError>) {
         let now = (self.config.clock)();
-        let outcome = outcome.and_then(|certificate| usable(identity, certificate, now));
+        let both = Now {
+            wall: now,
+            steady: tokio::time::Instant::now(),
+        };
+        let bundle = self.bundle.borrow().clone();
+        let outcome = outcome.and_then(|issued| verify(issued, identity, &bundle, both));
         match &outcome {
             Ok(certificate) => info!(
                 target: "mesh::certs",
@@ -228,27 +247,6 @@ impl RenewalTask {
             false => LOOK,
         }
     }
-}
-
-/// What a source hands out is checked before anybody relies on it.
-fn usable(
-    identity: &SpiffeId,
-    certificate: Certificate,
-    now: SystemTime,
-) -> Result<Certificate, IssueError> {
-    let error = |code, message| IssueError {
-        identity: identity.clone(),
-        code,
-        message,
-    };
-    if certificate.identity != *identity {
-        let message = format!("the source answered with one for {}", certificate.identity);
-        return Err(error("wrong_identity", message));
-    }
-    if certificate.not_after <= now {
-        return Err(error("issued_expired", "it has expired already".to_owned()));
-    }
-    Ok(certificate)
 }
 
 #[cfg(test)]

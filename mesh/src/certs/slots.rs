@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use spiffe::SpiffeId;
+use tokio::time::Instant;
 
 use super::{Certificate, IssueError};
 
@@ -13,6 +14,15 @@ use super::{Certificate, IssueError};
 const BACKOFF: Duration = Duration::from_secs(1);
 /// Longest wait after a failure.
 const BACKOFF_MAX: Duration = Duration::from_secs(150);
+
+/// The present, by two clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    /// The time of day, which certificates speak of. It may be wrong, and be set.
+    pub(super) wall: SystemTime,
+    /// A clock that only runs. Everything that waits goes by it.
+    pub(super) steady: Instant,
+}
 
 /// How an identity stands.
 #[derive(Clone, Debug)]
