@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mesh::certs::{Certificates, CertificatesConfig, LocalCa, LocalCaError, RenewalTask};
+use mesh::certs::{AuthorityError, Certificates, CertificatesConfig, LocalCa, RenewalTask};
 use mesh::source::{FolderError, FolderSource};
 use mesh::{Params, Store};
 use tokio::sync::watch;
@@ -62,7 +62,7 @@ pub enum Error {
         folder: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: LocalCaError,
+        source: AuthorityError,
     },
     /// The objects.
     #[error(transparent)]
@@ -141,6 +141,7 @@ impl Daemon {
             workers: config.workers,
             connections_per_pod: CONNECTIONS_PER_POD,
             identities: identities.clone(),
+            trust_domain_aliases: config.trust_domain_aliases.clone(),
             readiness: Some((ports.readiness, readiness.clone())),
         };
         let data_plane = Arc::new(DataPlane::start(

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use hbone::{ClientTls, Credentials, ServerTls};
-use mesh::certs::{Certificate, Certificates, IdentityStatus};
+use hbone::{ClientTls, Credentials, Revocations, ServerTls};
+use mesh::certs::{Certificate, Certificates, IdentityStatus, TrustBundle};
 use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -27,8 +27,10 @@ pub struct Identity {
     pub client: ClientTls,
     /// For tunnels that this node accepts.
     pub server: ServerTls,
-    /// What they were made from.
+    /// What they were made from: the certificate,
     pub certificate: Arc<Certificate>,
+    /// and whom to trust.
+    pub bundle: Arc<TrustBundle>,
 }
 
 /// Why a pod cannot prove who it is.
@@ -129,9 +131,15 @@ impl Identities {
         self.0.certificates.status()
     }
 
+    /// Whom this node trusts; for the admin page.
+    pub fn bundle(&self) -> Arc<TrustBundle> {
+        self.0.certificates.bundle()
+    }
+
     fn rebuild(&self, telemetry: &Telemetry) {
         let before = self.0.ready.load();
         let status = self.0.certificates.status();
+        let bundle = self.0.certificates.bundle();
         let mut after = HashMap::with_capacity(status.len());
         for IdentityStatus {
             identity,
@@ -145,9 +153,10 @@ impl Identities {
             let old = before.get(identity);
             let kept = old
                 .filter(|old| Arc::ptr_eq(&old.certificate, certificate))
+                .filter(|old| Arc::ptr_eq(&old.bundle, &bundle))
                 .cloned();
             // A certificate that cannot be used leaves what still works in place.
-            if let Some(ready) = kept.or_else(|| build(certificate)).or_else(|| old.cloned()) {
+            if let Some(ready) = kept.or_else(|| build(certificate, &bundle)).or_else(|| old.cloned()) {
                 after.insert(identity.clone(), ready);
             }
         }
@@ -161,12 +170,12 @@ impl Identities {
     }
 }
 
-fn build(certificate: &Arc<Certificate>) -> Option<Arc<Identity>> {
-    let (chain, roots) = (certificate.chain.clone(), certificate.roots.clone());
+fn build(certificate: &Arc<Certificate>, bundle: &Arc<TrustBundle>) -> Option<Arc<Identity>> {
     let credentials = Credentials {
-        chain,
+        chain: certificate.chain.clone(),
         key: certificate.key(),
-        roots,
+        roots: bundle.roots().to_vec(),
+        revocations: Revocations::none(),
     };
     let tls =
         ClientTls::new(&credentials).and_then(|client| Ok((client, ServerTls::new(&credentials)?)));
@@ -175,6 +184,7 @@ fn build(certificate: &Arc<Certificate>) -> Option<Arc<Identity>> {
             client,
             server,
             certificate: certificate.clone(),
+            bundle: bundle.clone(),
         })),
         Err(error) => {
             let identity = &certificate.identity;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use mesh::certs::{Certificate, IdentityState, IdentityStatus};
+use mesh::certs::{Certificate, IdentityState, IdentityStatus, TrustBundle};
 use mesh::{Affinity, Distribution, EndpointTarget, Mode, Service, Workload};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -47,12 +47,18 @@ impl Admin {
             "services": services,
             "policies": [],
             "stagedServices": {},
-            "certificates": self.identities.status().iter().map(of_identity).collect::<Vec<_>>(),
+            "certificates": self.certificates(),
             "workloadState": states,
             "problems": model.problems(),
             "config": self.config,
             "version": { "version": env!("CARGO_PKG_VERSION"), "component": "ztunnel" },
         })
+    }
+
+    fn certificates(&self) -> Vec<Value> {
+        let roots = roots(&self.identities.bundle());
+        let status = self.identities.status();
+        status.iter().map(|status| of_identity(status, &roots)).collect()
     }
 }
 
@@ -203,7 +209,7 @@ fn of_connection(connection: &ConnectionInfo) -> Value {
 }
 
 /// One identity as `istioctl ztunnel-config certificate` shows it.
-fn of_identity(status: &IdentityStatus) -> Value {
+fn of_identity(status: &IdentityStatus, roots: &[Value]) -> Value {
     let state = match (status.state, &status.error) {
         (IdentityState::Initializing, None) => "Initializing".into(),
         (IdentityState::Available, _) => "Available".into(),
@@ -215,7 +221,7 @@ fn of_identity(status: &IdentityStatus) -> Value {
         "identity": status.identity.to_string(),
         "state": state,
         "certChain": certificate.map(of_certificate).into_iter().collect::<Vec<_>>(),
-        "rootCerts": certificate.map(roots).unwrap_or_default(),
+        "rootCerts": roots,
     })
 }
 
@@ -228,9 +234,9 @@ fn of_certificate(certificate: &Arc<Certificate>) -> Value {
     })
 }
 
-fn roots(certificate: &Arc<Certificate>) -> Vec<Value> {
-    certificate
-        .roots
+fn roots(bundle: &TrustBundle) -> Vec<Value> {
+    bundle
+        .roots()
         .iter()
         .map(|der| json!({ "pem": pem(der) }))
         .collect()

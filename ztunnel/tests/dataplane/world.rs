@@ -239,7 +239,8 @@ impl World {
         let credentials = Credentials {
             chain: certificate.chain.clone(),
             key: certificate.key(),
-            roots: certificate.roots.clone(),
+            roots: self.ca.authority().bundle().roots().to_vec(),
+            revocations: hbone::Revocations::none(),
         };
         let tls = ClientTls::new(&credentials).expect("it can be used");
         let expect = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/b").expect("an identity");

@@ -29,7 +29,7 @@ fn an_identity_without_a_certificate_is_shown_as_initializing() {
         error: None,
     };
     assert_eq!(
-        of_identity(&status),
+        of_identity(&status, &[]),
         json!({
             "identity": "spiffe://cluster.local/ns/shop/sa/web",
             "state": "Initializing",
