@@ -10,11 +10,25 @@ pub(crate) struct Fault {
     field: String,
     code: &'static str,
     message: String,
+    severity: Severity,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Severity {
+    /// The object is good; its author should know this nevertheless.
+    Note,
+    /// Part of the object cannot be understood.
+    Fault,
     /// Nothing of the object can be used, because it is not certain what it is.
-    fatal: bool,
+    Fatal,
 }
 
 impl Fault {
+    /// It says nothing against the object.
+    pub(crate) fn is_note(&self) -> bool {
+        self.severity == Severity::Note
+    }
+
     pub(crate) fn at(self, object: ObjectRef, origin: &Origin) -> Problem {
         Problem {
             file: origin.file.clone(),
@@ -33,25 +47,29 @@ pub(crate) struct Faults(Vec<Fault>);
 
 impl Faults {
     pub(crate) fn add(&mut self, field: impl Into<String>, code: &'static str, message: String) {
-        self.0.push(Fault {
-            field: field.into(),
-            code,
-            message,
-            fatal: false,
-        });
+        self.push(field.into(), code, message, Severity::Fault);
     }
 
     pub(crate) fn fatal(&mut self, field: impl Into<String>, code: &'static str, message: String) {
+        self.push(field.into(), code, message, Severity::Fatal);
+    }
+
+    /// Says something that is not against the object.
+    pub(crate) fn note(&mut self, field: impl Into<String>, code: &'static str, message: String) {
+        self.push(field.into(), code, message, Severity::Note);
+    }
+
+    fn push(&mut self, field: String, code: &'static str, message: String, severity: Severity) {
         self.0.push(Fault {
-            field: field.into(),
+            field,
             code,
             message,
-            fatal: true,
+            severity,
         });
     }
 
     pub(crate) fn is_fatal(&self) -> bool {
-        self.0.iter().any(|fault| fault.fatal)
+        self.0.iter().any(|fault| fault.severity == Severity::Fatal)
     }
 
     pub(crate) fn into_vec(self) -> Vec<Fault> {
