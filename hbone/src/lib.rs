@@ -51,4 +51,6 @@ pub use reason::{Fault, Reason};
 pub use relay::{Counters, Outcome, RelayEnd, RelayOpts, Side, relay_tcp};
 pub use server::{Accepted, Connect, Ended, Peer, Rejected, ServeConfig, ServeEnd};
 pub use stop::Stop;
-pub use tls::{Aead, ClientTls, Credentials, NotSpiffe, ServerTls, TlsError, aead};
+pub use tls::{
+    Aead, ClientTls, Credentials, NotRevocations, NotSpiffe, Revocations, ServerTls, TlsError, aead,
+};

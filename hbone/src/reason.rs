@@ -37,6 +37,8 @@ pub enum Reason {
     NotHbone,
     /// The peer's certificate does not chain to the trust bundle, has expired, or carries no well-formed SPIFFE id.
     PeerUntrusted,
+    /// A certificate of the peer's chain is on a revocation list.
+    PeerRevoked,
     /// The peer sent no certificate.
     PeerWithoutCertificate,
     /// The peer's certificate is trusted, but is not for any of the expected identities.
@@ -88,6 +90,7 @@ impl Reason {
             Self::TlsHandshakeFailed => "tls_handshake_failed",
             Self::NotHbone => "peer_not_hbone",
             Self::PeerUntrusted => "peer_untrusted",
+            Self::PeerRevoked => "peer_certificate_revoked",
             Self::PeerWithoutCertificate => "peer_without_certificate",
             Self::PeerIdentityMismatch => "peer_identity_mismatch",
             Self::RejectedByPeer => "certificate_rejected_by_peer",
@@ -135,6 +138,7 @@ impl Reason {
             | Self::TlsHandshakeFailed
             | Self::NotHbone
             | Self::PeerUntrusted
+            | Self::PeerRevoked
             | Self::PeerWithoutCertificate
             | Self::PeerIdentityMismatch
             | Self::RejectedByPeer
@@ -176,6 +180,7 @@ impl Reason {
             Self::PeerUntrusted => {
                 "the peer's certificate is not trusted; other root, expired, or no SPIFFE id"
             }
+            Self::PeerRevoked => "the peer's certificate is revoked",
             Self::PeerWithoutCertificate => "the peer sent no certificate",
             Self::PeerIdentityMismatch => "the peer has another identity than expected",
             Self::RejectedByPeer => {

@@ -83,6 +83,9 @@ pub struct ServeConfig {
     pub stream_window: u32,
     /// Bytes of decoded headers of one request.
     pub max_header_bytes: u32,
+    /// The peer is asked to open another tunnel after at least this time, so that both ends prove again who they are.
+    /// Streams that are open live on.
+    pub max_age: Duration,
     /// Between pings to the peer.
     pub ping_interval: Duration,
     /// For the answer to a ping; after it the tunnel is dead.
@@ -102,6 +105,9 @@ pub(crate) const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 /// An HBONE request carries four headers of together under 1 KiB; Istio allows as much as this.
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 
+/// As long as a certificate lives unless configured otherwise: what was proven is proven again at least that often.
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
 /// As Istio's: a vanished peer is noticed in half a minute, an idle tunnel costs 6 small frames per minute.
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -116,6 +122,7 @@ impl Default for ServeConfig {
             max_streams: MAX_STREAMS,
             stream_window: STREAM_WINDOW,
             max_header_bytes: MAX_HEADER_BYTES,
+            max_age: MAX_AGE,
             ping_interval: PING_INTERVAL,
             ping_timeout: PING_TIMEOUT,
         }

@@ -11,6 +11,7 @@
 mod classify;
 mod identity;
 mod provider;
+mod revocation;
 mod verify;
 
 use std::fmt;
@@ -26,6 +27,8 @@ pub(crate) use classify::classify_io;
 pub use identity::NotSpiffe;
 pub(crate) use identity::of_leaf;
 pub use provider::{Aead, aead};
+pub(crate) use revocation::Shown;
+pub use revocation::{NotRevocations, Revocations};
 
 use verify::{SpiffeClient, SpiffeServer};
 
@@ -40,6 +43,8 @@ pub struct Credentials {
     pub key: PrivateKeyDer<'static>,
     /// The trust bundle.
     pub roots: Vec<CertificateDer<'static>>,
+    /// Who is not believed although it chains to the bundle.
+    pub revocations: Revocations,
 }
 
 impl fmt::Debug for Credentials {
@@ -48,6 +53,7 @@ impl fmt::Debug for Credentials {
             .field("chain", &self.chain.len())
             .field("key", &"redacted")
             .field("roots", &self.roots.len())
+            .field("revocations", &self.revocations)
             .finish()
     }
 }
@@ -77,6 +83,7 @@ pub enum TlsError {
 pub struct ClientTls {
     identity: Arc<SpiffeId>,
     config: Arc<ClientConfig>,
+    revocations: Revocations,
 }
 
 impl ClientTls {
@@ -84,7 +91,9 @@ impl ClientTls {
     pub fn new(credentials: &Credentials) -> Result<Self, TlsError> {
         let (identity, roots) = check(credentials)?;
         let provider = provider::provider();
-        let verifier = SpiffeServer::new(roots, provider.signature_verification_algorithms);
+        let revocations = credentials.revocations.clone();
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = SpiffeServer::new(roots, algorithms, revocations.clone());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| TlsError::Configuration(e.into()))?
@@ -99,6 +108,7 @@ impl ClientTls {
         Ok(Self {
             identity: Arc::new(identity),
             config: Arc::new(config),
+            revocations,
         })
     }
 
@@ -110,6 +120,10 @@ impl ClientTls {
     pub(crate) fn config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.config)
     }
+
+    pub(crate) fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
 }
 
 /// The server side's TLS configuration for one certificate. Cheap to clone.
@@ -117,6 +131,7 @@ impl ClientTls {
 pub struct ServerTls {
     identity: Arc<SpiffeId>,
     config: Arc<ServerConfig>,
+    revocations: Revocations,
 }
 
 impl ServerTls {
@@ -124,13 +139,14 @@ impl ServerTls {
     pub fn new(credentials: &Credentials) -> Result<Self, TlsError> {
         let (identity, roots) = check(credentials)?;
         let provider = provider::provider();
+        let revocations = credentials.revocations.clone();
         let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
             .build()
             .map_err(|e| TlsError::Configuration(e.into()))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| TlsError::Configuration(e.into()))?
-            .with_client_cert_verifier(Arc::new(SpiffeClient::new(chain)))
+            .with_client_cert_verifier(Arc::new(SpiffeClient::new(chain, revocations.clone())))
             .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())
             .map_err(TlsError::Key)?;
         config.alpn_protocols = vec![ALPN.to_vec()];
@@ -139,6 +155,7 @@ impl ServerTls {
         Ok(Self {
             identity: Arc::new(identity),
             config: Arc::new(config),
+            revocations,
         })
     }
 
@@ -149,6 +166,10 @@ impl ServerTls {
 
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
+    }
+
+    pub(crate) fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 }
 

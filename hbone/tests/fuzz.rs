@@ -200,6 +200,7 @@ impl Target {
             chain: vec![leaf],
             key,
             roots: vec![root],
+            revocations: hbone::Revocations::none(),
         };
         let short = Duration::from_millis(200);
         Self {

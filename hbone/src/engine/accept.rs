@@ -17,9 +17,16 @@ use crate::error::Error;
 use crate::reason::Reason;
 use crate::relay::Chunk;
 use crate::server::{Peer, ServeConfig};
-use crate::tls::{ALPN, ServerTls, classify_io, of_leaf};
+use crate::tls::{ALPN, ServerTls, Shown, classify_io, of_leaf};
 
 pub(super) type Wire = Link<TlsStream<Transport>>;
+
+/// A tunnel whose handshakes are done.
+pub(super) struct Opened {
+    pub(super) connection: Box<Connection<Wire, Chunk>>,
+    pub(super) cause: Cause,
+    pub(super) shown: Shown,
+}
 
 /// Both handshakes. Sets `peer` as soon as it is verified.
 pub(super) async fn accept(
@@ -27,7 +34,7 @@ pub(super) async fn accept(
     tls: &ServerTls,
     config: &ServeConfig,
     peer: &mut Option<Peer>,
-) -> Result<(Box<Connection<Wire, Chunk>>, Cause), Error> {
+) -> Result<Opened, Error> {
     let address = transport
         .peer_addr()
         .map_err(|e| Error::new(Reason::TunnelClosed).caused_by(e))?;
@@ -44,9 +51,14 @@ pub(super) async fn accept(
     if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
         return Err(Error::new(Reason::NotHbone).because("no ALPN").at(address));
     }
+    let shown = Shown::new(stream.get_ref().1.peer_certificates(), tls.revocations());
     let handshake = builder(config).handshake(Link::new(stream, cause.clone()));
     match timeout(config.h2_timeout, handshake).await {
-        Ok(Ok(connection)) => Ok((Box::new(connection), cause)),
+        Ok(Ok(connection)) => Ok(Opened {
+            connection: Box::new(connection),
+            cause,
+            shown,
+        }),
         Ok(Err(e)) => Err(match cause.error() {
             Some(error) if error.reason() != Reason::TunnelClosed => error,
             _ => Error::new(Reason::H2HandshakeFailed)

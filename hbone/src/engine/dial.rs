@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::transport::{Cause, Link, Transport};
-use super::tunnel::{self, Driver, Tunnel, Wire};
+use super::tunnel::{self, Driver, Proven, Tunnel, Wire};
 use super::{
     MAX_FRAME, RESET_MEMORY, RESETS_REMEMBERED, SEND_BUFFER, SMALL_FRAME_BUDGET, TLS_BUFFER,
     connection_window,
@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::pool::{PoolConfig, Sockets};
 use crate::reason::Reason;
 use crate::relay::Chunk;
-use crate::tls::{ALPN, ClientTls, classify_io, of_leaf};
+use crate::tls::{ALPN, ClientTls, Shown, classify_io, of_leaf};
 
 /// A response has fewer headers than a request, and this peer is less trusted than our own configuration.
 const MAX_RESPONSE_HEADERS: u32 = 16 * 1024;
@@ -55,13 +55,15 @@ impl Dial {
             let tls = self.handshake(transport);
             let (stream, peer) =
                 within(config.tls_timeout, Reason::TlsHandshakeTimeout, tls).await?;
+            let chain = stream.get_ref().1.peer_certificates();
+            let shown = Shown::new(chain, self.tls.revocations());
             let link = Link::new(stream, cause.clone());
             let h2 = self.settings(link, &cause);
             let h2 = within(config.h2_timeout, Reason::H2HandshakeTimeout, h2).await?;
-            Ok((peer, h2))
+            Ok((Proven { peer, shown }, h2))
         };
-        let (peer, (send, connection)) = steps.await.map_err(|e: Error| e.at(self.address))?;
-        Ok(tunnel::open(peer, config, cause, send, connection))
+        let (proven, (send, connection)) = steps.await.map_err(|e: Error| e.at(self.address))?;
+        Ok(tunnel::open(proven, config, cause, send, connection))
     }
 
     async fn connect(&self) -> Result<TcpStream, Error> {

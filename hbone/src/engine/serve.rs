@@ -1,8 +1,10 @@
 //! A tunnel that comes in: TLS, HTTP/2, and a task for each CONNECT.
 
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
@@ -12,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::accept::{Wire, accept};
+use super::accept::{Opened, Wire, accept};
 use super::head;
 use super::heart::{Beat, Heart};
 use super::inbox::Inbox;
@@ -23,7 +25,7 @@ use crate::connect::ConnectRequest;
 use crate::reason::Reason;
 use crate::relay::{Chunk, Counters, Outcome, RelayEnd, RelayOpts, Side};
 use crate::server::{Accepted, Connect, Ended, Peer, Rejected, ServeConfig, ServeEnd};
-use crate::tls::ServerTls;
+use crate::tls::{ServerTls, Shown};
 
 /// Serves one inbound transport until it and its streams have ended: TLS, HTTP/2, and for each CONNECT the decision of
 /// `connect` and a relay.
@@ -48,11 +50,19 @@ pub async fn serve<C: Connect + 'static>(
         accepted = accepted => accepted,
     };
     let (ended, error) = match (accepted, peer.clone()) {
-        (Ok((connection, cause)), Some(peer)) => {
+        (
+            Ok(Opened {
+                connection,
+                cause,
+                shown,
+            }),
+            Some(peer),
+        ) => {
             let server = Server {
                 connect,
                 peer: Rc::new(peer),
                 cause,
+                shown,
                 abort: abort.clone(),
                 max_header_bytes: config.max_header_bytes,
             };
@@ -78,6 +88,7 @@ struct Server<C> {
     connect: Rc<C>,
     peer: Rc<Peer>,
     cause: Cause,
+    shown: Shown,
     abort: CancellationToken,
     max_header_bytes: u32,
 }
@@ -96,7 +107,9 @@ impl<C: Connect + 'static> Server<C> {
         // application that reads slowly. Together with the window this bounds what a peer can make us hold.
         let most_tasks = config.max_streams.saturating_mul(2) as usize;
         let mut draining = false;
+        let old_at = Instant::now() + age(config.max_age, fastrand::f64());
         let ended = {
+            let mut revoked = pin!(self.shown.revoked());
             let mut heart = Heart::new(config.ping_interval, config.ping_timeout, Instant::now());
             loop {
                 tokio::select! {
@@ -105,6 +118,14 @@ impl<C: Connect + 'static> Server<C> {
                     () = drain.cancelled(), if !draining => {
                         draining = true;
                         connection.graceful_shutdown();
+                    }
+                    () = sleep_until(old_at), if !draining => {
+                        draining = true;
+                        connection.graceful_shutdown();
+                    }
+                    () = &mut revoked => {
+                        self.cause.set(Reason::PeerRevoked.into());
+                        break Ended::Failed;
                     }
                     () = pong(&mut ping) => heart.pong(Instant::now()),
                     () = sleep_until(heart.due()) => match heart.beat(Instant::now()) {
@@ -195,6 +216,11 @@ impl<C: Connect + 'static> Server<C> {
             }
         }
     }
+}
+
+/// Up to a tenth more than the least: a peer whose own limit is the same replaces the tunnel before it is asked to.
+fn age(least: Duration, fortune: f64) -> Duration {
+    least.mul_f64(1.0 + 0.1 * fortune)
 }
 
 fn finished(draining: bool) -> Ended {

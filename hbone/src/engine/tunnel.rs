@@ -4,8 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use h2::client::{Connection, SendRequest};
 use h2::{Ping, PingPong};
@@ -24,14 +26,24 @@ use crate::error::Error;
 use crate::pool::PoolConfig;
 use crate::reason::Reason;
 use crate::relay::Chunk;
+use crate::tls::Shown;
 
 pub(super) type Wire = Link<TlsStream<Transport>>;
+
+/// What the handshake has shown of the peer.
+pub(super) struct Proven {
+    pub(super) peer: SpiffeId,
+    pub(super) shown: Shown,
+}
 
 /// The connection itself, for [`drive`].
 pub(crate) struct Driver {
     connection: Connection<Wire, Chunk>,
     ping: Option<PingPong>,
     tunnel: Rc<Tunnel>,
+    shown: Shown,
+    /// When it takes no more streams, so that the next ones follow a new handshake.
+    old_at: Instant,
 }
 
 /// An open tunnel, as the pool and its streams see it.
@@ -48,13 +60,15 @@ pub(crate) struct Tunnel {
 
 /// A tunnel whose handshakes are done.
 pub(super) fn open(
-    peer: SpiffeId,
+    proven: Proven,
     config: Rc<PoolConfig>,
     cause: Cause,
     send: SendRequest<Chunk>,
     mut connection: Connection<Wire, Chunk>,
 ) -> (Rc<Tunnel>, Driver) {
     let ping = connection.ping_pong();
+    let Proven { peer, shown } = proven;
+    let old_at = Instant::now() + age(config.max_age, fastrand::f64());
     let tunnel = Rc::new(Tunnel {
         peer,
         config,
@@ -68,8 +82,15 @@ pub(super) fn open(
         connection,
         ping,
         tunnel: Rc::clone(&tunnel),
+        shown,
+        old_at,
     };
     (tunnel, driver)
+}
+
+/// Up to a fifth less than the most, so that tunnels that were opened together do not age together.
+fn age(most: Duration, fortune: f64) -> Duration {
+    most.mul_f64(1.0 - 0.2 * fortune)
 }
 
 impl Tunnel {
@@ -172,23 +193,29 @@ impl Drop for TunnelLease {
 }
 
 /// Drives a tunnel until it has closed: by the peer, by [`Tunnel::retire`] and the end of its streams, because it was
-/// idle or dead, or at once by `abort`.
+/// idle, old or dead, because the peer's certificate was revoked, or at once by `abort`.
 pub(crate) async fn drive(driver: Driver, abort: CancellationToken) {
     let Driver {
         mut connection,
         mut ping,
         tunnel,
+        shown,
+        old_at,
     } = driver;
     let Tunnel { config, cause, .. } = &*tunnel;
+    let mut revoked = pin!(shown.revoked());
     let mut heart = Heart::new(config.ping_interval, config.ping_timeout, Instant::now());
     loop {
         let idle_at = tunnel.idle_since.get() + config.idle_timeout;
-        let idle = tunnel.streams() == 0 && tunnel.usable();
-        let due = if idle {
-            heart.due().min(idle_at)
-        } else {
-            heart.due()
-        };
+        let usable = tunnel.usable();
+        let idle = tunnel.streams() == 0 && usable;
+        let mut due = heart.due();
+        if usable {
+            due = due.min(old_at);
+        }
+        if idle {
+            due = due.min(idle_at);
+        }
         tokio::select! {
             biased;
             () = abort.cancelled() => return cause.set(Reason::Stopped.into()),
@@ -199,9 +226,14 @@ pub(crate) async fn drive(driver: Driver, abort: CancellationToken) {
                 });
                 return tunnel.retire();
             }
+            () = &mut revoked => {
+                cause.set(Reason::PeerRevoked.into());
+                return tunnel.retire();
+            }
             () = pong(&mut ping) => heart.pong(Instant::now()),
             () = sleep_until(due) => {
-                if idle && Instant::now() >= idle_at {
+                let now = Instant::now();
+                if now >= old_at || (idle && now >= idle_at) {
                     tunnel.retire();
                 }
                 match heart.beat(Instant::now()) {

@@ -17,14 +17,19 @@ pub struct PoolConfig {
     pub response_timeout: Duration,
     /// Streams on one tunnel, if the peer does not allow less.
     pub streams_per_tunnel: usize,
-    /// Tunnels to one peer; with all of them full, [`Pool::open`](crate::Pool::open) fails.
+    /// Tunnels to one peer that take streams; with all of them full, [`Pool::open`](crate::Pool::open) fails.
     pub tunnels_per_peer: usize,
+    /// Tunnels to one peer that take no more streams but carry some still. With as many, no further one is opened.
+    pub retired_per_peer: usize,
     /// Tunnels to one peer that are opened ahead of need, because those that exist are busy.
     pub eager_tunnels_per_peer: usize,
     /// From this many streams on the least loaded tunnel, another is opened ahead of need.
     pub busy_streams: usize,
     /// A tunnel without streams is closed after this time.
     pub idle_timeout: Duration,
+    /// A tunnel takes no new streams after at most this time, so that both ends prove again who they are. Streams that
+    /// are open live on.
+    pub max_age: Duration,
     /// Between pings to the peer.
     pub ping_interval: Duration,
     /// For the answer to a ping; after it the tunnel is dead.
@@ -46,6 +51,9 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 /// 6,400 streams to one pod from one thread of one pod.
 const TUNNELS_PER_PEER: usize = 64;
 
+/// With tunnels that are old after a day, connections of eight months.
+const RETIRED_PER_PEER: usize = 256;
+
 /// A tunnel lives on one core at each end; more tunnels than a large node has cores bring nothing.
 const EAGER_TUNNELS_PER_PEER: usize = 8;
 
@@ -64,9 +72,11 @@ impl Default for PoolConfig {
             response_timeout: RESPONSE_TIMEOUT,
             streams_per_tunnel: server::MAX_STREAMS as usize,
             tunnels_per_peer: TUNNELS_PER_PEER,
+            retired_per_peer: RETIRED_PER_PEER,
             eager_tunnels_per_peer: EAGER_TUNNELS_PER_PEER,
             busy_streams: BUSY_STREAMS,
             idle_timeout: IDLE_TIMEOUT,
+            max_age: server::MAX_AGE,
             ping_interval: server::PING_INTERVAL,
             ping_timeout: server::PING_TIMEOUT,
             stream_window: server::STREAM_WINDOW,

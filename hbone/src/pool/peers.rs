@@ -193,13 +193,17 @@ pub(super) fn decide(tunnels: &[View], config: &PoolConfig) -> Decision {
         .iter()
         .enumerate()
         .filter(|(_, t)| t.usable && t.streams < t.limit);
+    let usable = tunnels.iter().filter(|t| t.usable).count();
+    let retired = tunnels.len() - usable;
     match open.min_by_key(|(_, t)| (t.busy, t.streams)) {
         Some((index, best)) => {
             let loaded = best.busy || best.streams >= config.busy_streams;
-            let another = loaded && tunnels.len() < config.eager_tunnels_per_peer;
+            let another = loaded && usable < config.eager_tunnels_per_peer;
             Decision::Use { index, another }
         }
-        None if tunnels.len() < config.tunnels_per_peer => Decision::Dial,
+        None if usable < config.tunnels_per_peer && retired < config.retired_per_peer => {
+            Decision::Dial
+        }
         None => Decision::Full,
     }
 }

@@ -84,9 +84,11 @@ fn full_or_unusable_tunnels_are_never_chosen_and_their_number_is_bounded() {
         ..IDLE
     };
     let config = PoolConfig {
-        tunnels_per_peer: 3,
+        tunnels_per_peer: 2,
+        retired_per_peer: 2,
         ..PoolConfig::default()
     };
     assert_eq!(decide(&[full, retired], &config), Decision::Dial);
     assert_eq!(decide(&[full, retired, full], &config), Decision::Full);
+    assert_eq!(decide(&[retired, retired], &config), Decision::Full);
 }

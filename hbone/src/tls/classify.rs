@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustls::{AlertDescription, Error as TlsFailure};
+use rustls::{AlertDescription, CertificateError, Error as TlsFailure};
 
 use crate::error::Error;
 use crate::reason::Reason;
@@ -10,6 +10,7 @@ use crate::reason::Reason;
 /// The reason in a failed handshake.
 fn classify(error: &TlsFailure) -> Reason {
     match error {
+        TlsFailure::InvalidCertificate(CertificateError::Revoked) => Reason::PeerRevoked,
         TlsFailure::InvalidCertificate(_) => Reason::PeerUntrusted,
         TlsFailure::NoCertificatesPresented => Reason::PeerWithoutCertificate,
         TlsFailure::AlertReceived(alert) => classify_alert(*alert),

@@ -20,6 +20,7 @@ fn leaf_with(names: Vec<SanType>, ca: IsCa) -> Credentials {
         chain: vec![leaf.der().clone()],
         key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
         roots: vec![root],
+        revocations: Revocations::none(),
     }
 }
 
@@ -92,7 +93,7 @@ fn a_key_never_appears_in_debug_output() {
     let credentials = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
     assert_eq!(
         format!("{credentials:?}"),
-        "Credentials { chain: 1, key: \"redacted\", roots: 1 }"
+        "Credentials { chain: 1, key: \"redacted\", roots: 1, revocations: Revocations { certificates: 0 } }"
     );
     let tls = ClientTls::new(&credentials).unwrap();
     assert_eq!(format!("{tls:?}"), "ClientTls(spiffe://td/a)");

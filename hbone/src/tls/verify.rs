@@ -1,4 +1,4 @@
-//! Chain to the trust bundle, and a SPIFFE id: both sides' verification of the other.
+//! Chain to the trust bundle, no revocation, and a SPIFFE id: both sides' verification of the other.
 
 use std::sync::Arc;
 
@@ -14,17 +14,27 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::identity::of_leaf;
+use super::revocation::Revocations;
 
 /// Verifies servers. Any identity of the trust bundle passes here: see the module.
 #[derive(Debug)]
 pub(super) struct SpiffeServer {
     roots: Arc<RootCertStore>,
     algorithms: WebPkiSupportedAlgorithms,
+    revocations: Revocations,
 }
 
 impl SpiffeServer {
-    pub(super) fn new(roots: Arc<RootCertStore>, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { roots, algorithms }
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        algorithms: WebPkiSupportedAlgorithms,
+        revocations: Revocations,
+    ) -> Self {
+        Self {
+            roots,
+            algorithms,
+            revocations,
+        }
     }
 }
 
@@ -46,6 +56,7 @@ impl ServerCertVerifier for SpiffeServer {
             now,
             algorithms,
         )?;
+        require_standing(leaf, intermediates, &self.revocations)?;
         require_identity(leaf)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -77,11 +88,12 @@ impl ServerCertVerifier for SpiffeServer {
 #[derive(Debug)]
 pub(super) struct SpiffeClient {
     chain: Arc<dyn ClientCertVerifier>,
+    revocations: Revocations,
 }
 
 impl SpiffeClient {
-    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>) -> Self {
-        Self { chain }
+    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>, revocations: Revocations) -> Self {
+        Self { chain, revocations }
     }
 }
 
@@ -98,6 +110,7 @@ impl ClientCertVerifier for SpiffeClient {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        require_standing(leaf, intermediates, &self.revocations)?;
         require_identity(leaf)?;
         Ok(verified)
     }
@@ -122,6 +135,18 @@ impl ClientCertVerifier for SpiffeClient {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
+    }
+}
+
+/// After the chain: a stranger's certificate is a stranger's, revoked or not.
+fn require_standing(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    revocations: &Revocations,
+) -> Result<(), Error> {
+    match revocations.revoke(std::iter::once(leaf).chain(intermediates)) {
+        true => Err(CertificateError::Revoked.into()),
+        false => Ok(()),
     }
 }
 

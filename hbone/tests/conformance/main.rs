@@ -75,6 +75,9 @@ mod h2 {
         tls_1_2_is_refused,
         the_key_exchange_is_hybrid_and_no_tickets_are_sent,
         a_certificate_that_is_not_the_pool_keys_is_refused,
+        a_revoked_peer_is_refused_and_both_know_why,
+        a_revocation_ends_the_open_tunnel_of_a_server,
+        a_revocation_ends_the_open_tunnel_of_a_client,
     } }
 
     conformance! { crate::engine::H2: limits {
@@ -109,6 +112,8 @@ mod h2 {
         a_busy_tunnel_gets_company,
         a_purged_tunnel_is_not_chosen_and_its_streams_live_on,
         a_drained_server_says_goaway_and_its_streams_live_on,
+        a_tunnel_that_is_old_takes_no_new_streams_and_keeps_its_own,
+        a_server_asks_for_a_new_tunnel_when_one_is_old,
         an_idle_tunnel_is_closed_and_one_with_a_silent_stream_is_not,
         a_peer_that_no_longer_answers_is_noticed,
         a_tunnel_that_breaks_resets_its_applications,

@@ -169,6 +169,56 @@ pub async fn a_drained_server_says_goaway_and_its_streams_live_on<E: Engine>() {
     assert_eq!(world.serve_ends.recv().await.unwrap().ended, Ended::Drained);
 }
 
+pub async fn a_tunnel_that_is_old_takes_no_new_streams_and_keeps_its_own<E: Engine>() {
+    let config = PoolConfig {
+        max_age: Duration::from_millis(50),
+        ..PoolConfig::default()
+    };
+    let mut world = World::<E>::with(config, ServeConfig::default()).await;
+    let mut old = world.connect().await;
+    until(|| E::tunnels(&world.pool) == 0).await;
+    let mut new = world.connect().await;
+    assert_eq!(world.sockets.dials.get(), 2);
+    ask(&mut old, b"still").await;
+    ask(&mut new, b"again").await;
+    drop((old.downstream, old.upstream));
+    assert!(matches!(old.relay.await.unwrap().outcome, Outcome::Closed));
+    // With its last stream it is gone.
+    assert_eq!(world.serve_ends.recv().await.unwrap().ended, Ended::ByPeer);
+}
+
+const DENIED: Rejected = Rejected {
+    status: 401,
+    reason: "denied",
+};
+
+pub async fn a_server_asks_for_a_new_tunnel_when_one_is_old<E: Engine>() {
+    let serve = ServeConfig {
+        max_age: Duration::from_millis(50),
+        ..ServeConfig::default()
+    };
+    let mut world = World::<E>::with(PoolConfig::default(), serve).await;
+    let mut old = world.connect().await;
+    let accept = world.dialer.decide.replace(Rc::new(|_, _| Err(DENIED)));
+    while world.sockets.dials.get() < 2 {
+        let mut stream = world.open().await.unwrap();
+        let refused = E::response(&mut stream).await.unwrap_err();
+        // One that crosses the GOAWAY on its way has reached nobody, and the next tunnel takes it.
+        let crossed = refused.reason() == Reason::GoAway && refused.retryable();
+        assert!(
+            crossed || refused.reason() == Reason::ConnectRejected(401),
+            "{refused:?}"
+        );
+    }
+    world.dialer.decide.replace(accept);
+    let mut new = world.connect().await;
+    ask(&mut old, b"still").await;
+    ask(&mut new, b"again").await;
+    drop((old.downstream, old.upstream));
+    assert!(matches!(old.relay.await.unwrap().outcome, Outcome::Closed));
+    assert_eq!(world.serve_ends.recv().await.unwrap().ended, Ended::Drained);
+}
+
 pub async fn an_idle_tunnel_is_closed_and_one_with_a_silent_stream_is_not<E: Engine>() {
     let config = PoolConfig {
         idle_timeout: Duration::from_millis(50),

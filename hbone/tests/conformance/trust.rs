@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use hbone::{ClientTls, Ended, PoolConfig, PoolKey, Reason, ServeConfig, ServerTls};
+use hbone::{
+    ClientTls, Credentials, Ended, Outcome, PoolConfig, PoolKey, Reason, Revocations, ServeConfig,
+    ServerTls,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::spawn_local;
 
 use crate::engine::Engine;
 use crate::raw;
-use crate::tcp::ask;
-use crate::world::{CA, CLIENT, Ca, SERVER, Way, World, client_tls, id, server_tls};
+use crate::tcp::{ask, assert_reset_seen};
+use crate::world::{CA, CLIENT, Ca, SERVER, Way, World, client_tls, id, server_tls, until};
 
 const OTHER: &str = "spiffe://cluster.local/ns/b/sa/other";
 
@@ -212,4 +215,90 @@ pub async fn a_certificate_that_is_not_the_pool_keys_is_refused<E: Engine>() {
     assert_eq!(refused.err().unwrap().reason(), Reason::Internal);
     let mut c = world.connect().await;
     ask(&mut c, b"x").await;
+}
+
+/// Both ends with one list of revocations each.
+struct Revocable {
+    client: Credentials,
+    server: Credentials,
+}
+
+impl Revocable {
+    fn new() -> Self {
+        let (mut client, mut server) = (CA.issue(CLIENT), CA.issue(SERVER));
+        // Each process has a list of its own.
+        client.revocations = Revocations::none();
+        server.revocations = Revocations::none();
+        Self { client, server }
+    }
+
+    async fn world<E: Engine>(&self) -> World<E> {
+        let client = ClientTls::new(&self.client).unwrap();
+        world_of(client, ServerTls::new(&self.server).unwrap()).await
+    }
+
+    fn client_learns_of_the_server(&self) {
+        self.client
+            .revocations
+            .replace(&CA.revoke(&self.server))
+            .unwrap();
+    }
+
+    fn server_learns_of_the_client(&self) {
+        self.server
+            .revocations
+            .replace(&CA.revoke(&self.client))
+            .unwrap();
+    }
+}
+
+pub async fn a_revoked_peer_is_refused_and_both_know_why<E: Engine>() {
+    let ends = Revocable::new();
+    ends.client_learns_of_the_server();
+    let (client, server) = reasons(ends.world::<E>().await).await;
+    assert_eq!(
+        (client, server),
+        (Reason::PeerRevoked, Reason::RejectedByPeer)
+    );
+    let ends = Revocable::new();
+    ends.server_learns_of_the_client();
+    let (client, server) = reasons(ends.world::<E>().await).await;
+    assert_eq!(
+        (client, server),
+        (Reason::RejectedByPeer, Reason::PeerRevoked)
+    );
+}
+
+pub async fn a_revocation_ends_the_open_tunnel_of_a_server<E: Engine>() {
+    let ends = Revocable::new();
+    let world = ends.world::<E>().await;
+    let mut c = world.connect().await;
+    ask(&mut c, b"before").await;
+    ends.client_learns_of_the_server();
+    let end = c.relay.await.unwrap();
+    assert!(matches!(end.outcome, Outcome::Failed(e) if e.reason() == Reason::PeerRevoked));
+    assert_eq!(E::tunnels(&world.pool), 0);
+    assert_eq!(
+        world.open().await.err().unwrap().reason(),
+        Reason::PeerRevoked
+    );
+    assert_reset_seen(&mut c.downstream).await;
+}
+
+pub async fn a_revocation_ends_the_open_tunnel_of_a_client<E: Engine>() {
+    let ends = Revocable::new();
+    let mut world = ends.world::<E>().await;
+    let mut c = world.connect().await;
+    ask(&mut c, b"before").await;
+    ends.server_learns_of_the_client();
+    let end = world.upstream_ends.recv().await.unwrap();
+    assert!(matches!(end.outcome, Outcome::Failed(e) if e.reason() == Reason::PeerRevoked));
+    let end = world.serve_ends.recv().await.unwrap();
+    assert_eq!(end.error.unwrap().reason(), Reason::PeerRevoked);
+    assert_reset_seen(&mut c.upstream).await;
+    until(|| E::tunnels(&world.pool) == 0).await;
+    assert_eq!(
+        world.open().await.err().unwrap().reason(),
+        Reason::RejectedByPeer
+    );
 }

@@ -11,11 +11,15 @@ use std::time::Duration;
 use hbone::{
     Accepted, Authority, ClientTls, Connect, ConnectRequest, ConnectResponse, Counters,
     Credentials, Error, Peer, PoolConfig, PoolKey, Reason, Rejected, RelayEnd, RelayOpts,
-    ServeConfig, ServeEnd, ServerTls, Sockets, Stop,
+    Revocations, ServeConfig, ServeEnd, ServerTls, Sockets, Stop,
 };
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use spiffe::SpiffeId;
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
@@ -65,6 +69,7 @@ impl Ca {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let root = params.self_signed(&key).unwrap().der().clone();
         Self {
@@ -94,7 +99,31 @@ impl Ca {
             chain: vec![leaf.der().clone()],
             key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
             roots: vec![self.root.clone()],
+            revocations: Revocations::none(),
         }
+    }
+}
+
+impl Ca {
+    /// A list that revokes these credentials' certificate.
+    pub fn revoke(&self, credentials: &Credentials) -> Vec<u8> {
+        let (_, leaf) = x509_parser::parse_x509_certificate(&credentials.chain[0]).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from_slice(leaf.raw_serial()),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + Duration::from_secs(3600),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().der().to_vec()
     }
 }
 
