@@ -25,9 +25,37 @@ impl Foreign {
     /// # Errors
     /// The folder cannot be written to.
     pub fn write(lab: &Lab, name: &str, content: impl AsRef<[u8]>) -> Result<Self> {
-        let path = lab.source_folder().join(name);
-        std::fs::write(&path, content).with_context(|| path.display().to_string())?;
-        Ok(Self(path))
+        let file = Self(lab.source_folder().join(name));
+        file.replace(content)?;
+        Ok(file)
+    }
+
+    /// Puts another content in its place, at once: by a rename, as everybody writes who may be read meanwhile.
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn replace(&self, content: impl AsRef<[u8]>) -> Result<()> {
+        // Hidden names are not read.
+        let name = self.0.file_name().unwrap_or_default().to_string_lossy();
+        let new = self.0.with_file_name(format!(".{name}.new"));
+        std::fs::write(&new, content).with_context(|| new.display().to_string())?;
+        std::fs::rename(&new, &self.0).with_context(|| self.0.display().to_string())
+    }
+
+    /// Overwrites it where it is, as a shell's redirection does: for a moment it is empty, or half of it is there.
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn overwrite(&self, content: impl AsRef<[u8]>) -> Result<()> {
+        std::fs::write(&self.0, content).with_context(|| self.0.display().to_string())
+    }
+
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn remove(self) -> Result<()> {
+        std::fs::remove_file(&self.0).with_context(|| self.0.display().to_string())
     }
 }
 

@@ -18,6 +18,7 @@ pub mod input;
 pub mod manifest;
 pub mod matrix;
 pub mod metrics;
+pub mod policy;
 pub mod programs;
 pub mod settle;
 pub mod tcp;

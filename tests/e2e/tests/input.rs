@@ -227,30 +227,72 @@ fn each_mistake_in_a_file_is_reported_by_file_object_and_field_and_harms_nothing
 #[test]
 fn a_policy_that_is_not_enforced_is_said_loudly() -> Result<()> {
     let stage = Stage::up()?;
-    let policy = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, \
-                  metadata: {namespace: shop, name: deny-all}, spec: {}}";
-    let mistake = Foreign::write(&stage.lab, "policy.yaml", policy)?;
-    let report = Report {
-        file: "policy.yaml",
-        object: "AuthorizationPolicy shop/deny-all",
-        field: "",
-        code: "unsupported_kind",
-    };
-    let said = stage.reports(mistake, &report)?;
-    ensure!(
-        said.iter().all(|message| message.contains("NOT enforced")),
-        "{said:?}"
-    );
-    let log = stage.lab.daemon_log("a")?;
-    let line = log
-        .lines()
-        .find(|line| line.contains("AuthorizationPolicy"))
-        .context("no line")?;
-    ensure!(
-        line.split('\t').nth(1) == Some("warn"),
-        "not a warning: {line}"
-    );
+    for (api, kind, spec, field, code) in [
+        (
+            "security.istio.io/v1",
+            "RequestAuthentication",
+            "{jwtRules: [{issuer: nobody}]}",
+            "",
+            "unsupported_kind",
+        ),
+        (
+            "security.istio.io/v1",
+            "AuthorizationPolicy",
+            "{action: AUDIT, rules: [{}]}",
+            "spec.action",
+            "not_enforced",
+        ),
+        (
+            "security.istio.io/v1",
+            "AuthorizationPolicy",
+            "{targetRefs: [{kind: Service, group: \"\", name: web}]}",
+            "spec.targetRefs",
+            "not_enforced",
+        ),
+    ] {
+        let policy = format!(
+            "{{apiVersion: {api}, kind: {kind}, metadata: {{namespace: shop, name: elsewhere}}, spec: {spec}}}"
+        );
+        let mistake = Foreign::write(&stage.lab, "policy.yaml", policy)?;
+        let object = format!("{kind} shop/elsewhere");
+        let report = Report {
+            file: "policy.yaml",
+            object: &object,
+            field,
+            code,
+        };
+        let said = stage.reports(mistake, &report)?;
+        ensure!(
+            said.iter().all(|message| message.contains("NOT enforced")),
+            "{said:?}"
+        );
+        let log = stage.lab.daemon_log("a")?;
+        let line = log
+            .lines()
+            .find(|line| line.contains(&object) && line.contains(code))
+            .context("no line")?;
+        ensure!(
+            line.split('\t').nth(1) == Some("warn"),
+            "not a warning: {line}"
+        );
+    }
     stage.is_clean()
+}
+
+/// One that denies is in force at once, and no problem.
+#[test]
+fn a_policy_that_is_enforced_is_no_problem() -> Result<()> {
+    let stage = Stage::up()?;
+    let policy = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, \
+                  metadata: {namespace: shop, name: allow-nothing}, spec: {}}";
+    let file = Foreign::write(&stage.lab, "policy.yaml", policy)?;
+    stage.traffic.is_cut(&stage.lab)?;
+    for node in ["a", "b"] {
+        let problems = problems(&stage.lab, node)?;
+        ensure!(problems.is_empty(), "{problems:#?}");
+    }
+    drop(file);
+    stage.traffic.new_ones_flow(&stage.lab, SOON)
 }
 
 #[test]

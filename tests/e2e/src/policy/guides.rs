@@ -1,0 +1,223 @@
+//! Policies as guides tell people to write them, and who is let through by each.
+//!
+//! Their text is in the folder `guides`, for the [town](super::town) as it stands there: names and
+//! addresses are those of the guides where the town has them.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use lab::{Family, Lab};
+
+use super::attempt::{Attempt, Seen};
+use super::evidence::{Denial, Mark, at_once};
+use super::town::{BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE, SERVERS, TCP};
+use crate::input::Foreign;
+use crate::settle::caught_up;
+
+/// The denial of a workload that has ALLOW policies, of which none matched.
+pub const NO_ALLOW: &str = "AuthorizationPolicy: no ALLOW matched";
+
+const BOTH: &[u16] = &[HTTP, TCP];
+const MESHED: &[(&str, &[u16])] = &[(PRODUCTPAGE, BOTH), (FOO, BOTH), (BAR, BOTH)];
+const ALL: &[(&str, &[u16])] = &[
+    (PRODUCTPAGE, BOTH),
+    (FOO, BOTH),
+    (BAR, BOTH),
+    (LEGACY, BOTH),
+];
+const ALL_HTTP: &[(&str, &[u16])] = &[
+    (PRODUCTPAGE, &[HTTP]),
+    (FOO, &[HTTP]),
+    (BAR, &[HTTP]),
+    (LEGACY, &[HTTP]),
+];
+const ALL_TCP: &[(&str, &[u16])] = &[
+    (PRODUCTPAGE, &[TCP]),
+    (FOO, &[TCP]),
+    (BAR, &[TCP]),
+    (LEGACY, &[TCP]),
+];
+/// Those on node `a`, whose pods have addresses of 10.244.1.0/24.
+const NODE_A: &[(&str, &[u16])] = &[(PRODUCTPAGE, BOTH), (FOO, BOTH), (LEGACY, BOTH)];
+
+/// One guide's advice.
+#[derive(Debug, Clone, Copy)]
+pub struct Guide {
+    /// The name of its file.
+    pub name: &'static str,
+    /// The file.
+    pub yaml: &'static str,
+    /// Who is let through, to which ports; nobody else is.
+    pub allows: &'static [(&'static str, &'static [u16])],
+    /// What the denial names on [`HTTP`] and on [`TCP`].
+    pub denied_by: [&'static str; 2],
+}
+
+macro_rules! guides {
+    ($($name:literal: $allows:expr, $http:expr, $tcp:expr;)*) => {
+        &[$(Guide {
+            name: $name,
+            yaml: include_str!(concat!("guides/", $name, ".yaml")),
+            allows: $allows,
+            denied_by: [$http, $tcp],
+        }),*]
+    };
+}
+
+/// AuthorizationPolicy.
+pub const AUTHORIZATION: &[Guide] = guides! {
+    "allow-nothing": &[], NO_ALLOW, NO_ALLOW;
+    "deny-all-mesh-wide": &[], NO_ALLOW, NO_ALLOW;
+    "allow-all": ALL, "", "";
+    "deny-all": &[], "AuthorizationPolicy foo/deny-all", "AuthorizationPolicy foo/deny-all";
+    "principal": &[(PRODUCTPAGE, BOTH)], NO_ALLOW, NO_ALLOW;
+    "principals-by-suffix": &[(FOO, BOTH), (BAR, BOTH)], NO_ALLOW, NO_ALLOW;
+    "any-principal": MESHED, NO_ALLOW, NO_ALLOW;
+    "not-principals": &[(FOO, BOTH)],
+        "AuthorizationPolicy foo/only-curl-of-foo", "AuthorizationPolicy foo/only-curl-of-foo";
+    "service-accounts": &[(PRODUCTPAGE, BOTH), (FOO, BOTH)], NO_ALLOW, NO_ALLOW;
+    "namespace-isolation": &[(FOO, BOTH)], NO_ALLOW, NO_ALLOW;
+    "namespace-isolation-by-deny": &[(FOO, BOTH)],
+        "AuthorizationPolicy foo/foo-isolation", "AuthorizationPolicy foo/foo-isolation";
+    "deny-by-port": ALL_HTTP, "", "AuthorizationPolicy foo/tcp-policy";
+    "allow-by-port": ALL_TCP, NO_ALLOW, "";
+    // What is not of TCP can never match in an ALLOW, and is not looked at in a DENY.
+    "allow-by-port-and-method": &[], NO_ALLOW, NO_ALLOW;
+    "deny-by-port-and-method": ALL_HTTP, "", "AuthorizationPolicy foo/tcp-policy";
+    "ip-blocks": NODE_A, NO_ALLOW, NO_ALLOW;
+    "not-ip-blocks": NODE_A,
+        "AuthorizationPolicy foo/ingress-policy", "AuthorizationPolicy foo/ingress-policy";
+    "when-source-namespace": &[(PRODUCTPAGE, BOTH), (FOO, BOTH)], NO_ALLOW, NO_ALLOW;
+    "when-source-principal-and-port":
+        &[(PRODUCTPAGE, &[HTTP]), (FOO, &[HTTP]), (LEGACY, &[HTTP])], NO_ALLOW, NO_ALLOW;
+    "when-source-ip": NODE_A,
+        "AuthorizationPolicy foo/when-source-ip", "AuthorizationPolicy foo/when-source-ip";
+    "allow-and-deny": &[(FOO, &[HTTP])], NO_ALLOW, "AuthorizationPolicy foo/deny-9000";
+    "from-and-to": &[(PRODUCTPAGE, &[HTTP]), (BAR, &[HTTP]), (FOO, BOTH)], NO_ALLOW, NO_ALLOW;
+    "other-namespace": ALL, "", "";
+};
+
+/// PeerAuthentication.
+pub const AUTHENTICATION: &[Guide] = guides! {
+    "mesh-strict": MESHED,
+        "PeerAuthentication istio-system/default", "PeerAuthentication istio-system/default";
+    "namespace-strict": MESHED, "PeerAuthentication foo/default", "PeerAuthentication foo/default";
+    "workload-strict": MESHED, "PeerAuthentication foo/httpbin", "PeerAuthentication foo/httpbin";
+    "mesh-strict-workload-permissive": ALL, "", "";
+    "strict-port-permissive":
+        &[(PRODUCTPAGE, BOTH), (FOO, BOTH), (BAR, BOTH), (LEGACY, &[TCP])],
+        "PeerAuthentication foo/default", "";
+    "permissive-port-strict":
+        &[(PRODUCTPAGE, BOTH), (FOO, BOTH), (BAR, BOTH), (LEGACY, &[HTTP])],
+        "", "PeerAuthentication foo/default";
+    "mesh-strict-port-disable":
+        &[(PRODUCTPAGE, BOTH), (FOO, BOTH), (BAR, BOTH), (LEGACY, &[TCP])],
+        "PeerAuthentication istio-system/default", "";
+    "mesh-strict-namespace-disable": ALL, "", "";
+};
+
+/// NetworkPolicy.
+pub const NETWORK: &[Guide] = guides! {
+    "default-deny-ingress": &[],
+        "NetworkPolicy: no ingress rule matched (foo/default-deny-ingress)",
+        "NetworkPolicy: no ingress rule matched (foo/default-deny-ingress)";
+    "web-deny-all": &[],
+        "NetworkPolicy: no ingress rule matched (foo/web-deny-all)",
+        "NetworkPolicy: no ingress rule matched (foo/web-deny-all)";
+    "allow-from-same-namespace": &[(FOO, BOTH)],
+        "NetworkPolicy: no ingress rule matched (foo/deny-from-other-namespaces)",
+        "NetworkPolicy: no ingress rule matched (foo/deny-from-other-namespaces)";
+    "allow-from-namespace": &[(BAR, BOTH)],
+        "NetworkPolicy: no ingress rule matched (foo/web-allow-prod)",
+        "NetworkPolicy: no ingress rule matched (foo/web-allow-prod)";
+    "allow-from-named-namespaces": &[(PRODUCTPAGE, BOTH), (LEGACY, BOTH)],
+        "NetworkPolicy: no ingress rule matched (foo/from-named-namespaces)",
+        "NetworkPolicy: no ingress rule matched (foo/from-named-namespaces)";
+    "allow-monitoring": &[(BAR, BOTH)],
+        "NetworkPolicy: no ingress rule matched (foo/web-allow-all-ns-monitoring)",
+        "NetworkPolicy: no ingress rule matched (foo/web-allow-all-ns-monitoring)";
+    "allow-named-port": ALL_HTTP, "",
+        "NetworkPolicy: no ingress rule matched (foo/api-allow-http)";
+    "allow-port-range": &[(FOO, &[TCP])],
+        "NetworkPolicy: no ingress rule matched (foo/multi-port)",
+        "NetworkPolicy: no ingress rule matched (foo/multi-port)";
+    "ip-block-except": &[(PRODUCTPAGE, &[HTTP]), (FOO, &[HTTP]), (LEGACY, &[HTTP])],
+        "NetworkPolicy: no ingress rule matched (foo/test-network-policy)",
+        "NetworkPolicy: no ingress rule matched (foo/test-network-policy)";
+    "default-deny-and-allow": &[(PRODUCTPAGE, &[TCP])],
+        "NetworkPolicy: no ingress rule matched (foo/allow-productpage, foo/default-deny-ingress)",
+        "NetworkPolicy: no ingress rule matched (foo/allow-productpage, foo/default-deny-ingress)";
+    "deny-egress": ALL, "", "";
+};
+
+impl Guide {
+    /// Applies it and makes every connection of the town, one client beside the other, over both
+    /// families to the servers of both nodes; then takes it away. What clients saw, the access log
+    /// and the metric must agree with what was written.
+    ///
+    /// # Errors
+    /// They do not; the error has every connection that went otherwise.
+    pub fn holds(&self, lab: &Lab) -> Result<()> {
+        let file = Foreign::write(lab, &format!("{}.yaml", self.name), self.yaml)?;
+        caught_up(lab)?;
+        let mark = Mark::now(lab)?;
+        let wrong = at_once(CLIENTS, |client| self.wrong(lab, client))?;
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        mark.wait_denials(lab, &self.denials())?;
+        drop(file);
+        Ok(())
+    }
+
+    /// The connections of a client that did not go as written.
+    fn wrong(&self, lab: &Lab, client: &str) -> Result<Vec<String>> {
+        let mut wrong = Vec::new();
+        for attempt in attempts(client) {
+            let wanted = match self.denial(client, attempt.port) {
+                None => Seen::Answered,
+                Some(_) => Seen::Reset,
+            };
+            let seen = attempt.make(lab)?;
+            if seen != wanted {
+                wrong.push(format!("{attempt}: {seen:?}, not {wanted:?}"));
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// What denies this client, if anything does.
+    fn denial(&self, client: &str, port: u16) -> Option<&'static str> {
+        let allowed = self
+            .allows
+            .iter()
+            .any(|(who, ports)| *who == client && ports.contains(&port));
+        (!allowed).then_some(self.denied_by[usize::from(port == TCP)])
+    }
+
+    fn denials(&self) -> BTreeMap<Denial, usize> {
+        let mut denials = BTreeMap::new();
+        for attempt in CLIENTS.into_iter().flat_map(attempts) {
+            let Some(policy) = self.denial(attempt.from, attempt.port) else {
+                continue;
+            };
+            let (from, to) = (attempt.from.to_owned(), attempt.to.to_owned());
+            let denial = (from, to, attempt.port, policy.to_owned());
+            *denials.entry(denial).or_insert(0) += 1;
+        }
+        denials
+    }
+}
+
+/// Every connection that a client of the town makes.
+pub fn attempts(from: &str) -> impl Iterator<Item = Attempt<'_>> {
+    let ports = SERVERS
+        .iter()
+        .flat_map(|(to, _)| BOTH.iter().map(move |port| (*to, *port)));
+    ports.flat_map(move |(to, port)| {
+        Family::ALL.map(move |family| Attempt {
+            from,
+            to,
+            family,
+            port,
+        })
+    })
+}

@@ -1,0 +1,140 @@
+//! The scene: servers on both nodes, and clients of four kinds.
+
+use anyhow::Result;
+use lab::{Lab, Options};
+use serde_json::{Map, Value, json};
+
+use crate::manifest::{self, Pod};
+use crate::programs::{greeter, words};
+
+/// The servers' port for HTTP, named `http`. nginx answers with the address that it saw.
+pub const HTTP: u16 = 8080;
+
+/// The servers' port where the server speaks first, named `tcp-echo`.
+pub const TCP: u16 = 9000;
+
+/// What the server says first on [`TCP`].
+pub const GREETING: &str = "hello";
+
+/// The file `/big` of each server: so many bytes of counting, which nginx sends at this rate, so
+/// that a transfer takes five seconds.
+pub const BIG: usize = 5 * RATE;
+const RATE: usize = 128 * 1024;
+
+/// A client of another namespace in the mesh, on node `a`.
+pub const PRODUCTPAGE: &str = "default/productpage";
+
+/// A client of the servers' own namespace, on node `a`, with the label `role: frontend`.
+pub const FOO: &str = "foo/curl";
+
+/// A client of another namespace in the mesh, on node `b`, with the label `type: monitoring`. Its
+/// namespace has the label `purpose: production`.
+pub const BAR: &str = "bar/curl";
+
+/// A client on node `a` that is not in the mesh.
+pub const LEGACY: &str = "legacy/curl";
+
+/// All clients.
+pub const CLIENTS: [&str; 4] = [PRODUCTPAGE, FOO, BAR, LEGACY];
+
+/// The servers with their nodes.
+pub const SERVERS: [(&str, &str); 2] = [("foo/near", "a"), ("foo/far", "b")];
+
+/// Brings up the town.
+///
+/// # Errors
+/// It does not settle.
+pub fn up() -> Result<Lab> {
+    up_with([], Options::default())
+}
+
+/// Brings up the town with more objects in it.
+///
+/// # Errors
+/// It does not settle.
+pub fn up_with(more: impl IntoIterator<Item = String>, options: Options) -> Result<Lab> {
+    Lab::up(manifest::all(manifests().into_iter().chain(more)), options)
+}
+
+fn manifests() -> Vec<String> {
+    let ambient = ("istio.io/dataplane-mode", "ambient");
+    let mut all = vec![
+        manifest::two_nodes(),
+        namespace("istio-system", &[]),
+        namespace("default", &[ambient]),
+        namespace("foo", &[ambient, ("purpose", "development")]),
+        namespace("bar", &[ambient, ("purpose", "production")]),
+        namespace("legacy", &[]),
+        Pod::new("default", "productpage").on("a").into(),
+        Pod::new("foo", "curl")
+            .on("a")
+            .label("role", "frontend")
+            .into(),
+        Pod::new("bar", "curl")
+            .on("b")
+            .label("type", "monitoring")
+            .into(),
+        Pod::new("legacy", "curl").on("a").into(),
+    ];
+    for (server, node) in SERVERS {
+        all.push(httpbin(&server["foo/".len()..], node).into());
+    }
+    all
+}
+
+/// A server with both ports, in namespace `foo`, with the label `app: httpbin`.
+pub fn httpbin(name: &str, node: &str) -> Pod {
+    Pod::new("foo", name)
+        .on(node)
+        .label("app", "httpbin")
+        .runs(program())
+        .port(Some("http"), HTTP)
+        .port(Some("tcp-echo"), TCP)
+}
+
+/// nginx on [`HTTP`], and a greeter on [`TCP`] beside it. nginx answers with the address that it
+/// sees, and logs that address with each request.
+fn program() -> Vec<String> {
+    let config = format!(
+        "daemon off; master_process off; pid nginx.pid; error_log /dev/stderr;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n\
+           log_format e2e '$remote_addr $server_port $request_uri';\n\
+           access_log /dev/stdout e2e;\n\
+           server {{\n\
+             listen {HTTP} backlog=1024; listen [::]:{HTTP} backlog=1024; default_type text/plain;\n\
+             location / {{ return 200 \"$remote_addr\"; }}\n\
+             location /big {{ root www; limit_rate {RATE}; }}\n\
+           }}\n\
+         }}\n"
+    );
+    let greeter: Vec<String> = greeter(TCP, GREETING)
+        .iter()
+        .map(|word| format!("'{word}'"))
+        .collect();
+    let script = format!(
+        "mkdir www && seq {BIG} | head -c {BIG} >www/big && printf %s \"$0\" >nginx.conf || exit 1\n\
+         {} &\n\
+         exec nginx -e /dev/stderr -p \"$PWD\" -c nginx.conf",
+        greeter.join(" ")
+    );
+    words(&["sh", "-c", &script, &config])
+}
+
+/// What [`BIG`] holds.
+pub fn big() -> Vec<u8> {
+    let lines = (1..=BIG).flat_map(|number| format!("{number}\n").into_bytes());
+    lines.take(BIG).collect()
+}
+
+/// A namespace with labels, and with the one that Kubernetes gives to each.
+pub fn namespace(name: &str, labels: &[(&str, &str)]) -> String {
+    let own = ("kubernetes.io/metadata.name", name);
+    let labels: Map<String, Value> = labels
+        .iter()
+        .chain([&own])
+        .map(|(key, value)| ((*key).to_owned(), (*value).into()))
+        .collect();
+    let metadata = json!({"name": name, "labels": labels});
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}).to_string()
+}

@@ -1,0 +1,199 @@
+//! Connections that are open while a policy changes: long transfers of curl, and silent ones of socat.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Family, Lab, Process, Where};
+
+use super::town::{GREETING, HTTP, TCP, big};
+
+/// All connections of a test are open, and bytes have come over each.
+const BEGUN: Duration = Duration::from_secs(20);
+
+/// A transfer takes five seconds when nobody disturbs it.
+const DONE: Duration = Duration::from_secs(40);
+
+/// From a client to a server, over one family.
+pub type Path = (&'static str, &'static str, Family);
+
+/// The paths of these clients to these servers, over both families.
+pub fn paths(from: &[&'static str], to: &[&'static str]) -> Vec<Path> {
+    let pairs = from
+        .iter()
+        .flat_map(|from| to.iter().map(move |to| (*from, *to)));
+    pairs
+        .flat_map(|(from, to)| Family::ALL.map(|family| (from, to, family)))
+        .collect()
+}
+
+/// Connections on some paths, of which all are to share one fate.
+#[derive(Debug)]
+pub struct Transfers {
+    downloads: Vec<Download>,
+    silent: Vec<Process>,
+    dir: tempfile::TempDir,
+}
+
+/// One run of curl with several connections.
+#[derive(Debug)]
+struct Download {
+    curl: Process,
+    /// Where each connection's bytes go.
+    files: Vec<PathBuf>,
+}
+
+impl Transfers {
+    /// Starts so many transfers on each path, and a silent connection on each too. Returns when all
+    /// of them are under way.
+    ///
+    /// # Errors
+    /// One of them does not begin.
+    pub fn start(lab: &Lab, paths: &[Path], each: usize) -> Result<Self> {
+        let dir = tempfile::tempdir().context("a folder for what arrives")?;
+        let mut transfers = Self {
+            downloads: Vec::new(),
+            silent: Vec::new(),
+            dir,
+        };
+        for (index, path) in paths.iter().enumerate() {
+            let download = transfers.download(lab, path, index, each)?;
+            transfers.downloads.push(download);
+            transfers.silent.push(silent(lab, path)?);
+        }
+        transfers.begun(lab)?;
+        Ok(transfers)
+    }
+
+    fn download(&self, lab: &Lab, path: &Path, index: usize, each: usize) -> Result<Download> {
+        let (from, to, family) = path;
+        let to = SocketAddr::new(lab.pod_ip(to, *family)?, HTTP);
+        let file = |number: &str| self.dir.path().join(format!("{index}-{number}"));
+        let into = file("#1").display().to_string();
+        let url = format!("http://{to}/big?[1-{each}]");
+        let told = "%{stderr}ended %{exitcode} %{size_download}\n";
+        let curl = [
+            "curl",
+            "-s",
+            "--no-progress-meter",
+            "--no-buffer",
+            "--parallel",
+            "--parallel-immediate",
+            "--parallel-max",
+            "100",
+            "-m",
+            "60",
+            "-w",
+            told,
+            "-o",
+            &into,
+            &url,
+        ];
+        Ok(Download {
+            curl: lab.spawn_in(&Where::pod(from), &curl)?,
+            files: (1..=each).map(|number| file(&number.to_string())).collect(),
+        })
+    }
+
+    fn begun(&self, lab: &Lab) -> Result<()> {
+        let moving = |file: &PathBuf| file.metadata().is_ok_and(|meta| meta.len() > 0);
+        let all = || self.downloads.iter().flat_map(|download| &download.files);
+        lab.wait_until("all transfers to be under way", BEGUN, || {
+            all().all(moving).then_some(())
+        })
+        .with_context(|| format!("ended: {:?}", self.ended()))?;
+        for silent in &self.silent {
+            silent.wait_stdout(&format!("{GREETING}\n"), BEGUN)?;
+        }
+        let ended = self.ended();
+        ensure!(ended.is_empty(), "not open any more: {ended:?}");
+        Ok(())
+    }
+
+    /// How many connections there are.
+    pub fn count(&self) -> usize {
+        self.downloading() + self.silent.len()
+    }
+
+    fn downloading(&self) -> usize {
+        self.downloads
+            .iter()
+            .map(|download| download.files.len())
+            .sum()
+    }
+
+    fn none_open(&mut self) -> bool {
+        self.ended().len() == self.downloading() && !self.silent.iter_mut().any(Process::running)
+    }
+
+    /// What curl said of each transfer that has ended: exit code and bytes.
+    fn ended(&self) -> Vec<String> {
+        let said =
+            |download: &Download| String::from_utf8_lossy(&download.curl.stderr()).into_owned();
+        let lines = self.downloads.iter().map(said).collect::<String>();
+        lines.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until every one of them has been reset; returns how long after `since` that was.
+    ///
+    /// # Errors
+    /// One is open after `within`, or ended in another way.
+    pub fn all_reset(&mut self, lab: &Lab, since: Instant, within: Duration) -> Result<Duration> {
+        let left = within.saturating_sub(since.elapsed());
+        lab.wait_until("all connections to be reset", left, || {
+            self.none_open().then_some(())
+        })
+        .with_context(|| format!("of {}, ended: {:?}", self.count(), self.ended()))?;
+        let took = since.elapsed();
+        let ended = self.ended();
+        // CURLE_RECV_ERROR: the transfer was reset.
+        let reset = |line: &&String| line.starts_with("ended 56 ");
+        ensure!(
+            ended.iter().filter(reset).count() == self.downloading(),
+            "not all of them by a reset: {ended:?}"
+        );
+        for silent in &self.silent {
+            let said = String::from_utf8_lossy(&silent.stderr()).to_lowercase();
+            ensure!(said.contains("reset by peer"), "not by a reset: {said:?}");
+        }
+        Ok(took)
+    }
+
+    /// Waits until every transfer is complete: each byte as it was sent, no reset. The silent
+    /// connections must still be open, and carry bytes.
+    ///
+    /// # Errors
+    /// One was disturbed.
+    pub fn all_intact(mut self, lab: &Lab) -> Result<()> {
+        let expected = big();
+        for download in self.downloads.drain(..) {
+            let output = download.curl.wait(DONE)?;
+            let good = format!("ended 0 {}\n", expected.len());
+            ensure!(
+                output.stderr == good.repeat(download.files.len()),
+                "{:?}",
+                output.stderr
+            );
+            for file in &download.files {
+                let got = std::fs::read(file).with_context(|| file.display().to_string())?;
+                ensure!(got == expected, "{} holds other bytes", file.display());
+            }
+        }
+        for silent in &mut self.silent {
+            silent
+                .write(b"are you there\n")
+                .context("a silent connection")?;
+            let both = format!("{GREETING}\nare you there\n");
+            lab.wait_until("the echo on a silent connection", BEGUN, || {
+                (silent.stdout() == both.as_bytes()).then_some(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn silent(lab: &Lab, (from, to, family): &Path) -> Result<Process> {
+    let to = SocketAddr::new(lab.pod_ip(to, *family)?, TCP);
+    lab.spawn_in(&Where::pod(from), &["socat", "-", &format!("TCP:{to}")])
+}

@@ -1,0 +1,207 @@
+//! Policies as guides tell people to write them do what the guides say: over both families, on the
+//! same node and across nodes, where the client asks and where the server speaks first.
+
+use std::net::SocketAddr;
+
+use ambit_e2e::access_log;
+use ambit_e2e::input::Foreign;
+use ambit_e2e::manifest::Service;
+use ambit_e2e::metrics;
+use ambit_e2e::policy::attempt::{Attempt, Seen};
+use ambit_e2e::policy::evidence::{self, DENIED, Mark};
+use ambit_e2e::policy::guides::{AUTHENTICATION, AUTHORIZATION, Guide, NETWORK};
+use ambit_e2e::policy::town::{self, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
+use ambit_e2e::settle::caught_up;
+use anyhow::{Result, ensure};
+use lab::{Family, Lab, Options};
+
+/// Without a policy everybody reaches everything, before and after.
+const NOTHING: Guide = Guide {
+    name: "nothing",
+    yaml: "",
+    allows: &[
+        (town::PRODUCTPAGE, &[HTTP, TCP]),
+        (town::FOO, &[HTTP, TCP]),
+        (town::BAR, &[HTTP, TCP]),
+        (town::LEGACY, &[HTTP, TCP]),
+    ],
+    denied_by: ["", ""],
+};
+
+fn all_hold(lab: &Lab, guides: &[Guide]) -> Result<()> {
+    let mut broken = Vec::new();
+    for guide in [&[NOTHING], guides, &[NOTHING]].concat() {
+        if let Err(error) = guide.holds(lab) {
+            broken.push(format!("{}: {error:#}", guide.name));
+        }
+    }
+    ensure!(
+        broken.is_empty(),
+        "{} of {} do not:\n{}",
+        broken.len(),
+        guides.len(),
+        broken.join("\n\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn authorization_policies_allow_and_deny_as_written() -> Result<()> {
+    all_hold(&town::up()?, AUTHORIZATION)
+}
+
+#[test]
+fn peer_authentication_refuses_plaintext_where_it_is_strict_and_only_there() -> Result<()> {
+    all_hold(&town::up()?, AUTHENTICATION)
+}
+
+#[test]
+fn network_policies_hold_behind_the_tunnel() -> Result<()> {
+    all_hold(&town::up()?, NETWORK)
+}
+
+#[test]
+fn network_policies_are_not_looked_at_where_the_flag_says_so() -> Result<()> {
+    let options = Options {
+        daemon_args: vec!["--network-policy".to_owned(), "off".to_owned()],
+        ..Options::default()
+    };
+    let lab = town::up_with([], options)?;
+    let deny = NETWORK.first().copied().unwrap_or(NOTHING);
+    Guide {
+        allows: NOTHING.allows,
+        ..deny
+    }
+    .holds(&lab)
+}
+
+/// The port of a policy is the pod's own, whatever the service in front of it has.
+#[test]
+fn a_policys_port_is_the_pods_own() -> Result<()> {
+    let service = Service::new("foo", "httpbin", 80, "http");
+    let lab = town::up_with([service.into()], Options::default())?;
+    for (port, wanted) in [(80, Seen::Answered), (HTTP, Seen::Reset)] {
+        let policy = format!(
+            "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: by-port}}, \
+             spec: {{action: DENY, rules: [{{to: [{{operation: {{ports: [\"{port}\"]}}}}]}}]}}}}"
+        );
+        let _file = Foreign::write(&lab, "by-port.yaml", policy)?;
+        caught_up(&lab)?;
+        for family in Family::ALL {
+            let to = SocketAddr::new(lab.service_ip("foo/httpbin", family)?, 80);
+            for from in [PRODUCTPAGE, LEGACY] {
+                let attempt = Attempt {
+                    from,
+                    to: "foo/far",
+                    family,
+                    port: HTTP,
+                };
+                let seen = attempt.make_to(&lab, to)?;
+                ensure!(seen == wanted, "port {port}: {from} to {to}: {seen:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What an operator reads on both sides of one denied connection.
+#[test]
+fn a_denial_names_its_policy_wherever_an_operator_looks() -> Result<()> {
+    let lab = town::up()?;
+    let mark = Mark::now(&lab)?;
+    let guide = AUTHORIZATION
+        .iter()
+        .find(|guide| guide.name == "deny-by-port");
+    let _file = Foreign::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
+    caught_up(&lab)?;
+    for from in [FOO, LEGACY] {
+        let denied = Attempt {
+            from,
+            to: "foo/far",
+            family: Family::V4,
+            port: TCP,
+        };
+        let seen = denied.make(&lab)?;
+        ensure!(seen == Seen::Reset, "{denied}: {seen:?}");
+    }
+    let policy = "AuthorizationPolicy foo/tcp-policy";
+    let told = [
+        ("direction", "inbound"),
+        ("reason", DENIED),
+        ("policy", policy),
+    ];
+    for (client, identity) in [
+        ("foo", "spiffe://cluster.local/ns/foo/sa/curl"),
+        ("legacy", ""),
+    ] {
+        let client = [("src.namespace", client), ("src.workload", "curl")];
+        let line = access_log::wait(&lab, "b", &[&told[..], &client].concat())?;
+        ensure!(
+            line.field("src.identity") == identity && line.level == "error",
+            "{}",
+            line.line
+        );
+        ensure!(line.field("error").contains(policy), "{}", line.line);
+    }
+    // The other side knows that it was refused, and by whom.
+    let refused = [("direction", "outbound"), ("reason", "connect_rejected")];
+    let line = access_log::wait(
+        &lab,
+        "a",
+        &[&refused[..], &[("src.namespace", "foo")]].concat(),
+    )?;
+    ensure!(line.field("error").contains("401"), "{}", line.line);
+
+    mark.wait_counted(&lab, evidence::DENIALS, &[("policy", policy)], 2)?;
+    for (principal, security) in [
+        ("spiffe://cluster.local/ns/foo/sa/curl", "mutual_tls"),
+        ("unknown", "unknown"),
+    ] {
+        let failed = [
+            ("reporter", "destination"),
+            ("response_flags", "DENY"),
+            ("source_principal", principal),
+            ("connection_security_policy", security),
+            ("destination_workload", "far"),
+        ];
+        metrics::wait(
+            &lab,
+            "b",
+            "istio_tcp_connections_failed_total",
+            &failed,
+            1.0,
+        )?;
+    }
+    let reason = [("direction", "inbound"), ("reason", DENIED)];
+    mark.wait_counted(&lab, "ambit_connection_failures_total", &reason, 2)
+}
+
+/// In the dump of each daemon, for `istioctl` and for people.
+#[test]
+fn the_dump_says_what_became_of_each_policy() -> Result<()> {
+    let lab = town::up()?;
+    let guide = AUTHORIZATION
+        .iter()
+        .find(|guide| guide.name == "deny-by-port");
+    let _file = Foreign::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
+    caught_up(&lab)?;
+    for node in ["a", "b"] {
+        let policy = evidence::policy(&lab, node, "AuthorizationPolicy", "foo", "tcp-policy")?;
+        println!("{policy:#}");
+        ensure!(evidence::text(&policy, "action") == "Deny", "{policy:#}");
+        ensure!(
+            evidence::text(&policy, "scope") == "WorkloadSelector",
+            "{policy:#}"
+        );
+        ensure!(evidence::is_accepted(&policy), "{policy:#}");
+        let selects = policy
+            .get("selects")
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        for pod in ["/foo/near/", "/foo/far/"] {
+            ensure!(selects.contains(pod), "{pod} is not in {selects}");
+        }
+        ensure!(!selects.contains("/foo/curl/"), "{selects}");
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! A change of policy meets connections that are already open: what is denied from now on is closed
+//! within a second, what is allowed goes on as if nothing had happened.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use ambit_e2e::input::Foreign;
+use ambit_e2e::policy::evidence::{Denial, Mark};
+use ambit_e2e::policy::town::{self, BAR, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
+use ambit_e2e::policy::transfers::{Path, Transfers, paths};
+use ambit_e2e::settle::caught_up;
+use anyhow::Result;
+use lab::Lab;
+
+/// From the moment a file is in its place until the last connection is closed.
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Connections of a test, by what becomes of them.
+struct Open {
+    denied: Vec<(Path, usize)>,
+    allowed: Vec<(Path, usize)>,
+}
+
+/// So many transfers on each path.
+fn each(paths: Vec<Path>, count: usize) -> Vec<(Path, usize)> {
+    paths.into_iter().map(|path| (path, count)).collect()
+}
+
+impl Open {
+    /// Opens all of them, makes the change, and sees that it does what it must to each. `policy` is
+    /// what each denial must name.
+    fn meets(&self, lab: &Lab, policy: &str, change: impl FnOnce() -> Result<()>) -> Result<()> {
+        let start = |paths: &[(Path, usize)]| -> Result<Vec<Transfers>> {
+            paths
+                .chunk_by(|x, y| x.1 == y.1)
+                .map(|same| {
+                    let paths: Vec<Path> = same.iter().map(|(path, _)| *path).collect();
+                    Transfers::start(lab, &paths, same[0].1)
+                })
+                .collect()
+        };
+        let (mut denied, allowed) = (start(&self.denied)?, start(&self.allowed)?);
+        let mark = Mark::now(lab)?;
+        let since = Instant::now();
+        change()?;
+        for transfers in &mut denied {
+            let took = transfers.all_reset(lab, since, CLOSED_WITHIN)?;
+            println!(
+                "{} connections were closed after {took:?}",
+                transfers.count()
+            );
+        }
+        for transfers in allowed {
+            let count = transfers.count();
+            transfers.all_intact(lab)?;
+            println!("{count} connections were not disturbed");
+        }
+        mark.wait_denials(lab, &self.denials(policy))
+    }
+
+    fn denials(&self, policy: &str) -> BTreeMap<Denial, usize> {
+        let mut denials = BTreeMap::new();
+        for ((from, to, _), transfers) in &self.denied {
+            // Beside the transfers there is a silent connection on each path.
+            for (port, count) in [(HTTP, *transfers), (TCP, 1)] {
+                let denial = (
+                    (*from).to_owned(),
+                    (*to).to_owned(),
+                    port,
+                    policy.to_owned(),
+                );
+                *denials.entry(denial).or_insert(0) += count;
+            }
+        }
+        denials
+    }
+}
+
+const SERVERS: [&str; 2] = ["foo/near", "foo/far"];
+
+fn authorization(name: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: {name}}}, \
+         spec: {spec}}}"
+    )
+}
+
+#[test]
+fn a_deny_closes_its_half_of_a_hundred_transfers_and_leaves_the_other_alone() -> Result<()> {
+    let lab = town::up()?;
+    let open = Open {
+        denied: each(paths(&[PRODUCTPAGE], &SERVERS), 12),
+        allowed: [
+            each(paths(&[FOO], &SERVERS), 7),
+            each(paths(&[LEGACY], &SERVERS), 6),
+        ]
+        .concat(),
+    };
+    let deny = authorization(
+        "no-productpage",
+        "{action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/productpage]}}]}]}",
+    );
+    let mut file = None;
+    open.meets(&lab, "AuthorizationPolicy foo/no-productpage", || {
+        file = Some(Foreign::write(&lab, "deny.yaml", deny)?);
+        Ok(())
+    })?;
+    // And back again.
+    drop(file);
+    caught_up(&lab)?;
+    Transfers::start(&lab, &paths(&[PRODUCTPAGE], &SERVERS), 1)?.all_intact(&lab)
+}
+
+#[test]
+fn strict_closes_what_is_open_in_plaintext_and_nothing_else() -> Result<()> {
+    let lab = town::up()?;
+    let open = Open {
+        denied: each(paths(&[LEGACY], &SERVERS), 4),
+        allowed: each(paths(&[FOO, BAR, PRODUCTPAGE], &SERVERS), 4),
+    };
+    let strict = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, \
+                  metadata: {namespace: istio-system, name: default}, spec: {mtls: {mode: STRICT}}}";
+    let mut file = None;
+    open.meets(&lab, "PeerAuthentication istio-system/default", || {
+        file = Some(Foreign::write(&lab, "strict.yaml", strict)?);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pods_label_brings_it_a_policy_that_was_there_before() -> Result<()> {
+    let lab = town::up()?;
+    let quarantine = authorization(
+        "quarantine",
+        "{selector: {matchLabels: {quarantine: \"yes\"}}, action: DENY, rules: [{}]}",
+    );
+    let _file = Foreign::write(&lab, "quarantine.yaml", quarantine)?;
+    caught_up(&lab)?;
+    let clients = [PRODUCTPAGE, FOO, BAR, LEGACY];
+    for (server, other) in [("foo/far", "foo/near"), ("foo/near", "foo/far")] {
+        let open = Open {
+            denied: each(paths(&clients, &[server]), 3),
+            allowed: each(paths(&clients, &[other]), 3),
+        };
+        open.meets(&lab, "AuthorizationPolicy foo/quarantine", || {
+            lab.label("Pod", server, &[("quarantine", Some("yes"))])
+        })?;
+        lab.label("Pod", server, &[("quarantine", None)])?;
+        caught_up(&lab)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_namespaces_label_takes_its_pods_out_of_a_network_policy() -> Result<()> {
+    let lab = town::up()?;
+    let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: foo, name: friends}, \
+                  spec: {podSelector: {}, ingress: [\
+                  {from: [{namespaceSelector: {matchLabels: {purpose: production}}}]}, \
+                  {from: [{namespaceSelector: {matchExpressions: [\
+                  {key: kubernetes.io/metadata.name, operator: In, values: [foo, legacy]}]}}]}]}}";
+    let _file = Foreign::write(&lab, "friends.yaml", policy)?;
+    caught_up(&lab)?;
+    let open = Open {
+        denied: each(paths(&[BAR], &SERVERS), 6),
+        allowed: each(paths(&[FOO, LEGACY], &SERVERS), 3),
+    };
+    open.meets(
+        &lab,
+        "NetworkPolicy: no ingress rule matched (foo/friends)",
+        || lab.label("Namespace", "bar", &[("purpose", Some("testing"))]),
+    )
+}
+
+/// The policy speaks of the client's labels, and the client's pod is given another.
+#[test]
+fn a_clients_label_takes_it_out_of_a_network_policy() -> Result<()> {
+    let lab = town::up()?;
+    let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: foo, name: frontends}, \
+                  spec: {podSelector: {matchLabels: {app: httpbin}}, ingress: [\
+                  {from: [{podSelector: {matchLabels: {role: frontend}}}]}, \
+                  {from: [{namespaceSelector: {matchLabels: {purpose: production}}}]}]}}";
+    let _file = Foreign::write(&lab, "frontends.yaml", policy)?;
+    caught_up(&lab)?;
+    let open = Open {
+        denied: each(paths(&[FOO], &SERVERS), 6),
+        allowed: each(paths(&[BAR], &SERVERS), 6),
+    };
+    let denial = "NetworkPolicy: no ingress rule matched (foo/frontends)";
+    open.meets(&lab, denial, || {
+        lab.label("Pod", FOO, &[("role", Some("backend"))])
+    })
+}

@@ -1,0 +1,140 @@
+//! The kubelet's probes go on under every policy, and no other connection of the node's does.
+
+use std::time::Duration;
+
+use ambit_e2e::access_log;
+use ambit_e2e::input::Foreign;
+use ambit_e2e::manifest::{self, Pod};
+use ambit_e2e::policy::attempt::{Seen, asked};
+use ambit_e2e::policy::evidence::{DENIED, Mark};
+use ambit_e2e::programs::{PORT, nginx};
+use ambit_e2e::settle::caught_up;
+use anyhow::{Context, Result, ensure};
+use lab::{Family, Lab, Options, Where};
+use serde_json::json;
+
+/// The port of the httpGet probe.
+const HTTP: u16 = 8081;
+
+/// The port of the tcpSocket probe.
+const TCP: u16 = 8082;
+
+/// Each of these alone refuses all that has no identity.
+const POLICIES: [(&str, &str, &str); 3] = [
+    (
+        "PeerAuthentication istio-system/default",
+        "security.istio.io/v1",
+        "kind: PeerAuthentication, metadata: {namespace: istio-system, name: default}, spec: {mtls: {mode: STRICT}}",
+    ),
+    (
+        "AuthorizationPolicy: no ALLOW matched",
+        "security.istio.io/v1",
+        "kind: AuthorizationPolicy, metadata: {namespace: in, name: allow-nothing}, spec: {}",
+    ),
+    (
+        "NetworkPolicy: no ingress rule matched (in/default-deny)",
+        "networking.k8s.io/v1",
+        "kind: NetworkPolicy, metadata: {namespace: in, name: default-deny}, \
+         spec: {podSelector: {}, policyTypes: [Ingress]}",
+    ),
+];
+
+/// A pod on node `a` with a probe of each kind, and a port without one.
+fn lab() -> Result<Lab> {
+    let every = |probe: serde_json::Value| {
+        let mut probe = probe;
+        probe["periodSeconds"] = 1.into();
+        probe["failureThreshold"] = 1.into();
+        probe
+    };
+    let ready = json!({"httpGet": {"port": "health", "path": "/ready"}});
+    let live = json!({"tcpSocket": {"port": TCP}});
+    let pod = Pod::new("in", "web")
+        .on("a")
+        .runs(nginx(&[PORT, HTTP, TCP], "$remote_addr"))
+        .port(None, PORT)
+        .port(Some("health"), HTTP)
+        .container("readinessProbe", every(ready))
+        .container("livenessProbe", every(live));
+    let all = [
+        manifest::two_nodes(),
+        manifest::namespace("istio-system", None),
+        manifest::namespace("in", Some("ambient")),
+        pod.into(),
+    ];
+    Lab::up(manifest::all(all), Options::default())
+}
+
+/// Requests for this path that nginx has answered.
+fn answered(lab: &Lab, path: &str) -> Result<usize> {
+    Ok(lab.pod_log("web")?.matches(path).count())
+}
+
+#[test]
+fn probes_succeed_under_every_policy_and_other_ports_are_closed_to_the_node() -> Result<()> {
+    let lab = lab()?;
+    for (policy, api, rest) in POLICIES {
+        let file = Foreign::write(&lab, "p.yaml", format!("{{apiVersion: {api}, {rest}}}"))?;
+        caught_up(&lab)?;
+        let mark = Mark::now(&lab)?;
+        goes_on(&lab).with_context(|| policy.to_owned())?;
+        refuses(&lab, policy, &mark).with_context(|| policy.to_owned())?;
+        goes_on(&lab).with_context(|| policy.to_owned())?;
+        drop(file);
+        caught_up(&lab)?;
+        let to = (lab.pod_ip("web", Family::V4)?, PORT).into();
+        let node = lab.node_ip("a", Family::V4)?;
+        let seen = asked(&lab, &Where::node("a"), to, node)?;
+        ensure!(seen == Seen::Answered, "{policy} is still there: {seen:?}");
+    }
+    Ok(())
+}
+
+/// Probes are made and answered from now on, and the pod is as ready as it was.
+fn goes_on(lab: &Lab) -> Result<()> {
+    let before = answered(lab, " /ready ")?;
+    lab.wait_until("two more probes", Duration::from_secs(10), || {
+        (answered(lab, " /ready ").ok()? >= before + 2).then_some(())
+    })?;
+    let status = lab.status()?;
+    let pod = status.pod("web")?;
+    ensure!(pod.ready && pod.restarts == 0, "{pod:?}");
+    Ok(())
+}
+
+/// The pod's own node reaches the declared probe ports; another node does not, nor does either
+/// reach another port.
+fn refuses(lab: &Lab, policy: &str, mark: &Mark) -> Result<()> {
+    let mut denied = 0;
+    for family in Family::ALL {
+        let pod = lab.pod_ip("web", family)?;
+        for (node, port, wanted) in [
+            ("a", HTTP, Seen::Answered),
+            ("a", TCP, Seen::Answered),
+            ("a", PORT, Seen::Reset),
+            ("b", HTTP, Seen::Reset),
+            ("b", TCP, Seen::Reset),
+            ("b", PORT, Seen::Reset),
+        ] {
+            let client = lab.node_ip(node, family)?;
+            let seen = asked(lab, &Where::node(node), (pod, port).into(), client)?;
+            ensure!(
+                seen == wanted,
+                "node {node} to {port}, {family:?}: {seen:?}"
+            );
+            denied += usize::from(wanted == Seen::Reset);
+        }
+    }
+    let told = [
+        ("direction", "inbound"),
+        ("reason", DENIED),
+        ("policy", policy),
+    ];
+    access_log::wait(lab, "a", &told)?;
+    mark.wait_counted(
+        lab,
+        "ambit_policy_denials_total",
+        &[("policy", policy)],
+        denied,
+    )
+}
