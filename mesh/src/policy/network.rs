@@ -17,10 +17,10 @@
 //! A policy with a fault admits nothing, and selects what it says it selects; all pods of its
 //! namespace, if even that cannot be read. Egress is not enforced, and the policy's report says so.
 
-mod cidr;
-mod read;
+pub(super) mod cidr;
+pub(super) mod read;
 mod rule;
-mod selector;
+pub(super) mod selector;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -144,3 +144,6 @@ fn denial(policies: &[Arc<NetworkPolicy>]) -> String {
     };
     format!("NetworkPolicy: no ingress rule matched ({names}{more})")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! From a document to a policy. Every fault is reported, and one is enough for it to admit nothing.
 
-mod document;
-mod labels;
+pub(in crate::policy) mod document;
+pub(in crate::policy) mod labels;
 
 use serde_json::Value;
 
@@ -142,7 +142,9 @@ fn each<'a, T>(
 }
 
 fn peer(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
-    field.expect_keys(&["podSelector", "namespaceSelector", "ipBlock"], reader);
+    if !field.expect_keys(&["podSelector", "namespaceSelector", "ipBlock"], reader) {
+        return None;
+    }
     let [pods, namespaces, block] =
         ["podSelector", "namespaceSelector", "ipBlock"].map(|key| field.get(key));
     let selects = pods.is_some() || namespaces.is_some();
@@ -175,7 +177,9 @@ fn peer(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
 }
 
 fn ip_block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
-    field.expect_keys(&["cidr", "except"], reader);
+    if !field.expect_keys(&["cidr", "except"], reader) {
+        return None;
+    }
     let cidr = field.get_or_null("cidr");
     let cidr = block(&cidr, reader);
     let mut except = Vec::new();

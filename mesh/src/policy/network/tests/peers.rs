@@ -1,0 +1,176 @@
+//! `from`: whom a rule admits.
+
+use super::World;
+use crate::testing::{namespace, pod};
+
+/// A policy for `x/a` that admits these peers.
+fn from(peers: &str) -> World {
+    World::new(&[&policy(peers)])
+}
+
+fn policy(peers: &str) -> String {
+    format!("spec: {{podSelector: {{matchLabels: {{pod: a}}}}, ingress: [{{from: {peers}}}]}}")
+}
+
+const POD_B: &str = "podSelector: {matchLabels: {pod: b}}";
+const NS_Y: &str = "namespaceSelector: {matchLabels: {ns: y}}";
+
+#[test]
+fn a_pod_selector_means_pods_of_the_policys_namespace() {
+    from("[{podSelector: {}}]").expect("x/a", "x/*");
+    from(&format!("[{{{POD_B}}}]")).expect("x/a", "x/b");
+    from("[{podSelector: {matchLabels: {pod: none}}}]").expect("x/a", "");
+}
+
+#[test]
+fn a_namespace_selector_means_all_pods_of_those_namespaces() {
+    from("[{namespaceSelector: {}}]").expect("x/a", "x/* y/* z/*");
+    from(&format!("[{{{NS_Y}}}]")).expect("x/a", "y/*");
+}
+
+#[test]
+fn both_selectors_in_one_peer_hold_together_and_in_two_peers_each_for_itself() {
+    from(&format!("[{{{NS_Y}, {POD_B}}}]")).expect("x/a", "y/b");
+    from(&format!("[{{{NS_Y}}}, {{{POD_B}}}]")).expect("x/a", "x/b y/*");
+    from(&format!("[{{namespaceSelector: {{}}, {POD_B}}}]")).expect("x/a", "x/b y/b z/b");
+    from(&format!("[{{{NS_Y}, podSelector: {{}}}}]")).expect("x/a", "y/*");
+}
+
+#[test]
+fn the_own_namespace_is_no_exception_of_a_namespace_selector() {
+    // podSelector beside namespaceSelector does not speak of the policy's namespace any more.
+    from(&format!("[{{{NS_Y}, {POD_B}}}]")).expect("x/a", "y/b");
+    from("[{namespaceSelector: {matchLabels: {ns: x}}}]").expect("x/a", "x/*");
+}
+
+#[test]
+fn the_label_with_a_namespaces_name_is_always_there() {
+    let by_name =
+        "[{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: y}}}]".to_owned();
+    from(&by_name).expect("x/a", "y/*");
+    let lies = |docs: &mut Vec<_>| {
+        let liar = namespace("z").label("kubernetes.io/metadata.name", "y");
+        docs.retain(|doc: &crate::testing::Doc| doc.0["metadata"]["name"] != "z");
+        docs.push(liar);
+    };
+    World::changed(&[&policy(&by_name)], lies).expect("x/a", "y/*");
+}
+
+#[test]
+fn of_a_namespace_without_an_object_only_the_name_is_certain() {
+    let without_y = |peers: &str| {
+        World::changed(&[&policy(peers)], |docs| {
+            docs.retain(|doc| doc.0["kind"] != "Namespace" || doc.0["metadata"]["name"] != "y");
+        })
+    };
+    let expressions =
+        |rest: &str| format!("[{{namespaceSelector: {{matchExpressions: [{{{rest}}}]}}}}]");
+    let name = "key: kubernetes.io/metadata.name";
+    without_y("[{namespaceSelector: {}}]").expect("x/a", "x/* y/* z/*");
+    without_y(&expressions(&format!("{name}, operator: In, values: [y]"))).expect("x/a", "y/*");
+    without_y(&expressions(&format!(
+        "{name}, operator: NotIn, values: [z]"
+    )))
+    .expect("x/a", "x/* y/*");
+    without_y(&expressions("key: ns, operator: NotIn, values: [z]")).expect("x/a", "x/*");
+    without_y(&expressions("key: secret, operator: DoesNotExist")).expect("x/a", "x/* z/*");
+}
+
+#[test]
+fn labels_are_those_of_today() {
+    let relabelled = |namespace: &str, pod: &str| {
+        let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
+        World::changed(&[&policy(&format!("[{{{NS_Y}, {POD_B}}}]"))], move |docs| {
+            for doc in docs {
+                if doc.0["metadata"]["namespace"] == "z" && doc.0["metadata"]["name"] == "c" {
+                    doc.0["metadata"]["labels"]["pod"] = pod.clone().into();
+                }
+                if doc.0["kind"] == "Namespace" && doc.0["metadata"]["name"] == "z" {
+                    doc.0["metadata"]["labels"]["ns"] = namespace.clone().into();
+                }
+            }
+        })
+    };
+    relabelled("z", "b").expect("x/a", "y/b");
+    relabelled("y", "c").expect("x/a", "y/b z/b");
+    relabelled("y", "b").expect("x/a", "y/b z/b z/c");
+}
+
+#[test]
+fn a_block_admits_the_addresses_in_it_except_the_excepted() {
+    let world = from("[{ipBlock: {cidr: 10.0.0.0/16, except: [10.0.2.0/24, 10.0.3.2/32]}}]");
+    world.expect("x/a", "x/* z/a z/c");
+    assert!(world.admits("10.0.200.1", "x/a", 80));
+    assert!(!world.admits("10.1.0.1", "x/a", 80));
+    assert!(!world.admits("fd00::1:2", "x/a", 80));
+}
+
+#[test]
+fn blocks_of_both_families_work_alike() {
+    let world = from("[{ipBlock: {cidr: 'fd00::/16', except: ['fd00::2:0/112']}}]");
+    let table = [
+        ("fd00::1:2", true),
+        ("fd00::2:2", false),
+        ("fd00::3:1", true),
+        ("fd01::1", false),
+        ("10.0.1.2", false),
+        ("203.0.113.9", false),
+    ];
+    for (from, admitted) in table {
+        assert_eq!(world.admits(from, "x/a", 80), admitted, "{from}");
+    }
+}
+
+#[test]
+fn an_address_in_its_mapped_form_is_the_ipv4_address() {
+    let world = from("[{ipBlock: {cidr: 203.0.113.0/24}}]");
+    assert!(world.admits("::ffff:203.0.113.9", "x/a", 80));
+    assert!(!world.admits("::ffff:203.0.114.9", "x/a", 80));
+    assert!(!from("[{ipBlock: {cidr: '::/0'}}]").admits("::ffff:203.0.113.9", "x/a", 80));
+}
+
+#[test]
+fn overlapping_blocks_and_exceptions_add_up() {
+    // The exception of one peer takes nothing from another one.
+    let world = from(
+        "[{ipBlock: {cidr: 10.0.2.0/24, except: [10.0.2.2/32]}}, {ipBlock: {cidr: 10.0.2.2/32}}]",
+    );
+    world.expect("x/a", "y/*");
+}
+
+#[test]
+fn whoever_is_no_pod_is_matched_by_block_only() {
+    let outside = "203.0.113.9";
+    assert!(!from("[{namespaceSelector: {}}]").admits(outside, "x/a", 80));
+    assert!(!from("[{podSelector: {}}]").admits(outside, "x/a", 80));
+    assert!(from("[{ipBlock: {cidr: 203.0.113.0/24}}]").admits(outside, "x/a", 80));
+    assert!(from("[]").admits(outside, "x/a", 80));
+}
+
+#[test]
+fn a_pod_on_the_hosts_network_is_its_node() {
+    let host = |peers: &str| {
+        World::changed(&[&policy(peers)], |docs| {
+            let pod = pod("agent", "192.168.0.1")
+                .set("metadata.namespace", "x")
+                .set("spec.hostNetwork", true);
+            docs.push(pod);
+        })
+    };
+    assert!(!host("[{namespaceSelector: {}}]").admits("192.168.0.1", "x/a", 80));
+    // Not even if somebody takes the pod for the one at that address.
+    assert!(!host("[{namespaceSelector: {}}]").admits("x/agent", "x/a", 80));
+    assert!(!host("[{podSelector: {}}]").admits("x/agent", "x/a", 80));
+    assert!(host("[{ipBlock: {cidr: 192.168.0.0/24}}]").admits("192.168.0.1", "x/a", 80));
+    assert!(host("[{ipBlock: {cidr: 192.168.0.0/24}}]").admits("x/agent", "x/a", 80));
+}
+
+#[test]
+fn an_address_that_two_pods_claim_is_no_pod() {
+    let world = World::changed(&[&policy("[{namespaceSelector: {}}]")], |docs| {
+        let twin = pod("twin", "10.0.2.2").set("metadata.namespace", "y");
+        docs.push(twin);
+    });
+    assert!(!world.admits("10.0.2.2", "x/a", 80));
+    assert!(world.admits("10.0.2.1", "x/a", 80));
+}

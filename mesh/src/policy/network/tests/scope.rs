@@ -1,0 +1,193 @@
+//! Which pods a policy restricts.
+
+use super::{World, read_value, yaml};
+
+#[test]
+fn a_pod_that_no_policy_selects_takes_anything() {
+    World::new(&[]).expect_open("x/* y/* z/*");
+}
+
+#[test]
+fn a_policy_selects_pods_of_its_own_namespace_only() {
+    let world = World::new(&["spec: {podSelector: {}}"]);
+    world.expect("x/*", "");
+    world.expect_open("y/* z/*");
+}
+
+#[test]
+fn a_policy_without_a_namespace_is_in_default() {
+    let (policy, faults) = read_value(yaml("{metadata: {name: n}, spec: {podSelector: {}}}"));
+    assert!(faults.is_empty());
+    assert_eq!(&*policy.namespace, "default");
+}
+
+#[test]
+fn a_pod_selector_that_is_absent_or_empty_selects_all_pods_of_the_namespace() {
+    for spec in ["{}", "{podSelector: null}", "{podSelector: {}}", "null"] {
+        let world = World::new(&[&format!("spec: {spec}")]);
+        world.expect("x/*", "");
+        world.expect_open("y/* z/*");
+    }
+}
+
+#[test]
+fn a_pod_selector_selects_by_label() {
+    let world = World::new(&["spec: {podSelector: {matchLabels: {pod: a}}}"]);
+    world.expect("x/a", "");
+    world.expect_open("x/b x/c y/* z/*");
+}
+
+#[test]
+fn a_pod_reaches_itself_whatever_is_denied() {
+    let world = World::new(&["spec: {podSelector: {}}"]);
+    assert!(world.admits("x/a", "x/a", 80));
+    assert!(!world.admits("x/b", "x/a", 80));
+}
+
+#[test]
+fn no_rule_admits_nobody_and_an_empty_rule_admits_everybody() {
+    let table = [
+        ("{}", ""),
+        ("{ingress: null}", ""),
+        ("{ingress: []}", ""),
+        ("{ingress: [{}]}", "x/* y/* z/*"),
+        ("{ingress: [{from: [], ports: []}]}", "x/* y/* z/*"),
+        ("{ingress: [{from: null, ports: null}]}", "x/* y/* z/*"),
+    ];
+    for (spec, sources) in table {
+        let world = World::new(&[&format!("spec: {spec}")]);
+        world.expect("x/a", sources);
+        assert_eq!(
+            world.admits("203.0.113.9", "x/a", 80),
+            !sources.is_empty(),
+            "{spec}"
+        );
+    }
+}
+
+#[test]
+fn policy_types_say_whether_it_is_about_ingress() {
+    let egress = "egress: [{}]";
+    let table = [
+        ("{}", true),
+        ("{policyTypes: null}", true),
+        ("{policyTypes: []}", true),
+        ("{policyTypes: [Ingress]}", true),
+        ("{policyTypes: [Ingress, Egress]}", true),
+        ("{policyTypes: [Egress, Ingress]}", true),
+        ("{policyTypes: [Egress]}", false),
+        // Rules of a direction that the policy is not about mean nothing.
+        ("{policyTypes: [Egress], ingress: []}", false),
+        // A policy with egress rules and without types is about both.
+        (&format!("{{{egress}}}"), true),
+        (&format!("{{policyTypes: [Egress], {egress}}}"), false),
+    ];
+    for (spec, restricts) in table {
+        let world = World::new(&[&format!("spec: {spec}")]);
+        assert_eq!(!world.admits("y/a", "x/a", 80), restricts, "{spec}");
+    }
+}
+
+#[test]
+fn egress_is_not_enforced_and_the_policy_says_so() {
+    let table = [
+        ("{}", None),
+        ("{egress: []}", None),
+        ("{policyTypes: [Ingress], egress: [{}]}", None),
+        (
+            "{egress: [{}]}",
+            Some("egress is left to the CNI and not enforced by the mesh; its ingress side is"),
+        ),
+        (
+            "{policyTypes: [Egress]}",
+            Some(
+                "egress is left to the CNI and not enforced by the mesh; it restricts nothing here",
+            ),
+        ),
+    ];
+    for (spec, expected) in table {
+        let (policy, faults) = read_value(yaml(&format!("spec: {spec}")));
+        assert!(faults.is_empty(), "{faults:?}");
+        let message = policy.messages().first().map(|m| m.message.as_str());
+        assert_eq!(message, expected, "{spec}");
+        assert!(
+            policy
+                .messages()
+                .iter()
+                .all(|m| m.code == "egress_not_enforced")
+        );
+    }
+}
+
+#[test]
+fn several_policies_of_one_pod_add_up() {
+    let from = |pod: &str| {
+        format!(
+            "spec: {{podSelector: {{matchLabels: {{pod: a}}}}, ingress: [{{from: [{{podSelector: \
+             {{matchLabels: {{pod: {pod}}}}}}}]}}]}}"
+        )
+    };
+    let (b, c) = (from("b"), from("c"));
+    World::new(&[&b]).expect("x/a", "x/b");
+    World::new(&[&b, &c]).expect("x/a", "x/b x/c");
+    World::new(&[&b, "spec: {}"]).expect("x/a", "x/b");
+    World::new(&[&b, "spec: {ingress: [{}]}"]).expect("x/a", "x/* y/* z/*");
+    // A policy that is about egress does not restrict ingress, nor does it open it.
+    World::new(&[&b, "spec: {policyTypes: [Egress]}"]).expect("x/a", "x/b");
+    World::new(&["spec: {policyTypes: [Egress]}"]).expect_open("x/a");
+}
+
+#[test]
+fn a_denial_names_the_policies_that_did_not_admit() {
+    let denial = |names: &[&str]| {
+        let policies: Vec<String> = names
+            .iter()
+            .map(|name| format!("{{metadata: {{namespace: x, name: {name}}}, spec: {{}}}}"))
+            .collect();
+        let policies: Vec<&str> = policies.iter().map(String::as_str).collect();
+        let world = World::new(&policies);
+        let denial = world.decide("y/a", "x/a", 80).expect_err("it is denied");
+        denial.policy.to_string()
+    };
+    assert_eq!(
+        denial(&["only-web"]),
+        "NetworkPolicy: no ingress rule matched (x/only-web)"
+    );
+    assert_eq!(
+        denial(&["a", "b"]),
+        "NetworkPolicy: no ingress rule matched (x/a, x/b)"
+    );
+    assert_eq!(
+        denial(&["a", "b", "c", "d", "e", "f"]),
+        "NetworkPolicy: no ingress rule matched (x/a, x/b, x/c, x/d and 2 more)"
+    );
+}
+
+#[test]
+fn a_required_label_is_one_that_all_selected_pods_have() {
+    let required = |selector: &str| {
+        let (policy, _) = read_value(yaml(&format!("spec: {{podSelector: {selector}}}")));
+        let label = policy.required_label();
+        label.map(|(key, value)| format!("{key}={value}"))
+    };
+    assert_eq!(required("{}"), None);
+    assert_eq!(
+        required("{matchLabels: {app: web}}").as_deref(),
+        Some("app=web")
+    );
+    let expression = |rest: &str| format!("{{matchExpressions: [{{key: app, {rest}}}]}}");
+    assert_eq!(
+        required(&expression("operator: In, values: [web]")).as_deref(),
+        Some("app=web")
+    );
+    assert_eq!(
+        required(&expression("operator: In, values: [web, db]")),
+        None
+    );
+    assert_eq!(
+        required(&expression("operator: NotIn, values: [web]")),
+        None
+    );
+    assert_eq!(required(&expression("operator: Exists")), None);
+    assert_eq!(required("{matchLabels: {app: 7}}"), None);
+}
