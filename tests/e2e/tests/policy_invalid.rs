@@ -38,7 +38,7 @@ const MISTAKES: [Mistake; 12] = [
         namespace: "foo",
         spec: "{rules: [{from: [{source: {ipBlocks: [10.244.1.300]}}]}, {from: [{source: {namespaces: [foo]}}]}]}",
         field: "spec.rules[0].from[0].source.ipBlocks[0]",
-        code: "bad_ip_block",
+        code: "bad_value",
         lets: NOBODY,
     },
     Mistake {
@@ -47,7 +47,7 @@ const MISTAKES: [Mistake; 12] = [
         namespace: "foo",
         spec: "{action: DENY, rules: [{from: [{source: {namespaces: [bar]}}], to: [{operation: {ports: [http]}}]}]}",
         field: "spec.rules[0].to[0].operation.ports[0]",
-        code: "bad_port",
+        code: "bad_value",
         lets: |client, _| client != BAR,
     },
     Mistake {
@@ -56,7 +56,7 @@ const MISTAKES: [Mistake; 12] = [
         namespace: "foo",
         spec: "{action: DENY, rules: [{from: [{source: {notIpBlocks: [everywhere]}}], to: [{operation: {ports: [\"9000\"]}}]}]}",
         field: "spec.rules[0].from[0].source.notIpBlocks[0]",
-        code: "bad_ip_block",
+        code: "bad_value",
         lets: |_, port| port == HTTP,
     },
     Mistake {
@@ -65,7 +65,7 @@ const MISTAKES: [Mistake; 12] = [
         namespace: "foo",
         spec: "{rules: [{from: [{source: {principals: [\"\"]}}]}]}",
         field: "spec.rules[0].from[0].source.principals[0]",
-        code: "empty_match",
+        code: "bad_value",
         lets: NOBODY,
     },
     Mistake {
@@ -110,7 +110,7 @@ const MISTAKES: [Mistake; 12] = [
         namespace: "foo",
         spec: "{mtls: {mode: RELAXED}}",
         field: "spec.mtls.mode",
-        code: "bad_value",
+        code: "unknown_mode",
         lets: MESHED,
     },
     Mistake {
@@ -119,7 +119,7 @@ const MISTAKES: [Mistake; 12] = [
         namespace: "foo",
         spec: "{selector: {matchLabels: {app: httpbin}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9000: {mode: RELAXED}}}",
         field: "spec.portLevelMtls[9000].mode",
-        code: "bad_value",
+        code: "unknown_mode",
         lets: |client, port| client != LEGACY || port == HTTP,
     },
     Mistake {

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use ambit_e2e::input::Foreign;
 use ambit_e2e::policy::evidence::{Denial, Mark};
 use ambit_e2e::policy::town::{self, BAR, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
-use ambit_e2e::policy::transfers::{Path, Transfers, paths};
+use ambit_e2e::policy::transfers::{Path, Swarm, Transfers, established, paths};
 use ambit_e2e::settle::caught_up;
-use anyhow::Result;
-use lab::Lab;
+use anyhow::{Context, Result, ensure};
+use lab::{Family, Lab};
 
 /// From the moment a file is in its place until the last connection is closed.
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
+
+/// For what has no promised time.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections of a test, by what becomes of them.
 struct Open {
@@ -190,4 +193,47 @@ fn a_clients_label_takes_it_out_of_a_network_policy() -> Result<()> {
     open.meets(&lab, denial, || {
         lab.label("Pod", FOO, &[("role", Some("backend"))])
     })
+}
+
+/// A connection may be on its way in when the policy changes: it is registered before it is judged,
+/// so it is either judged by the new policy or found by the check of what is open.
+#[test]
+fn what_is_opened_at_the_moment_of_a_change_does_not_slip_through() -> Result<()> {
+    const ROUNDS: usize = 6;
+    let lab = town::up()?;
+    let meshed: Path = (PRODUCTPAGE, "foo/far", Family::V4);
+    let plain: Path = (LEGACY, "foo/near", Family::V6);
+    let swarms = [
+        (meshed, Swarm::start(&lab, &meshed)?),
+        (plain, Swarm::start(&lab, &plain)?),
+    ];
+    let deny = authorization("nobody", "{action: DENY, rules: [{}]}");
+    for round in 0..ROUNDS {
+        for (path, swarm) in &swarms {
+            let before = swarm.tried();
+            lab.wait_until("the swarm to be let in", PATIENCE, || {
+                let many = swarm.tried() > before + 20;
+                (many && established(&lab, path).ok()? > 10).then_some(())
+            })
+            .with_context(|| format!("round {round}, {path:?}"))?;
+        }
+        let file = Foreign::write(&lab, "nobody.yaml", &deny)?;
+        let since = Instant::now();
+        for (path, swarm) in &swarms {
+            let within = CLOSED_WITHIN.saturating_sub(since.elapsed());
+            lab.wait_until("all connections to be gone", within, || {
+                (established(&lab, path).ok()? == 0).then_some(())
+            })
+            .with_context(|| format!("round {round}, {path:?}"))?;
+            let tried = swarm.tried();
+            lab.wait_until("the swarm to go on", PATIENCE, || {
+                (swarm.tried() > tried + 20).then_some(())
+            })?;
+            let slipped = established(&lab, path)?;
+            ensure!(slipped == 0, "round {round}: {slipped} got in on {path:?}");
+        }
+        drop(file);
+        caught_up(&lab)?;
+    }
+    Ok(())
 }

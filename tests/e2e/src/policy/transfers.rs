@@ -15,6 +15,52 @@ const BEGUN: Duration = Duration::from_secs(20);
 /// A transfer takes five seconds when nobody disturbs it.
 const DONE: Duration = Duration::from_secs(40);
 
+/// A client that opens connections to [`HTTP`] without a pause, keeps them all, and says nothing.
+#[derive(Debug)]
+pub struct Swarm {
+    bash: Process,
+}
+
+impl Swarm {
+    /// One line for each connection that it tried to open. What was reset stays among its files,
+    /// so it closes all and begins anew before it runs out of them.
+    const SCRIPT: &str = "while :; do for i in $(seq 500); do \
+                          exec {fd}<>\"/dev/tcp/$0/$1\"; echo .; sleep 0.005; done 2>/dev/null; \
+                          for fd in $(seq 10 900); do exec {fd}>&-; done 2>/dev/null; done";
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// A pod is missing.
+    pub fn start(lab: &Lab, (from, to, family): &Path) -> Result<Self> {
+        let (ip, port) = (lab.pod_ip(to, *family)?.to_string(), HTTP.to_string());
+        let bash = lab.spawn(from, &["bash", "-c", Self::SCRIPT, &ip, &port])?;
+        Ok(Self { bash })
+    }
+
+    /// How many connections it has tried to open.
+    pub fn tried(&self) -> usize {
+        let said = self.bash.stdout();
+        said.iter().filter(|byte| **byte == b'\n').count()
+    }
+}
+
+/// How many connections of a client its server has now.
+///
+/// # Errors
+/// A pod is missing.
+pub fn established(lab: &Lab, (from, to, family): &Path) -> Result<usize> {
+    let port = format!("sport = :{HTTP}");
+    let said = lab.exec(to, &["ss", "-Htn", "state", "established", &port])?;
+    let client = lab.pod_ip(from, *family)?;
+    let is_of = |line: &&str| {
+        let peer = line.split_whitespace().nth(3);
+        let peer = peer.and_then(|peer| peer.parse::<SocketAddr>().ok());
+        peer.is_some_and(|peer| peer.ip() == client)
+    };
+    Ok(said.ok()?.lines().filter(is_of).count())
+}
+
 /// From a client to a server, over one family.
 pub type Path = (&'static str, &'static str, Family);
 
