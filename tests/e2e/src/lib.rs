@@ -14,6 +14,7 @@ pub mod capture;
 pub mod detector;
 pub mod held;
 pub mod hostile;
+pub mod identity;
 pub mod input;
 pub mod manifest;
 pub mod matrix;

@@ -3,13 +3,14 @@
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::capture::Where;
 use crate::lab::Lab;
-use crate::options::Options;
+use crate::options::{Identity, Options};
 use crate::process;
 use crate::protocol::{DaemonState, Status};
 use crate::registry::{self, LabDir};
@@ -38,6 +39,16 @@ enum Command {
         /// One more argument for every daemon; may be repeated.
         #[arg(long = "daemon-arg", allow_hyphen_values = true)]
         daemon_args: Vec<String>,
+        /// One more argument for the daemon of one node; may be repeated.
+        #[arg(long = "node-arg", value_name = "NODE=ARG", value_parser = of_node)]
+        node_args: Vec<(String, String)>,
+        /// Where identities come from: `folder`, a certificate authority that the daemons have the key
+        /// of; `ca`, an `ambit ca` outside the cluster; `spire:SOCKET`, an agent of SPIRE.
+        #[arg(long, value_parser = identity, default_value = "folder")]
+        identity: Identity,
+        /// One more argument for `ambit ca`; may be repeated.
+        #[arg(long = "ca-arg", allow_hyphen_values = true)]
+        ca_args: Vec<String>,
     },
     /// Run a command in a pod (`node/NAME`: in a node; `fabric`: outside the cluster).
     Exec {
@@ -49,10 +60,25 @@ enum Command {
     },
     /// What runs where, and how it is.
     Status,
-    /// The log of a node's daemon or of a pod; without a name, of all.
+    /// The log of a node's daemon, of a pod or of the certificate authority; without a name, of all.
     Logs {
-        /// A node's or a pod's name.
+        /// A node's or a pod's name, or `ca`.
         of: Option<String>,
+    },
+    /// Start a program that does not run.
+    Start {
+        /// `ca`, or `node/NAME` for its daemon.
+        program: Kept,
+    },
+    /// End a program with SIGTERM; it stays down until it is started.
+    Stop {
+        /// `ca`, or `node/NAME` for its daemon.
+        program: Kept,
+    },
+    /// End a program with SIGKILL; it stays down until it is started.
+    Kill {
+        /// `ca`, or `node/NAME` for its daemon.
+        program: Kept,
     },
     /// Create or update the objects of a file or folder.
     Apply {
@@ -89,6 +115,39 @@ enum Command {
     },
 }
 
+/// A program that can be stopped and started.
+#[derive(Debug, Clone)]
+enum Kept {
+    Ca,
+    Daemon(String),
+}
+
+impl FromStr for Kept {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            None if text == "ca" => Ok(Self::Ca),
+            Some(("node", node)) => Ok(Self::Daemon(node.to_owned())),
+            _ => Err("ca or node/NAME".to_owned()),
+        }
+    }
+}
+
+fn identity(text: &str) -> Result<Identity, String> {
+    match text.split_once(':') {
+        None if text == "folder" => Ok(Identity::Folder),
+        None if text == "ca" => Ok(Identity::Ca),
+        Some(("spire", socket)) => Ok(Identity::Spire(socket.into())),
+        _ => Err("folder, ca or spire:SOCKET".to_owned()),
+    }
+}
+
+fn of_node(text: &str) -> Result<(String, String), String> {
+    let (node, arg) = text.split_once('=').ok_or("NODE=ARG")?;
+    Ok((node.to_owned(), arg.to_owned()))
+}
+
 /// Runs the command line and says how it ended: 1 after an error, which is printed as one line.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -113,9 +172,38 @@ fn run(cli: Cli) -> Result<ExitCode> {
             manifests,
             no_daemon,
             daemon_args,
-        } => up(name, manifests, no_daemon, daemon_args)?,
+            node_args,
+            identity,
+            ca_args,
+        } => {
+            let mut options = Options {
+                name: Some(name.to_owned()),
+                daemon: !no_daemon,
+                daemon_args,
+                identity,
+                wait: false,
+                ..Options::default()
+            };
+            options.ca.args = ca_args;
+            for (node, arg) in node_args {
+                options.nodes.entry(node).or_default().args.push(arg);
+            }
+            up(name, manifests, options)?;
+        }
         Command::Exec { pod, command } => return Err(exec(name, &pod, &command)),
         Command::Status => print(&Lab::attach(name)?.status()?),
+        Command::Start { program } => match (Lab::attach(name)?, program) {
+            (lab, Kept::Ca) => lab.start_ca()?,
+            (lab, Kept::Daemon(node)) => lab.restart_daemon(&node)?,
+        },
+        Command::Stop { program } => match (Lab::attach(name)?, program) {
+            (lab, Kept::Ca) => lab.stop_ca()?,
+            (lab, Kept::Daemon(node)) => lab.stop_daemon(&node)?,
+        },
+        Command::Kill { program } => match (Lab::attach(name)?, program) {
+            (lab, Kept::Ca) => lab.kill_ca()?,
+            (lab, Kept::Daemon(node)) => lab.kill_daemon(&node)?,
+        },
         Command::Logs { of } => logs(name, of.as_deref())?,
         Command::Apply { manifests } => {
             let lab = Lab::attach(name)?;
@@ -133,14 +221,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(name: &str, manifests: PathBuf, no_daemon: bool, daemon_args: Vec<String>) -> Result<()> {
-    let options = Options {
-        name: Some(name.to_owned()),
-        daemon: !no_daemon,
-        daemon_args,
-        wait: false,
-        ..Options::default()
-    };
+fn up(name: &str, manifests: PathBuf, options: Options) -> Result<()> {
     let lab = Lab::up(manifests, options)?;
     // Ctrl-C until here removes it; what has not settled stays, to be looked at.
     let settled = lab.wait_ready();
@@ -177,6 +258,9 @@ fn logs(name: &str, of: Option<&str>) -> Result<()> {
     let lab = Lab::attach(name)?;
     let status = lab.status()?;
     let Some(of) = of else {
+        if status.ca.is_some() {
+            println!("certificate authority\n{}", lab.ca_log()?);
+        }
         for node in status
             .nodes
             .iter()
@@ -191,6 +275,7 @@ fn logs(name: &str, of: Option<&str>) -> Result<()> {
         return Ok(());
     };
     match status.node(of) {
+        Err(_) if of == "ca" && status.ca.is_some() => print!("{}", lab.ca_log()?),
         Ok(node) if node.daemon == DaemonState::Off => bail!("node {of} runs no daemon"),
         Ok(_) => print!("{}", lab.daemon_log(of)?),
         Err(_) => print!("{}", lab.pod_log(of)?),
@@ -216,12 +301,13 @@ fn down(name: &str, all: bool) -> Result<()> {
 
 fn print(status: &Status) {
     println!("lab {}, files in {}", status.name, status.dir.display());
+    if let Some(ca) = &status.ca {
+        println!("ca   {:<59} {}", ca.address.to_string(), state(&ca.state));
+    }
     for node in &status.nodes {
         let daemon = match &node.daemon {
             DaemonState::Off => "no daemon".to_owned(),
-            DaemonState::Starting => "daemon starting".to_owned(),
-            DaemonState::Ready => "daemon ready".to_owned(),
-            DaemonState::Exited(how) => format!("daemon {how}"),
+            other => format!("daemon {}", state(other)),
         };
         println!(
             "node {:<24} {:<34} {daemon}",
@@ -243,6 +329,15 @@ fn print(status: &Status) {
             ips => list(ips),
         };
         println!("svc  {name:<24} {ips:<34} -> {}", list(&service.endpoints));
+    }
+}
+
+fn state(state: &DaemonState) -> &str {
+    match state {
+        DaemonState::Off => "off",
+        DaemonState::Starting => "starting",
+        DaemonState::Ready => "ready",
+        DaemonState::Exited(how) => how,
     }
 }
 

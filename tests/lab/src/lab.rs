@@ -1,6 +1,7 @@
 //! The library's face: a lab that lives as long as its value.
 
 mod addresses;
+mod authority;
 mod daemons;
 mod wait;
 

@@ -7,7 +7,7 @@
 //! the daemons read; one daemon runs in each node's namespace.
 //!
 //! ```text
-//!   fabric netns        br0 ── 10.0.0.1, fd00:10::1  ("outside the cluster")
+//!   fabric netns        br0 ── 10.0.0.1, fd00:10::1  ("outside the cluster"); `ambit ca`, if asked for
 //!                        │ veth
 //!   node netns          eth0 10.0.0.11, fd00:10::11; routes; kube-proxy; probes; the daemon
 //!                        │ veth per pod, host routes /32 and /128
@@ -49,9 +49,9 @@ mod tools;
 pub use capture::{Capture, Where};
 pub use http::Answer;
 pub use lab::{Lab, Manifests};
-pub use options::{Family, Options};
+pub use options::{Clock, Family, Identity, Launch, Options};
 pub use process::{Output, Process};
-pub use protocol::{DaemonState, NodeStatus, PodStatus, ServiceStatus, Status};
+pub use protocol::{CaStatus, DaemonState, NodeStatus, PodStatus, ServiceStatus, Status};
 pub use registry::sweep;
 
 /// Two empty nodes, `a` and `b`: the start of most tests.

@@ -1,5 +1,6 @@
 //! How a lab is to be brought up.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,12 @@ pub struct Options {
     pub daemon_args: Vec<String>,
     /// More environment for every daemon.
     pub daemon_env: Vec<(String, String)>,
+    /// What the daemons of these nodes get beside, by node.
+    pub nodes: BTreeMap<String, Launch>,
+    /// Where the daemons get the identities of their pods from.
+    pub identity: Identity,
+    /// What the certificate authority gets beside the lab's own arguments, under [`Identity::Ca`].
+    pub ca: Launch,
     /// The folder with the `ztunnel` and `lab` binaries. Default: `$AMBIT_BIN_DIR`, else the
     /// target folder of the running executable.
     pub bin_dir: Option<PathBuf>,
@@ -37,6 +44,9 @@ impl Default for Options {
             daemon: true,
             daemon_args: Vec::new(),
             daemon_env: Vec::new(),
+            nodes: BTreeMap::new(),
+            identity: Identity::Folder,
+            ca: Launch::default(),
             bin_dir: None,
             ready_deadline: READY_DEADLINE,
             wait: true,
@@ -52,6 +62,58 @@ impl Options {
             ..Self::default()
         }
     }
+}
+
+/// Where the daemons get the identities of their pods from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Identity {
+    /// The folder of a certificate authority, key and all.
+    Folder,
+    /// An `ambit ca` process outside the cluster that every node reaches, with a token for each node.
+    Ca,
+    /// The agent of SPIRE that listens at this socket, which is the test's own.
+    Spire(PathBuf),
+    /// What [`Options::daemon_args`] or [`Options::nodes`] say; the lab says nothing of it.
+    Given,
+}
+
+/// How one of the lab's programs is started, beside what it always gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// More arguments.
+    pub args: Vec<String>,
+    /// More environment.
+    pub env: Vec<(String, String)>,
+    /// What it takes for the time of day.
+    pub clock: Clock,
+}
+
+impl Launch {
+    /// With these arguments.
+    pub fn args(args: &[&str]) -> Self {
+        Self {
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// With this clock.
+    #[must_use]
+    pub fn clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+}
+
+/// A program's wall clock. Its timers are right whatever it says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Clock {
+    /// The machine's.
+    #[default]
+    Right,
+    /// So much later than it is.
+    Ahead(Duration),
+    /// So much earlier than it is.
+    Behind(Duration),
 }
 
 /// An IP family.

@@ -1,12 +1,12 @@
 //! What is said over the agent's socket: one JSON request per line, one JSON answer per line.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::options::Family;
+use crate::options::{Family, Launch};
 
 /// What the agent can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,6 +31,14 @@ pub(crate) enum Request {
     Exec { pod: String },
     /// Signal or start the daemon of a node.
     Daemon { node: String, action: DaemonAction },
+    /// Signal or start the certificate authority.
+    Ca { action: DaemonAction },
+    /// What a program is started with from its next start on: a node's daemon, or without a node
+    /// the certificate authority.
+    Launch {
+        node: Option<String>,
+        launch: Launch,
+    },
     /// From now on the lab lives only as long as this connection.
     Own,
     /// The lab outlives its owner after all.
@@ -70,6 +78,8 @@ pub struct Status {
     pub fabric: String,
     /// Every node, by name.
     pub nodes: Vec<NodeStatus>,
+    /// The certificate authority, if it is a process of the lab.
+    pub ca: Option<CaStatus>,
     /// Every pod, by namespace and name.
     pub pods: Vec<PodStatus>,
     /// Every service, by namespace and name.
@@ -91,14 +101,25 @@ pub struct NodeStatus {
     pub daemon_pid: Option<u32>,
 }
 
-/// The daemon of one node.
+/// The certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaStatus {
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// How it is.
+    pub state: DaemonState,
+    /// Its process, while it runs.
+    pub pid: Option<u32>,
+}
+
+/// A program that the lab keeps: the daemon of one node, or the certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DaemonState {
     /// The lab runs without daemons.
     Off,
     /// Started, not yet ready.
     Starting,
-    /// Answers 200 on its readiness port.
+    /// A daemon answers 200 on its readiness port, an authority listens.
     Ready,
     /// Not running; how it ended.
     Exited(String),
@@ -179,11 +200,16 @@ impl Status {
     /// What is not yet as it should be: pods that are not ready, daemons that are not. Empty when
     /// the lab has settled.
     pub fn unsettled(&self) -> Vec<String> {
-        let nodes = self.nodes.iter().filter_map(|node| match &node.daemon {
+        let program = |name: String, state: &DaemonState| match state {
             DaemonState::Off | DaemonState::Ready => None,
-            DaemonState::Starting => Some(format!("node {}: daemon is not ready", node.name)),
-            DaemonState::Exited(how) => Some(format!("node {}: daemon {how}", node.name)),
-        });
+            DaemonState::Starting => Some(format!("{name} is not ready")),
+            DaemonState::Exited(how) => Some(format!("{name} {how}")),
+        };
+        let ca = self.ca.iter();
+        let ca = ca.filter_map(|ca| program("the certificate authority".to_owned(), &ca.state));
+        let daemon =
+            |node: &NodeStatus| program(format!("node {}: daemon", node.name), &node.daemon);
+        let nodes = self.nodes.iter().filter_map(daemon);
         let pods = self
             .pods
             .iter()
@@ -196,7 +222,7 @@ impl Status {
             };
             format!("pod {}/{}: {}: {why}", pod.namespace, pod.name, pod.phase)
         });
-        nodes.chain(pods).collect()
+        ca.chain(nodes).chain(pods).collect()
     }
 }
 

@@ -87,6 +87,23 @@ impl LabDir {
         self.root.join("ca")
     }
 
+    /// What the nodes' tokens are signed and checked with, and one token for each node.
+    pub(crate) fn tokens(&self) -> PathBuf {
+        self.root.join("tokens")
+    }
+
+    pub(crate) fn token_key(&self) -> PathBuf {
+        self.tokens().join("key.pem")
+    }
+
+    pub(crate) fn token_public_key(&self) -> PathBuf {
+        self.tokens().join("public.pem")
+    }
+
+    pub(crate) fn token(&self, node: &str) -> PathBuf {
+        self.tokens().join(node)
+    }
+
     /// A pod's own folder: its working directory and its TMPDIR.
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.root.join("pods").join(uid)
@@ -98,6 +115,10 @@ impl LabDir {
 
     pub(crate) fn agent_log(&self) -> PathBuf {
         self.logs().join("agent.log")
+    }
+
+    pub(crate) fn ca_log(&self) -> PathBuf {
+        self.logs().join("ca.log")
     }
 
     pub(crate) fn node_log(&self, node: &str) -> PathBuf {
@@ -142,6 +163,7 @@ pub(crate) fn claim(name: &str) -> Result<(LabDir, File)> {
         dir.staging(),
         dir.netns_dir(),
         dir.ca(),
+        dir.tokens(),
         dir.logs(),
     ] {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{DaemonState, Lab, Options, Where};
+use lab::{Clock, DaemonState, Identity, Lab, Launch, Options, Where};
 use tempfile::TempDir;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -26,6 +26,7 @@ const MANIFESTS: &str = "\
 /// file says that it may.
 const SCRIPT: &str = r#"#!/bin/sh
 echo "started with $*"
+date +%s
 here=$(dirname "$0")
 while [ $# -gt 0 ]; do
   case $1 in --netns-dir) netns=$2 ;; esac
@@ -165,6 +166,97 @@ fn a_daemon_is_killed_stopped_and_started_again() {
     lab.kill_daemon("a").unwrap();
     assert!(ended(&lab).contains("signal: 9"));
     lab.kill_daemon("a").unwrap();
+}
+
+/// Its first line is what it was started with, its second what it takes for the time.
+fn said_at_start(lab: &Lab) -> (String, i64) {
+    let log = lab.daemon_log("a").unwrap();
+    let start = log.rfind("started with").unwrap();
+    let mut lines = log[start..].lines();
+    let arguments = lines.next().unwrap().to_owned();
+    (arguments, lines.next().unwrap().parse().unwrap())
+}
+
+fn now() -> i64 {
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+    now.as_secs().try_into().unwrap()
+}
+
+#[test]
+fn a_daemon_can_be_started_again_with_other_arguments_and_another_clock() {
+    let bin = bin_dir(SCRIPT);
+    let mut options = options(&bin);
+    let launch = Launch::args(&["--first"]).clock(Clock::Behind(300 * SECOND));
+    options.nodes.insert("a".to_owned(), launch);
+    let lab = Lab::up(MANIFESTS, options).unwrap();
+    lab.restart_daemon("a").unwrap();
+    let (arguments, time) = said_at_start(&lab);
+    assert!(arguments.contains("--first"), "{arguments}");
+    assert!((now() - 300 - time).abs() < 30, "{time}");
+    let launch = Launch::args(&["--second"]).clock(Clock::Ahead(300 * SECOND));
+    lab.restart_daemon_as("a", launch).unwrap();
+    let (arguments, time) = said_at_start(&lab);
+    assert!(arguments.contains("--second") && !arguments.contains("--first"));
+    assert!((now() + 300 - time).abs() < 30, "{time}");
+}
+
+/// Signs tokens with a word, and listens on the address that it is told.
+const AUTHORITY: &str = r#"#!/bin/sh
+echo "$*" >&2
+[ "$1" = ca ] || { echo signed; exit 0; }
+while [ $# -gt 0 ]; do
+  case $1 in --listen) listen=$2 ;; --dir) echo root > "$2/root-cert.pem" ;; esac
+  shift
+done
+exec socat "TCP-LISTEN:${listen##*:},bind=${listen%:*},fork,reuseaddr" EXEC:date
+"#;
+
+#[test]
+fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_started() {
+    let bin = bin_dir(SCRIPT);
+    let path = bin.path().join("ambit");
+    std::fs::write(&path, AUTHORITY).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let options = Options {
+        identity: Identity::Ca,
+        ca: Launch::args(&["--more"]),
+        ..options(&bin)
+    };
+    let lab = Lab::up(MANIFESTS, options).unwrap();
+    lab.restart_daemon("a").unwrap();
+    let address = lab.ca_address().unwrap().to_string();
+    let (arguments, _) = said_at_start(&lab);
+    for (flag, value) in [
+        ("--ca-address", address.clone()),
+        (
+            "--ca-root-cert",
+            format!("{}/root-cert.pem", lab.ca_folder().display()),
+        ),
+        ("--ca-token", lab.token_file("a").display().to_string()),
+    ] {
+        assert!(
+            arguments.contains(&format!("{flag} {value}")),
+            "{arguments}"
+        );
+    }
+    assert_eq!(
+        std::fs::read_to_string(lab.token_file("a")).unwrap(),
+        "signed"
+    );
+    assert!(lab.ca_log().unwrap().contains("--more"));
+    let ask = |place: &Where| {
+        let command = ["socat", "-u", &format!("TCP:{address}"), "-"];
+        lab.exec_within(place, &command, 5 * SECOND).unwrap()
+    };
+    assert!(ask(&Where::node("a")).success());
+    lab.kill_ca().unwrap();
+    assert!(!ask(&Where::node("a")).success());
+    lab.start_ca().unwrap();
+    lab.restart_ca_as(Launch::args(&["--other"])).unwrap();
+    assert!(ask(&Where::node("a")).success());
+    let log = lab.ca_log().unwrap();
+    assert!(log.lines().last().unwrap().contains("--other"), "{log}");
 }
 
 #[test]

@@ -1,40 +1,37 @@
-//! The mesh daemon of a node.
+//! The life of the programs that the lab keeps: the mesh daemon of each node, the certificate
+//! authority.
 
-use std::fs::OpenOptions;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::mpsc;
 
 use super::World;
 use super::event::{Answer, Event};
+use super::program::{ANSWER_DEADLINE, Program};
 use super::requests::reply;
 use crate::http;
-use crate::model::cluster::Cluster;
 use crate::netns;
+use crate::options::Launch;
 use crate::protocol::{DaemonAction, DaemonState};
 
-/// How often a daemon that has just started is asked whether it is ready.
+/// How often a program that has just started is asked whether it is ready.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
-/// How long it may take to answer.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
-
-/// A daemon that drains longer than this after SIGTERM is killed. Its own deadline is 5 s.
+/// A program that drains longer than this after SIGTERM is killed. A daemon's own deadline is 5 s.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 
-/// What the agent's loop knows of a daemon.
+/// What the agent's loop knows of a program.
 pub(super) struct Handle {
     world: Rc<World>,
-    node: String,
-    netns: String,
+    program: Program,
+    pub(super) launch: Launch,
     pub(super) state: DaemonState,
     pub(super) pid: Option<u32>,
     actions: Option<mpsc::Sender<DaemonAction>>,
@@ -42,17 +39,12 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(world: Rc<World>, node: String, cluster: &Cluster) -> Self {
-        let netns = cluster
-            .nodes
-            .get(&node)
-            .map(|node| node.netns.clone())
-            .unwrap_or_default();
+    pub(super) fn new(world: Rc<World>, program: Program, launch: Launch) -> Self {
         let (state, pid, actions, ends) = (DaemonState::Off, None, None, Vec::new());
         Self {
             world,
-            node,
-            netns,
+            program,
+            launch,
             state,
             pid,
             actions,
@@ -60,11 +52,9 @@ impl Handle {
         }
     }
 
-    /// The task of a new life; none if there is one, or the lab runs without daemons.
+    /// The task of a new life; none if there is one.
     pub(super) fn start(&mut self) -> Option<impl Future<Output = ()> + use<>> {
-        if self.world.daemon.is_none()
-            || matches!(self.state, DaemonState::Starting | DaemonState::Ready)
-        {
+        if matches!(self.state, DaemonState::Starting | DaemonState::Ready) {
             return None;
         }
         self.state = DaemonState::Starting;
@@ -72,8 +62,8 @@ impl Handle {
         self.actions = Some(sender);
         let life = Life {
             world: Rc::clone(&self.world),
-            node: self.node.clone(),
-            netns: self.netns.clone(),
+            program: self.program.clone(),
+            launch: self.launch.clone(),
         };
         Some(life.run(actions))
     }
@@ -92,7 +82,7 @@ impl Handle {
         }
     }
 
-    /// Notes what the daemon's task reports.
+    /// Notes what the program's task reports.
     pub(super) fn report(&mut self, state: DaemonState, pid: Option<u32>) {
         let ended = matches!(state, DaemonState::Exited(_));
         (self.state, self.pid) = (state, pid);
@@ -104,11 +94,11 @@ impl Handle {
     }
 }
 
-/// One life of a daemon, from start to exit.
+/// One life of a program, from start to exit.
 struct Life {
     world: Rc<World>,
-    node: String,
-    netns: String,
+    program: Program,
+    launch: Launch,
 }
 
 impl Life {
@@ -132,8 +122,8 @@ impl Life {
         let _ = self
             .world
             .events
-            .send(Event::Daemon {
-                node: self.node.clone(),
+            .send(Event::Program {
+                program: self.program.clone(),
                 state,
                 pid,
             })
@@ -141,35 +131,8 @@ impl Life {
     }
 
     fn spawn(&self) -> Result<Child> {
-        let dir = &self.world.dir;
-        let binary = self
-            .world
-            .daemon
-            .as_ref()
-            .context("this lab runs without daemons")?;
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(dir.node_log(&self.node))?;
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.netns]).arg(binary);
-        command
-            .args(["--node-name", &self.node])
-            .arg("--source-folder")
-            .arg(dir.objects());
-        command
-            .arg("--ca-dir")
-            .arg(dir.ca())
-            .arg("--netns-dir")
-            .arg(dir.netns_dir());
-        command
-            .args(&self.world.options.daemon_args)
-            .envs(self.world.options.daemon_env.iter().cloned());
-        command
-            .stdin(Stdio::null())
-            .stderr(log.try_clone()?)
-            .stdout(log);
-        command.kill_on_drop(true).spawn().context("ip netns exec")
+        let mut command = self.program.command(&self.world, &self.launch)?;
+        command.spawn().context("ip netns exec")
     }
 
     async fn obey(&self, actions: &mut mpsc::Receiver<DaemonAction>) -> DaemonAction {
@@ -184,7 +147,7 @@ impl Life {
     async fn watch_readiness(&self, pid: Option<u32>) -> std::convert::Infallible {
         let mut was = false;
         loop {
-            let ready = self.ready().await;
+            let ready = self.program.ready(&self.world).await;
             if ready != was {
                 let state = if ready {
                     DaemonState::Ready
@@ -196,14 +159,6 @@ impl Life {
             }
             tokio::time::sleep(if ready { ANSWER_DEADLINE } else { ASK_AGAIN }).await;
         }
-    }
-
-    async fn ready(&self) -> bool {
-        let get = || {
-            let to = SocketAddr::from(([127, 0, 0, 1], 15021));
-            http::get(to, "localhost", "/healthz/ready", &[], ANSWER_DEADLINE)
-        };
-        matches!(netns::inside_async(&self.netns, get).await, Ok(Ok(answer)) if answer.status == 200)
     }
 }
 

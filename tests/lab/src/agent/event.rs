@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::program::Program;
 use crate::model::Key;
 use crate::model::pod::Progress;
 use crate::protocol::{DaemonState, Request};
@@ -25,9 +26,9 @@ pub(super) enum Event {
     },
     /// A pod's processes and its namespace are gone.
     PodGone { key: Key, uid: String },
-    /// A daemon's state has changed.
-    Daemon {
-        node: String,
+    /// The state of one of our programs has changed.
+    Program {
+        program: Program,
         state: DaemonState,
         pid: Option<u32>,
     },

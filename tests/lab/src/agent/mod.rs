@@ -5,11 +5,14 @@
 //! what follows from the new state (object files, hosts files, kube-proxy's rules, status), as
 //! differences to what it published before.
 
+mod authority;
+mod clock;
 mod container;
 mod daemon;
 mod event;
 mod kubelet;
 mod probe;
+mod program;
 mod publish;
 mod requests;
 mod sandbox;
@@ -21,7 +24,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use mesh::certs::LocalCa;
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,16 +34,20 @@ use tokio::task::JoinSet;
 
 use crate::model::Key;
 use crate::model::cluster::Cluster;
-use crate::options::Options;
+use crate::options::{Identity, Options};
 use crate::poll;
-use crate::protocol::Status;
+use crate::protocol::{DaemonState, Status};
 use crate::registry::{self, LabDir};
 use crate::tools;
 
 use event::{Answer, Event};
+use program::Program;
 
 /// Events wait here while one is acted on; a full queue holds the senders back.
 const EVENTS: usize = 1024;
+
+/// The first start of a certificate authority makes two keys, which takes milliseconds.
+const CA_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A killed process has ended already; its exit is noticed within microseconds.
 const REAP_DEADLINE: Duration = Duration::from_millis(500);
@@ -52,6 +60,8 @@ struct World {
     fabric: String,
     /// The daemon's binary; none when the lab runs without.
     daemon: Option<PathBuf>,
+    /// The binary of the certificate authority; none when it is no process of the lab.
+    ambit: Option<PathBuf>,
     events: mpsc::Sender<Event>,
 }
 
@@ -63,6 +73,7 @@ struct Agent {
     status: watch::Sender<Status>,
     pods: BTreeMap<Key, watch::Sender<kubelet::Wish>>,
     daemons: BTreeMap<String, daemon::Handle>,
+    ca: Option<daemon::Handle>,
     deletions: Vec<requests::Deletion>,
     /// The lab stays when its owner goes.
     keep: bool,
@@ -86,10 +97,14 @@ pub(crate) fn run(name: &str, options: Options) -> Result<()> {
 }
 
 async fn serve(dir: LabDir, options: Options) -> Result<()> {
-    let (sender, events) = mpsc::channel(EVENTS);
+    let (sender, mut events) = mpsc::channel(EVENTS);
     let daemon = match options.daemon {
         true => Some(tools::binary("ztunnel", options.bin_dir.as_deref())?),
         false => None,
+    };
+    let ambit = match options.identity {
+        Identity::Ca => Some(tools::binary("ambit", options.bin_dir.as_deref())?),
+        _ => None,
     };
     let fabric = format!("ambit-{}-fabric", dir.name());
     let world = Rc::new(World {
@@ -97,11 +112,15 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
         options,
         fabric,
         daemon,
+        ambit,
         events: sender,
     });
-    mesh::certs::LocalCa::create(&dir.ca()).context("cannot make the certificate authority")?;
     sandbox::fabric(&world).await?;
     let mut agent = Agent::new(Rc::clone(&world));
+    match world.options.identity {
+        Identity::Ca => agent.start_ca(&mut events).await?,
+        _ => drop(LocalCa::create(&dir.ca()).context("cannot make the certificate authority")?),
+    }
     agent.publish().await?;
     let listener = tokio::net::UnixListener::bind(dir.socket()).context("socket")?;
     let mut doors = JoinSet::new();
@@ -152,10 +171,42 @@ impl Agent {
             status,
             pods: BTreeMap::new(),
             daemons: BTreeMap::new(),
+            ca: None,
             deletions: Vec::new(),
             keep: false,
             tasks: JoinSet::new(),
         }
+    }
+
+    /// Starts the certificate authority. It is there before the first daemon, as that of a cluster is:
+    /// a daemon that starts reads its root.
+    async fn start_ca(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<()> {
+        authority::prepare(&self.world.dir)?;
+        let launch = self.world.options.ca.clone();
+        let mut ca = daemon::Handle::new(Rc::clone(&self.world), Program::Ca, launch);
+        if let Some(task) = ca.start() {
+            self.tasks.spawn_local(task);
+        }
+        self.ca = Some(ca);
+        let started = async {
+            while let Some(event) = events.recv().await {
+                self.act(event).await;
+                match self.ca.as_ref().map(|ca| &ca.state) {
+                    Some(DaemonState::Starting) => {}
+                    Some(DaemonState::Exited(how)) => {
+                        let log = std::fs::read_to_string(self.world.dir.ca_log());
+                        bail!("{how}; it said {}", log.unwrap_or_default().trim_end());
+                    }
+                    _ => return Ok(()),
+                }
+            }
+            Ok(())
+        };
+        let started = tokio::time::timeout(CA_DEADLINE, started).await;
+        started
+            .context("it does not listen")
+            .flatten()
+            .context("the certificate authority")
     }
 
     /// Acts on events until the lab is to go; returns whom to tell when it has gone.

@@ -7,12 +7,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{Agent, World};
+use super::{Agent, World, authority};
 use crate::model::hosts;
 use crate::model::proxy;
 use crate::model::service;
 use crate::model::topology;
-use crate::protocol::{DaemonState, NodeStatus, PodStatus, ServiceStatus, Status};
+use crate::protocol::{CaStatus, DaemonState, NodeStatus, PodStatus, ServiceStatus, Status};
 use crate::registry::LabDir;
 use crate::tools::run_async;
 
@@ -149,7 +149,13 @@ impl Agent {
                     endpoints: self.cluster.ready_endpoints(key, service),
                 }
             };
+        let ca = self.ca.as_ref().map(|ca| CaStatus {
+            address: authority::address(),
+            state: ca.state.clone(),
+            pid: ca.pid,
+        });
         Status {
+            ca,
             nodes: self.cluster.nodes.iter().map(node).collect(),
             pods: self
                 .cluster
@@ -195,6 +201,7 @@ pub(super) fn empty_status(world: &World) -> Status {
         dir: world.dir.root().to_owned(),
         fabric: world.fabric.clone(),
         nodes: Vec::new(),
+        ca: None,
         pods: Vec::new(),
         services: Vec::new(),
     }

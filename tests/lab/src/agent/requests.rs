@@ -3,18 +3,20 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tokio::sync::watch;
 
 use super::event::{Answer, Event};
 use super::kubelet::{self, Wish};
-use super::{Agent, daemon, sandbox};
+use super::program::Program;
+use super::{Agent, authority, daemon, sandbox};
 use crate::model::Key;
 use crate::model::cluster::Created;
 use crate::model::manifest;
 use crate::model::render;
-use crate::protocol::{DaemonAction, DaemonState, ExecInfo, Request};
+use crate::options::Identity;
+use crate::protocol::{DaemonAction, ExecInfo, Request};
 
 /// The grace period of a pod that does not name one. Kubernetes' 30 s would make every test of a
 /// program that ignores SIGTERM that long.
@@ -55,9 +57,17 @@ impl Agent {
                 }
                 self.answer_deletions().await;
             }
-            Event::Daemon { node, state, pid } => {
-                if let Some(daemon) = self.daemons.get_mut(&node) {
-                    daemon.report(state, pid);
+            Event::Program {
+                program,
+                state,
+                pid,
+            } => {
+                let handle = match program {
+                    Program::Daemon { node, .. } => self.daemons.get_mut(&node),
+                    Program::Ca => self.ca.as_mut(),
+                };
+                if let Some(handle) = handle {
+                    handle.report(state, pid);
                 }
             }
             // The loop has acted on these.
@@ -70,7 +80,11 @@ impl Agent {
             Request::Delete { kind, name, grace } => {
                 return self.delete(kind, name, grace, answer).await;
             }
-            Request::Daemon { node, action } => return self.daemon(&node, action, answer),
+            Request::Daemon { node, action } => return self.program(Some(&node), action, answer),
+            Request::Ca { action } => return self.program(None, action, answer),
+            Request::Launch { node, launch } => self
+                .handle(node.as_deref())
+                .map(|handle| handle.launch = launch),
             Request::Apply { yaml } => self.apply(&yaml).await,
             Request::Label { kind, name, labels } => self.cluster.label(&kind, &name, &labels),
             Request::Exec { pod } => {
@@ -111,9 +125,7 @@ impl Agent {
         // Hosts files and rules are there before the first process that may use them.
         self.publish().await?;
         for node in created.nodes {
-            let handle = daemon::Handle::new(Rc::clone(&self.world), node.clone(), &self.cluster);
-            self.daemons.insert(node.clone(), handle);
-            self.start_daemon(&node);
+            self.add_daemon(&node).await?;
         }
         for key in created.pods {
             let Some(entry) = self.cluster.pods.get(&key) else {
@@ -206,29 +218,59 @@ impl Agent {
         }
     }
 
-    fn daemon(&mut self, node: &str, action: DaemonAction, answer: Answer) {
-        let Some(daemon) = self.daemons.get_mut(node) else {
-            return reply(answer, Err(anyhow::anyhow!("there is no node {node}")));
+    /// The daemon of a node, or without a node the certificate authority.
+    fn handle(&mut self, node: Option<&str>) -> Result<&mut daemon::Handle> {
+        let Some(node) = node else {
+            return self
+                .ca
+                .as_mut()
+                .context("this lab runs without a certificate authority");
+        };
+        if !self.cluster.nodes.contains_key(node) {
+            bail!("there is no node {node}");
+        }
+        self.daemons
+            .get_mut(node)
+            .context("this lab runs without daemons")
+    }
+
+    fn program(&mut self, node: Option<&str>, action: DaemonAction, answer: Answer) {
+        let handle = match self.handle(node) {
+            Ok(handle) => handle,
+            Err(error) => return reply(answer, Err(error)),
         };
         match action {
-            DaemonAction::Start if daemon.state == DaemonState::Off => {
-                reply(
-                    answer,
-                    Err(anyhow::anyhow!("this lab runs without daemons")),
-                );
-            }
             DaemonAction::Start => {
-                self.start_daemon(node);
+                if let Some(task) = handle.start() {
+                    self.tasks.spawn_local(task);
+                }
                 reply(answer, Ok(()));
             }
-            DaemonAction::Kill | DaemonAction::Stop => daemon.end(action, answer),
+            DaemonAction::Kill | DaemonAction::Stop => handle.end(action, answer),
         }
     }
 
-    fn start_daemon(&mut self, node: &str) {
-        if let Some(task) = self.daemons.get_mut(node).and_then(daemon::Handle::start) {
+    /// Starts the daemon of a new node, if the lab runs with daemons.
+    async fn add_daemon(&mut self, node: &str) -> Result<()> {
+        let (world, options) = (&self.world, &self.world.options);
+        if world.daemon.is_none() {
+            return Ok(());
+        }
+        if options.identity == Identity::Ca {
+            authority::mint(world, node).await?;
+        }
+        let netns = self.cluster.nodes.get(node).map(|node| node.netns.clone());
+        let program = Program::Daemon {
+            node: node.to_owned(),
+            netns: netns.unwrap_or_default(),
+        };
+        let launch = options.nodes.get(node).cloned().unwrap_or_default();
+        let mut daemon = daemon::Handle::new(Rc::clone(world), program, launch);
+        if let Some(task) = daemon.start() {
             self.tasks.spawn_local(task);
         }
+        self.daemons.insert(node.to_owned(), daemon);
+        Ok(())
     }
 
     fn exec(&self, name: &str) -> Result<ExecInfo> {

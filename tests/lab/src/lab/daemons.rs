@@ -11,6 +11,7 @@ use super::Lab;
 use crate::capture::Where;
 use crate::http;
 use crate::netns;
+use crate::options::Launch;
 use crate::protocol::{DaemonAction, DaemonState, Request, Status};
 
 /// How long the daemon's admin and metrics ports may take to answer.
@@ -48,6 +49,20 @@ impl Lab {
         };
         self.wait_status(&what, self.ready_deadline, ready)
             .map(drop)
+    }
+
+    /// Stops the node's daemon if it runs, starts it in this way, and waits until it is ready.
+    ///
+    /// # Errors
+    /// There is no such node, or it is not ready at the deadline.
+    pub fn restart_daemon_as(&self, node: &str, launch: Launch) -> Result<()> {
+        self.stop_daemon(node)?;
+        let launch = Request::Launch {
+            node: Some(node.to_owned()),
+            launch,
+        };
+        self.client.ask(&launch)?;
+        self.restart_daemon(node)
     }
 
     fn daemon(&self, node: &str, action: DaemonAction) -> Result<()> {
@@ -113,7 +128,7 @@ impl Lab {
     }
 }
 
-fn read_log(path: &Path) -> Result<String> {
+pub(super) fn read_log(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("no log {}", path.display()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
