@@ -5,6 +5,7 @@
 //! [`run`], which ends them in this order: enrolment first (its rules stay in the kernel), then the
 //! data plane, which drains, and the ports for operators last, so that a drain can be watched.
 
+mod identities;
 mod ports;
 mod signals;
 
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mesh::certs::{AuthorityError, Certificates, CertificatesConfig, LocalCa, RenewalTask};
+use mesh::certs::{AuthorityError, IstioCaError, RenewalTask};
 use mesh::source::{FolderError, FolderSource};
 use mesh::{Params, Store};
 use tokio::sync::watch;
@@ -22,12 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::readiness::{Pending, Readiness};
 use crate::admin::{self, Admin};
-use crate::config::{Config, IdentityProvider};
+use crate::config::Config;
 use crate::dataplane::{self, CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig};
 use crate::enrolment::{self, Enrolment, NetnsFolder, purge_removed};
 use crate::guard::Guard;
 use crate::identity::Identities;
 use crate::netns::{Netns, NetnsThreads};
+use crate::revocation::{RevocationError, RevocationFile};
 use crate::telemetry::{Log, Telemetry};
 use ports::Ports;
 use signals::Signals;
@@ -64,6 +66,12 @@ pub enum Error {
         #[source]
         source: AuthorityError,
     },
+    /// The address of the certificate authority.
+    #[error(transparent)]
+    IstioCa(#[from] IstioCaError),
+    /// The revoked certificates.
+    #[error(transparent)]
+    Revocations(#[from] RevocationError),
     /// The objects.
     #[error(transparent)]
     Source(#[from] FolderError),
@@ -135,13 +143,17 @@ impl Daemon {
         // of what it has to wait for.
         let _starting = readiness.pending("the daemon is starting");
         let store = Store::new();
-        let (certificates, renewal) = certificates(config)?;
-        let identities = Identities::new(certificates);
+        let (certificates, renewal) = identities::certificates(config)?;
+        let revoked = config.crl_path.as_deref().map(RevocationFile::open);
+        let revoked = revoked.transpose()?;
+        let revocations = revoked.as_ref().map(|file| file.revocations().clone());
+        let identities = Identities::new(certificates, revocations.unwrap_or_default());
         let data_plane = DataPlaneConfig {
             workers: config.workers,
             connections_per_pod: CONNECTIONS_PER_POD,
             identities: identities.clone(),
             trust_domain_aliases: config.trust_domain_aliases.clone(),
+            tunnel_max_age: config.tunnel_max_age,
             readiness: Some((ports.readiness, readiness.clone())),
         };
         let data_plane = Arc::new(DataPlane::start(
@@ -170,6 +182,10 @@ impl Daemon {
             quit,
         };
         daemon.serve(renewal, identities, telemetry.clone());
+        if let Some(file) = revoked {
+            let stop = daemon.stop_serving.clone();
+            daemon.serving.spawn_local(file.run(stop));
+        }
         daemon.serving.spawn_local(admin::serve(
             ports.admin,
             admin,
@@ -256,25 +272,6 @@ impl Daemon {
         while self.serving.join_next().await.is_some() {}
         tracing::info!("stopped");
     }
-}
-
-fn certificates(config: &Config) -> Result<(Certificates, RenewalTask), Error> {
-    let authority = match &config.identities {
-        IdentityProvider::LocalCa { dir } => {
-            LocalCa::open(dir).map_err(|source| Error::Authority {
-                folder: dir.clone(),
-                source,
-            })?
-        }
-        IdentityProvider::IstioCa { .. } | IdentityProvider::Spire { .. } => {
-            return Err(Error::Ended("this identity provider"));
-        }
-    };
-    let config = CertificatesConfig {
-        ttl: config.cert_ttl,
-        ..CertificatesConfig::default()
-    };
-    Ok(Certificates::new(Arc::new(authority), config))
 }
 
 fn params(config: &Config) -> Params {

@@ -26,4 +26,5 @@ mod netlink;
 pub mod netns;
 mod nftables;
 pub mod proxy;
+pub mod revocation;
 pub mod telemetry;
