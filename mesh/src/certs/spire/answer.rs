@@ -10,6 +10,9 @@ use zeroize::Zeroizing;
 use super::TrustBundle;
 use super::agent::Failure;
 
+/// Most identities that a message names.
+const NAMED_MAX: usize = 4;
+
 /// One SVID that is ours to use. The key is wiped when it is dropped; never printed.
 pub(super) struct Svid {
     /// Leaf first.
@@ -32,10 +35,14 @@ pub(super) fn wanted(
         match name(&svid) {
             Some(name) if name == *identity => return read(svid),
             Some(name) => others.push(name.to_string()),
-            None => others.push("an SVID without a SPIFFE id".to_owned()),
+            None => {}
         }
     }
-    others.truncate(4);
+    if others.is_empty() {
+        let message = "SPIRE gave no certificate that can be read and has one SPIFFE id";
+        return Err(Failure::new("issued_garbage", message));
+    }
+    others.truncate(NAMED_MAX);
     let message = format!("SPIRE offers {} instead; refused", others.join(", "));
     Err(Failure::new("wrong_identity", message))
 }

@@ -122,7 +122,7 @@ async fn garbage_is_refused() {
     let mut garbage = bench.agent.svid(&id("web"), HOUR);
     garbage.x509_svid.as_mut().unwrap().cert_chain[0] = b"no certificate".to_vec().into();
     bench.agent.says("shop/web", Reply::Svids(vec![garbage]));
-    assert_eq!(bench.refused("web").await.code, "wrong_identity");
+    assert_eq!(bench.refused("web").await.code, "issued_garbage");
 
     let mut keyless = bench.agent.svid(&id("cart"), HOUR);
     keyless.x509_svid_key = Default::default();
@@ -131,7 +131,7 @@ async fn garbage_is_refused() {
 
     let empty = Default::default();
     bench.agent.says("shop/db", Reply::Svids(vec![empty]));
-    assert_eq!(bench.refused("db").await.code, "wrong_identity");
+    assert_eq!(bench.refused("db").await.code, "issued_garbage");
 }
 
 #[tokio::test]
@@ -370,9 +370,9 @@ async fn certificates_are_renewed_by_what_spire_pushes() {
     let refused = async {
         let mut changed = certificates.subscribe();
         loop {
-            let status = certificates.status();
-            if let Some(error) = &status[0].error {
-                assert_eq!(status[0].state, IdentityState::Available);
+            let status = certificates.state().identities[0].clone();
+            if let Some(error) = &status.error {
+                assert_eq!(status.state, IdentityState::Available);
                 return error.code;
             }
             changed.changed().await.unwrap();
