@@ -1,21 +1,21 @@
 //! Keeps a certificate for every identity that runs here.
 
+mod task;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use spiffe::SpiffeId;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-use super::slots::{IdentityStatus, Now, Slots};
-use super::verify::verify;
-use super::{Certificate, CertificateSource, IssueError, Issued, TrustBundle};
+use super::slots::{IdentityStatus, Now};
+use super::{Certificate, CertificateSource, TrustBundle};
+
+pub use task::RenewalTask;
 
 /// Tells the time of day; another one than the system's in tests.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -56,32 +56,40 @@ impl fmt::Debug for CertificatesConfig {
     }
 }
 
-/// Timers stand still while a machine sleeps, certificates do not: the clock is looked at this
-/// often whatever is due.
-const LOOK: Duration = Duration::from_secs(30);
-
 /// The certificates of this node's identities. Clones share them.
 #[derive(Clone)]
 pub struct Certificates(Arc<Shared>);
 
 struct Shared {
     wanted: watch::Sender<Arc<BTreeSet<SpiffeId>>>,
+    needed: Mutex<BTreeSet<SpiffeId>>,
+    /// Something was added to `needed`.
+    need: Notify,
     version: watch::Sender<u64>,
-    current: ArcSwap<BTreeMap<SpiffeId, Arc<Certificate>>>,
-    status: ArcSwap<Vec<IdentityStatus>>,
-    bundle: ArcSwap<TrustBundle>,
+    state: ArcSwap<CertificatesState>,
     clock: Clock,
 }
 
-/// The task that issues and renews; whoever made it runs it once, and owns it.
-pub struct RenewalTask {
-    shared: Arc<Shared>,
-    wanted: watch::Receiver<Arc<BTreeSet<SpiffeId>>>,
-    source: Arc<dyn CertificateSource>,
-    config: CertificatesConfig,
-    slots: Slots,
-    jobs: JoinSet<(SpiffeId, Result<Issued, IssueError>)>,
-    bundle: watch::Receiver<Arc<TrustBundle>>,
+/// What there is at one moment: certificates and whom to trust belong together.
+#[derive(Clone, Debug, Default)]
+pub struct CertificatesState {
+    /// How each wanted identity stands; sorted by identity.
+    pub identities: Vec<IdentityStatus>,
+    /// Whom peers must chain to; empty until the source knows.
+    pub bundle: Arc<TrustBundle>,
+    /// What has happened so far.
+    pub tally: Tally,
+}
+
+/// Counts of what has happened since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Certificates that were issued for identities that had none before.
+    pub first: u64,
+    /// Certificates that took the place of others.
+    pub renewals: u64,
+    /// Attempts that failed, by reason code.
+    pub failures: BTreeMap<&'static str, u64>,
 }
 
 impl Certificates {
@@ -93,21 +101,13 @@ impl Certificates {
         let (wanted, receiver) = watch::channel(Arc::default());
         let shared = Arc::new(Shared {
             wanted,
+            needed: Mutex::default(),
+            need: Notify::new(),
             version: watch::Sender::new(0),
-            current: ArcSwap::default(),
-            status: ArcSwap::default(),
-            bundle: ArcSwap::new(source.bundle().borrow().clone()),
+            state: ArcSwap::default(),
             clock: config.clock.clone(),
         });
-        let task = RenewalTask {
-            shared: shared.clone(),
-            wanted: receiver,
-            bundle: source.bundle(),
-            source,
-            config,
-            slots: Slots::default(),
-            jobs: JoinSet::new(),
-        };
+        let task = RenewalTask::new(shared.clone(), receiver, source, config);
         (Self(shared), task)
     }
 
@@ -122,130 +122,67 @@ impl Certificates {
         });
     }
 
+    /// A connection waits for this identity's certificate: it comes before all others, and is tried
+    /// about once a second, whatever has failed before. Holds for two seconds; whoever waits longer
+    /// says it again. Says nothing of identities that are not wanted.
+    pub fn need(&self, identity: &SpiffeId) {
+        if !self.0.wanted.borrow().contains(identity) {
+            return;
+        }
+        let mut needed = self.0.needed.lock().unwrap_or_else(PoisonError::into_inner);
+        if needed.insert(identity.clone()) {
+            self.0.need.notify_one();
+        }
+    }
+
     /// The certificate of an identity, unless it has none or it has expired. Takes no lock.
     pub fn current(&self, identity: &SpiffeId) -> Option<Arc<Certificate>> {
-        let certificate = self.0.current.load().get(identity)?.clone();
-        ((self.0.clock)() < certificate.not_after).then_some(certificate)
+        let state = self.0.state.load();
+        let by_identity = |status: &IdentityStatus| status.identity.cmp(identity);
+        let found = state.identities.binary_search_by(by_identity).ok()?;
+        let certificate = state.identities[found].certificate.as_ref()?;
+        self.is_valid(certificate).then(|| certificate.clone())
     }
 
-    /// A connection waits for this identity's certificate: it is asked for next, and about once a
-    /// second, for as long as this is said at least that often.
-    pub fn need(&self, _identity: &SpiffeId) {}
-
-    /// Whom peers must chain to.
-    pub fn bundle(&self) -> Arc<TrustBundle> {
-        self.0.bundle.load_full()
+    /// Whether a certificate has not expired yet. Clocks that are set by up to five minutes end none.
+    pub fn is_valid(&self, certificate: &Certificate) -> bool {
+        !self.0.now().is_after(certificate)
     }
 
-    /// How each wanted identity stands.
-    pub fn status(&self) -> Arc<Vec<IdentityStatus>> {
-        self.0.status.load_full()
+    /// How everything stands.
+    pub fn state(&self) -> Arc<CertificatesState> {
+        self.0.state.load_full()
     }
 
-    /// Tells of every certificate that is new, forgotten or expired; the value counts.
+    /// Tells of every certificate that is new, forgotten or expired, of every failure, and of every
+    /// other bundle; the value counts.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.0.version.subscribe()
     }
 }
 
-impl fmt::Debug for Certificates {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let identities: Vec<String> = self
-            .0
-            .current
-            .load()
-            .keys()
-            .map(ToString::to_string)
-            .collect();
-        f.debug_struct("Certificates")
-            .field("identities", &identities)
-            .finish_non_exhaustive()
+impl Shared {
+    fn now(&self) -> Now {
+        Now {
+            wall: (self.clock)(),
+            steady: Instant::now(),
+        }
+    }
+
+    fn publish(&self, state: CertificatesState) {
+        self.state.store(Arc::new(state));
+        self.version.send_modify(|version| *version += 1);
     }
 }
 
-impl RenewalTask {
-    /// Serves until cancelled.
-    pub async fn run(mut self, stop: CancellationToken) {
-        loop {
-            let now = (self.config.clock)();
-            let wanted = self.wanted.borrow_and_update().clone();
-            if self.slots.want(&wanted, now) | self.slots.expire(now) {
-                self.publish();
-            }
-            self.start(now);
-            let pause = self.pause(now);
-            tokio::select! {
-                () = stop.cancelled() => break,
-                // The handle may be gone; then nothing more is wanted, and stop ends this.
-                Ok(()) = self.wanted.changed() => {}
-                Some(Ok((identity, outcome))) = self.jobs.join_next() => {
-                    self.finish(&identity, outcome);
-                }
-                () = sleep(pause) => {}
-            }
-        }
-        self.jobs.shutdown().await;
-    }
-
-    fn start(&mut self, now: SystemTime) {
-        let free = self.config.concurrency.saturating_sub(self.jobs.len());
-        for identity in self.slots.start(now, free) {
-            let (source, ttl) = (self.source.clone(), self.config.ttl);
-            let deadline = self.config.deadline;
-            self.jobs.spawn(async move {
-                let issued = timeout(deadline, source.issue(&identity, ttl)).await;
-                let outcome = issued.unwrap_or_else(|_| {
-                    let message = format!("not issued within {deadline:?}");
-                    Err(IssueError {
-                        identity: identity.clone(),
-                        code: "issue_timeout",
-                        message,
-                    })
-                });
-                (identity, outcome)
-            });
-        }
-    }
-
-    fn finish(&mut self, identity: &SpiffeId, outcome: Result<Issued, IssueError>) {
-        let now = (self.config.clock)();
-        let both = Now {
-            wall: now,
-            steady: tokio::time::Instant::now(),
-        };
-        let bundle = self.bundle.borrow().clone();
-        let outcome = outcome.and_then(|issued| verify(issued, identity, &bundle, both));
-        match &outcome {
-            Ok(certificate) => info!(
-                target: "mesh::certs",
-                %identity,
-                serial = certificate.serial,
-                "certificate issued"
-            ),
-            Err(error) => warn!(target: "mesh::certs", "{error}"),
-        }
-        self.slots.finish(identity, outcome, now, fastrand::f64());
-        self.publish();
-    }
-
-    fn publish(&self) {
-        self.shared
-            .current
-            .store(Arc::new(self.slots.certificates()));
-        self.shared.status.store(Arc::new(self.slots.status()));
-        self.shared.version.send_modify(|version| *version += 1);
-    }
-
-    /// With all places taken, what is due waits for an outcome and not for a time.
-    fn pause(&self, now: SystemTime) -> Duration {
-        let next = self
-            .slots
-            .next()
-            .and_then(|next| next.duration_since(now).ok());
-        match self.jobs.len() < self.config.concurrency {
-            true => next.unwrap_or(LOOK).clamp(Duration::from_millis(1), LOOK),
-            false => LOOK,
-        }
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.0.state.load();
+        let identities = state.identities.iter();
+        let identities: Vec<String> = identities.map(|one| one.identity.to_string()).collect();
+        f.debug_struct("Certificates")
+            .field("identities", &identities)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,19 +1,22 @@
 //! What is kept for each identity, and what is due when. No clock and no tasks: the time is passed
 //! in, so that every decision can be tested.
 
+mod outage;
+mod slot;
+mod status;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use spiffe::SpiffeId;
 use tokio::time::Instant;
 
-use super::{Certificate, IssueError};
+use super::verify::SKEW;
+use super::{Certificate, IssueError, TrustBundle};
+use outage::Outage;
+use slot::Slot;
 
-/// First wait after a failure; doubled with each further one.
-const BACKOFF: Duration = Duration::from_secs(1);
-/// Longest wait after a failure.
-const BACKOFF_MAX: Duration = Duration::from_secs(150);
+pub use status::{IdentityState, IdentityStatus};
 
 /// The present, by two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -24,173 +27,221 @@ pub(super) struct Now {
     pub(super) steady: Instant,
 }
 
-/// How an identity stands.
-#[derive(Clone, Debug)]
-pub struct IdentityStatus {
-    /// Who.
-    pub identity: SpiffeId,
-    /// How.
-    pub state: IdentityState,
-    /// Its certificate, also while renewing it fails.
-    pub certificate: Option<Arc<Certificate>>,
-    /// Why the last attempt failed, if it did.
-    pub error: Option<IssueError>,
-}
-
-/// Whether an identity can be proved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IdentityState {
-    /// Nothing was issued yet.
-    Initializing,
-    /// It has a certificate that is valid.
-    Available,
-    /// Issuing failed, and there is no valid certificate.
-    Unavailable,
-}
-
-#[derive(Debug)]
-struct Slot {
-    certificate: Option<Arc<Certificate>>,
-    error: Option<IssueError>,
-    failures: u32,
-    due: SystemTime,
-    issuing: bool,
+impl Now {
+    /// Whether a certificate has ended. When the time of day is set forward by no more than clocks
+    /// may be apart, that alone ends nothing; and while it says that a certificate is valid, it is.
+    pub(super) fn is_after(self, certificate: &Certificate) -> bool {
+        let by_wall = self.wall >= certificate.not_after;
+        by_wall && (self.steady >= certificate.ends || self.wall >= certificate.not_after + SKEW)
+    }
 }
 
 /// All identities that are wanted.
-#[derive(Debug, Default)]
-pub(super) struct Slots(BTreeMap<SpiffeId, Slot>);
+#[derive(Debug)]
+pub(super) struct Slots {
+    slots: BTreeMap<SpiffeId, Slot>,
+    outage: Outage,
+    /// Life of a certificate as it is asked for.
+    ttl: Duration,
+    /// Counts the places that were given away.
+    turn: u64,
+}
+
+/// One place in so many goes to whoever has been due for longest, so that no rush of the urgent can
+/// keep the others waiting for ever.
+const FAIR: u64 = 4;
+
+/// One attempt at issuing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attempt {
+    pub(super) identity: SpiffeId,
+    /// Tells attempts apart; the outcome of one that was given up is nobody's.
+    pub(super) number: u64,
+}
+
+/// What an outcome has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Finished {
+    /// The identity had a certificate before this one.
+    pub(super) renewed: bool,
+    /// The source answers again after an outage.
+    pub(super) recovered: bool,
+}
 
 impl Slots {
-    /// Takes over what is wanted now; true if a certificate was dropped.
-    pub(super) fn want(&mut self, wanted: &BTreeSet<SpiffeId>, now: SystemTime) -> bool {
-        let before = self.0.len();
-        self.0.retain(|identity, _| wanted.contains(identity));
-        let dropped = self.0.len() < before;
+    pub(super) fn new(ttl: Duration) -> Self {
+        Self {
+            slots: BTreeMap::new(),
+            outage: Outage::default(),
+            ttl,
+            turn: 0,
+        }
+    }
+
+    /// Takes over what is wanted now, and returns what is not wanted any more.
+    pub(super) fn want(&mut self, wanted: &BTreeSet<SpiffeId>, now: Now) -> Vec<SpiffeId> {
+        let gone = self
+            .slots
+            .keys()
+            .filter(|identity| !wanted.contains(*identity));
+        let gone: Vec<SpiffeId> = gone.cloned().collect();
+        self.slots.retain(|identity, _| wanted.contains(identity));
         for identity in wanted {
-            self.0.entry(identity.clone()).or_insert_with(|| Slot {
-                certificate: None,
-                error: None,
-                failures: 0,
-                due: now,
-                issuing: false,
+            if !self.slots.contains_key(identity) {
+                self.slots.insert(identity.clone(), Slot::new(now));
+            }
+        }
+        gone
+    }
+
+    /// A connection waits for this identity.
+    pub(super) fn need(&mut self, identity: &SpiffeId, now: Now) {
+        if let Some(slot) = self.slots.get_mut(identity) {
+            slot.need(now);
+        }
+    }
+
+    /// The source has something newer for this identity.
+    pub(super) fn rotated(&mut self, identity: &SpiffeId, now: Now) {
+        if let Some(slot) = self.slots.get_mut(identity) {
+            slot.ask_again(now.steady);
+        }
+    }
+
+    /// The bundle has changed: certificates that do not chain to it are worth nothing to peers that
+    /// have it, and are replaced soon. `fortune` gives random numbers from 0 to 1.
+    pub(super) fn trust(
+        &mut self,
+        bundle: &TrustBundle,
+        now: Now,
+        mut fortune: impl FnMut() -> f64,
+    ) {
+        for slot in self.slots.values_mut() {
+            slot.trust(bundle, now, fortune());
+        }
+    }
+
+    /// What to issue now; at most `free`. They count as being issued from here. First come those
+    /// that a connection waits for, then those that have nothing, then renewals, the first to expire
+    /// first.
+    pub(super) fn start(&mut self, now: Now, free: usize) -> Vec<Attempt> {
+        let mut started = Vec::new();
+        while started.len() < free && self.outage.admits(now.steady) {
+            let Some(identity) = self.pick(now) else {
+                break;
+            };
+            self.turn += 1;
+            self.outage.started(now.steady);
+            let Some(slot) = self.slots.get_mut(&identity) else {
+                break;
+            };
+            slot.start(self.turn);
+            started.push(Attempt {
+                identity,
+                number: self.turn,
             });
         }
-        dropped
+        started
     }
 
-    /// Identities for which to issue now; at most `limit`. They count as being issued from here.
-    /// Those without any certificate come first: their traffic waits.
-    pub(super) fn start(&mut self, now: SystemTime, limit: usize) -> Vec<SpiffeId> {
-        let mut due: Vec<(bool, &SpiffeId)> = self
-            .0
+    fn pick(&self, now: Now) -> Option<SpiffeId> {
+        let due = self
+            .slots
             .iter()
-            .filter(|(_, slot)| !slot.issuing && slot.due <= now)
-            .map(|(identity, slot)| (slot.certificate.is_some(), identity))
-            .collect();
-        due.sort_unstable();
-        let due: Vec<SpiffeId> = due
-            .into_iter()
-            .take(limit)
-            .map(|(_, id)| id.clone())
-            .collect();
-        for identity in &due {
-            if let Some(slot) = self.0.get_mut(identity) {
-                slot.issuing = true;
-            }
-        }
-        due
+            .filter(|(_, slot)| slot.due().is_some_and(|due| due <= now.steady));
+        let picked = match (self.turn + 1).is_multiple_of(FAIR) {
+            true => due.min_by_key(|(_, slot)| slot.due()),
+            false => due.min_by_key(|(_, slot)| slot.rank(now)),
+        };
+        picked.map(|(identity, _)| identity.clone())
     }
 
-    /// Takes an outcome. `fortune` is a random number from 0 to 1, which spreads the renewals of
-    /// identities that were issued together.
+    /// Takes an outcome; none if the attempt was given up. `fortune` gives random numbers from 0 to
+    /// 1, which spread the renewals of identities that were issued together.
     pub(super) fn finish(
         &mut self,
-        identity: &SpiffeId,
+        attempt: &Attempt,
         outcome: Result<Certificate, IssueError>,
-        now: SystemTime,
-        fortune: f64,
-    ) {
+        now: Now,
+        mut fortune: impl FnMut() -> f64,
+    ) -> Option<Finished> {
+        let reachable = outcome
+            .as_ref()
+            .err()
+            .is_none_or(|error| !Outage::is(error));
+        let recovered = self.outage.outcome(reachable);
         // Forgotten while it was issued: the certificate is dropped, and its key wiped.
-        let Some(slot) = self.0.get_mut(identity) else {
-            return;
+        let slot = self
+            .slots
+            .get_mut(&attempt.identity)
+            .filter(|slot| slot.is_at(attempt.number));
+        let renewed = match (slot, outcome) {
+            (Some(slot), Ok(certificate)) => slot.issued(certificate, self.ttl, now, fortune()),
+            (Some(slot), Err(error)) => {
+                slot.failed(error, now, fortune());
+                false
+            }
+            (None, _) if recovered => false,
+            (None, _) => return None,
         };
-        slot.issuing = false;
-        match outcome {
-            Ok(certificate) => {
-                slot.due = now + half_life(&certificate, now, fortune);
-                slot.certificate = Some(Arc::new(certificate));
-                slot.failures = 0;
-                slot.error = None;
+        if recovered {
+            for slot in self.slots.values_mut() {
+                slot.recover(now, fortune());
             }
-            Err(error) => {
-                let doubled = BACKOFF.saturating_mul(1 << slot.failures.min(16));
-                slot.due = now + doubled.min(BACKOFF_MAX).mul_f64(0.8 + 0.4 * fortune);
-                slot.failures += 1;
-                slot.error = Some(error);
-            }
+        }
+        Some(Finished { renewed, recovered })
+    }
+
+    /// An attempt was given up without an outcome; another may start at once.
+    pub(super) fn give_up(&mut self, attempt: &Attempt, now: Now) {
+        let slot = self.slots.get_mut(&attempt.identity);
+        if let Some(slot) = slot.filter(|slot| slot.is_at(attempt.number)) {
+            slot.given_up(now.steady);
         }
     }
 
-    /// Drops certificates that are no longer valid; true if there was one.
-    pub(super) fn expire(&mut self, now: SystemTime) -> bool {
-        let mut expired = false;
-        for slot in self.0.values_mut() {
-            if slot
-                .certificate
-                .as_ref()
-                .is_some_and(|c| c.not_after <= now)
-            {
-                slot.certificate = None;
-                slot.due = slot.due.min(now + BACKOFF_MAX);
-                expired = true;
-            }
-        }
-        expired
+    /// Whether this attempt's outcome is still waited for.
+    pub(super) fn awaits(&self, attempt: &Attempt) -> bool {
+        let slot = self.slots.get(&attempt.identity);
+        slot.is_some_and(|slot| slot.is_at(attempt.number))
     }
 
-    /// When something is to be done next.
-    pub(super) fn next(&self) -> Option<SystemTime> {
-        let ends = self
-            .0
-            .values()
-            .filter_map(|slot| Some(slot.certificate.as_ref()?.not_after));
-        let due = self
-            .0
-            .values()
-            .filter(|slot| !slot.issuing)
-            .map(|slot| slot.due);
-        ends.chain(due).min()
-    }
-
-    pub(super) fn certificates(&self) -> BTreeMap<SpiffeId, Arc<Certificate>> {
-        let slots = self.0.iter();
+    /// Drops certificates that are no longer valid, and names them.
+    pub(super) fn expire(&mut self, now: Now) -> Vec<SpiffeId> {
+        let slots = self.slots.iter_mut();
         slots
-            .filter_map(|(id, slot)| Some((id.clone(), slot.certificate.clone()?)))
+            .filter_map(|(identity, slot)| slot.expire(now).then(|| identity.clone()))
             .collect()
     }
 
+    /// When something is to be done next. With no place free, what is due waits for an outcome and
+    /// not for a time.
+    pub(super) fn next(&self, now: Now, free: bool) -> Option<Instant> {
+        let ends = self.slots.values().filter_map(|slot| slot.ends(now));
+        let due = self.slots.values().filter_map(Slot::due).min();
+        let due = due.filter(|_| free).map(|due| self.outage.defer(due));
+        ends.chain(due).min()
+    }
+
+    /// Sorted by identity.
     pub(super) fn status(&self) -> Vec<IdentityStatus> {
-        let status = |(identity, slot): (&SpiffeId, &Slot)| IdentityStatus {
-            identity: identity.clone(),
-            state: match (&slot.certificate, &slot.error) {
-                (Some(_), _) => IdentityState::Available,
-                (None, Some(_)) => IdentityState::Unavailable,
-                (None, None) => IdentityState::Initializing,
-            },
-            certificate: slot.certificate.clone(),
-            error: slot.error.clone(),
-        };
-        self.0.iter().map(status).collect()
+        let slots = self.slots.iter();
+        slots
+            .map(|(identity, slot)| slot.status(identity.clone()))
+            .collect()
     }
 }
 
-/// Half of what is left, give or take a tenth of it. A certificate that is not valid any more is
-/// treated as a failure would be.
-fn half_life(certificate: &Certificate, now: SystemTime, fortune: f64) -> Duration {
-    let left = certificate
-        .not_after
-        .duration_since(now)
-        .unwrap_or_default();
-    left.mul_f64(0.45 + 0.1 * fortune).max(BACKOFF)
+/// Why something is due: the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// A connection waits.
+    Needed(Instant),
+    /// There is nothing that could be used.
+    WarmUp(Instant),
+    /// What there is expires some day.
+    Background(Instant),
 }
+
+#[cfg(test)]
+mod tests;

@@ -153,7 +153,9 @@ pub(super) fn chains(
         return Err("the roots are not known yet".to_owned());
     }
     let leaf = EndEntityCert::try_from(leaf).map_err(|error| error.to_string())?;
-    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
         leaf.verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,

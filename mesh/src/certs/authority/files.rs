@@ -149,10 +149,7 @@ fn read_file(path: &Path) -> Result<(Zeroizing<String>, u32), AuthorityError> {
 }
 
 /// The signer's validity, if it is an authority and the key is its own.
-fn check(
-    signer: &CertificateDer<'_>,
-    key: &[u8],
-) -> Result<(SystemTime, SystemTime), String> {
+fn check(signer: &CertificateDer<'_>, key: &[u8]) -> Result<(SystemTime, SystemTime), String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(signer)
         .map_err(|error| format!("is no certificate: {error}"))?;
     if !parsed.is_ca() {

@@ -4,11 +4,16 @@ use std::os::unix::fs::PermissionsExt;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::*;
+use crate::certs::verify::{at, chains};
 
-fn ca() -> (tempfile::TempDir, LocalCa) {
+fn ca() -> (tempfile::TempDir, Authority) {
     let dir = tempfile::tempdir().unwrap();
-    let ca = LocalCa::create(&dir.path().join("ca")).unwrap();
+    let ca = Authority::create(&dir.path().join("ca")).unwrap();
     (dir, ca)
+}
+
+fn for_an_hour() -> Validity {
+    Validity::new(SystemTime::now(), HOUR)
 }
 
 fn web() -> SpiffeId {
@@ -20,7 +25,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[test]
 fn a_leaf_says_who_it_is_and_nothing_else() {
     let (_dir, ca) = ca();
-    let certificate = ca.issue(&web(), HOUR).unwrap();
+    let certificate = ca.issue(&web(), for_an_hour()).unwrap();
     let (_, leaf) = X509Certificate::from_der(&certificate.chain[0]).unwrap();
     let san = leaf.subject_alternative_name().unwrap().unwrap();
     assert!(san.critical, "the subject is empty (RFC 5280, 4.2.1.6)");
@@ -40,60 +45,88 @@ fn a_leaf_says_who_it_is_and_nothing_else() {
 #[test]
 fn a_leaf_chains_to_the_root_it_comes_with() {
     let (_dir, ca) = ca();
-    let certificate = ca.issue(&web(), HOUR).unwrap();
-    let (_, leaf) = X509Certificate::from_der(&certificate.chain[0]).unwrap();
-    let (_, root) = X509Certificate::from_der(&certificate.roots[0]).unwrap();
-    assert_eq!(leaf.issuer(), root.subject());
-    assert!(root.is_ca());
-    assert_eq!(
-        root.basic_constraints()
-            .unwrap()
-            .unwrap()
-            .value
-            .path_len_constraint,
-        Some(0)
-    );
+    let issued = ca.issue(&web(), for_an_hour()).unwrap();
+    chains(&issued.chain, ca.bundle(), SystemTime::now()).unwrap();
+    let (_, root) = X509Certificate::from_der(&ca.bundle().roots()[0]).unwrap();
+    let constraints = root.basic_constraints().unwrap().unwrap().value;
+    assert!(constraints.ca && constraints.path_len_constraint == Some(0));
 }
 
 #[test]
-fn a_leaf_is_valid_from_a_little_before_now_until_its_ttl() {
+fn a_leaf_is_valid_from_before_now_until_its_ttl() {
     let (_dir, ca) = ca();
     let now = SystemTime::now();
-    let certificate = ca.issue_at(&web(), HOUR, now).unwrap();
+    let issued = ca.issue(&web(), Validity::new(now, HOUR)).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
     let close = |a: SystemTime, b: SystemTime| {
-        a.duration_since(b)
-            .or_else(|_| b.duration_since(a))
-            .unwrap()
-            <= Duration::from_secs(1)
+        let apart = a.duration_since(b).or_else(|_| b.duration_since(a));
+        apart.unwrap() <= Duration::from_secs(1)
     };
-    assert!(close(certificate.not_before, now - BACKDATE));
-    assert!(close(certificate.not_after, now + HOUR));
+    assert!(close(
+        at(leaf.validity().not_before.timestamp()),
+        now - BACKDATE
+    ));
+    assert!(close(at(leaf.validity().not_after.timestamp()), now + HOUR));
+    assert!(
+        BACKDATE >= Duration::from_secs(300),
+        "for clocks that are behind"
+    );
 }
 
 #[test]
 fn every_leaf_has_its_own_key_and_serial_number() {
     let (_dir, ca) = ca();
-    let (a, b) = (
-        ca.issue(&web(), HOUR).unwrap(),
-        ca.issue(&web(), HOUR).unwrap(),
-    );
-    assert_ne!(a.serial, b.serial);
-    assert_ne!(a.key().secret_der(), b.key().secret_der());
+    let [a, b] = [(), ()].map(|()| ca.issue(&web(), for_an_hour()).unwrap());
+    let serial = |issued: &Issued| {
+        let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
+        leaf.raw_serial().to_vec()
+    };
+    assert_ne!(serial(&a), serial(&b));
+    assert_ne!(*a.key, *b.key);
 }
 
 #[test]
 fn no_leaf_outlives_its_authority() {
     let (_dir, ca) = ca();
-    let certificate = ca.issue(&web(), 100 * ROOT_TTL).unwrap();
-    assert_eq!(certificate.not_after, ca.not_after);
-    let error = ca.issue_at(&web(), HOUR, ca.not_after).unwrap_err();
-    assert_eq!(error.code, "ca_expired");
+    let validity = Validity::new(SystemTime::now(), 100 * ROOT_TTL);
+    let issued = ca.issue(&web(), validity).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
+    assert_eq!(at(leaf.validity().not_after.timestamp()), ca.not_after());
+}
+
+#[test]
+fn a_public_key_is_certified_for_the_identity_that_is_given_and_no_other() {
+    let (_dir, ca) = ca();
+    let key = new_key().unwrap();
+    let chain = ca.sign(&key, &web(), for_an_hour()).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
+    assert_eq!(leaf.public_key().raw, key.subject_public_key_info());
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    let expected = [GeneralName::URI("spiffe://cluster.local/ns/shop/sa/web")];
+    assert_eq!(names.value.general_names, expected);
+}
+
+#[test]
+fn a_server_has_the_names_it_is_given_and_is_no_client() {
+    let (_dir, ca) = ca();
+    let name = SanType::DnsName("ca.example".try_into().unwrap());
+    let chain = ca
+        .sign_server(&new_key().unwrap(), vec![name], for_an_hour())
+        .unwrap();
+    let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(
+        names.value.general_names,
+        [GeneralName::DNSName("ca.example")]
+    );
+    let usage = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.server_auth && !usage.client_auth);
 }
 
 #[test]
 fn the_key_is_never_printed() {
     let (_dir, ca) = ca();
-    let certificate = ca.issue(&web(), HOUR).unwrap();
+    let certificate = ca.issue(&web(), for_an_hour()).unwrap();
     let printed = format!("{certificate:?} {ca:?}");
     assert!(printed.contains("redacted"));
     let key = certificate.key();
@@ -108,12 +141,8 @@ fn the_key_is_never_printed() {
 #[test]
 fn what_was_created_is_opened_again() {
     let (dir, first) = ca();
-    let again = LocalCa::open(&dir.path().join("ca")).unwrap();
-    assert_eq!(first.roots, again.roots);
-    assert_eq!(
-        first.issue(&web(), HOUR).unwrap().roots,
-        again.issue(&web(), HOUR).unwrap().roots
-    );
+    let again = Authority::open(&dir.path().join("ca")).unwrap();
+    assert!(first == again);
 }
 
 #[test]
@@ -125,9 +154,9 @@ fn only_the_owner_may_read_the_key() {
         0o600
     );
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
-    let error = LocalCa::open(&dir.path().join("ca")).unwrap_err();
+    let error = Authority::open(&dir.path().join("ca")).unwrap_err();
     assert!(
-        matches!(error, LocalCaError::KeyIsOpen { mode: 0o644, .. }),
+        matches!(error, AuthorityError::KeyIsOpen { mode: 0o644, .. }),
         "{error}"
     );
 }
@@ -138,21 +167,25 @@ fn create_never_overwrites() {
     let dir = dir.path().join("ca");
     for file in ["root-cert.pem", "ca-key.pem"] {
         assert!(
-            matches!(LocalCa::create(&dir), Err(LocalCaError::Exists { .. })),
+            matches!(Authority::create(&dir), Err(AuthorityError::Exists { .. })),
             "{file}"
         );
-        assert_eq!(LocalCa::open(&dir).unwrap().roots, first.roots);
+        assert!(Authority::open(&dir).unwrap() == first);
     }
     fs::remove_file(dir.join("root-cert.pem")).unwrap();
     assert!(
-        matches!(LocalCa::create(&dir), Err(LocalCaError::Exists { .. })),
+        matches!(Authority::create(&dir), Err(AuthorityError::Exists { .. })),
         "a key alone"
     );
 }
 
-#[test]
-fn an_intermediate_signs_and_is_sent_along() {
-    let dir = tempfile::tempdir().unwrap();
+/// A root, and an authority below it, with their keys.
+struct Pair {
+    root: (rcgen::Certificate, Issuer<'static, KeyPair>),
+    below: (rcgen::Certificate, KeyPair),
+}
+
+fn pair() -> Pair {
     let (root_key, key) = (new_key().unwrap(), new_key().unwrap());
     let authority = |name: &str| {
         let mut params = CertificateParams::default();
@@ -163,19 +196,63 @@ fn an_intermediate_signs_and_is_sent_along() {
     };
     let root = authority("root").self_signed(&root_key).unwrap();
     let issuer = Issuer::new(authority("root"), root_key);
-    let intermediate = authority("intermediate").signed_by(&key, &issuer).unwrap();
-    fs::write(dir.path().join("root-cert.pem"), root.pem()).unwrap();
-    fs::write(dir.path().join("ca-cert.pem"), intermediate.pem()).unwrap();
-    let key_file = dir.path().join("ca-key.pem");
-    fs::write(&key_file, key.serialize_pem()).unwrap();
-    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
-    let certificate = LocalCa::open(dir.path())
-        .unwrap()
-        .issue(&web(), HOUR)
-        .unwrap();
-    assert_eq!(certificate.chain.len(), 2);
-    assert_eq!(certificate.chain[1], *intermediate.der());
-    assert_eq!(certificate.roots, [root.der().clone()]);
+    let below = authority("below").signed_by(&key, &issuer).unwrap();
+    Pair {
+        root: (root, issuer),
+        below: (below, key),
+    }
+}
+
+fn write_key(dir: &Path, key: &KeyPair) {
+    let file = dir.join("ca-key.pem");
+    fs::write(&file, key.serialize_pem()).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn an_intermediate_signs_and_is_sent_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let Pair { root, below } = pair();
+    fs::write(dir.path().join("root-cert.pem"), root.0.pem()).unwrap();
+    // With the root after it, as some write it: that is not sent.
+    let chain = format!("{}{}", below.0.pem(), root.0.pem());
+    fs::write(dir.path().join("ca-cert.pem"), chain).unwrap();
+    write_key(dir.path(), &below.1);
+    let ca = Authority::open(dir.path()).unwrap();
+    let issued = ca.issue(&web(), for_an_hour()).unwrap();
+    assert_eq!(issued.chain.len(), 2);
+    assert_eq!(issued.chain[1], *below.0.der());
+    assert_eq!(ca.bundle().roots(), [root.0.der().clone()]);
+}
+
+#[test]
+fn a_signer_whose_signatures_nobody_would_accept_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (pair(), pair());
+    fs::write(dir.path().join("root-cert.pem"), theirs.root.0.pem()).unwrap();
+    fs::write(dir.path().join("ca-cert.pem"), ours.below.0.pem()).unwrap();
+    write_key(dir.path(), &ours.below.1);
+    let error = Authority::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("does not chain to root-cert.pem"), "{error}");
+    let both = format!("{}{}", theirs.root.0.pem(), ours.root.0.pem());
+    fs::write(dir.path().join("root-cert.pem"), both).unwrap();
+    assert_eq!(
+        Authority::open(dir.path()).unwrap().bundle().roots().len(),
+        2
+    );
+}
+
+#[test]
+fn of_several_roots_the_one_whose_key_there_is_signs() {
+    let (dir, first) = ca();
+    let (other_dir, _) = ca();
+    let (dir, other) = (dir.path().join("ca"), other_dir.path().join("ca"));
+    let read = |dir: &Path| fs::read_to_string(dir.join("root-cert.pem")).unwrap();
+    fs::write(dir.join("root-cert.pem"), read(&other) + &read(&dir)).unwrap();
+    let ca = Authority::open(&dir).unwrap();
+    assert_eq!(ca.bundle().roots().len(), 2);
+    let issued = ca.issue(&web(), for_an_hour()).unwrap();
+    chains(&issued.chain, first.bundle(), SystemTime::now()).unwrap();
 }
 
 #[test]
@@ -190,15 +267,15 @@ fn files_that_do_not_belong_together_are_refused_by_name() {
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     ] {
         fs::write(&root, content).unwrap();
-        let error = LocalCa::open(&dir).unwrap_err().to_string();
+        let error = Authority::open(&dir).unwrap_err().to_string();
         assert!(error.contains("root-cert.pem"), "{error}");
     }
     fs::copy(other_dir.path().join("ca/root-cert.pem"), &root).unwrap();
-    let error = LocalCa::open(&dir).unwrap_err().to_string();
+    let error = Authority::open(&dir).unwrap_err().to_string();
     assert!(error.contains("does not belong to the key"), "{error}");
     fs::remove_file(&root).unwrap();
     assert!(matches!(
-        LocalCa::open(&dir),
-        Err(LocalCaError::File { .. })
+        Authority::open(&dir),
+        Err(AuthorityError::File { .. })
     ));
 }

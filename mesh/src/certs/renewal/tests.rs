@@ -1,55 +1,99 @@
 //! A year of renewals in virtual time.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::certs::{IdentityState, Issuing, LocalCa};
+use crate::certs::{Authority, IdentityState, IssueError, Issued, Issuing, Rotations, Validity};
 
 const HOUR: Duration = Duration::from_secs(3600);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Issues from a real authority at virtual time; fails or hangs on demand.
 struct Source {
-    ca: LocalCa,
+    authority: Mutex<Arc<Authority>>,
+    bundle: watch::Sender<Arc<TrustBundle>>,
+    rotations: watch::Sender<Rotations>,
     clock: Clock,
-    mood: Mutex<Mood>,
+    mood: watch::Sender<Mood>,
     issued: Mutex<Vec<(SpiffeId, SystemTime)>>,
+    forgotten: Mutex<Vec<SpiffeId>>,
     busy: Mutex<(usize, usize)>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Mood {
     Willing,
     Slow(Duration),
     Failing,
-    Lying,
+    /// Nobody is there.
+    Down,
+    /// Somebody is there, who says nothing.
+    Hanging,
+    Panicking,
+    Hostile(Hostile),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Hostile {
+    Garbage,
+    AnotherIdentity,
+    AnotherKey,
+    AnotherRoot,
+    Expired,
+    Future,
+    LongChain,
 }
 
 impl CertificateSource for Source {
     fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> Issuing<'a> {
         Box::pin(async move {
             self.count(1);
-            let mood = *self.mood.lock().unwrap();
-            if let Mood::Slow(delay) = mood {
-                sleep(delay).await;
-            }
-            self.count(-1);
-            self.issued
-                .lock()
-                .unwrap()
-                .push((identity.clone(), (self.clock)()));
+            // An attempt that is dropped while it waits is no longer one.
+            let _counted = Counted(self);
+            let mood = *self.mood.borrow();
             match mood {
-                Mood::Failing => Err(IssueError {
-                    identity: identity.clone(),
-                    code: "no_mood",
-                    message: "not today".to_owned(),
-                }),
-                Mood::Lying => self.ca.issue_at(&id("liar"), ttl, (self.clock)()),
-                _ => self.ca.issue_at(identity, ttl, (self.clock)()),
+                Mood::Slow(delay) => sleep(delay).await,
+                Mood::Hanging => std::future::pending().await,
+                _ => {}
+            }
+            let attempt = (identity.clone(), (self.clock)());
+            self.issued.lock().unwrap().push(attempt);
+            match mood {
+                Mood::Failing => Err(IssueError::new(identity, "no_mood", "not today")),
+                Mood::Down => Err(IssueError::new(
+                    identity,
+                    "ca_unreachable",
+                    "nobody is there",
+                )),
+                Mood::Panicking => panic!("a source with a fault"),
+                Mood::Hostile(how) => Ok(self.hostile(how, identity, ttl)),
+                _ => Ok(self.good(identity, ttl)),
             }
         })
+    }
+
+    fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.bundle.subscribe()
+    }
+
+    fn rotated(&self) -> Option<watch::Receiver<Rotations>> {
+        Some(self.rotations.subscribe())
+    }
+
+    fn forget(&self, identity: &SpiffeId) {
+        self.forgotten.lock().unwrap().push(identity.clone());
+    }
+}
+
+struct Counted<'a>(&'a Source);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.count(-1);
     }
 }
 
@@ -60,13 +104,65 @@ impl Source {
         busy.1 = busy.1.max(busy.0);
     }
 
+    fn good(&self, identity: &SpiffeId, ttl: Duration) -> Issued {
+        let validity = Validity::new((self.clock)(), ttl);
+        self.authority().issue(identity, validity).unwrap()
+    }
+
+    fn hostile(&self, how: Hostile, identity: &SpiffeId, ttl: Duration) -> Issued {
+        let now = (self.clock)();
+        let mut good = self.good(identity, ttl);
+        let valid = |not_before, not_after| {
+            let validity = Validity {
+                not_before,
+                not_after,
+            };
+            self.authority().issue(identity, validity).unwrap()
+        };
+        match how {
+            Hostile::Garbage => good.chain[0] = b"garbage".to_vec().into(),
+            Hostile::AnotherIdentity => return self.good(&id("liar"), ttl),
+            Hostile::AnotherKey => good.key = self.good(identity, ttl).key,
+            Hostile::AnotherRoot => {
+                return authority()
+                    .issue(identity, Validity::new(now, ttl))
+                    .unwrap();
+            }
+            Hostile::Expired => return valid(now - HOUR, now - SECOND),
+            Hostile::Future => return valid(now + HOUR, now + 2 * HOUR),
+            Hostile::LongChain => good.chain = vec![good.chain[0].clone(); 50],
+        }
+        good
+    }
+
+    fn authority(&self) -> Arc<Authority> {
+        self.authority.lock().unwrap().clone()
+    }
+
     fn is(&self, mood: Mood) {
-        *self.mood.lock().unwrap() = mood;
+        self.mood.send_replace(mood);
+    }
+
+    fn signs_with(&self, authority: &Arc<Authority>) {
+        *self.authority.lock().unwrap() = authority.clone();
+    }
+
+    fn publishes(&self, authorities: &[&Arc<Authority>]) {
+        let roots = authorities
+            .iter()
+            .flat_map(|one| one.bundle().roots().to_vec());
+        self.bundle
+            .send_replace(Arc::new(TrustBundle::new(roots).unwrap()));
     }
 
     fn attempts(&self) -> usize {
         self.issued.lock().unwrap().len()
     }
+}
+
+fn authority() -> Arc<Authority> {
+    let folder = tempfile::tempdir().unwrap();
+    Arc::new(Authority::create(folder.path()).unwrap())
 }
 
 struct Bench {
@@ -75,28 +171,52 @@ struct Bench {
     stop: CancellationToken,
     task: JoinHandle<()>,
     clock: Clock,
-    _dir: tempfile::TempDir,
+    /// By how many seconds the time of day is wrong on this node.
+    skew: Arc<AtomicI64>,
 }
 
 impl Bench {
+    fn new() -> Self {
+        Self::with(CertificatesConfig::default())
+    }
+
+    fn with_ttl(ttl: Duration) -> Self {
+        Self::with(CertificatesConfig {
+            ttl,
+            ..CertificatesConfig::default()
+        })
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "the test owns and joins the task"
     )]
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    fn with(config: CertificatesConfig) -> Self {
         let (start, base) = (Instant::now(), SystemTime::now());
-        let clock: Clock = Arc::new(move || base + start.elapsed());
+        let theirs: Clock = Arc::new(move || base + start.elapsed());
+        let skew = Arc::new(AtomicI64::new(0));
+        let (right, wrong) = (theirs.clone(), skew.clone());
+        let clock: Clock = Arc::new(move || {
+            let by = wrong.load(SeqCst);
+            match Duration::from_secs(by.unsigned_abs()) {
+                ahead if by > 0 => right() + ahead,
+                behind => right() - behind,
+            }
+        });
+        let authority = authority();
         let source = Arc::new(Source {
-            ca: LocalCa::create(dir.path()).unwrap(),
-            clock: clock.clone(),
-            mood: Mutex::new(Mood::Willing),
+            bundle: watch::Sender::new(Arc::new(authority.bundle().clone())),
+            rotations: watch::Sender::default(),
+            authority: Mutex::new(authority),
+            clock: theirs,
+            mood: watch::Sender::new(Mood::Willing),
             issued: Mutex::default(),
+            forgotten: Mutex::default(),
             busy: Mutex::default(),
         });
         let config = CertificatesConfig {
             clock: clock.clone(),
-            ..CertificatesConfig::default()
+            ..config
         };
         let (certificates, task) = Certificates::new(source.clone(), config);
         let stop = CancellationToken::new();
@@ -107,7 +227,7 @@ impl Bench {
             stop,
             task,
             clock,
-            _dir: dir,
+            skew,
         }
     }
 
@@ -120,14 +240,30 @@ impl Bench {
         self.certificates.current(&id(name))
     }
 
+    fn status(&self) -> IdentityStatus {
+        self.certificates.state().identities[0].clone()
+    }
+
     fn state(&self) -> IdentityState {
-        self.certificates.status()[0].state
+        self.status().state
+    }
+
+    fn last_error(&self) -> &'static str {
+        self.status().error.unwrap().code
     }
 
     async fn end(self) {
         self.stop.cancel();
         self.task.await.unwrap();
     }
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|i| format!("sa{i:04}")).collect()
+}
+
+fn strs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
 }
 
 fn id(name: &str) -> SpiffeId {
@@ -141,7 +277,7 @@ async fn pass(time: Duration) {
     sleep(time).await;
 }
 
-const MOMENT: Duration = Duration::from_millis(5);
+const MOMENT: Duration = Duration::from_millis(15);
 
 #[tokio::test(start_paused = true)]
 async fn what_is_wanted_is_issued_at_once_and_told() {
@@ -178,8 +314,8 @@ async fn a_certificate_is_renewed_around_its_half_life_and_not_before() {
 #[tokio::test(start_paused = true)]
 async fn renewals_of_identities_that_were_issued_together_are_spread() {
     let bench = Bench::new();
-    let names: Vec<String> = (0..50).map(|i| format!("sa{i}")).collect();
-    bench.want(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let names = names(50);
+    bench.want(&strs(&names));
     pass(HOUR * 24 * 56 / 100).await;
     let issued = bench.source.issued.lock().unwrap()[50..].to_vec();
     assert_eq!(issued.len(), 50);
@@ -199,16 +335,13 @@ async fn the_last_good_certificate_stays_while_renewal_fails_and_until_it_expire
     bench.source.is(Mood::Failing);
     pass(HOUR * 23).await;
     assert!(bench.current("web").is_some());
-    assert_eq!(
-        bench.certificates.status()[0].error.as_ref().unwrap().code,
-        "no_mood"
-    );
+    assert_eq!(bench.last_error(), "no_mood");
     let mut version = bench.certificates.subscribe();
     pass(HOUR + MOMENT).await;
     assert!(bench.current("web").is_none(), "never after its end");
     assert!(version.has_changed().unwrap());
     version.mark_unchanged();
-    assert_eq!(bench.state(), IdentityState::Unavailable);
+    assert!(matches!(bench.state(), IdentityState::Expired { .. }));
     bench.source.is(Mood::Willing);
     pass(Duration::from_secs(200)).await;
     assert!(
@@ -249,11 +382,10 @@ async fn failures_are_repeated_at_growing_intervals() {
 async fn a_source_that_hangs_counts_as_failed_and_holds_up_nobody() {
     let bench = Bench::new();
     bench.source.is(Mood::Slow(HOUR));
-    let names: Vec<String> = (0..20).map(|i| format!("sa{i:02}")).collect();
-    bench.want(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let names = names(20);
+    bench.want(&strs(&names));
     pass(Duration::from_secs(11)).await;
-    let status = bench.certificates.status();
-    assert_eq!(status[0].error.as_ref().unwrap().code, "issue_timeout");
+    assert_eq!(bench.last_error(), "issue_timeout");
     bench.source.is(Mood::Willing);
     pass(Duration::from_secs(60)).await;
     assert!(names.iter().all(|name| bench.current(name).is_some()));
@@ -264,8 +396,8 @@ async fn a_source_that_hangs_counts_as_failed_and_holds_up_nobody() {
 async fn no_more_than_eight_are_issued_at_a_time() {
     let bench = Bench::new();
     bench.source.is(Mood::Slow(Duration::from_secs(1)));
-    let names: Vec<String> = (0..40).map(|i| format!("sa{i}")).collect();
-    bench.want(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let names = names(40);
+    bench.want(&strs(&names));
     pass(Duration::from_secs(6)).await;
     assert_eq!(bench.source.busy.lock().unwrap().1, 8);
     assert!(
@@ -276,17 +408,34 @@ async fn no_more_than_eight_are_issued_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_answers_for_another_identity_is_not_believed() {
-    let bench = Bench::new();
-    bench.source.is(Mood::Lying);
-    bench.want(&["web"]);
-    pass(MOMENT).await;
-    assert!(bench.current("web").is_none() && bench.current("liar").is_none());
-    assert_eq!(
-        bench.certificates.status()[0].error.as_ref().unwrap().code,
-        "wrong_identity"
-    );
-    bench.end().await;
+async fn every_hostile_answer_is_refused_by_its_reason_and_the_old_certificate_stays() {
+    for (how, code) in [
+        (Hostile::Garbage, "issued_garbage"),
+        (Hostile::AnotherIdentity, "wrong_identity"),
+        (Hostile::AnotherKey, "key_mismatch"),
+        (Hostile::AnotherRoot, "chain_untrusted"),
+        (Hostile::Expired, "issued_expired"),
+        (Hostile::Future, "issued_in_future"),
+        (Hostile::LongChain, "chain_too_long"),
+    ] {
+        let bench = Bench::new();
+        bench.want(&["web"]);
+        pass(MOMENT).await;
+        let good = bench.current("web").unwrap();
+        bench.source.is(Mood::Hostile(how));
+        pass(HOUR * 14).await;
+        assert_eq!(bench.last_error(), code);
+        assert!(Arc::ptr_eq(&bench.current("web").unwrap(), &good), "{code}");
+        let tally = bench.certificates.state().tally.clone();
+        assert!(
+            tally.failures[code] > 10 && tally.failures.len() == 1,
+            "{tally:?}"
+        );
+        pass(HOUR * 11).await;
+        assert!(bench.current("web").is_none() && bench.current("liar").is_none());
+        assert!(matches!(bench.state(), IdentityState::Expired { .. }));
+        bench.end().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -300,6 +449,7 @@ async fn a_key_that_is_no_longer_wanted_is_gone() {
     assert!(bench.current("web").is_none() && bench.current("db").is_some());
     pass(MOMENT).await;
     assert!(weak.upgrade().is_none(), "nothing in here holds it");
+    assert_eq!(*bench.source.forgotten.lock().unwrap(), [id("web")]);
     bench.end().await;
 }
 
@@ -312,7 +462,12 @@ async fn an_identity_forgotten_while_it_is_issued_stays_forgotten() {
     bench.want(&[]);
     pass(Duration::from_secs(5)).await;
     assert!(bench.current("web").is_none());
-    assert!(bench.certificates.status().is_empty());
+    assert!(bench.certificates.state().identities.is_empty());
+    assert_eq!(
+        bench.source.busy.lock().unwrap().0,
+        0,
+        "the attempt was given up"
+    );
     bench.end().await;
 }
 
@@ -327,5 +482,318 @@ async fn the_clock_is_the_one_that_was_given() {
         .duration_since((bench.clock)())
         .unwrap();
     assert!(left > HOUR * 23 && left <= HOUR * 24);
+    bench.end().await;
+}
+
+/// A connection that waits for an identity, as long as it has none; how long that was.
+async fn waits_for(bench: &Bench, name: &str) -> Duration {
+    let start = Instant::now();
+    let mut version = bench.certificates.subscribe();
+    while bench.current(name).is_none() {
+        bench.certificates.need(&id(name));
+        let _ = tokio::time::timeout(SECOND, version.changed()).await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_twenty_second_certificates_and_an_outage_of_45_seconds_all_are_back_within_two() {
+    let bench = Bench::with_ttl(20 * SECOND);
+    let names = names(60);
+    bench.want(&strs(&names));
+    pass(37 * SECOND).await;
+    assert!(names.iter().all(|name| bench.current(name).is_some()));
+    bench.source.is(Mood::Down);
+    let down = Instant::now();
+    let ends: Vec<Duration> = names
+        .iter()
+        .map(|name| bench.current(name).unwrap().ends - down)
+        .collect();
+    while down.elapsed() < 45 * SECOND {
+        for (name, ends) in names.iter().zip(&ends) {
+            let has = bench.current(name).is_some();
+            assert_eq!(
+                has,
+                down.elapsed() < *ends,
+                "to the very end, and no longer"
+            );
+            if !has {
+                bench.certificates.need(&id(name));
+            }
+        }
+        pass(SECOND / 2).await;
+    }
+    let before = bench.source.attempts();
+    bench.source.is(Mood::Willing);
+    for name in &names {
+        waits_for(&bench, name).await;
+    }
+    let took = down.elapsed() - 45 * SECOND;
+    assert!(took < 2 * SECOND, "{took:?}");
+    let extra = bench.source.attempts() - before - names.len();
+    assert!(extra < 5, "each was asked for once: {extra} more");
+    assert!(bench.source.busy.lock().unwrap().1 <= 8);
+    pass(60 * SECOND).await;
+    assert!(names.iter().all(|name| bench.current(name).is_some()));
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_ends_before_the_certificates_do_is_noticed_by_nobody() {
+    let bench = Bench::with_ttl(120 * SECOND);
+    let names = names(60);
+    bench.want(&strs(&names));
+    pass(40 * SECOND).await;
+    for mood in [Mood::Down, Mood::Hanging, Mood::Failing] {
+        bench.source.is(mood);
+        for _ in 0..45 {
+            pass(SECOND).await;
+            assert!(
+                names.iter().all(|name| bench.current(name).is_some()),
+                "{mood:?}"
+            );
+        }
+        bench.source.is(Mood::Willing);
+        for _ in 0..120 {
+            pass(SECOND).await;
+            assert!(
+                names.iter().all(|name| bench.current(name).is_some()),
+                "{mood:?}"
+            );
+        }
+    }
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_that_hang_on_what_was_there_before_are_made_again_when_the_source_is_back() {
+    let bench = Bench::with_ttl(20 * SECOND);
+    let names = names(9);
+    bench.want(&strs(&names));
+    bench.source.is(Mood::Hanging);
+    // Nine identities on eight places: some hang for their whole deadline, again and again.
+    for _ in 0..35 {
+        names
+            .iter()
+            .for_each(|name| bench.certificates.need(&id(name)));
+        pass(SECOND).await;
+    }
+    bench.source.is(Mood::Willing);
+    let back = Instant::now();
+    waits_for(&bench, &names[0]).await;
+    let first = back.elapsed();
+    for name in &names {
+        waits_for(&bench, name).await;
+    }
+    assert!(
+        back.elapsed() - first < 2 * SECOND,
+        "{first:?}, {:?}",
+        back.elapsed()
+    );
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_waits_is_served_before_hundreds_that_only_start() {
+    let bench = Bench::new();
+    bench.source.is(Mood::Slow(SECOND));
+    let names = names(400);
+    let mut all = strs(&names);
+    all.push("zebra");
+    bench.want(&all);
+    pass(SECOND / 2).await;
+    let waited = waits_for(&bench, "zebra").await;
+    assert!(
+        waited < 2 * SECOND,
+        "{waited:?}: the next place was its own"
+    );
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_can_wait_for_an_identity_that_does_not_run_here() {
+    let bench = Bench::new();
+    bench.want(&["web"]);
+    pass(MOMENT).await;
+    bench.certificates.need(&id("stranger"));
+    pass(SECOND).await;
+    assert_eq!(bench.source.attempts(), 1);
+    assert!(bench.certificates.0.needed.lock().unwrap().is_empty());
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_is_replaced_while_everything_goes_on() {
+    let bench = Bench::with_ttl(20 * SECOND);
+    let names = names(40);
+    bench.want(&strs(&names));
+    pass(30 * SECOND).await;
+    let (old, new) = (bench.source.authority(), authority());
+    let trusted_by = |bundle: &TrustBundle| {
+        let now = (bench.clock)();
+        let held = names.iter().map(|name| bench.current(name).unwrap());
+        let chains =
+            |held: Arc<Certificate>| crate::certs::verify::chains(&held.chain, bundle, now);
+        held.filter(|held| chains(held.clone()).is_ok()).count()
+    };
+    // Both are known before the new one signs, and until everything of the old one is gone.
+    bench.source.publishes(&[&old, &new]);
+    pass(SECOND).await;
+    assert_eq!(bench.certificates.state().bundle.roots().len(), 2);
+    assert_eq!(trusted_by(old.bundle()), 40, "nothing is renewed for that");
+    bench.source.signs_with(&new);
+    pass(12 * SECOND).await;
+    assert_eq!(
+        trusted_by(new.bundle()),
+        40,
+        "within half a life and its jitter"
+    );
+    bench.source.publishes(&[&new]);
+    let before = bench.source.attempts();
+    pass(SECOND).await;
+    assert_eq!(
+        bench.certificates.state().bundle.roots(),
+        new.bundle().roots()
+    );
+    assert!(
+        bench.source.attempts() - before < 20,
+        "no reason to renew all of them"
+    );
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_that_is_replaced_at_once_has_all_certificates_replaced_within_two_seconds() {
+    let bench = Bench::new();
+    let names = names(40);
+    bench.want(&strs(&names));
+    pass(HOUR).await;
+    let new = authority();
+    bench.source.signs_with(&new);
+    bench.source.publishes(&[&new]);
+    pass(2 * SECOND).await;
+    for name in &names {
+        let held = bench.current(name).unwrap();
+        crate::certs::verify::chains(&held.chain, new.bundle(), (bench.clock)()).unwrap();
+    }
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_that_is_empty_replaces_none() {
+    let bench = Bench::new();
+    let good = bench.certificates.state().bundle.clone();
+    bench.want(&["web"]);
+    pass(MOMENT).await;
+    bench.source.bundle.send_replace(Arc::default());
+    pass(24 * HOUR).await;
+    assert_eq!(bench.certificates.state().bundle, good);
+    assert!(bench.current("web").is_some(), "and renewals go on");
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_by_five_minutes_drops_nothing_and_renewals_go_on() {
+    for by in [299, -299] {
+        let bench = Bench::with_ttl(HOUR);
+        let names = names(10);
+        bench.want(&strs(&names));
+        pass(10 * SECOND).await;
+        bench.skew.store(by, SeqCst);
+        for _ in 0..4 * 60 {
+            pass(60 * SECOND).await;
+            assert!(
+                names.iter().all(|name| bench.current(name).is_some()),
+                "{by}"
+            );
+        }
+        let renewals = bench.certificates.state().tally.renewals;
+        assert!((70..=100).contains(&renewals), "{by}: {renewals}");
+        assert!(bench.certificates.state().tally.failures.is_empty(), "{by}");
+        // And back again.
+        bench.skew.store(0, SeqCst);
+        for _ in 0..60 {
+            pass(60 * SECOND).await;
+            assert!(
+                names.iter().all(|name| bench.current(name).is_some()),
+                "{by}"
+            );
+        }
+        bench.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_clock_is_five_minutes_behind_renews_short_certificates_in_time() {
+    let bench = Bench::with_ttl(20 * SECOND);
+    bench.skew.store(-299, SeqCst);
+    bench.want(&["web"]);
+    pass(MOMENT).await;
+    for _ in 0..100 {
+        pass(SECOND).await;
+        // As peers see it, whose clocks are right.
+        let held = bench.current("web").unwrap();
+        assert!(held.not_after > (bench.source.clock)());
+    }
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_has_something_newer_is_asked_at_once() {
+    let bench = Bench::new();
+    bench.want(&["db", "web"]);
+    pass(MOMENT).await;
+    let before = [bench.current("db").unwrap(), bench.current("web").unwrap()];
+    bench.source.rotations.send_modify(|counts| {
+        counts.insert(id("web"), 1);
+    });
+    pass(MOMENT).await;
+    assert!(Arc::ptr_eq(&before[0], &bench.current("db").unwrap()));
+    assert!(!Arc::ptr_eq(&before[1], &bench.current("web").unwrap()));
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_panics_fails_one_attempt_and_no_more() {
+    let bench = Bench::new();
+    bench.source.is(Mood::Panicking);
+    bench.want(&["web"]);
+    pass(MOMENT).await;
+    assert_eq!(bench.last_error(), "source_failed");
+    bench.source.is(Mood::Willing);
+    pass(3 * SECOND).await;
+    assert!(bench.current("web").is_some());
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn thousands_of_identities_start_eight_at_a_time_and_are_told_in_few_words() {
+    let bench = Bench::new();
+    bench.source.is(Mood::Slow(Duration::from_millis(10)));
+    let names = names(3000);
+    let mut version = bench.certificates.subscribe();
+    let mut told = 0;
+    let start = std::time::Instant::now();
+    bench.want(&strs(&names));
+    while bench
+        .certificates
+        .state()
+        .identities
+        .iter()
+        .filter(|one| one.certificate.is_some())
+        .count()
+        < 3000
+    {
+        version.changed().await.unwrap();
+        told += 1;
+    }
+    assert!(bench.source.busy.lock().unwrap().1 <= 8);
+    assert!(told <= 3000 / 8 + 10, "{told} publications");
+    // Virtual time costs nothing; what is left is the processor's.
+    assert!(
+        start.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        start.elapsed()
+    );
     bench.end().await;
 }
