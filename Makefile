@@ -25,6 +25,7 @@ test-unit: setup
 	cargo test --locked --workspace --exclude lab --exclude ambit-e2e
 
 test-e2e: build
+	@tests/setup.sh spire
 	cargo test --locked -p lab -p ambit-e2e -- --test-threads=$(E2E_THREADS)
 
 lint: setup

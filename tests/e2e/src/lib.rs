@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod policy;
 pub mod programs;
 pub mod settle;
+pub mod spire;
 pub mod tcp;
 pub mod tcp_load;
 pub mod web;
