@@ -9,11 +9,12 @@ export AMBIT_BIN_DIR := $(CURDIR)/target/release
 # Each end-to-end test owns a lab; two at a time keep two cores busy.
 E2E_THREADS ?= 2
 
-.PHONY: help demo test test-unit test-e2e lint build setup root
+.PHONY: help demo test test-unit test-e2e bench lint build setup root
 
 help:
 	@echo "make demo   two nodes, pods that talk mTLS without knowing it, and the proof from the wire"
 	@echo "make test   everything that shows it works: unit, property, fuzz, conformance, end-to-end"
+	@echo "make bench  what policies cost a connection, side by side with none"
 	@echo "make lint   rustfmt, clippy, licences and bans"
 
 demo: build
@@ -27,6 +28,9 @@ test-unit: setup
 test-e2e: build
 	@tests/setup.sh spire
 	cargo test --locked -p lab -p ambit-e2e -- --test-threads=$(E2E_THREADS)
+
+bench: setup
+	cargo bench --locked -p benches
 
 lint: setup
 	cargo fmt --all --check

@@ -1,0 +1,204 @@
+//! A cluster of many workloads and many policies, as manifests.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+
+use mesh::objects::{Objects, parse};
+use mesh::{Model, Params, Workload};
+use serde_json::{Value, json};
+use spiffe::TrustDomain;
+
+/// Pods in all.
+pub const WORKLOADS: usize = 1_000;
+/// Policies in all, where there are any.
+pub const POLICIES: usize = 10_000;
+/// So many pods are selected by no policy.
+pub const UNSELECTED: usize = 100;
+/// Pods that are selected by exactly so many policies, of which the last one admits [`CLIENT`].
+pub const SELECTED_BY: [usize; 3] = [1, 10, 100];
+/// The application's port of every pod.
+pub const PORT: u16 = 8080;
+
+const NAMESPACES: usize = 20;
+
+/// Whether the cluster has policies, and of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policies {
+    /// None.
+    None,
+    /// As many AuthorizationPolicies as [`POLICIES`] says.
+    Authorization,
+    /// As many NetworkPolicies.
+    Network,
+}
+
+/// A pod of the cluster by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pod(pub usize);
+
+/// The pod that the policies of the pods of [`SELECTED_BY`] admit.
+pub const CLIENT: Pod = Pod(SELECTED_BY.len());
+/// A pod that they do not admit.
+pub const STRANGER: Pod = Pod(SELECTED_BY.len() + 1);
+
+impl Pod {
+    /// The pods that no policy selects.
+    pub fn unselected() -> impl Iterator<Item = Pod> {
+        (WORKLOADS - UNSELECTED..WORKLOADS).map(Pod)
+    }
+
+    /// The name of the pod, of its `app` label and of its service account.
+    pub fn name(self) -> String {
+        format!("app-{}", self.0)
+    }
+
+    /// The namespace of the pod.
+    pub fn namespace(self) -> String {
+        format!("team-{}", self.0 % NAMESPACES)
+    }
+
+    /// The address of the pod.
+    pub fn ip(self) -> IpAddr {
+        let [.., high, low] = (self.0 + 1).to_be_bytes();
+        Ipv4Addr::new(10, 244, high, low).into()
+    }
+
+    /// As AuthorizationPolicies name it: without `spiffe://`.
+    pub fn principal(self) -> String {
+        format!("cluster.local/ns/{}/sa/{}", self.namespace(), self.name())
+    }
+
+    /// The workload in the model.
+    ///
+    /// # Panics
+    ///
+    /// The model is of another cluster.
+    pub fn workload(self, model: &Model) -> &Workload {
+        let workload = model.workload_by_ip(self.ip());
+        workload.expect("every pod of the cluster is in the model")
+    }
+
+    fn document(self) -> Value {
+        let (name, namespace) = (self.name(), self.namespace());
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "uid": format!("uid-{name}"),
+                         "labels": {"app": name, "version": "v1", "pod-template-hash": "7c5ddbdf54",
+                                    "istio.io/dataplane-mode": "ambient"}},
+            "spec": {"nodeName": format!("node-{}", self.0 % 10), "serviceAccountName": name,
+                     "containers": [{"name": "main",
+                                     "ports": [{"name": "http", "containerPort": PORT}]}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": self.ip()}],
+                       "conditions": [{"type": "Ready", "status": "True"}]},
+        })
+    }
+}
+
+/// The manifests of the cluster as one file.
+pub fn manifests(policies: Policies) -> String {
+    let namespaces = (0..NAMESPACES).map(|n| {
+        let name = Pod(n).namespace();
+        json!({"apiVersion": "v1", "kind": "Namespace",
+               "metadata": {"name": name, "labels": {"team": name}}})
+    });
+    let pods = (0..WORKLOADS).map(|n| Pod(n).document());
+    let policies = selected_pods(policies)
+        .into_iter()
+        .enumerate()
+        .map(|(n, (pod, last))| match policies {
+            Policies::Network => network(n, pod, last),
+            _ => authorization(n, pod, last),
+        });
+    let mut text = String::new();
+    for document in namespaces.chain(pods).chain(policies) {
+        // Writing to a text cannot fail.
+        let _ = write!(text, "---\n{document}\n");
+    }
+    text
+}
+
+/// For each policy the pod it selects, and whether it is the last of a pod of [`SELECTED_BY`].
+fn selected_pods(policies: Policies) -> Vec<(Pod, bool)> {
+    if policies == Policies::None {
+        return Vec::new();
+    }
+    let mut pods = Vec::with_capacity(POLICIES);
+    for (n, count) in SELECTED_BY.into_iter().enumerate() {
+        pods.extend((1..=count).map(|i| (Pod(n), i == count)));
+    }
+    let others = (CLIENT.0..WORKLOADS - UNSELECTED).cycle();
+    let rest = POLICIES - pods.len();
+    pods.extend(others.take(rest).map(|n| (Pod(n), false)));
+    pods
+}
+
+/// A policy in one of the forms of Istio's guides: callers by identity, callers by namespace, and a
+/// DENY by address and port. Those of the pods of [`SELECTED_BY`] are all of the first form.
+fn authorization(n: usize, pod: Pod, admits_client: bool) -> Value {
+    let mut principals: Vec<String> = (0..4)
+        .map(|i| Pod(STRANGER.0 + 1 + (n + i * 37) % 500).principal())
+        .collect();
+    if admits_client {
+        principals.push(CLIENT.principal());
+    }
+    let operation = json!([{"operation": {"ports": [PORT.to_string(), "9090"]}}]);
+    let form = if pod.0 < SELECTED_BY.len() { 0 } else { n % 3 };
+    let (action, from) = match form {
+        0 => ("ALLOW", json!({"principals": principals})),
+        1 => (
+            "ALLOW",
+            json!({"namespaces": [Pod(n).namespace(), "istio-system"]}),
+        ),
+        _ => (
+            "DENY",
+            json!({"notIpBlocks": ["10.0.0.0/8"], "notNamespaces": ["kube-*"]}),
+        ),
+    };
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": format!("policy-{n}"), "namespace": pod.namespace()},
+        "spec": {"selector": {"matchLabels": {"app": pod.name()}}, "action": action,
+                 "rules": [{"from": [{"source": from}], "to": operation}]},
+    })
+}
+
+fn network(n: usize, pod: Pod, admits_client: bool) -> Value {
+    let peer = |pod: Pod| {
+        json!({"podSelector": {"matchLabels": {"app": pod.name()}},
+               "namespaceSelector": {"matchLabels": {"team": pod.namespace()}}})
+    };
+    let mut peers: Vec<Value> = (0..4)
+        .map(|i| peer(Pod(STRANGER.0 + 1 + (n + i * 37) % 500)))
+        .collect();
+    if admits_client {
+        peers.push(peer(CLIENT));
+    }
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": format!("policy-{n}"), "namespace": pod.namespace()},
+        "spec": {"podSelector": {"matchLabels": {"app": pod.name()}},
+                 "ingress": [{"from": peers, "ports": [{"port": "http"}, {"port": 9090}]}]},
+    })
+}
+
+/// The objects of some manifests.
+///
+/// # Panics
+///
+/// A manifest is broken.
+pub fn objects(manifests: &str) -> Objects {
+    let parsed = parse(&"cluster.yaml".into(), manifests.as_bytes());
+    assert!(parsed.broken.is_empty(), "{:?}", parsed.broken.first());
+    assert!(parsed.ignored.is_empty(), "{:?}", parsed.ignored.first());
+    let mut objects = Objects::default();
+    for (object, origin) in parsed.objects {
+        objects.insert(object, origin);
+    }
+    objects
+}
+
+/// How the cluster is compiled.
+pub fn params() -> Params {
+    let trust_domain = TrustDomain::new("cluster.local");
+    Params::new(trust_domain.expect("a constant that is a trust domain"))
+}

@@ -1,0 +1,57 @@
+//! What a new connection asks of the store.
+
+use std::net::{IpAddr, SocketAddr};
+
+use mesh::{Attempt, Store, WorkloadUid};
+use spiffe::SpiffeId;
+
+use crate::cluster::{PORT, Pod};
+
+/// A connection from one pod to another one.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    source: SpiffeId,
+    source_ip: IpAddr,
+    uid: WorkloadUid,
+    destination: SocketAddr,
+}
+
+impl Connection {
+    /// A connection that exists in this store's model.
+    ///
+    /// # Panics
+    ///
+    /// The model is of another cluster.
+    pub fn new(store: &Store, from: Pod, to: Pod) -> Self {
+        let model = store.load();
+        let (from, to) = (from.workload(&model), to.workload(&model));
+        Self {
+            source: from.identity.clone(),
+            source_ip: from.ips[0],
+            uid: to.uid.clone(),
+            destination: SocketAddr::new(to.ips[0], PORT),
+        }
+    }
+
+    /// All that the receiving daemon asks before it lets the connection in: today's model, both
+    /// workloads, and the policies.
+    ///
+    /// # Panics
+    ///
+    /// The store is of another cluster.
+    #[inline(never)]
+    pub fn is_allowed(&self, store: &Store) -> bool {
+        let model = store.load();
+        let workload = model.workload(&self.uid).expect("it was there before");
+        let source = model
+            .workload_by_ip(self.source_ip)
+            .filter(|source| source.identity == self.source);
+        let attempt = Attempt {
+            source: Some(&self.source),
+            source_ip: self.source_ip,
+            source_workload: source.map(|source| &**source),
+            destination: self.destination,
+        };
+        model.authorize(workload, &attempt).is_allowed()
+    }
+}
