@@ -9,6 +9,7 @@ mod addresses;
 mod endpoints;
 mod fault;
 mod join;
+mod policies;
 mod read;
 
 use std::collections::BTreeSet;
@@ -74,7 +75,9 @@ pub fn compile(objects: &Objects, params: &Params) -> (Model, Vec<Problem>) {
 
 /// What is wrong with an object in itself, whatever else there is.
 pub(crate) fn faults(object: &Object, params: &Params) -> Vec<Fault> {
-    read::one(object, params)
+    let mut faults = read::one(object, params);
+    faults.retain(|fault| !fault.is_note());
+    faults
 }
 
 /// Something read from an object, with where it was written.

@@ -41,7 +41,7 @@ pub use model::{
     HBONE_PORT, Health, Load, Locality, Mode, Model, NamedPort, Namespace, Node, Refusal, Service,
     ServiceName, ServicePort, Workload, WorkloadType, WorkloadUid,
 };
-pub use policy::{Attempt, Decision, Denial, PolicyReport, PolicySet};
+pub use policy::{Attempt, Decision, Denial, PolicyReport, PolicySet, PolicyState};
 pub use problem::{ObjectRef, Problem};
 pub use route::{Route, route};
 pub use store::{Changes, Snapshot, Store};

@@ -17,19 +17,32 @@
 //! DENY constraint that is in doubt does, and a selector that cannot be read selects the whole
 //! namespace. [`Model::policies`] says what became of each policy.
 
+mod aliases;
+mod assign;
+mod authorization;
+mod dump;
 pub(crate) mod network;
+mod peer;
+mod read;
 mod report;
+mod rule;
+mod set;
+mod text;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
 use spiffe::SpiffeId;
 
 use crate::model::{Model, Workload};
 
+pub(crate) use assign::Assigner;
+pub use dump::PolicyRules;
+pub(crate) use read::{Context, ReadPolicy};
+pub(crate) use report::Selects;
 pub use report::{PolicyMessage, PolicyReport, PolicyScope, PolicyState};
+pub use set::PolicySet;
 
 /// One connection that asks to reach a workload, as the receiving daemon sees it after
 /// decapsulation.
@@ -83,44 +96,12 @@ impl fmt::Display for Denial {
     }
 }
 
-/// The policies that select a workload, ready to decide. Workloads that the same policies select
-/// share one set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PolicySet(Option<Arc<Selected>>);
-
-#[derive(Debug, PartialEq, Eq)]
-struct Selected {}
-
-impl PolicySet {
-    /// No policy selects the workload: everything is allowed.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// The names of the policies, as in [`Denial::policy`], sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::empty()
-    }
-}
-
-impl Serialize for PolicySet {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.names())
-    }
-}
-
 impl Model {
-    /// Whether this connection may reach this workload. Takes no lock and does not allocate.
-    ///
-    /// `workload` must be today's: take it from this very model, not from where the connection
-    /// began, because it carries the policies that select it.
-    pub fn authorize(&self, workload: &Workload, attempt: &Attempt<'_>) -> Decision {
-        let _ = (workload, attempt);
-        Decision::default()
-    }
-
     /// What became of each policy, sorted by kind, namespace and name.
     pub fn policies(&self) -> &[Arc<PolicyReport>] {
         &self.policies
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
 use crate::model::{Model, ServiceName, WorkloadUid};
-use crate::problem::Problem;
+use crate::problem::{ObjectRef, Problem};
 
 /// The current [`Model`]. Clones share it.
 ///
@@ -53,6 +53,8 @@ pub struct Changes {
     pub nodes: Vec<Arc<str>>,
     /// Namespaces that are new, gone or different.
     pub namespaces: Vec<Arc<str>>,
+    /// Policies that are new, gone or different, in themselves or in whom they select.
+    pub policies: Vec<ObjectRef>,
     /// The refused addresses are others.
     pub refusals: bool,
     /// The list of problems is another one.

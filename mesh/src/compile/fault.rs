@@ -1,6 +1,7 @@
 //! What is wrong with one object in itself.
 
 use crate::objects::Origin;
+use crate::policy::PolicyMessage;
 use crate::problem::{ObjectRef, Problem};
 
 /// One fault of one object. An object with a fault that is not fatal is used as far as it can be
@@ -27,6 +28,15 @@ impl Fault {
     /// It says nothing against the object.
     pub(crate) fn is_note(&self) -> bool {
         self.severity == Severity::Note
+    }
+
+    /// As part of the report of a policy.
+    pub(crate) fn message(&self) -> PolicyMessage {
+        PolicyMessage {
+            field: self.field.clone(),
+            code: self.code,
+            message: self.message.clone(),
+        }
     }
 
     pub(crate) fn at(self, object: ObjectRef, origin: &Origin) -> Problem {
@@ -66,6 +76,11 @@ impl Faults {
             message,
             severity,
         });
+    }
+
+    /// Takes over what was found before.
+    pub(crate) fn extend(&mut self, faults: &[Fault]) {
+        self.0.extend_from_slice(faults);
     }
 
     pub(crate) fn is_fatal(&self) -> bool {

@@ -12,20 +12,23 @@ use crate::problem::Problem;
 use super::addresses::{self, Ownership};
 use super::endpoints::{Draft, Drafts, Finder, Target};
 use super::read::{Facts, PodFacts, ServiceFacts};
-use super::{Fact, Map};
+use super::{Fact, Map, policies};
 
 /// Puts the facts together.
 pub(super) fn join(mut facts: Facts) -> (Model, Vec<Problem>) {
     let mut problems = Vec::new();
     drop_shared_uids(&mut facts, &mut problems);
     let mut model = Model {
-        namespaces: by_name(facts.namespaces, |n: &Namespace| n.name.clone()),
-        nodes: by_name(facts.nodes, |n: &Node| n.name.clone()),
+        namespaces: by_name(std::mem::take(&mut facts.namespaces), |n: &Namespace| {
+            n.name.clone()
+        }),
+        nodes: by_name(std::mem::take(&mut facts.nodes), |n: &Node| n.name.clone()),
         ..Model::default()
     };
     for pod in &mut facts.pods {
         place(&mut pod.value, &model, &facts.excluded_namespaces);
     }
+    let reports = policies::assign(&mut facts);
     let ownership = addresses::settle(&facts.pods, &facts.services, &facts.refused, &mut problems);
     let finder = Finder::new(&facts.pods, &facts.slices, &ownership);
     let drafts: Vec<Drafts> = facts
@@ -47,6 +50,7 @@ pub(super) fn join(mut facts: Facts) -> (Model, Vec<Problem>) {
         .collect();
     model.workloads = workloads.into_iter().map(|w| (w.uid.clone(), w)).collect();
     model.refused = ownership.refused;
+    model.policies = reports.into();
     (model, problems)
 }
 

@@ -14,7 +14,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{Namespace, Node, Refusal};
-use crate::objects::{Kind, Object, Objects};
+use crate::objects::{Kind, Object, Objects, PolicyKind};
+use crate::policy::{Context, ReadPolicy};
 use crate::problem::{ObjectRef, Problem};
 
 use super::fault::{Fault, Faults};
@@ -32,6 +33,11 @@ pub(super) struct Facts {
     pub(super) pods: Vec<Fact<PodFacts>>,
     pub(super) services: Vec<Fact<ServiceFacts>>,
     pub(super) slices: Vec<Fact<SliceFacts>>,
+    /// Sorted by kind, namespace and name.
+    pub(super) policies: Vec<Fact<Arc<ReadPolicy>>>,
+    /// What the source found in versions of policies that it did not take.
+    pub(super) rejected: Vec<Problem>,
+    pub(super) network_policy: bool,
     /// Addresses of pods and services that could not be read.
     pub(super) refused: Vec<(IpAddr, Refusal)>,
     pub(super) excluded_namespaces: Vec<Arc<str>>,
@@ -39,7 +45,12 @@ pub(super) struct Facts {
 
 /// Reads every object, and reports the faults of each.
 pub(super) fn all(objects: &Objects, params: &Params, problems: &mut Vec<Problem>) -> Facts {
+    let rejected = problems.iter().filter(|problem| of_policy(problem));
+    let rejected = rejected.cloned().collect();
     let mut facts = Facts {
+        policies: policies(objects, params, problems),
+        rejected,
+        network_policy: params.network_policy,
         namespaces: each(
             &objects.namespaces,
             Object::Namespace,
@@ -84,6 +95,38 @@ pub(super) fn all(objects: &Objects, params: &Params, problems: &mut Vec<Problem
     });
     pods.into_iter().for_each(|pod| facts.pod(pod));
     facts
+}
+
+fn policies(
+    objects: &Objects,
+    params: &Params,
+    problems: &mut Vec<Problem>,
+) -> Vec<Fact<Arc<ReadPolicy>>> {
+    let context = Context::new(params);
+    let kinds = [
+        &objects.authorization_policies,
+        &objects.network_policies,
+        &objects.peer_authentications,
+    ];
+    let mut facts = Vec::new();
+    for kind in kinds {
+        facts.extend(each(kind, Object::Policy, problems, |policy, faults| {
+            let read = policy.read(&context);
+            faults.extend(&read.faults);
+            Some(read)
+        }));
+    }
+    facts
+}
+
+fn of_policy(problem: &Problem) -> bool {
+    let kinds = [
+        PolicyKind::Authorization,
+        PolicyKind::PeerAuthentication,
+        PolicyKind::Network,
+    ];
+    let object = problem.object.as_ref();
+    object.is_some_and(|object| kinds.iter().any(|kind| *object.kind == *kind.as_str()))
 }
 
 impl Facts {
@@ -134,7 +177,7 @@ pub(super) fn one(object: &Object, params: &Params) -> Vec<Fault> {
         Object::Pod(o) => drop(pod::read(o, params, &mut faults)),
         Object::Service(o) => drop(service::read(o, params, &mut faults)),
         Object::EndpointSlice(o) => drop(slice::read(o, &mut faults)),
-        Object::Policy(_) => {}
+        Object::Policy(o) => faults.extend(&o.read(&Context::new(params)).faults),
         Object::ServiceAccount(o) => names::check(
             &o.metadata,
             names::Scope::Namespaced(names::Form::Subdomain),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::kind::{BadField, Known, known};
+use super::kind::{BadField, Known, known, policy};
 use super::{Object, Origin};
 use crate::problem::{ObjectRef, Problem};
 
@@ -135,7 +135,38 @@ fn to_value(text: &str) -> Result<Value, serde_yaml_ng::Error> {
     let yaml = serde_yaml_ng::Deserializer::from_str(text);
     let mut value = serde_yaml_ng::Value::deserialize(yaml)?;
     value.apply_merge()?;
-    serde_yaml_ng::from_value(value)
+    serde_yaml_ng::from_value(with_text_keys(value)?)
+}
+
+/// Keys of JSON are texts. `9090: {mode: STRICT}` means `"9090": ...` to kubectl, and so it does
+/// here. As deep as the parser went, which bounds its depth.
+fn with_text_keys(
+    value: serde_yaml_ng::Value,
+) -> Result<serde_yaml_ng::Value, serde_yaml_ng::Error> {
+    use serde_yaml_ng::Value;
+    Ok(match value {
+        Value::Sequence(items) => {
+            let items: Result<_, _> = items.into_iter().map(with_text_keys).collect();
+            Value::Sequence(items?)
+        }
+        Value::Mapping(entries) => {
+            let mut mapping = serde_yaml_ng::Mapping::with_capacity(entries.len());
+            for (key, value) in entries {
+                let key = match key {
+                    Value::Number(number) => Value::String(number.to_string()),
+                    Value::Bool(truth) => Value::String(truth.to_string()),
+                    other => other,
+                };
+                if mapping.contains_key(&key) {
+                    let message = format!("duplicate entry with key {key:?}");
+                    return Err(serde::de::Error::custom(message));
+                }
+                mapping.insert(key, with_text_keys(value)?);
+            }
+            Value::Mapping(mapping)
+        }
+        other => other,
+    })
 }
 
 /// The message with the line of the file instead of that of the document.
@@ -175,6 +206,7 @@ fn read_object(place: &Place<'_>, value: Value, parsed: &mut Parsed) {
     let reference = reference(&kind, &value);
     match known(&api_version, &kind) {
         Known::Yes(typed) => read_typed(place, reference, typed(value), parsed),
+        Known::Policy(kind) => read_typed(place, reference, policy(kind, value), parsed),
         Known::List => read_list(place, value, parsed),
         Known::NotEnforced => {
             let message = format!(

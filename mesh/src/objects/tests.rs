@@ -75,10 +75,10 @@ fn kinds_are_told_by_their_full_version() {
 #[test]
 fn what_protects_traffic_elsewhere_and_not_here_is_said_aloud() {
     let kinds = [
-        ("security.istio.io/v1", "AuthorizationPolicy"),
-        ("security.istio.io/v1", "PeerAuthentication"),
-        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("security.istio.io/v1", "RequestAuthentication"),
         ("cilium.io/v2", "CiliumNetworkPolicy"),
+        ("crd.projectcalico.org/v1", "NetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
     ];
     for (version, kind) in kinds {
         let parsed = read(&format!(
@@ -90,6 +90,51 @@ fn what_protects_traffic_elsewhere_and_not_here_is_said_aloud() {
         assert_eq!(problem.code, "unsupported_kind");
         assert!(problem.message.contains("NOT enforced"), "{problem}");
     }
+}
+
+#[test]
+fn a_policy_is_kept_whatever_is_in_it() {
+    let policies = [
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, labels: [1]}\nspec: 5",
+        "apiVersion: security.istio.io/v9\nkind: PeerAuthentication\nmetadata: {name: x, namespace: shop, annotations: {a: 1}}",
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: x, creationTimestamp: soon}\nspec: []",
+    ];
+    for text in policies {
+        let parsed = read(text);
+        assert_eq!(parsed.objects.len(), 1, "{:?}", parsed.broken);
+        let Object::Policy(policy) = &parsed.objects[0].0 else {
+            panic!("{text}")
+        };
+        assert_eq!(policy.metadata.name.as_deref(), Some("x"));
+        assert!(policy.metadata_fault().is_some());
+    }
+    for text in [
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: [x]}",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namespace: 5}",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {}",
+    ] {
+        assert_eq!(read(text).broken.len(), 1, "{text}");
+    }
+}
+
+#[test]
+fn keys_that_are_no_text_become_one() {
+    let head = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\n";
+    let keys = |spec: &str| match &read(&format!("{head}{spec}")).objects[..] {
+        [(Object::Policy(policy), _)] => {
+            let ports = policy.document["spec"]["portLevelMtls"].as_object();
+            ports.unwrap().keys().cloned().collect::<Vec<_>>()
+        }
+        _ => panic!("{spec}"),
+    };
+    assert_eq!(
+        keys("spec: {portLevelMtls: {9090: {}, \"80\": {}, true: {}}}"),
+        ["80", "9090", "true"]
+    );
+    let twice = read(&format!(
+        "{head}spec: {{portLevelMtls: {{80: {{}}, \"80\": {{}}}}}}"
+    ));
+    assert_eq!(twice.broken[0].code, "yaml_syntax");
 }
 
 #[test]

@@ -1,29 +1,39 @@
 //! What became of each policy.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
+use super::dump::PolicyRules;
+use super::read::{Body, ReadPolicy};
 use crate::model::WorkloadUid;
-use crate::problem::ObjectRef;
+use crate::problem::{ObjectRef, Problem};
 
-/// One policy as the mesh took it.
+/// One policy as the mesh took it. Serialized in the peer's shape (`name`, `namespace`, `scope`,
+/// `action`, `rules`, `dryRun`) with what is ours beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PolicyReport {
     /// Kind, namespace and name.
     #[serde(flatten)]
     pub object: ObjectRef,
     /// Whether it is in force.
     pub state: PolicyState,
-    /// What is wrong with it or is to be known of it, in the order of its fields.
+    /// What is wrong with it or is to be known of it.
     pub messages: Vec<PolicyMessage>,
-    /// The workloads it holds for, sorted.
-    pub selects: Vec<WorkloadUid>,
+    /// The workloads of the mesh that it holds for, sorted. Policies that hold for the same share
+    /// the list.
+    pub selects: Arc<[WorkloadUid]>,
     /// It is on trial: counted and logged, not enforced.
     pub dry_run: bool,
-    /// `ALLOW` or `DENY` for an AuthorizationPolicy (or what it says instead), the mode for a
-    /// PeerAuthentication, `ALLOW` for a NetworkPolicy.
-    pub action: Box<str>,
+    /// What it does: `Allow`, `Deny`, `Custom` or `Audit`; the mode for a PeerAuthentication. An
+    /// AuthorizationPolicy whose action is unknown does `Deny`, a PeerAuthentication with a fault
+    /// is `Strict`.
+    pub action: &'static str,
     /// How far it reaches.
     pub scope: PolicyScope,
+    /// The rules of an AuthorizationPolicy as they are asked.
+    pub rules: PolicyRules,
 }
 
 /// Whether a policy is in force.
@@ -32,7 +42,8 @@ pub struct PolicyReport {
 pub enum PolicyState {
     /// As it is written, but for what the messages say.
     Accepted,
-    /// Part of it could not be understood, so it denies more than it says.
+    /// Part of it could not be understood. It denies more than it says, or the last good version is
+    /// in force; the messages say which.
     Invalid,
     /// It belongs elsewhere (a waypoint's targetRefs) or is not supported here.
     NotEnforcedHere,
@@ -58,4 +69,80 @@ pub enum PolicyScope {
     Namespace,
     /// Those its selector selects.
     WorkloadSelector,
+}
+
+/// The workloads that policies hold for, by what selects them.
+pub(crate) trait Selects {
+    /// All of the mesh.
+    fn all(&self) -> Arc<[WorkloadUid]>;
+    /// All of a namespace.
+    fn of_namespace(&self, namespace: &str) -> Arc<[WorkloadUid]>;
+    /// Those that the selector of this policy selects.
+    fn of_selector(&self, policy: usize) -> Arc<[WorkloadUid]>;
+}
+
+impl ReadPolicy {
+    /// `problems` are what the source found in a version of the policy that it did not let replace
+    /// the last good one, which this is.
+    pub(crate) fn report(
+        &self,
+        object: ObjectRef,
+        index: usize,
+        selects: &impl Selects,
+        problems: &[&Problem],
+        network_policy: bool,
+    ) -> PolicyReport {
+        let enforced = self.is_enforced(network_policy);
+        let rejected = problems.iter().any(|p| p.code != "duplicate_object");
+        let (action, dry_run, rules) = match &self.body {
+            Body::Authorization(policy) => (
+                policy.action.as_str(),
+                policy.dry_run,
+                PolicyRules::of(policy),
+            ),
+            Body::Peer(policy) => (policy.mode.as_str(), false, PolicyRules::default()),
+            Body::Network(_) => ("Allow", false, PolicyRules::default()),
+        };
+        PolicyReport {
+            object,
+            state: match (rejected || self.is_invalid(), enforced) {
+                (_, false) if !rejected => PolicyState::NotEnforcedHere,
+                (true, _) => PolicyState::Invalid,
+                (false, _) => PolicyState::Accepted,
+            },
+            messages: self.messages(problems, network_policy),
+            selects: match (enforced, self.reach.scope) {
+                (false, _) => Arc::default(),
+                (true, PolicyScope::Global) => selects.all(),
+                (true, PolicyScope::Namespace) => selects.of_namespace(&self.reach.namespace),
+                (true, PolicyScope::WorkloadSelector) => selects.of_selector(index),
+            },
+            dry_run,
+            action,
+            scope: self.reach.scope,
+            rules,
+        }
+    }
+
+    fn messages(&self, problems: &[&Problem], network_policy: bool) -> Vec<PolicyMessage> {
+        let found = problems.iter().map(|problem| PolicyMessage {
+            field: problem.field.clone(),
+            code: problem.code,
+            message: problem.message.clone(),
+        });
+        let mut messages: Vec<_> = found
+            .chain(self.faults.iter().map(|fault| fault.message()))
+            .collect();
+        if let Body::Network(policy) = &self.body {
+            messages.extend(policy.messages().iter().cloned());
+            if !network_policy {
+                messages.push(PolicyMessage {
+                    field: String::new(),
+                    code: "not_enforced",
+                    message: "NOT enforced: NetworkPolicies are switched off".to_owned(),
+                });
+            }
+        }
+        messages
+    }
 }

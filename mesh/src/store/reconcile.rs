@@ -1,5 +1,7 @@
 //! The new model built from as much of the old one as says the same.
 
+mod policies;
+
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -31,6 +33,7 @@ pub(super) fn reconcile(old: &Model, mut new: Model) -> (Model, Changes) {
     changes.services = different(&old.services, &new.services);
     changes.nodes = different(&old.nodes, &new.nodes);
     changes.namespaces = different(&old.namespaces, &new.namespaces);
+    changes.policies = policies::reconcile(&old.policies, &mut new.policies);
     // Who owns which address follows from the workloads, the services and these.
     changes.refusals = old.refused != new.refused;
     (new, changes)

@@ -35,6 +35,16 @@ impl<'f> Reader<'f> {
         self.faults.add(field, code, message);
     }
 
+    /// Says something that is not against the policy.
+    pub(in crate::policy) fn note(
+        &mut self,
+        field: impl Into<String>,
+        code: &'static str,
+        message: String,
+    ) {
+        self.faults.note(field, code, message);
+    }
+
     /// Whoever wrote a field that nobody reads meant something by it.
     pub(in crate::policy) fn unknown_field(&mut self, path: String) {
         let message = "is no field that the mesh knows".to_owned();

@@ -1,0 +1,110 @@
+//! Which policies hold for which pod, and the report of each policy.
+
+use std::sync::Arc;
+
+use crate::model::WorkloadUid;
+use crate::policy::{Assigner, PolicyReport, ReadPolicy, Selects};
+use crate::problem::{ObjectRef, Problem};
+
+use super::read::Facts;
+use super::{Fact, Map};
+
+/// Gives every pod its policies. Comes after it is known which pods are in the mesh.
+pub(super) fn assign(facts: &mut Facts) -> Vec<Arc<PolicyReport>> {
+    let policies: Vec<Arc<ReadPolicy>> = facts.policies.iter().map(|p| p.value.clone()).collect();
+    if policies.is_empty() {
+        return Vec::new();
+    }
+    let mut assigner = Assigner::new(&policies, facts.network_policy);
+    let mut lists = Lists::default();
+    lists.selectors.resize_with(policies.len(), Vec::new);
+    let mut order: Vec<usize> = (0..facts.pods.len()).collect();
+    order.sort_unstable_by(|a, b| {
+        let uid = |i: &usize| &facts.pods[*i].value.workload.uid;
+        uid(a).cmp(uid(b))
+    });
+    for i in order {
+        let workload = &mut facts.pods[i].value.workload;
+        let meshed = workload.is_meshed();
+        let uid = &workload.uid;
+        let set = assigner.assign(&workload.namespace, &workload.labels, |policy| {
+            if meshed {
+                lists.selectors[policy].push(uid.clone());
+            }
+        });
+        if meshed {
+            lists.add(&workload.namespace, uid);
+        }
+        workload.policies = set;
+    }
+    reports(facts, &lists.finish())
+}
+
+fn reports(facts: &Facts, lists: &Finished) -> Vec<Arc<PolicyReport>> {
+    let mut rejected: Map<&ObjectRef, Vec<&Problem>> = Map::default();
+    for problem in &facts.rejected {
+        if let Some(object) = &problem.object {
+            rejected.entry(object).or_default().push(problem);
+        }
+    }
+    let report = |(i, fact): (usize, &Fact<Arc<ReadPolicy>>)| {
+        let problems = rejected.get(&fact.reference).map_or(&[][..], Vec::as_slice);
+        let object = fact.reference.clone();
+        Arc::new(
+            fact.value
+                .report(object, i, lists, problems, facts.network_policy),
+        )
+    };
+    facts.policies.iter().enumerate().map(report).collect()
+}
+
+/// Workloads by what selects them, in the order of their uids.
+#[derive(Default)]
+struct Lists {
+    all: Vec<WorkloadUid>,
+    namespaces: Map<Arc<str>, Vec<WorkloadUid>>,
+    /// By policy.
+    selectors: Vec<Vec<WorkloadUid>>,
+}
+
+struct Finished {
+    all: Arc<[WorkloadUid]>,
+    namespaces: Map<Arc<str>, Arc<[WorkloadUid]>>,
+    selectors: Vec<Arc<[WorkloadUid]>>,
+}
+
+impl Lists {
+    fn add(&mut self, namespace: &Arc<str>, uid: &WorkloadUid) {
+        self.all.push(uid.clone());
+        match self.namespaces.get_mut(namespace) {
+            Some(list) => list.push(uid.clone()),
+            None => drop(self.namespaces.insert(namespace.clone(), vec![uid.clone()])),
+        }
+    }
+
+    fn finish(self) -> Finished {
+        Finished {
+            all: self.all.into(),
+            namespaces: self
+                .namespaces
+                .into_iter()
+                .map(|(name, list)| (name, list.into()))
+                .collect(),
+            selectors: self.selectors.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl Selects for Finished {
+    fn all(&self) -> Arc<[WorkloadUid]> {
+        self.all.clone()
+    }
+
+    fn of_namespace(&self, namespace: &str) -> Arc<[WorkloadUid]> {
+        self.namespaces.get(namespace).cloned().unwrap_or_default()
+    }
+
+    fn of_selector(&self, policy: usize) -> Arc<[WorkloadUid]> {
+        self.selectors[policy].clone()
+    }
+}

@@ -1,0 +1,213 @@
+//! AuthorizationPolicy.
+//!
+//! Where a field is in doubt, an ALLOW policy never matches, and a DENY policy matches as if the
+//! constraint were not there. So a mistake denies more than was meant, never less. What Istio's
+//! own admission refuses (an empty match, DENY without rules, a selector beside `targetRefs`) is a
+//! mistake here too: a file has no admission before it.
+//!
+//! HTTP attributes are none, but nothing that can be asked of a connection. As in Istio, an ALLOW
+//! rule that has any is left out; of a DENY rule they are left out, and a clause that has nothing
+//! else never matches.
+
+mod attributes;
+mod rules;
+
+use serde_json::Value;
+
+use super::network::read::document::{Field, Reader};
+use super::read::{self, Reach};
+use super::rule::{Facts, Rule};
+use super::{Context, Denial};
+use crate::objects::Policy;
+
+use rules::{HttpAttributes, RuleReader};
+
+/// The versions of the API, which say the same.
+const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// What becomes of a connection that a policy matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Allow,
+    Deny,
+    /// For an external authorizer, or for a log: never asked of a connection, as in Istio.
+    Custom,
+    Audit,
+}
+
+impl Action {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Action::Allow => "Allow",
+            Action::Deny => "Deny",
+            Action::Custom => "Custom",
+            Action::Audit => "Audit",
+        }
+    }
+}
+
+/// An AuthorizationPolicy, ready to be asked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Authorization {
+    pub(super) action: Action,
+    pub(super) dry_run: bool,
+    /// It is asked of connections; otherwise it belongs elsewhere.
+    pub(super) enforced: bool,
+    pub(super) rules: Vec<Rule>,
+    pub(super) denial: Denial,
+}
+
+impl Authorization {
+    pub(super) fn matches(&self, facts: &Facts<'_>) -> bool {
+        self.rules.iter().any(|rule| rule.matches(facts))
+    }
+}
+
+/// Reads a policy. Always yields one: what cannot be read denies.
+pub(super) fn read(
+    policy: &Policy,
+    context: &Context,
+    reader: &mut Reader<'_>,
+) -> (Authorization, Reach) {
+    let known_version = read::envelope(policy, &API_VERSIONS, reader);
+    let spec = Field::top("spec", policy.document.get("spec"));
+    read::expect_object(&spec, policy, reader);
+    let known = [
+        "selector",
+        "targetRef",
+        "targetRefs",
+        "rules",
+        "action",
+        "provider",
+    ];
+    let before = reader.count();
+    spec.expect_keys(&known, reader);
+    let known_fields = reader.count() == before;
+    let reach = read::reach(policy, &spec, context, reader);
+    let attached = is_attached(&spec, reader);
+    let action = action(&spec, reader);
+    let mut rules = RuleReader::new(reader, &reach.namespace, &context.trust_domains);
+    let read = rules.read(&spec, action.unwrap_or(Action::Deny));
+    let http = rules.into_http();
+    let (action, rules) = match (action, read) {
+        // What it should do, or what to, is not certain: it denies everything.
+        (None, _) => (Action::Deny, vec![Rule::default()]),
+        (Some(_), _) if !known_version => (Action::Deny, vec![Rule::default()]),
+        (Some(Action::Allow), _) if reader.found_fault() => (Action::Allow, Vec::new()),
+        // An unknown field may be another way to say what matches.
+        (Some(Action::Deny), _) if !known_fields => (Action::Deny, vec![Rule::default()]),
+        (Some(action), rules) => (action, rules),
+    };
+    let authorization = Authorization {
+        action,
+        dry_run: dry_run(policy, reader),
+        enforced: !attached && matches!(action, Action::Allow | Action::Deny),
+        rules,
+        denial: Denial {
+            policy: read::name(policy).into(),
+        },
+    };
+    note(&authorization, attached, &http, reader);
+    (authorization, reach)
+}
+
+/// Whether it is bound to a waypoint or gateway. A reference that cannot be read binds to nothing.
+fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
+    let mut attached = false;
+    for key in ["targetRef", "targetRefs"] {
+        let Some(value) = spec.value.get(key) else {
+            continue;
+        };
+        let readable = match value {
+            Value::Object(fields) => key == "targetRef" && !fields.is_empty(),
+            Value::Array(items) => {
+                key == "targetRefs" && !items.is_empty() && items.iter().all(Value::is_object)
+            }
+            _ => false,
+        };
+        if !readable {
+            let message = "is no reference; the policy holds for pods instead".to_owned();
+            spec.get_or_null(key).fault("bad_field", message, reader);
+        }
+        attached |= readable;
+    }
+    if attached && spec.value.get("selector").is_some() {
+        let message = "stands beside targetRefs; the policy holds for pods".to_owned();
+        let selector = spec.get_or_null("selector");
+        selector.fault("selector_and_target", message, reader);
+        return false;
+    }
+    attached
+}
+
+/// `None` if it is not certain.
+fn action(spec: &Field<'_>, reader: &mut Reader<'_>) -> Option<Action> {
+    let Some(value) = spec.value.get("action") else {
+        return Some(Action::Allow);
+    };
+    let action = match value.as_str() {
+        Some("ALLOW") => Some(Action::Allow),
+        Some("DENY") => Some(Action::Deny),
+        Some("CUSTOM") => Some(Action::Custom),
+        Some("AUDIT") => Some(Action::Audit),
+        _ => None,
+    };
+    if action.is_none() {
+        let message = format!("{value} is none of ALLOW, DENY, AUDIT and CUSTOM; taken as DENY");
+        let field = spec.get_or_null("action");
+        field.fault("unknown_action", message, reader);
+    }
+    if spec.value.get("provider").is_some() && action != Some(Action::Custom) {
+        let message = "belongs to the action CUSTOM".to_owned();
+        spec.get_or_null("provider")
+            .fault("bad_field", message, reader);
+    }
+    action
+}
+
+/// On trial only if it says so in a way that is understood (the words are Go's).
+fn dry_run(policy: &Policy, reader: &mut Reader<'_>) -> bool {
+    let annotations = policy.metadata.annotations.as_ref();
+    match annotations
+        .and_then(|annotations| annotations.get(DRY_RUN))
+        .map(String::as_str)
+    {
+        None | Some("" | "0" | "f" | "F" | "false" | "False" | "FALSE") => false,
+        Some("1" | "t" | "T" | "true" | "True" | "TRUE") => true,
+        Some(other) => {
+            let message = format!("{other:?} is neither true nor false; the policy is enforced");
+            let field = format!("metadata.annotations[{DRY_RUN}]");
+            reader.note(field, "bad_annotation_value", message);
+            false
+        }
+    }
+}
+
+/// What the author should know of a policy that does less, or more, than it says.
+fn note(policy: &Authorization, attached: bool, http: &HttpAttributes, reader: &mut Reader<'_>) {
+    if attached {
+        let message =
+            "NOT enforced here: it is for the waypoint or gateway it refers to".to_owned();
+        return reader.note("spec.targetRefs", "not_enforced", message);
+    }
+    if !policy.enforced {
+        let action = policy.action.as_str().to_ascii_uppercase();
+        let message = format!(
+            "NOT enforced: {action} is no action for connections; what it should refuse is let through"
+        );
+        return reader.note("spec.action", "not_enforced", message);
+    }
+    let Some(found) = http.list() else {
+        return;
+    };
+    let effect = match policy.action {
+        Action::Allow => "the rules that use them are left out, so less is allowed than they say",
+        _ if http.leave_nothing => {
+            "a rule has nothing else to match by, so IT REFUSES NOTHING; bind the policy to a waypoint"
+        }
+        _ => "the rules hold without them, so more is denied than they say",
+    };
+    let message = format!("connections have no HTTP attributes ({found}): {effect}");
+    reader.note("spec.rules", "http_attributes", message);
+}

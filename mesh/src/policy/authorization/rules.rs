@@ -1,0 +1,290 @@
+//! The rules of a policy, from the document.
+//!
+//! "Nothing" has two meanings here that must not be mixed up: a constraint that is in doubt is left
+//! out, and a match without constraints matches everything; a match that asks for HTTP only is left
+//! out, and a clause without matches matches nothing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::policy::aliases::TrustDomains;
+use crate::policy::network::read::document::{Field, Reader};
+use crate::policy::rule::{Clause, Constraint, Match, Rule};
+
+use super::Action;
+use super::attributes::{self, Attribute, Key};
+
+/// The HTTP attributes that rules ask for.
+#[derive(Debug, Default)]
+pub(super) struct HttpAttributes {
+    found: BTreeSet<String>,
+    /// A DENY rule has a clause that asks for nothing else, so it refuses nothing.
+    pub(super) leave_nothing: bool,
+}
+
+impl HttpAttributes {
+    /// Their names, if there are any.
+    pub(super) fn list(&self) -> Option<String> {
+        let names: Vec<&str> = self.found.iter().map(String::as_str).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+}
+
+/// Reads the rules of one policy.
+pub(super) struct RuleReader<'r, 'f> {
+    reader: &'r mut Reader<'f>,
+    namespace: Arc<str>,
+    trust_domains: &'r TrustDomains,
+    http: HttpAttributes,
+    /// How many HTTP attributes were asked for so far.
+    asked_http: usize,
+}
+
+impl<'r, 'f> RuleReader<'r, 'f> {
+    pub(super) fn new(
+        reader: &'r mut Reader<'f>,
+        namespace: &Arc<str>,
+        trust_domains: &'r TrustDomains,
+    ) -> Self {
+        Self {
+            reader,
+            namespace: namespace.clone(),
+            trust_domains,
+            http: HttpAttributes::default(),
+            asked_http: 0,
+        }
+    }
+
+    pub(super) fn into_http(self) -> HttpAttributes {
+        self.http
+    }
+
+    /// The rules of a DENY policy as far as they are certain. Those of an ALLOW policy are only to
+    /// be used if no fault was found.
+    pub(super) fn read(&mut self, spec: &Field<'_>, action: Action) -> Vec<Rule> {
+        let written = spec.value.get("rules");
+        let none = written.is_none_or(|rules| rules.as_array().is_some_and(Vec::is_empty));
+        if none && action != Action::Deny {
+            return Vec::new();
+        }
+        if written.is_none() {
+            let message = "DENY without rules would refuse nothing; taken to refuse everything \
+                           (which is written as one empty rule)";
+            let field = spec.get_or_null("rules");
+            field.fault("empty_match", message.to_owned(), self.reader);
+            return vec![Rule::default()];
+        }
+        let Some(items) = self.list(spec, "rules") else {
+            return vec![Rule::default()];
+        };
+        let rules = items.iter().filter_map(|item| self.rule(item, action));
+        rules.collect()
+    }
+
+    /// `None` for an ALLOW rule that asks for HTTP: it is left out as a whole.
+    fn rule(&mut self, field: &Field<'_>, action: Action) -> Option<Rule> {
+        if !self.is_object(field) {
+            return Some(Rule::default());
+        }
+        field.expect_keys(&["from", "to", "when"], self.reader);
+        let asked_http = self.asked_http;
+        let mut clauses = Vec::new();
+        clauses.extend(self.alternatives(field, "to", "operation", Self::operation));
+        clauses.extend(self.alternatives(field, "from", "source", Self::source));
+        if field.value.get("when").is_some() {
+            for condition in self.list(field, "when").unwrap_or_default() {
+                clauses.extend(self.condition(&condition));
+            }
+        }
+        if action == Action::Allow && self.asked_http > asked_http {
+            return None;
+        }
+        self.http.leave_nothing |= clauses.iter().any(|clause| clause.0.is_empty());
+        Some(Rule(clauses))
+    }
+
+    /// `from` and `to`: one of the entries matches. `None` if there is no such clause, or it is in
+    /// doubt.
+    fn alternatives(
+        &mut self,
+        rule: &Field<'_>,
+        key: &str,
+        inner: &str,
+        read: fn(&mut Self, &Field<'_>) -> Option<Match>,
+    ) -> Option<Clause> {
+        rule.value.get(key)?;
+        let mut matches = Vec::new();
+        for entry in self.list(rule, key)? {
+            if !self.is_object(&entry) {
+                matches.push(Match::default());
+                continue;
+            }
+            entry.expect_keys(&[inner], self.reader);
+            let field = entry.get_or_null(inner);
+            match self.is_object(&field) {
+                true => matches.extend(read(self, &field)),
+                false => matches.push(Match::default()),
+            }
+        }
+        Some(Clause(matches))
+    }
+
+    fn source(&mut self, field: &Field<'_>) -> Option<Match> {
+        let found = self.one_match(field, &attributes::SOURCE, &attributes::HTTP_SOURCE);
+        let has = |keys: &[&str]| keys.iter().any(|key| field.value.get(key).is_some());
+        let accounts = has(&["serviceAccounts", "notServiceAccounts"]);
+        let others = ["principals", "notPrincipals", "namespaces", "notNamespaces"];
+        if !accounts || !has(&others) {
+            return found;
+        }
+        let message = "serviceAccounts cannot stand beside principals or namespaces".to_owned();
+        field.fault("bad_field", message, self.reader);
+        found.map(|mut found| {
+            found
+                .0
+                .retain(|constraint| !constraint.values.is_identity());
+            found
+        })
+    }
+
+    fn operation(&mut self, field: &Field<'_>) -> Option<Match> {
+        self.one_match(field, &attributes::OPERATION, &attributes::HTTP_OPERATION)
+    }
+
+    /// All fields of an entry hold. `None` if it asks for HTTP and nothing else.
+    fn one_match(
+        &mut self,
+        field: &Field<'_>,
+        known: &[(&str, &str, Attribute)],
+        http: &[&str],
+    ) -> Option<Match> {
+        let (before, asked_http) = (self.reader.count(), self.asked_http);
+        let keys = known.iter().flat_map(|(key, not, _)| [*key, *not]);
+        let keys: Vec<&str> = keys.chain(http.iter().copied()).collect();
+        field.expect_keys(&keys, self.reader);
+        let mut asked = false;
+        let mut constraints = Vec::new();
+        for (key, not, attribute) in known {
+            for (key, negated) in [(*key, false), (*not, true)] {
+                if field.value.get(key).is_some() {
+                    asked = true;
+                    constraints.extend(self.constraint(field, key, *attribute, negated));
+                }
+            }
+        }
+        for key in http {
+            self.http(field, key, key);
+        }
+        if !asked && self.reader.count() == before {
+            if self.asked_http > asked_http {
+                return None;
+            }
+            let message = "matches nothing in particular; leave it out to match everything";
+            field.fault("empty_match", message.to_owned(), self.reader);
+        }
+        Some(Match(constraints))
+    }
+
+    /// One entry of `when`. `None` if it is in doubt.
+    fn condition(&mut self, field: &Field<'_>) -> Option<Clause> {
+        if !self.is_object(field) {
+            return None;
+        }
+        let before = self.reader.count();
+        field.expect_keys(&["key", "values", "notValues"], self.reader);
+        let key_field = field.get_or_null("key");
+        let key = key_field.text(self.reader)?;
+        let has = |key| field.value.get(key).is_some();
+        if !has("values") && !has("notValues") {
+            let message = "has neither values nor notValues".to_owned();
+            field.fault("empty_match", message, self.reader);
+        }
+        match attributes::key(key) {
+            Key::Known(attribute) => {
+                let mut constraints = Vec::new();
+                for (list, negated) in [("values", false), ("notValues", true)] {
+                    if has(list) {
+                        constraints.extend(self.constraint(field, list, attribute, negated));
+                    }
+                }
+                Some(Clause(vec![Match(constraints)]))
+            }
+            Key::Http => {
+                self.http(field, "values", key);
+                self.http(field, "notValues", key);
+                (self.reader.count() == before).then(|| Clause(Vec::new()))
+            }
+            Key::Unknown => {
+                let message = format!("{key:?} is no attribute that the mesh knows");
+                key_field.fault("unknown_attribute", message, self.reader);
+                None
+            }
+        }
+    }
+
+    /// `None` if it is in doubt. Of values that are excluded, those that are certain still are.
+    fn constraint(
+        &mut self,
+        parent: &Field<'_>,
+        key: &str,
+        attribute: Attribute,
+        negated: bool,
+    ) -> Option<Constraint> {
+        let mut values = attribute.no_values();
+        let mut certain = true;
+        for item in self.list(parent, key)? {
+            let read = match item.text(self.reader) {
+                None => false,
+                Some(text) => match values.add(text, &self.namespace, self.trust_domains) {
+                    Ok(()) => true,
+                    Err(message) => {
+                        item.fault("bad_value", message, self.reader);
+                        false
+                    }
+                },
+            };
+            certain &= read;
+        }
+        let usable = !values.is_empty() && (certain || negated);
+        usable.then_some(Constraint { values, negated })
+    }
+
+    /// Checks a list of texts that no connection is compared with.
+    fn http(&mut self, parent: &Field<'_>, list: &str, name: &str) {
+        if parent.value.get(list).is_none() {
+            return;
+        }
+        self.asked_http += 1;
+        self.http.found.insert(name.to_owned());
+        for item in self.list(parent, list).unwrap_or_default() {
+            if item.text(self.reader) == Some("") {
+                item.fault("bad_value", "is empty".to_owned(), self.reader);
+            }
+        }
+    }
+
+    /// A field that is there and has to be a list with items.
+    fn list<'a>(&mut self, parent: &'a Field<'a>, key: &'a str) -> Option<Vec<Field<'a>>> {
+        match parent.value.get(key).and_then(|value| value.as_array()) {
+            Some(items) if !items.is_empty() => Some(parent.items(key, self.reader).collect()),
+            Some(_) => {
+                let message = "is an empty list; leave it out to match everything".to_owned();
+                let field = parent.get_or_null(key);
+                field.fault("empty_match", message, self.reader);
+                None
+            }
+            None => {
+                let field = parent.get_or_null(key);
+                field.fault("bad_field", "is not a list".to_owned(), self.reader);
+                None
+            }
+        }
+    }
+
+    fn is_object(&mut self, field: &Field<'_>) -> bool {
+        if !field.value.is_object() {
+            field.fault("bad_field", "is not an object".to_owned(), self.reader);
+        }
+        field.value.is_object()
+    }
+}

@@ -1,0 +1,221 @@
+//! PeerAuthentication: whether a connection without a proven identity is accepted.
+//!
+//! Three levels say so: the mesh (root namespace, no selector), the namespace (no selector) and the
+//! workload (selector). Of several at one level the oldest counts, then the first by name. The
+//! narrowest level that says anything but UNSET decides, and for a port the workload level may say
+//! something else. A port that it does not list, or lists as UNSET, is as the workload: each port
+//! is looked up by itself, so no number of strict or permissive ports can outvote another.
+//!
+//! DISABLE is PERMISSIVE: the mesh's own connections come through the tunnel whatever a policy
+//! says, and plaintext is accepted. A policy with a fault makes all it selects STRICT, whatever
+//! the others say.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::network::read::document::{Field, Reader};
+use super::read::{self, Reach};
+use super::report::PolicyScope;
+use super::{Context, Denial};
+use crate::objects::Policy;
+
+/// The versions of the API, which say the same.
+const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
+
+/// What a policy says of a workload or port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Nothing: the next level decides.
+    Unset,
+    Disable,
+    Permissive,
+    Strict,
+}
+
+impl Mode {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Mode::Unset => "Unset",
+            Mode::Disable => "Disable",
+            Mode::Permissive => "Permissive",
+            Mode::Strict => "Strict",
+        }
+    }
+}
+
+/// A PeerAuthentication, read by itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PeerAuthentication {
+    pub(super) mode: Mode,
+    ports: Vec<(u16, Mode)>,
+    /// It decides whatever the others say.
+    invalid: bool,
+    /// It holds for something; a selector in the root namespace holds for nothing.
+    pub(super) enforced: bool,
+    level: Level,
+    created: Option<Time>,
+    denial: Denial,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Mesh,
+    Namespace,
+    Workload,
+}
+
+/// Reads a policy. Always yields one: what cannot be read is STRICT.
+pub(super) fn read(
+    policy: &Policy,
+    context: &Context,
+    reader: &mut Reader<'_>,
+) -> (PeerAuthentication, Reach) {
+    read::envelope(policy, &API_VERSIONS, reader);
+    let spec = Field::top("spec", policy.document.get("spec"));
+    read::expect_object(&spec, policy, reader);
+    spec.expect_keys(&["selector", "mtls", "portLevelMtls"], reader);
+    let reach = read::reach(policy, &spec, context, reader);
+    let mode = match spec.value.get("mtls") {
+        None => Mode::Unset,
+        Some(_) => mode(&spec.get_or_null("mtls"), reader),
+    };
+    let ports = ports(&spec, &reach, reader);
+    let level = match reach.scope {
+        PolicyScope::Global => Level::Mesh,
+        PolicyScope::Namespace => Level::Namespace,
+        PolicyScope::WorkloadSelector => Level::Workload,
+    };
+    let invalid = reader.found_fault();
+    let enforced = invalid || !(level == Level::Workload && reach.in_root);
+    if !enforced {
+        let message = "NOT enforced: in the root namespace a selector selects nothing".to_owned();
+        reader.note("spec.selector", "not_enforced", message);
+    }
+    let peer = PeerAuthentication {
+        mode: if invalid { Mode::Strict } else { mode },
+        ports: if invalid { Vec::new() } else { ports },
+        invalid,
+        enforced,
+        level,
+        created: policy.metadata.creation_timestamp.clone(),
+        denial: Denial {
+            policy: read::name(policy).into(),
+        },
+    };
+    (peer, reach)
+}
+
+/// What is no mode counts as STRICT.
+fn mode(field: &Field<'_>, reader: &mut Reader<'_>) -> Mode {
+    if !field.value.is_object() {
+        field.fault("bad_field", "is not an object".to_owned(), reader);
+        return Mode::Strict;
+    }
+    field.expect_keys(&["mode"], reader);
+    let Some(value) = field.value.get("mode") else {
+        return Mode::Unset;
+    };
+    match value.as_str() {
+        Some("UNSET") => Mode::Unset,
+        Some("DISABLE") => Mode::Disable,
+        Some("PERMISSIVE") => Mode::Permissive,
+        Some("STRICT") => Mode::Strict,
+        _ => {
+            let message = format!(
+                "{value} is none of UNSET, DISABLE, PERMISSIVE and STRICT; taken as STRICT"
+            );
+            field
+                .get_or_null("mode")
+                .fault("unknown_mode", message, reader);
+            Mode::Strict
+        }
+    }
+}
+
+fn ports(spec: &Field<'_>, reach: &Reach, reader: &mut Reader<'_>) -> Vec<(u16, Mode)> {
+    let Some(value) = spec.value.get("portLevelMtls") else {
+        return Vec::new();
+    };
+    let field = spec.get_or_null("portLevelMtls");
+    let Some(entries) = value.as_object().filter(|entries| !entries.is_empty()) else {
+        field.fault("bad_field", "names no port".to_owned(), reader);
+        return Vec::new();
+    };
+    if reach.scope != PolicyScope::WorkloadSelector {
+        let message = "needs a selector: ports are those of a workload".to_owned();
+        field.fault("port_without_selector", message, reader);
+    }
+    let mut ports = Vec::with_capacity(entries.len());
+    for key in entries.keys() {
+        let entry = field.get_or_null(key);
+        let digits = key.bytes().all(|b| b.is_ascii_digit());
+        match key.parse::<u16>() {
+            Ok(port) if digits && port > 0 => ports.push((port, mode(&entry, reader))),
+            _ => {
+                let message = format!("{key:?} is no port (1 to 65535)");
+                entry.fault("bad_port", message, reader);
+            }
+        }
+    }
+    ports
+}
+
+/// What holds for one workload.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct PeerMode {
+    /// The policy that refuses plaintext; `None` if it is accepted.
+    otherwise: Option<Denial>,
+    /// Ports for which the workload level says something itself.
+    ports: Vec<(u16, Option<Denial>)>,
+}
+
+impl PeerMode {
+    /// Combines all policies that select a workload; each is enforced.
+    pub(super) fn of(policies: &[&Arc<PeerAuthentication>]) -> Self {
+        if let Some(invalid) = oldest(policies, |policy| policy.invalid) {
+            return Self {
+                otherwise: Some(invalid.denial.clone()),
+                ports: Vec::new(),
+            };
+        }
+        let at = |level| oldest(policies, move |policy| policy.level == level);
+        let (mesh, namespace, workload) =
+            (at(Level::Mesh), at(Level::Namespace), at(Level::Workload));
+        let levels = [workload, namespace, mesh];
+        let decisive = levels.into_iter().flatten().find(|p| p.mode != Mode::Unset);
+        let otherwise = decisive.and_then(|policy| policy.denial(policy.mode));
+        let ports = workload.map_or(Vec::new(), |policy| {
+            let said = policy.ports.iter().filter(|(_, mode)| *mode != Mode::Unset);
+            said.map(|(port, mode)| (*port, policy.denial(*mode)))
+                .collect()
+        });
+        Self { otherwise, ports }
+    }
+
+    /// Plaintext is accepted on every port.
+    pub(super) fn is_permissive(&self) -> bool {
+        self.otherwise.is_none() && self.ports.iter().all(|(_, denial)| denial.is_none())
+    }
+
+    /// Why plaintext to this port is refused.
+    pub(super) fn denial(&self, port: u16) -> Option<&Denial> {
+        let own = self.ports.iter().find(|(own, _)| *own == port);
+        own.map_or(&self.otherwise, |(_, denial)| denial).as_ref()
+    }
+}
+
+impl PeerAuthentication {
+    fn denial(&self, mode: Mode) -> Option<Denial> {
+        (mode == Mode::Strict).then(|| self.denial.clone())
+    }
+}
+
+/// One without a time counts as the oldest: a file seldom has one.
+fn oldest<'a>(
+    policies: &[&'a Arc<PeerAuthentication>],
+    among: impl Fn(&PeerAuthentication) -> bool,
+) -> Option<&'a Arc<PeerAuthentication>> {
+    let candidates = policies.iter().copied().filter(|policy| among(policy));
+    candidates.min_by_key(|policy| (&policy.created, &policy.denial.policy))
+}

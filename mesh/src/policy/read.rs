@@ -1,0 +1,192 @@
+//! What the kinds of policies have in common, from the document.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use spiffe::TrustDomain;
+
+use super::aliases::TrustDomains;
+use super::authorization::{self, Authorization};
+use super::network::read::document::{Field, Reader};
+use super::network::read::labels;
+use super::network::selector::Selector;
+use super::network::{self, NetworkPolicy};
+use super::peer::{self, PeerAuthentication};
+use super::report::PolicyScope;
+use crate::compile::{Fault, Faults, Params};
+use crate::objects::{Policy, PolicyKind, namespace_of};
+
+/// What a policy's meaning depends on beside the policy.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Context {
+    pub(super) root_namespace: Arc<str>,
+    pub(super) trust_domains: TrustDomains,
+}
+
+impl Context {
+    pub(crate) fn new(params: &Params) -> Arc<Self> {
+        let (own, aliases): (&TrustDomain, &[TrustDomain]) =
+            (&params.trust_domain, &params.trust_domain_aliases);
+        Arc::new(Self {
+            root_namespace: params.root_namespace.clone(),
+            trust_domains: TrustDomains::new(own, aliases),
+        })
+    }
+}
+
+/// A policy that has been read by itself, with what is to be said of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ReadPolicy {
+    pub(crate) faults: Vec<Fault>,
+    pub(super) body: Body,
+    pub(super) reach: Reach,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    Authorization(Arc<Authorization>),
+    Peer(Arc<PeerAuthentication>),
+    Network(Arc<NetworkPolicy>),
+}
+
+/// For which workloads a policy holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    pub(super) scope: PolicyScope,
+    pub(super) namespace: Arc<str>,
+    /// It is in the root namespace: its selector is asked of the pods of all namespaces.
+    pub(super) in_root: bool,
+    /// Empty unless the scope is that of a selector.
+    pub(super) selector: Selector,
+}
+
+impl ReadPolicy {
+    pub(crate) fn new(policy: &Policy, context: &Context) -> Self {
+        let mut faults = Faults::default();
+        if policy.kind == PolicyKind::Network {
+            return Self::network(policy, faults);
+        }
+        let mut reader = Reader::new(&mut faults);
+        let (body, reach) = match policy.kind {
+            PolicyKind::PeerAuthentication => {
+                let (peer, reach) = peer::read(policy, context, &mut reader);
+                (Body::Peer(Arc::new(peer)), reach)
+            }
+            _ => {
+                let (authorization, reach) = authorization::read(policy, context, &mut reader);
+                (Body::Authorization(Arc::new(authorization)), reach)
+            }
+        };
+        Self {
+            faults: faults.into_vec(),
+            body,
+            reach,
+        }
+    }
+
+    fn network(policy: &Policy, mut faults: Faults) -> Self {
+        let network = network::read(policy, &mut faults);
+        let scope = match network.selects_all() {
+            true => PolicyScope::Namespace,
+            false => PolicyScope::WorkloadSelector,
+        };
+        Self {
+            faults: faults.into_vec(),
+            body: Body::Network(Arc::new(network)),
+            reach: Reach {
+                scope,
+                namespace: namespace_of(&policy.metadata).into(),
+                in_root: false,
+                selector: Selector::default(),
+            },
+        }
+    }
+
+    /// Part of it could not be understood.
+    pub(super) fn is_invalid(&self) -> bool {
+        self.faults.iter().any(|fault| !fault.is_note())
+    }
+}
+
+/// `AuthorizationPolicy shop/web`: how a denial names the policy.
+pub(super) fn name(policy: &Policy) -> String {
+    let name = policy.metadata.name.as_deref().unwrap_or_default();
+    let namespace = namespace_of(&policy.metadata);
+    format!("{} {namespace}/{name}", policy.kind.as_str())
+}
+
+/// Checks what is around the spec; false if the version is none of these, so that its fields may
+/// mean something else.
+pub(super) fn envelope(policy: &Policy, versions: &[&str], reader: &mut Reader<'_>) -> bool {
+    let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+    for key in policy.document.keys() {
+        if !known.contains(&key.as_str()) {
+            reader.unknown_field(key.clone());
+        }
+    }
+    if let Some((field, message)) = policy.metadata_fault() {
+        let field = match field {
+            "" => "metadata".to_owned(),
+            field => format!("metadata.{field}"),
+        };
+        reader.fault(field, "bad_field", message.to_owned());
+    }
+    let version = policy.document.get("apiVersion").and_then(Value::as_str);
+    let known = version.is_some_and(|version| versions.contains(&version));
+    if !known {
+        let message = format!("is none of {}", versions.join(" and "));
+        reader.fault("apiVersion", "unknown_version", message);
+    }
+    known
+}
+
+/// A spec may be left out, but it cannot be something else than an object.
+pub(super) fn expect_object(spec: &Field<'_>, policy: &Policy, reader: &mut Reader<'_>) {
+    if spec.value.is_null() && policy.document.contains_key("spec") {
+        spec.fault("bad_field", "is empty".to_owned(), reader);
+    }
+}
+
+/// A selector that cannot be read selects everything that it could.
+pub(super) fn reach(
+    policy: &Policy,
+    spec: &Field<'_>,
+    context: &Context,
+    reader: &mut Reader<'_>,
+) -> Reach {
+    let namespace: Arc<str> = namespace_of(&policy.metadata).into();
+    let in_root = *namespace == *context.root_namespace;
+    let selector = match spec.value.get("selector") {
+        None => Selector::default(),
+        Some(_) => selector(&spec.get_or_null("selector"), reader).unwrap_or_default(),
+    };
+    let scope = match (selector.0.is_empty(), in_root) {
+        (false, _) => PolicyScope::WorkloadSelector,
+        (true, true) => PolicyScope::Global,
+        (true, false) => PolicyScope::Namespace,
+    };
+    Reach {
+        scope,
+        namespace,
+        in_root,
+        selector,
+    }
+}
+
+/// Istio's selectors have `matchLabels` only.
+fn selector(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Selector> {
+    if !field.value.is_object() {
+        field.fault("bad_field", "is not an object".to_owned(), reader);
+        return None;
+    }
+    let before = reader.count();
+    field.expect_keys(&["matchLabels"], reader);
+    if field.value.get("matchLabels").is_some_and(Value::is_null) {
+        let labels = field.get_or_null("matchLabels");
+        labels.fault("bad_field", "is empty".to_owned(), reader);
+    }
+    if reader.count() > before {
+        return None;
+    }
+    labels::selector(field, reader)
+}

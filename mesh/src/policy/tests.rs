@@ -1,0 +1,1 @@
+//! What policies mean, one sentence at a time.

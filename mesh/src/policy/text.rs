@@ -1,0 +1,119 @@
+//! How policies compare texts: exactly, by prefix, by suffix, or "there is one".
+
+use serde::Serialize;
+
+/// `shop`, `shop-*`, `*-shop` or `*`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum Pattern {
+    Exact(Box<str>),
+    Prefix(Box<str>),
+    Suffix(Box<str>),
+    /// Any text that is not empty. A list without items, as the dump of the peer has it.
+    Presence([(); 0]),
+}
+
+impl Pattern {
+    /// Reads a pattern. A star elsewhere than at one end would be taken literally by Istio and
+    /// match nothing, so it is refused.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
+            (Some(""), _) => Pattern::Presence([]),
+            (Some(suffix), _) => Pattern::Suffix(suffix.into()),
+            (None, Some(prefix)) => Pattern::Prefix(prefix.into()),
+            (None, None) => Pattern::Exact(text.into()),
+        };
+        match pattern.literal() {
+            "" if text.is_empty() => Err("is empty".to_owned()),
+            literal if literal.contains('*') => {
+                Err(format!("{text:?}: a star may stand at one end only"))
+            }
+            _ => Ok(pattern),
+        }
+    }
+
+    /// What of it is no star.
+    pub(super) fn literal(&self) -> &str {
+        match self {
+            Pattern::Exact(text) | Pattern::Prefix(text) | Pattern::Suffix(text) => text,
+            Pattern::Presence([]) => "",
+        }
+    }
+
+    pub(super) fn matches(&self, text: &str) -> bool {
+        self.matches_joined(text, "")
+    }
+
+    /// Whether it matches `head` and `tail` put together, without putting them together.
+    pub(super) fn matches_joined(&self, head: &str, tail: &str) -> bool {
+        let (head, tail) = (head.as_bytes(), tail.as_bytes());
+        match self {
+            Pattern::Exact(text) => text
+                .as_bytes()
+                .strip_prefix(head)
+                .is_some_and(|rest| rest == tail),
+            Pattern::Prefix(text) => match text.as_bytes().strip_prefix(head) {
+                Some(rest) => tail.starts_with(rest),
+                None => head.starts_with(text.as_bytes()),
+            },
+            Pattern::Suffix(text) => match text.as_bytes().strip_suffix(tail) {
+                Some(rest) => head.ends_with(rest),
+                None => tail.ends_with(text.as_bytes()),
+            },
+            Pattern::Presence([]) => !head.is_empty() || !tail.is_empty(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_in_two_parts_matches_as_the_whole() {
+        let texts = ["", "a", "ab", "abc", "abcab", "cluster.local/ns/a/sa/b"];
+        let patterns = [
+            "a",
+            "ab",
+            "abcab",
+            "a*",
+            "ab*",
+            "abc*",
+            "*b",
+            "*ab",
+            "*cab",
+            "*abcab",
+            "x*",
+            "*x",
+            "*",
+            "cluster.local/ns/*",
+            "*/sa/b",
+            "cluster.local/ns/a/sa/b",
+            "c*",
+            "*abcabc",
+            "abcabc*",
+        ];
+        for text in texts {
+            for pattern in patterns {
+                let expected = match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+                    (Some(""), _) => !text.is_empty(),
+                    (Some(suffix), _) => text.ends_with(suffix),
+                    (_, Some(prefix)) => text.starts_with(prefix),
+                    _ => text == pattern,
+                };
+                let parsed = Pattern::parse(pattern).unwrap();
+                for at in 0..=text.len() {
+                    let (head, tail) = text.split_at(at);
+                    let found = parsed.matches_joined(head, tail);
+                    assert_eq!(found, expected, "{pattern} on {head}|{tail}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_star_stands_at_one_end() {
+        for bad in ["", "**", "a*b", "*a*", "*a*b", "a**"] {
+            assert!(Pattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+}
