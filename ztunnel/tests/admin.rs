@@ -63,12 +63,14 @@ async fn operators_see_the_mesh_the_pods_and_change_the_log_levels() {
     let folder = tempfile::tempdir().expect("a folder");
     let ca = LocalCa::create(folder.path()).expect("a certificate authority");
     let (certificates, renewal) = Certificates::new(Arc::new(ca), CertificatesConfig::default());
-    let identities = Identities::new(certificates);
+    let identities = Identities::new(certificates, hbone::Revocations::none());
     let store = Store::new();
     let config = DataPlaneConfig {
         workers: 1,
         connections_per_pod: CONNECTIONS_PER_POD,
         identities: identities.clone(),
+        trust_domain_aliases: vec![],
+        tunnel_max_age: std::time::Duration::from_secs(3600),
         readiness: None,
     };
     let data_plane = DataPlane::start(config, store.clone(), telemetry.clone()).expect("a thread");

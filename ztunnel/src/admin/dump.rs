@@ -45,7 +45,8 @@ impl Admin {
         json!({
             "workloads": workloads,
             "services": services,
-            "policies": [],
+            // Serialized as istioctl reads them, with what became of each beside it.
+            "policies": model.policies(),
             "stagedServices": {},
             "certificates": self.certificates(),
             "workloadState": states,
@@ -56,9 +57,12 @@ impl Admin {
     }
 
     fn certificates(&self) -> Vec<Value> {
-        let roots = roots(&self.identities.bundle());
-        let status = self.identities.status();
-        status.iter().map(|status| of_identity(status, &roots)).collect()
+        let state = self.identities.state();
+        let roots = roots(&state.bundle);
+        let identities = state.identities.iter();
+        identities
+            .map(|status| of_identity(status, &roots))
+            .collect()
     }
 }
 
@@ -85,6 +89,7 @@ fn of_workload(workload: &Workload) -> Value {
         "capacity": 1,
         "applicationTunnel": { "protocol": "NONE" },
         "services": workload.services,
+        "authorizationPolicies": workload.policies,
     })
 }
 
@@ -210,19 +215,32 @@ fn of_connection(connection: &ConnectionInfo) -> Value {
 
 /// One identity as `istioctl ztunnel-config certificate` shows it.
 fn of_identity(status: &IdentityStatus, roots: &[Value]) -> Value {
-    let state = match (status.state, &status.error) {
-        (IdentityState::Initializing, None) => "Initializing".into(),
-        (IdentityState::Available, _) => "Available".into(),
-        (_, Some(error)) => format!("Unavailable: {error}"),
-        (IdentityState::Unavailable, None) => "Unavailable".into(),
+    let error = status.error.as_ref();
+    let because = error.map(|error| format!(": {}: {}", error.code, error.message));
+    let because = because.unwrap_or_default();
+    let state = match status.state {
+        IdentityState::Initializing => "Initializing".to_owned(),
+        IdentityState::Available => "Available".to_owned(),
+        IdentityState::Unavailable => format!("Unavailable{because}"),
+        IdentityState::Expired { at } => {
+            format!(
+                "Unavailable: certificate_expired at {}{because}",
+                rfc3339(at)
+            )
+        }
     };
     let certificate = status.certificate.as_ref();
-    json!({
+    let mut value = json!({
         "identity": status.identity.to_string(),
         "state": state,
         "certChain": certificate.map(of_certificate).into_iter().collect::<Vec<_>>(),
         "rootCerts": roots,
-    })
+    });
+    // Also while the certificate that there is goes on.
+    if let Some(error) = error {
+        value["lastError"] = json!({ "code": error.code, "message": error.message });
+    }
+    value
 }
 
 fn of_certificate(certificate: &Arc<Certificate>) -> Value {

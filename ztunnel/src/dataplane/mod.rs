@@ -6,8 +6,11 @@
 //! answer with a deadline: a worker that does not answer is an error with its number in it, never a
 //! control side that hangs. A connection is accepted, served and ended on one thread.
 
+mod authorize;
 mod listen;
 mod pod;
+mod pods;
+pub(crate) mod recheck;
 pub(crate) mod registry;
 mod sockets;
 mod worker;
@@ -19,6 +22,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use mesh::{Store, WorkloadUid};
+use spiffe::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
@@ -54,6 +58,11 @@ pub struct DataPlaneConfig {
     pub connections_per_pod: usize,
     /// The certificates that the workers serve and dial with.
     pub identities: Identities,
+    /// Other names of the mesh's trust domain: whoever proves an identity in one of them is of this
+    /// mesh.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// How long a tunnel takes new connections, at either end.
+    pub tunnel_max_age: Duration,
     /// The listener of the readiness port, which the first worker answers; none in tests.
     pub readiness: Option<(TcpListener, Arc<Readiness>)>,
 }
@@ -164,6 +173,7 @@ impl DataPlane {
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..count).map(|_| mpsc::channel(COMMANDS)).unzip();
         let mut readiness = config.readiness;
+        let trust_domain_aliases: Arc<[TrustDomain]> = config.trust_domain_aliases.into();
         let mut threads = Vec::with_capacity(count);
         for (worker, commands) in receivers.into_iter().enumerate() {
             let parts = worker::Parts {
@@ -171,6 +181,8 @@ impl DataPlane {
                 store: store.clone(),
                 identities: config.identities.clone(),
                 telemetry: telemetry.clone(),
+                trust_domain_aliases: trust_domain_aliases.clone(),
+                tunnel_max_age: config.tunnel_max_age,
                 readiness: readiness.take().map(|(listener, state)| {
                     (
                         listener,

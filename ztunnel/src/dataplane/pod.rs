@@ -5,10 +5,12 @@ use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hbone::{Pool, PoolConfig, ServeConfig};
 use mesh::{Store, WorkloadUid};
 use socket2::SockRef;
+use spiffe::TrustDomain;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,7 @@ pub(crate) struct PodContext {
     pub(crate) serve: ServeConfig,
     pub(crate) ends: Ends,
     pub(crate) random: RefCell<fastrand::Rng>,
+    pub(crate) trust_domain_aliases: Arc<[TrustDomain]>,
     worker: usize,
     registry: Arc<Registry>,
     aborted: Cell<Option<&'static str>>,
@@ -53,6 +56,11 @@ impl PodContext {
             registered.stop.stop(reason);
         }
         registered
+    }
+
+    /// The connections on this worker that are to be re-checked.
+    pub(super) fn asking(&self) -> Vec<Arc<Connection>> {
+        self.registry.asking(self.worker)
     }
 
     /// Adds what moved since the last time to the metrics.
@@ -89,24 +97,30 @@ pub(super) struct PodParts {
     pub(super) store: Store,
     pub(super) identities: Identities,
     pub(super) telemetry: Rc<WorkerTelemetry>,
+    pub(super) trust_domain_aliases: Arc<[TrustDomain]>,
+    pub(super) tunnel_max_age: Duration,
 }
 
 impl PodContext {
     pub(super) fn new(parts: PodParts) -> Self {
         let sockets = Rc::new(PodSockets::new(parts.netns));
+        let (dial, serve) = (PoolConfig::default(), ServeConfig::default());
+        let max_age = parts.tunnel_max_age;
+        let dial = PoolConfig { max_age, ..dial };
         Self {
             uid: parts.uid,
             store: parts.store,
             identities: parts.identities,
             telemetry: parts.telemetry,
-            pool: Pool::new(PoolConfig::default(), sockets.clone()),
+            pool: Pool::new(dial, sockets.clone()),
             sockets,
-            serve: ServeConfig::default(),
+            serve: ServeConfig { max_age, ..serve },
             ends: Ends {
                 drain: CancellationToken::new(),
                 abort: CancellationToken::new(),
             },
             random: RefCell::new(fastrand::Rng::new()),
+            trust_domain_aliases: parts.trust_domain_aliases,
             worker: parts.worker,
             registry: parts.registry,
             aborted: Cell::new(None),
@@ -118,19 +132,26 @@ impl PodContext {
 impl PodContext {
     /// A pod of which nothing is known, in the namespace of the test.
     pub(crate) fn for_tests() -> Self {
+        Self::of("test".into(), Store::new())
+    }
+
+    /// A pod of this store, in the namespace of the test.
+    pub(crate) fn of(uid: WorkloadUid, store: Store) -> Self {
         use mesh::certs::{Certificates, CertificatesConfig, LocalCa};
         let folder = tempfile::tempdir().unwrap();
         let ca = Arc::new(LocalCa::create(folder.path()).unwrap());
         let (certificates, _) = Certificates::new(ca, CertificatesConfig::default());
         let telemetry = crate::telemetry::Telemetry::new(None).unwrap();
         Self::new(PodParts {
-            uid: "test".into(),
+            uid,
             netns: Arc::new(Netns::current().unwrap()),
-            registry: Arc::new(Registry::new(1, 16)),
+            registry: Arc::new(Registry::new(1, 32_768)),
             worker: 0,
-            store: Store::new(),
-            identities: Identities::new(certificates),
+            store,
+            identities: Identities::new(certificates, hbone::Revocations::none()),
             telemetry: Rc::new(WorkerTelemetry::new(Arc::new(telemetry))),
+            trust_domain_aliases: Arc::default(),
+            tunnel_max_age: Duration::from_secs(3600),
         })
     }
 }

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hbone::{Counters, Stop};
+use mesh::Denial;
 use rustc_hash::FxHashMap;
+use spiffe::SpiffeId;
 
 use crate::telemetry::Series;
 
@@ -100,6 +102,16 @@ impl Registry {
             .unwrap_or_default()
     }
 
+    /// Everything on one worker that has asked to be let in and has not been told to end.
+    pub(crate) fn asking(&self, worker: usize) -> Vec<Arc<Connection>> {
+        let asks = |connection: &&Arc<Connection>| {
+            connection.request().is_some() && connection.stop.reason().is_none()
+        };
+        self.shard(worker)
+            .map(|shard| shard.connections.values().filter(asks).cloned().collect())
+            .unwrap_or_default()
+    }
+
     fn shard(&self, worker: usize) -> Option<MutexGuard<'_, Shard>> {
         // The maps are whole between any two statements, so a panic elsewhere has not broken them.
         self.shards
@@ -162,6 +174,16 @@ impl Drop for Registered {
     }
 }
 
+/// What an inbound connection asks for. It stays the same while the connection lives; what is known
+/// of the two workloads does not, so they are looked up for each decision.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    /// Who the source proved to be; none for what came in clear.
+    pub(crate) identity: Option<Arc<SpiffeId>>,
+    /// The pod's own address and port.
+    pub(crate) destination: SocketAddr,
+}
+
 /// What is shared about an open connection between the task that serves it and everybody who
 /// watches or ends it.
 pub(crate) struct Connection {
@@ -172,6 +194,10 @@ pub(crate) struct Connection {
     pub(crate) hbone: OnceLock<bool>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) stop: Stop,
+    request: OnceLock<Request>,
+    denial: OnceLock<Denial>,
+    /// The policy on trial that would have denied it, as of the last decision that said so.
+    on_trial: Mutex<Option<Arc<str>>>,
     series: OnceLock<Arc<Series>>,
     reported_sent: AtomicU64,
     reported_received: AtomicU64,
@@ -191,10 +217,50 @@ impl Connection {
             hbone: OnceLock::new(),
             counters: Arc::default(),
             stop: Stop::new(),
+            request: OnceLock::new(),
+            denial: OnceLock::new(),
+            on_trial: Mutex::default(),
             series: OnceLock::new(),
             reported_sent: AtomicU64::new(0),
             reported_received: AtomicU64::new(0),
         }
+    }
+
+    /// Says what it asks for: from now on whoever re-checks connections finds it.
+    pub(crate) fn asks(&self, request: Request) {
+        // A connection asks once.
+        let _ = self.request.set(request);
+    }
+
+    /// What it asked for; none before it did, and for what the pod opens.
+    pub(crate) fn request(&self) -> Option<&Request> {
+        self.request.get()
+    }
+
+    /// Ends it because a policy denies it. The policy is known to whoever hears of the end.
+    pub(crate) fn deny(&self, denial: Denial) {
+        // The first denial wins, as the first reason of a stop does.
+        let _ = self.denial.set(denial);
+        self.stop.stop(Denial::CODE);
+    }
+
+    /// The policy that ended it, if one did.
+    pub(crate) fn denial(&self) -> Option<&Denial> {
+        self.denial
+            .get()
+            .filter(|_| self.stop.reason() == Some(Denial::CODE))
+    }
+
+    /// Remembers the policy on trial that would deny it. True the first time, so that a connection
+    /// counts once for a policy however often it is re-checked.
+    pub(crate) fn first_tried_by(&self, policy: &Arc<str>) -> bool {
+        // A name is whole whoever panicked.
+        let mut last = self.on_trial.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref() == Some(policy) {
+            return false;
+        }
+        *last = Some(policy.clone());
+        true
     }
 
     /// Counts the connection as opened, once, under the labels that it keeps until it is closed.
@@ -267,5 +333,52 @@ mod tests {
         assert_eq!(registry.on(1).len(), 1);
         drop(entry);
         assert_eq!(registry.list().len(), 0);
+    }
+
+    fn request() -> Request {
+        Request {
+            identity: None,
+            destination: SocketAddr::from(([10, 0, 0, 1], 80)),
+        }
+    }
+
+    #[test]
+    fn a_connection_is_re_checked_from_when_it_asks_until_it_is_told_to_end() {
+        let registry = Arc::new(Registry::new(1, 10));
+        let entry = registry
+            .admit()
+            .map(|slot| slot.register(0, connection()))
+            .unwrap();
+        assert_eq!(registry.asking(0).len(), 0);
+        entry.asks(request());
+        assert_eq!(registry.asking(0).len(), 1);
+        entry.stop.stop("workload_gone");
+        assert_eq!(registry.asking(0).len(), 0);
+    }
+
+    #[test]
+    fn a_denial_names_its_policy_unless_something_else_ended_the_connection_before() {
+        let denial = Denial {
+            policy: "AuthorizationPolicy shop/deny".into(),
+        };
+        let denied = connection();
+        assert_eq!(denied.denial(), None);
+        denied.deny(denial.clone());
+        assert_eq!(denied.stop.reason(), Some(Denial::CODE));
+        assert_eq!(denied.denial(), Some(&denial));
+        let gone = connection();
+        gone.stop.stop("workload_gone");
+        gone.deny(denial);
+        assert_eq!(gone.stop.reason(), Some("workload_gone"));
+        assert_eq!(gone.denial(), None);
+    }
+
+    #[test]
+    fn a_policy_on_trial_is_told_of_once_for_each_connection() {
+        let connection = connection();
+        let (one, other) = ("one".into(), "other".into());
+        assert!(connection.first_tried_by(&one));
+        assert!(!connection.first_tried_by(&one));
+        assert!(connection.first_tried_by(&other));
     }
 }

@@ -8,12 +8,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh::{Store, WorkloadUid};
+use spiffe::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinSet, LocalSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::pod::{self, Listening, PodContext, PodParts};
+use super::pods::{Pods, Served};
+use super::recheck;
 use super::registry::Registry;
 use super::{PodListeners, Removal};
 use crate::admin::readiness::{self, Readiness};
@@ -65,6 +68,8 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) identities: Identities,
     pub(super) telemetry: Arc<Telemetry>,
+    pub(super) trust_domain_aliases: Arc<[TrustDomain]>,
+    pub(super) tunnel_max_age: Duration,
     pub(super) readiness: Option<(
         std::net::TcpListener,
         Arc<Readiness>,
@@ -78,16 +83,12 @@ pub(super) struct Worker {
     identities: Identities,
     shared: Arc<Telemetry>,
     telemetry: Rc<WorkerTelemetry>,
-    pods: HashMap<WorkloadUid, Vec<Rc<Served>>>,
+    trust_domain_aliases: Arc<[TrustDomain]>,
+    tunnel_max_age: Duration,
+    pods: Pods,
     tasks: JoinSet<()>,
     served: HashMap<Id, WorkloadUid>,
     reports: u32,
-}
-
-/// A pod that is served, or one that left but still has connections.
-struct Served {
-    context: Rc<PodContext>,
-    ended: CancellationToken,
 }
 
 /// A worker that is gone would leave its share of every pod's new connections to nobody, while the
@@ -124,20 +125,29 @@ impl Worker {
                         identities: parts.identities,
                         telemetry: Rc::new(WorkerTelemetry::new(parts.telemetry.clone())),
                         shared: parts.telemetry,
-                        pods: HashMap::new(),
+                        trust_domain_aliases: parts.trust_domain_aliases,
+                        tunnel_max_age: parts.tunnel_max_age,
+                        pods: Pods::default(),
                         tasks: JoinSet::new(),
                         served: HashMap::new(),
                         reports: 0,
                     };
                     let stop = CancellationToken::new();
-                    let mut probes = JoinSet::new();
+                    let mut beside = JoinSet::new();
+                    // Runs through the drain too: what is open then is still subject to policy.
+                    let recheck =
+                        recheck::follow(worker.store.clone(), worker.pods.clone(), stop.clone());
+                    beside.spawn_local(async move {
+                        let _whole = WholeOrNothing;
+                        recheck.await;
+                    });
                     if let Some((listener, state, workers)) = readiness {
                         let alive = move || alive(workers.clone());
-                        probes.spawn_local(readiness::serve(listener, state, alive, stop.clone()));
+                        beside.spawn_local(readiness::serve(listener, state, alive, stop.clone()));
                     }
                     worker.run(commands).await;
                     stop.cancel();
-                    while probes.join_next().await.is_some() {}
+                    while beside.join_next().await.is_some() {}
                 });
             })
     }
@@ -185,8 +195,8 @@ impl Worker {
                 destination,
                 answer,
             } => {
-                for served in self.pods.values().flatten() {
-                    served.context.pool.purge(destination.as_str());
+                for pod in self.pods.all() {
+                    pod.pool.purge(destination.as_str());
                 }
                 self.telemetry.forget(&destination);
                 let _ = answer.send(());
@@ -215,6 +225,8 @@ impl Worker {
             store: self.store.clone(),
             identities: self.identities.clone(),
             telemetry: self.telemetry.clone(),
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
+            tunnel_max_age: self.tunnel_max_age,
         }));
         let ended = CancellationToken::new();
         let served = Rc::new(Served {
@@ -228,13 +240,13 @@ impl Worker {
             pod::serve(context, listening).await;
         });
         self.served.insert(task.id(), uid.clone());
-        self.pods.entry(uid).or_default().push(served);
+        self.pods.add(uid, served);
         Ok(())
     }
 
     fn remove(&mut self, uid: &WorkloadUid, how: Removal) -> oneshot::Receiver<()> {
         let (tell, told) = oneshot::channel();
-        let leaving = self.pods.get(uid).cloned().unwrap_or_default();
+        let leaving = self.pods.of(uid);
         for served in &leaving {
             match how {
                 Removal::OptOut => served.context.drain(),
@@ -252,22 +264,13 @@ impl Worker {
 
     /// A pod's task has ended: nothing of the pod is left.
     fn forget(&mut self, task: Id) {
-        let Some(uid) = self.served.remove(&task) else {
-            return;
-        };
-        if let Some(generations) = self.pods.get_mut(&uid) {
-            generations.retain(|served| !served.ended.is_cancelled());
-            if generations.is_empty() {
-                self.pods.remove(&uid);
-            }
+        if let Some(uid) = self.served.remove(&task) {
+            self.pods.forget_ended(&uid);
         }
     }
 
     fn report(&mut self) {
-        self.pods
-            .values()
-            .flatten()
-            .for_each(|served| served.context.report());
+        self.pods.all().iter().for_each(|pod| pod.report());
         self.reports += 1;
         if self.reports.is_multiple_of(REPORTS_PER_SWEEP) {
             self.telemetry.refresh();
@@ -280,9 +283,7 @@ impl Worker {
     /// Stops accepting, waits for what is open until the deadline, and resets the rest.
     async fn end(mut self, until: Instant) {
         let all = |worker: &Self, tell: fn(&PodContext)| {
-            for served in worker.pods.values().flatten() {
-                tell(&served.context);
-            }
+            worker.pods.all().iter().for_each(|pod| tell(pod));
         };
         all(&self, PodContext::drain);
         let finished = timeout_at(until, async {

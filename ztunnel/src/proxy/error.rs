@@ -3,9 +3,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use hbone::{Fault, Reason};
-use mesh::WorkloadUid;
+use mesh::{Denial, WorkloadUid};
 
 use crate::identity::IdentityError;
 use crate::telemetry::{Chain, ResponseFlags};
@@ -44,6 +45,8 @@ pub(crate) enum Error {
     NotThisPod { authority: String },
     #[error("the peer is of the trust domain {0}, not of this mesh")]
     ForeignTrustDomain(String),
+    #[error("denied by {0}")]
+    Denied(Denial),
     #[error("{0}")]
     Stopped(&'static str),
 }
@@ -73,6 +76,7 @@ impl Error {
             Self::DialTimeout { .. } => "connect_timeout",
             Self::NotThisPod { .. } => "authority_not_this_pod",
             Self::ForeignTrustDomain(_) => "peer_trust_domain",
+            Self::Denied(_) => Denial::CODE,
         }
     }
 
@@ -82,7 +86,9 @@ impl Error {
             Self::OriginalDestination(_) | Self::SelfCall(_) | Self::NotThisPod { .. } => {
                 Fault::Downstream
             }
-            Self::ConnectionLimit | Self::ForeignTrustDomain(_) => Fault::Downstream,
+            Self::ConnectionLimit | Self::ForeignTrustDomain(_) | Self::Denied(_) => {
+                Fault::Downstream
+            }
             Self::NoEndpoint { .. } | Self::Dial { .. } | Self::DialTimeout { .. } => {
                 Fault::Upstream
             }
@@ -108,7 +114,7 @@ impl Error {
         match self {
             Self::Identity(_) => ResponseFlags::IdentityError,
             Self::Tunnel(error) => flags_of(error.reason()),
-            Self::ForeignTrustDomain(_) => ResponseFlags::Deny,
+            Self::ForeignTrustDomain(_) | Self::Denied(_) => ResponseFlags::Deny,
             _ => ResponseFlags::Connect,
         }
     }
@@ -117,14 +123,41 @@ impl Error {
     pub(crate) fn status(&self) -> u16 {
         match self {
             Self::SelfCall(_) | Self::NotThisPod { .. } => 400,
-            Self::ForeignTrustDomain(_) => 401,
+            Self::ForeignTrustDomain(_) | Self::Denied(_) => 401,
             _ => 503,
+        }
+    }
+
+    /// The policy that denied it, if one did.
+    pub(crate) fn policy(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Denied(denial) => Some(&denial.policy),
+            _ => None,
         }
     }
 
     /// What the operator reads: the error, and everything that caused it.
     pub(crate) fn text(&self) -> String {
-        Chain(self).to_string()
+        let text = Chain(self).to_string();
+        match self {
+            Self::Tunnel(error) => text + hint(error.reason()),
+            _ => text,
+        }
+    }
+}
+
+/// What the operator reads of a tunnel that failed under an open connection.
+pub(super) fn text_of(error: &hbone::Error) -> String {
+    Chain(error).to_string() + hint(error.reason())
+}
+
+/// Only the daemon that denied knows why, and it does not tell strangers.
+fn hint(reason: Reason) -> &'static str {
+    match reason {
+        Reason::ConnectRejected(401 | 403) => {
+            "; it is denied there, and the log of the destination's node names the policy"
+        }
+        _ => "",
     }
 }
 
@@ -142,6 +175,7 @@ pub(crate) fn flags_of(reason: Reason) -> ResponseFlags {
         | Reason::PeerIdentityMismatch
         | Reason::RejectedByPeer => ResponseFlags::TlsFailure,
         Reason::H2HandshakeTimeout | Reason::H2HandshakeFailed => ResponseFlags::H2HandshakeFailure,
+        Reason::PeerRevoked => ResponseFlags::CertRevoked,
         Reason::ConnectRejected(401 | 403) => ResponseFlags::Deny,
         _ => ResponseFlags::Connect,
     }
@@ -190,6 +224,21 @@ mod tests {
     }
 
     #[test]
+    fn a_denial_names_its_policy_and_is_the_askers_to_mend() {
+        let error = Error::Denied(Denial {
+            policy: "AuthorizationPolicy: no ALLOW matched".into(),
+        });
+        assert_eq!(
+            error.text(),
+            "denied by AuthorizationPolicy: no ALLOW matched"
+        );
+        assert_eq!((error.code(), error.status()), ("policy_denied", 401));
+        assert_eq!(error.flags(), ResponseFlags::Deny);
+        assert_eq!(error.fault(), Fault::Downstream);
+        assert!(!error.retryable());
+    }
+
+    #[test]
     fn failures_have_istios_flags() {
         assert_eq!(flags_of(Reason::ConnectRejected(401)), ResponseFlags::Deny);
         assert_eq!(
@@ -201,6 +250,16 @@ mod tests {
             ResponseFlags::TlsFailure
         );
         assert_eq!(flags_of(Reason::ConnectRefused), ResponseFlags::Connect);
+    }
+
+    #[test]
+    fn a_denial_by_the_other_side_says_where_its_policy_is_named() {
+        let error = hbone::Error::from(Reason::ConnectRejected(401));
+        let text = text_of(&error);
+        assert!(text.contains("status 401; it is denied there"), "{text}");
+        assert!(Error::Tunnel(error).text().ends_with("names the policy"));
+        let down = hbone::Error::from(Reason::ConnectRejected(503));
+        assert!(text_of(&down).ends_with("status 503"));
     }
 
     #[test]

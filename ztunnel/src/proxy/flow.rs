@@ -13,10 +13,10 @@ use spiffe::SpiffeId;
 use tokio::time::Instant;
 
 use super::Error;
-use super::error::flags_of;
+use super::error::{flags_of, text_of};
 use crate::dataplane::PodContext;
-use crate::dataplane::registry::{Connection, Direction, Registered, Slot};
-use crate::telemetry::{Chain, Ended, Open, Parties, ResponseFlags};
+use crate::dataplane::registry::{Connection, Direction, Registered, Request, Slot};
+use crate::telemetry::{Ended, Open, Parties, ResponseFlags};
 
 /// The code of a connection that ended as its two ends wanted.
 const CLOSED: &str = "closed";
@@ -79,7 +79,11 @@ impl Flow {
     }
 
     /// Who opened it. `identity` is what it proved; the workload alone proves nothing.
-    pub(super) fn from(&mut self, workload: Option<Arc<Workload>>, identity: Option<SpiffeId>) {
+    pub(super) fn from(
+        &mut self,
+        workload: Option<Arc<Workload>>,
+        identity: Option<Arc<SpiffeId>>,
+    ) {
         self.parties.mutual_tls = identity.is_some();
         self.parties.source = workload;
         self.parties.source_identity = identity;
@@ -102,6 +106,25 @@ impl Flow {
         self.lease = Some(lease);
     }
 
+    /// Asks the policies whether the source may reach `destination` in the pod.
+    ///
+    /// The order keeps a connection from slipping between a policy and its check: first what it
+    /// asks for is written where every re-check finds it, and only then the model is loaded that
+    /// decides. A policy that is not in this model comes with a re-check that sees the connection.
+    pub(super) fn authorize(&self, destination: SocketAddr) -> Result<(), Error> {
+        self.registered.asks(Request {
+            identity: self.parties.source_identity.clone(),
+            destination,
+        });
+        let model = self.pod.store.load();
+        let workload = model
+            .workload(&self.pod.uid)
+            .ok_or_else(|| Error::WorkloadUnknown(self.pod.uid.clone()))?;
+        self.pod
+            .authorize(&model, workload, &self.registered)
+            .map_err(Error::Denied)
+    }
+
     /// Both sides are connected: from now on it counts as opened and its bytes are reported while
     /// it lives.
     pub(super) fn opened(&self) {
@@ -119,36 +142,55 @@ impl Flow {
     ) -> Result<T, Error> {
         tokio::select! {
             biased;
-            reason = self.registered.stop.stopped() => Err(Error::Stopped(reason)),
+            reason = self.registered.stop.stopped() => Err(self.stopped(reason)),
             result = work => result,
+        }
+    }
+
+    /// Why somebody ended it: the policy, if that is why.
+    pub(super) fn stopped(&self, reason: &'static str) -> Error {
+        match self.registered.denial() {
+            Some(denial) => Error::Denied(denial.clone()),
+            None => Error::Stopped(reason),
         }
     }
 
     /// It never carried a byte.
     pub(super) fn failed(mut self, error: &Error) {
         tracing::debug!(fault = ?error.fault(), reason = error.code(), "a connection failed");
-        self.end(Some((&error.text(), error.flags())), error.code());
+        self.fail(error);
     }
 
     /// It carried bytes and has ended.
     pub(super) fn closed(mut self, end: &RelayEnd) {
         match &end.outcome {
-            Outcome::Closed => self.end(None, CLOSED),
+            Outcome::Closed => self.end(None, CLOSED, None),
             // What the applications do to their connection is theirs to do, and no failure of the
             // mesh.
             Outcome::Reset {
                 by: Side::Downstream,
-            } => self.end(None, "reset_by_downstream"),
-            Outcome::Reset { by: Side::Upstream } => self.end(None, "reset_by_upstream"),
-            Outcome::Stopped { reason } => self.end(Some((reason, ResponseFlags::Connect)), reason),
+            } => self.end(None, "reset_by_downstream", None),
+            Outcome::Reset { by: Side::Upstream } => self.end(None, "reset_by_upstream", None),
+            Outcome::Stopped { reason } => self.fail(&self.stopped(reason)),
             Outcome::Failed(error) => {
                 let reason = error.reason();
-                self.end(Some((&Chain(error), flags_of(reason))), reason.code());
+                let text = text_of(error);
+                self.end(Some((&text, flags_of(reason))), reason.code(), None);
             }
         }
     }
 
-    fn end(&mut self, failure: Option<(&dyn Display, ResponseFlags)>, reason: &str) {
+    fn fail(&mut self, error: &Error) {
+        let failure = Some((&error.text() as &dyn Display, error.flags()));
+        self.end(failure, error.code(), error.policy());
+    }
+
+    fn end(
+        &mut self,
+        failure: Option<(&dyn Display, ResponseFlags)>,
+        reason: &str,
+        policy: Option<&Arc<str>>,
+    ) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -168,6 +210,9 @@ impl Flow {
         if failure.is_some() {
             self.pod.telemetry.failed(self.parties.reporter, reason);
         }
+        if let Some(policy) = policy {
+            self.pod.telemetry.denied(policy);
+        }
         self.pod.telemetry.access(&Ended {
             parties: &self.parties,
             source: self.registered.source,
@@ -181,6 +226,7 @@ impl Flow {
             duration: self.started.elapsed(),
             error: failure.map(|(error, _)| error),
             reason,
+            policy: policy.map(AsRef::as_ref),
         });
     }
 }
@@ -188,7 +234,10 @@ impl Flow {
 impl Drop for Flow {
     /// Whoever served it was dropped: its opener gave up while it was being connected.
     fn drop(&mut self) {
-        let reason = self.registered.stop.reason().unwrap_or("cancelled");
-        self.end(Some((&reason, ResponseFlags::Connect)), reason);
+        let error = self.stopped(self.registered.stop.reason().unwrap_or("cancelled"));
+        self.fail(&error);
     }
 }
+
+#[cfg(test)]
+mod tests;

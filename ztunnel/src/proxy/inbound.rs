@@ -1,5 +1,6 @@
 //! What reaches the pod through the mesh: verified peer, CONNECT, the application.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use hbone::{
     Rejected, ServeEnd,
 };
 use mesh::{Model, Service, Workload};
+use spiffe::SpiffeId;
 use tokio::net::TcpStream;
 
 use super::Error;
@@ -52,6 +54,7 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
     let tunnel = Rc::new(Tunnel {
         pod: pod.clone(),
         local,
+        identity: OnceCell::new(),
     });
     let end = hbone::serve(
         transport,
@@ -124,6 +127,8 @@ struct Tunnel {
     pod: Rc<PodContext>,
     /// The address that the peer dialled; what it asks for has to be the same pod address.
     local: SocketAddr,
+    /// Who the peer proved to be, shared by the accounts of all its streams.
+    identity: OnceCell<Arc<SpiffeId>>,
 }
 
 impl Connect for Tunnel {
@@ -185,7 +190,7 @@ fn rejected(error: &Error) -> Rejected {
 impl Tunnel {
     /// Decides about a request and dials the application. Authorization stands between the two: the
     /// flow is registered, the peer is proven, the target is known, and nothing has reached the
-    /// application yet.
+    /// application yet. A policy that comes while it is dialled stops the flow.
     async fn establish(
         &self,
         peer: &Peer,
@@ -199,7 +204,12 @@ impl Tunnel {
             let workload = model
                 .workload(&self.pod.uid)
                 .ok_or_else(|| Error::WorkloadUnknown(self.pod.uid.clone()))?;
-            flow.from(source(&model, from, peer), Some(peer.identity.clone()));
+            let identity = self
+                .identity
+                .get_or_init(|| Arc::new(peer.identity.clone()))
+                .clone();
+            let source = self.pod.source(&model, from.ip(), Some(&identity)).cloned();
+            flow.from(source, Some(identity));
             let host = request
                 .forwarded
                 .as_ref()
@@ -212,9 +222,10 @@ impl Tunnel {
                 Some(workload.clone()),
                 service_behind(&model, workload, host, port),
             );
-            check_trust_domain(workload, peer)?;
+            self.check_trust_domain(workload, peer)?;
             (target?, baggage(workload))
         };
+        flow.authorize(target)?;
         let upstream = flow
             .unless_stopped(self.pod.sockets.dial_from(from.ip(), target))
             .await?;
@@ -224,6 +235,14 @@ impl Tunnel {
                 baggage: Some(answer),
             },
         ))
+    }
+
+    fn check_trust_domain(&self, workload: &Workload, peer: &Peer) -> Result<(), Error> {
+        let theirs = peer.identity.trust_domain();
+        if self.pod.is_one_mesh(&workload.identity, theirs) {
+            return Ok(());
+        }
+        Err(Error::ForeignTrustDomain(theirs.to_string()))
     }
 
     /// Where in the pod a request leads. The address is always the one that the peer dialled, so a
@@ -253,25 +272,6 @@ impl Tunnel {
         refuse_elsewhere(workload, target)?;
         Ok(target)
     }
-}
-
-/// A root may sign for several trust domains; the names of another mean nothing in this one.
-fn check_trust_domain(workload: &Workload, peer: &Peer) -> Result<(), Error> {
-    let theirs = peer.identity.trust_domain();
-    if theirs == workload.identity.trust_domain() {
-        return Ok(());
-    }
-    Err(Error::ForeignTrustDomain(theirs.to_string()))
-}
-
-/// The workload at the peer's address, if it is one of the peer's identity. Only for labels: the
-/// peer proved its identity and nothing else, so a workload of another identity says nothing about
-/// it, and neither does what it claims in its baggage.
-fn source(model: &Model, from: SocketAddr, peer: &Peer) -> Option<Arc<Workload>> {
-    model
-        .workload_by_ip(from.ip())
-        .filter(|workload| workload.identity == peer.identity)
-        .cloned()
 }
 
 /// The service that was meant: the one that the client named if this pod is behind it, else the

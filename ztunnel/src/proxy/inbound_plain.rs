@@ -22,7 +22,7 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
     let stop = flow.stop();
     let connected = tokio::select! {
         biased;
-        reason = stop.stopped() => Err(Error::Stopped(reason)),
+        reason = stop.stopped() => Err(flow.stopped(reason)),
         // Boxed, because a connection spends its life in the relay and not here.
         connected = Box::pin(connect(&pod, &mut flow, peer, wanted)) => connected,
     };
@@ -59,5 +59,6 @@ async fn connect(
         );
         refuse_elsewhere(workload, wanted)?;
     }
+    flow.authorize(wanted)?;
     pod.sockets.dial_from(peer.ip(), wanted).await
 }

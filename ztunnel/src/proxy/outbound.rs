@@ -160,7 +160,8 @@ async fn attempt(
             tunnel,
             lease,
         } => {
-            flow.from(Some(source.clone()), Some(source.identity.clone()));
+            let identity = Arc::new(source.identity.clone());
+            flow.from(Some(source.clone()), Some(identity));
             flow.to(Some(workload.clone()), service.clone());
             flow.via(tunnel, Some(Authority::from(target)));
             flow.hold(lease);
@@ -221,7 +222,13 @@ async fn open_tunnel(
         }),
         traceparent: Some(TraceParent::random()),
     };
-    let expect = std::slice::from_ref(&workload.identity);
+    let all_names;
+    let expect = if pod.trust_domain_aliases.is_empty() {
+        std::slice::from_ref(&workload.identity)
+    } else {
+        all_names = pod.under_all_names(&workload.identity);
+        &all_names
+    };
     let mut stream = Box::new(
         pod.pool
             .open(&key, expect, &identity.client, request)

@@ -31,6 +31,8 @@ pub(crate) struct Ended<'a> {
     pub(crate) error: Option<&'a dyn Display>,
     /// How it ended, for machines.
     pub(crate) reason: &'a str,
+    /// The policy that denied it.
+    pub(crate) policy: Option<&'a str>,
 }
 
 impl Ended<'_> {
@@ -97,6 +99,9 @@ impl Ended<'_> {
             fields.text("error", &error.to_string());
         }
         fields.text("reason", self.reason);
+        if let Some(policy) = self.policy {
+            fields.text("policy", policy);
+        }
         fields
     }
 }

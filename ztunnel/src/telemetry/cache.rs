@@ -45,7 +45,7 @@ impl Cache {
         // Only an identity that is the known workload's own is implied by the key; a stranger's is
         // looked up in full.
         let source_known = match (&parties.source, &parties.source_identity) {
-            (Some(source), Some(proven)) => source.identity == *proven,
+            (Some(source), Some(proven)) => source.identity == **proven,
             (_, None) => true,
             (None, Some(_)) => false,
         };

@@ -52,7 +52,7 @@ pub(crate) struct Parties {
     /// The workload that opened it; on the inbound side a guess by address, for telemetry only.
     pub(crate) source: Option<Arc<Workload>>,
     /// Who the source proved to be.
-    pub(crate) source_identity: Option<SpiffeId>,
+    pub(crate) source_identity: Option<Arc<SpiffeId>>,
     /// The workload that it reaches.
     pub(crate) destination: Option<Arc<Workload>>,
     /// The service that was addressed.

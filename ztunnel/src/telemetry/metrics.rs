@@ -10,6 +10,8 @@ use prometheus::{
 };
 use tokio::runtime::Handle;
 
+use super::certificates::Certificates;
+use super::denials::Denials;
 use super::log::Log;
 
 /// The counters and gauges that somebody sets while things happen.
@@ -17,10 +19,12 @@ pub(super) struct Metrics {
     pub(super) sockets_open: IntGaugeVec,
     pub(super) failures: IntCounterVec,
     pub(super) accept_failures: IntCounterVec,
+    pub(super) policy_denials: Denials,
+    pub(super) dry_run_denials: Denials,
     pub(super) enrolment: IntGaugeVec,
     pub(super) capture_repairs: IntCounterVec,
     pub(super) problems: IntGauge,
-    pub(super) certificate_expiry: GaugeVec,
+    pub(super) certificates: Certificates,
     pub(super) active_proxies: IntGauge,
     pub(super) pending_proxies: IntGauge,
     pub(super) proxies_started: IntCounter,
@@ -41,6 +45,7 @@ impl Metrics {
         let counter = |name: &str, help: &str| {
             registered(registry, IntCounter::with_opts(Opts::new(name, help))?)
         };
+        let denials = |name, help| registered(registry, Denials::new(name, help)?);
         Ok(Self {
             sockets_open: gauges(
                 "istio_tcp_sockets_open",
@@ -57,6 +62,14 @@ impl Metrics {
                 "Connections that could not be accepted",
                 &["reason"],
             )?,
+            policy_denials: denials(
+                "ambit_policy_denials_total",
+                "Connections that were refused or ended by a policy, by the policy",
+            )?,
+            dry_run_denials: denials(
+                "ambit_policy_dry_run_denials_total",
+                "Connections that a policy on trial (istio.io/dry-run) would have denied, by the policy",
+            )?,
             enrolment: gauges(
                 "ambit_enrolment_pods",
                 "Opted-in pods of this node, by verified state",
@@ -71,16 +84,7 @@ impl Metrics {
                 "ambit_configuration_problems",
                 "Objects or fields that could not be understood",
             )?,
-            certificate_expiry: registered(
-                registry,
-                GaugeVec::new(
-                    Opts::new(
-                        "ambit_certificate_expiry_timestamp_seconds",
-                        "When the identity's certificate expires (Unix time)",
-                    ),
-                    &["identity"],
-                )?,
-            )?,
+            certificates: Certificates::register(registry)?,
             active_proxies: gauge(
                 "workload_manager_active_proxy_count",
                 "The total number of active proxies",

@@ -7,6 +7,8 @@
 
 mod access;
 mod cache;
+mod certificates;
+mod denials;
 mod labels;
 mod line;
 mod log;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use mesh::WorkloadUid;
+use mesh::certs::CertificatesState;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use spiffe::SpiffeId;
 use tokio::runtime::Handle;
@@ -141,24 +144,22 @@ impl Telemetry {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Publishes when the certificate of each identity expires; identities that are not named are
-    /// dropped.
-    pub(crate) fn certificates(&self, expiry: &[(&SpiffeId, SystemTime)]) {
-        self.metrics.certificate_expiry.reset();
-        for (identity, not_after) in expiry {
-            let seconds = not_after
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(0.0, |since| since.as_secs_f64());
-            self.metrics
-                .certificate_expiry
-                .with_label_values(&[&identity.to_string()])
-                .set(seconds);
-        }
+    /// Publishes when the certificate of an identity expires; none, if it has none.
+    pub(crate) fn certificate(&self, identity: &SpiffeId, expiry: Option<SystemTime>) {
+        self.metrics.certificates.expiry(identity, expiry);
+    }
+
+    /// Publishes what has become of certificates so far, and whom the mesh trusts.
+    pub(crate) fn certificates(&self, state: &CertificatesState) {
+        self.metrics.certificates.tally(&state.tally);
+        self.metrics.certificates.bundle(&state.bundle);
     }
 
     /// Drops series that nobody has used for an hour. To be called once a minute.
     pub(crate) fn sweep(&self) {
         self.traffic.sweep(IDLE_SWEEPS);
+        self.metrics.policy_denials.sweep(IDLE_SWEEPS);
+        self.metrics.dry_run_denials.sweep(IDLE_SWEEPS);
     }
 }
 
@@ -212,6 +213,16 @@ impl WorkerTelemetry {
             .inc();
     }
 
+    /// Counts a connection that a policy refused or ended.
+    pub(crate) fn denied(&self, policy: &Arc<str>) {
+        self.shared.metrics.policy_denials.count(policy);
+    }
+
+    /// Counts a connection that a policy on trial would have denied.
+    pub(crate) fn would_be_denied(&self, policy: &Arc<str>) {
+        self.shared.metrics.dry_run_denials.count(policy);
+    }
+
     /// Counts a connection that could not even be accepted.
     pub(crate) fn accept_failed(&self, reason: &str) {
         self.shared
@@ -233,6 +244,12 @@ impl WorkerTelemetry {
         if wanted {
             log.write(&ended.line(log.format()));
         }
+    }
+
+    /// All metrics, as they would be scraped.
+    #[cfg(test)]
+    pub(crate) fn scrape(&self) -> String {
+        self.shared.scrape().unwrap()
     }
 
     /// Forgets the labels of a workload that is gone.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hbone::Authority;
 use mesh::{
-    Affinity, Distribution, Health, Load, Locality, Mode, PolicySet, Service, Workload, WorkloadType,
+    Affinity, Distribution, Health, Load, Locality, Mode, PolicySet, Service, Workload,
+    WorkloadType,
 };
 
 use super::*;
@@ -63,7 +64,7 @@ fn meshed(reporter: Direction) -> Parties {
     let source = workload("shop", "web");
     Parties {
         reporter,
-        source_identity: Some(source.identity.clone()),
+        source_identity: Some(Arc::new(source.identity.clone())),
         source: Some(source),
         destination: Some(workload("shop", "cart")),
         service: Some(service("shop", "cart")),
@@ -201,7 +202,8 @@ async fn parties_that_have_met_before_cost_no_second_label_set() {
     ));
     // One that proves to be somebody else does not.
     let mut other = parties;
-    other.source_identity = Some(SpiffeId::new("spiffe://cluster.local/ns/shop/sa/other").unwrap());
+    let stranger = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/other").unwrap();
+    other.source_identity = Some(Arc::new(stranger));
     assert!(!Arc::ptr_eq(&first, &worker.series(&other)));
 }
 
@@ -240,6 +242,7 @@ fn ended(parties: &Parties, format: Format) -> String {
         duration: Duration::from_micros(12_345),
         error: None,
         reason: "closed",
+        policy: None,
     }
     .line(format);
     line.trim_end().to_owned()
@@ -289,6 +292,7 @@ fn a_failure_is_an_error_with_text_for_people_and_a_code_for_machines() {
         duration: Duration::ZERO,
         error: Some(&"cannot connect to 10.9.9.9:80"),
         reason: "connect_refused",
+        policy: None,
     }
     .line(Format::Plain);
     let (_, rest) = line.trim_end().split_once('\t').unwrap();
@@ -299,4 +303,47 @@ fn a_failure_is_an_error_with_text_for_people_and_a_code_for_machines() {
          direction=\"outbound\" bytes_sent=0 bytes_recv=0 duration=\"0ms\" \
          error=\"cannot connect to 10.9.9.9:80\" reason=\"connect_refused\""
     );
+}
+
+#[test]
+fn a_denial_names_its_policy_last() {
+    let parties = meshed(Direction::Inbound);
+    let line = Ended {
+        parties: &parties,
+        source: "10.0.0.1:40000".parse().unwrap(),
+        destination: "10.0.0.2:15008".parse().unwrap(),
+        hbone: None,
+        sent: 0,
+        received: 0,
+        duration: Duration::ZERO,
+        error: Some(&"denied by AuthorizationPolicy shop/deny"),
+        reason: "policy_denied",
+        policy: Some("AuthorizationPolicy shop/deny"),
+    }
+    .line(Format::Plain);
+    assert!(
+        line.trim_end().ends_with(
+            "error=\"denied by AuthorizationPolicy shop/deny\" reason=\"policy_denied\" \
+             policy=\"AuthorizationPolicy shop/deny\""
+        ),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn denials_are_counted_by_policy_and_those_on_trial_apart() {
+    let telemetry = Arc::new(Telemetry::new(None).unwrap());
+    let worker = WorkerTelemetry::new(telemetry.clone());
+    worker.denied(&"AuthorizationPolicy shop/deny".into());
+    worker.would_be_denied(&"AuthorizationPolicy shop/trial".into());
+    let text = telemetry.scrape().unwrap();
+    for line in [
+        "ambit_policy_denials_total{policy=\"AuthorizationPolicy shop/deny\"} 1",
+        "ambit_policy_dry_run_denials_total{policy=\"AuthorizationPolicy shop/trial\"} 1",
+    ] {
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is not in\n{text}"
+        );
+    }
 }

@@ -28,10 +28,12 @@ pub(crate) enum ResponseFlags {
     NetworkPolicy,
     /// There was no certificate to use, or the peer was somebody else.
     IdentityError,
+    /// The peer's certificate is revoked.
+    CertRevoked,
 }
 
 impl ResponseFlags {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::None,
         Self::Deny,
         Self::Connect,
@@ -39,6 +41,7 @@ impl ResponseFlags {
         Self::H2HandshakeFailure,
         Self::NetworkPolicy,
         Self::IdentityError,
+        Self::CertRevoked,
     ];
 
     const fn value(self) -> &'static str {
@@ -50,6 +53,7 @@ impl ResponseFlags {
             Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::IdentityError => "IDENTITY_ERROR",
+            Self::CertRevoked => "CERT_REVOKED",
         }
     }
 }
@@ -223,7 +227,8 @@ impl Collector for Traffic {
     }
 }
 
-fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
+/// A counter of these series.
+pub(super) fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.into());
     family.set_help(help.into());

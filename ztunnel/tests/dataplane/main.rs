@@ -3,6 +3,7 @@
 // A step that fails ends the test with what it expected.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod policy;
 mod world;
 
 use std::io::ErrorKind;
@@ -12,7 +13,7 @@ use hbone::Reason;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
-use world::{Options, World, address, uid, within};
+use world::{Options, World, address, manifests, uid, within};
 use ztunnel::dataplane::{Direction, Removal};
 
 /// Connects, lets the server greet first, and sends one message each way.

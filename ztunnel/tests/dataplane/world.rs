@@ -16,7 +16,7 @@ use mesh::certs::{Certificates, CertificatesConfig, LocalCa};
 use mesh::objects::{Objects, parse};
 use mesh::{Params, Store, WorkloadUid, compile};
 use socket2::{Domain, Socket, Type};
-use spiffe::SpiffeId;
+use spiffe::{SpiffeId, TrustDomain};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -113,6 +113,7 @@ impl Drop for Namespaces {
 /// The mesh on the switch.
 pub(crate) struct World {
     pub(crate) data_plane: DataPlane,
+    store: Store,
     telemetry: Arc<Telemetry>,
     ca: Arc<LocalCa>,
     tasks: JoinSet<()>,
@@ -124,6 +125,7 @@ pub(crate) struct World {
 pub(crate) struct Options {
     pub(crate) connections_per_pod: usize,
     pub(crate) certificates: bool,
+    pub(crate) trust_domain_aliases: Vec<TrustDomain>,
     pub(crate) readiness: Option<(
         std::net::TcpListener,
         Arc<ztunnel::admin::readiness::Readiness>,
@@ -135,6 +137,7 @@ impl Default for Options {
         Self {
             connections_per_pod: 1000,
             certificates: true,
+            trust_domain_aliases: vec![],
             readiness: None,
         }
     }
@@ -143,12 +146,13 @@ impl Default for Options {
 impl World {
     pub(crate) async fn new(options: Options) -> Self {
         let namespaces = Namespaces::new();
-        let store = store();
+        let store = Store::new();
+        assert_eq!(publish(&store, &manifests()), [""; 0]);
         let telemetry = Arc::new(Telemetry::new(None).expect("metric names are unique"));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ca = Arc::new(LocalCa::create(folder.path()).expect("a new certificate authority"));
         let (certificates, renewal) = Certificates::new(ca.clone(), CertificatesConfig::default());
-        let identities = Identities::new(certificates);
+        let identities = Identities::new(certificates, hbone::Revocations::none());
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(renewal.run(stop.clone()));
@@ -170,10 +174,14 @@ impl World {
             connections_per_pod: options.connections_per_pod,
             identities,
             readiness: options.readiness,
+            trust_domain_aliases: options.trust_domain_aliases,
+            tunnel_max_age: Duration::from_secs(3600),
         };
-        let data_plane = DataPlane::start(config, store, telemetry.clone()).expect("threads");
+        let data_plane =
+            DataPlane::start(config, store.clone(), telemetry.clone()).expect("threads");
         let world = Self {
             data_plane,
+            store,
             telemetry,
             ca,
             tasks,
@@ -201,6 +209,17 @@ impl World {
             .expect("these tests need nft");
     }
 
+    /// The pods and these policies replace what the mesh knew.
+    pub(crate) fn policies(&self, policies: &str) {
+        self.publish(&manifests(), policies);
+    }
+
+    /// These manifests and policies replace what the mesh knew.
+    pub(crate) fn publish(&self, manifests: &str, policies: &str) {
+        let problems = publish(&self.store, &format!("{manifests}---\n{policies}"));
+        assert_eq!(problems, [""; 0]);
+    }
+
     /// An application's listener in a pod.
     pub(crate) fn listen(&self, pod: &str, address: &str) -> TcpListener {
         let address: SocketAddr = address.parse().expect("an address");
@@ -211,6 +230,19 @@ impl World {
             .expect("the address is free");
         listener.set_nonblocking(true).expect("a socket");
         TcpListener::from_std(listener).expect("a runtime")
+    }
+
+    /// An application in a pod that takes nothing from its backlog, which has room for one.
+    pub(crate) fn listen_and_ignore(&self, pod: &str, address: &str) -> Socket {
+        let address: SocketAddr = address.parse().expect("an address");
+        let listening = || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+            socket.bind(&address.into())?;
+            socket.listen(0)?;
+            Ok(socket)
+        };
+        let socket = self.namespaces.open(pod).enter(listening);
+        socket.expect("the address is free")
     }
 
     /// An application's connection from a pod.
@@ -324,20 +356,20 @@ pub(crate) fn uid(pod: &str) -> WorkloadUid {
     )
 }
 
-fn store() -> Store {
+/// Replaces what the store holds, and says what is wrong with the manifests.
+fn publish(store: &Store, manifests: &str) -> Vec<String> {
     let mut objects = Objects::default();
-    for (object, origin) in parse(&"world.yaml".into(), manifests().as_bytes()).objects {
+    for (object, origin) in parse(&"world.yaml".into(), manifests.as_bytes()).objects {
         objects.insert(object, origin);
     }
     let params = Params::new("cluster.local".parse().expect("a trust domain"));
     let (model, problems) = compile(&objects, &params);
-    assert!(problems.is_empty(), "{problems:?}");
-    let store = Store::new();
+    let said = problems.iter().map(ToString::to_string).collect();
     store.apply(model, problems);
-    store
+    said
 }
 
-fn manifests() -> String {
+pub(crate) fn manifests() -> String {
     let mut yaml = String::from(
         "
 apiVersion: v1

@@ -1,0 +1,127 @@
+//! Every change of the model is put to every open inbound connection: what is denied now ends, with
+//! its policy as the reason, and nothing else notices.
+//!
+//! Nothing slips through between a change and a connection that is just being established. A
+//! connection says what it asks for, and only then loads the model that decides about it. A re-check
+//! loads the model, and only then lists who asks. So whichever comes first, the later of the two
+//! sees the other.
+//!
+//! The thread that checks is the thread that carries the traffic, so a pass works in short turns
+//! and then rests: however fast changes come, they are answered together. Measured on two cores of a
+//! virtual machine, one decision takes 0.2 to 0.5 us: 10,000 connections are done in a few turns.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh::Store;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::pod::PodContext;
+use super::pods::Pods;
+use super::registry::Connection;
+
+/// How long connections are checked before the traffic of the thread gets its turn: less than what
+/// a relay takes that has much to move.
+const TURN: Duration = Duration::from_micros(500);
+
+/// Connections between two looks at the clock.
+const BATCH: usize = 32;
+
+/// After a pass the re-check rests this many times as long as it was busy, so that a flood of
+/// changes takes a tenth of the thread ...
+const REST: u32 = 9;
+
+/// ... and no longer than this, so that a denial never waits for its second.
+const LONGEST_REST: Duration = Duration::from_millis(200);
+
+/// Re-checks all pods whenever the store has changed, until stopped.
+pub(super) async fn follow(store: Store, pods: Pods, stop: CancellationToken) {
+    let mut versions = store.subscribe();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // The store lives as long as this future holds it.
+            _ = versions.changed() => {}
+        }
+        let busy = pass(&store, pods.all()).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep((busy * REST).min(LONGEST_REST)) => {}
+        }
+    }
+}
+
+/// Puts the model to every connection once. Says how long the thread was busy with it.
+async fn pass(store: &Store, pods: Vec<Rc<PodContext>>) -> Duration {
+    let mut pass = Pass::new(pods);
+    let mut busy = Duration::ZERO;
+    loop {
+        let start = Instant::now();
+        let done = pass.turn(store, start + TURN);
+        busy += start.elapsed();
+        if done {
+            return busy;
+        }
+        yield_now().await;
+    }
+}
+
+/// What one pass has still to check.
+struct Pass {
+    pods: Vec<Rc<PodContext>>,
+    /// Connections of the last of `pods`, once they are listed.
+    listed: Option<Vec<Arc<Connection>>>,
+}
+
+impl Pass {
+    fn new(pods: Vec<Rc<PodContext>>) -> Self {
+        Self { pods, listed: None }
+    }
+
+    /// Checks until the time is over or nothing is left; true if nothing is. Each turn decides by
+    /// the model of its own moment.
+    fn turn(&mut self, store: &Store, until: Instant) -> bool {
+        let model = store.load();
+        while let Some(pod) = self.pods.last() {
+            // A pod that is not known is enrolment's to end. One that no policy selects is open to
+            // all, which also lets go what was listed before the last policy went.
+            let workload = model.workload(&pod.uid);
+            let Some(workload) = workload.filter(|workload| !workload.policies.is_empty()) else {
+                self.next_pod();
+                continue;
+            };
+            let connections = self.listed.get_or_insert_with(|| pod.asking());
+            let from = connections.len().saturating_sub(BATCH);
+            for connection in connections.drain(from..) {
+                if let Err(denial) = pod.authorize(&model, workload, &connection) {
+                    connection.deny(denial);
+                }
+            }
+            if connections.is_empty() {
+                self.next_pod();
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        self.pods.is_empty()
+    }
+
+    fn next_pod(&mut self) {
+        self.pods.pop();
+        self.listed = None;
+    }
+}
+
+/// One whole pass over one pod, at once.
+#[cfg(test)]
+pub(crate) fn now(pod: &Rc<PodContext>) {
+    let mut pass = Pass::new(vec![pod.clone()]);
+    while !pass.turn(&pod.store, Instant::now() + TURN) {}
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
