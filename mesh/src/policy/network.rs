@@ -25,7 +25,7 @@ pub(super) mod selector;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Attempt, Denial, PolicyMessage};
+use super::{Attempt, Denial};
 use crate::model::{Model, Workload};
 
 pub(crate) use read::read;
@@ -43,7 +43,6 @@ pub(crate) struct NetworkPolicy {
     /// `None` for all pods of the namespace.
     pods: Option<Selector>,
     ingress: Ingress,
-    messages: Vec<PolicyMessage>,
 }
 
 /// What a policy means for the ingress of the pods it selects.
@@ -75,11 +74,6 @@ impl NetworkPolicy {
     /// Whether it restricts the ingress of a pod of its namespace with these labels.
     pub(crate) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         self.restricts_ingress() && self.pods.as_ref().is_none_or(|pods| pods.selects(labels))
-    }
-
-    /// What its author should know although it is no fault.
-    pub(crate) fn messages(&self) -> &[PolicyMessage] {
-        &self.messages
     }
 
     fn admits(&self, source: &Source<'_>, port: u16, workload: &Workload) -> bool {

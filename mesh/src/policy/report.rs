@@ -133,15 +133,12 @@ impl ReadPolicy {
         let mut messages: Vec<_> = found
             .chain(self.faults.iter().map(|fault| fault.message()))
             .collect();
-        if let Body::Network(policy) = &self.body {
-            messages.extend(policy.messages().iter().cloned());
-            if !network_policy {
-                messages.push(PolicyMessage {
-                    field: String::new(),
-                    code: "not_enforced",
-                    message: "NOT enforced: NetworkPolicies are switched off".to_owned(),
-                });
-            }
+        if matches!(self.body, Body::Network(_)) && !network_policy {
+            messages.push(PolicyMessage {
+                field: String::new(),
+                code: "not_enforced",
+                message: "NOT enforced: NetworkPolicies are switched off".to_owned(),
+            });
         }
         messages
     }

@@ -3,15 +3,13 @@
 pub(in crate::policy) mod document;
 pub(in crate::policy) mod labels;
 
-use serde_json::Value;
-
 use super::cidr::Cidr;
 use super::rule::{From, Peer, Port, Ports, Rule};
 use super::selector::Selector;
 use super::{Ingress, NetworkPolicy};
 use crate::compile::Faults;
 use crate::objects::{Policy, namespace_of};
-use crate::policy::PolicyMessage;
+use crate::policy::read::envelope;
 
 use document::{Field, Reader};
 
@@ -36,45 +34,29 @@ pub(crate) fn read(object: &Policy, faults: &mut Faults) -> NetworkPolicy {
         Some(rules) if !reader.found_fault() => Ingress::Only(rules),
         _ => Ingress::Only(Vec::new()),
     };
-    let namespace = namespace_of(&object.metadata).into();
+    if types.egress {
+        note_egress(about_ingress, &mut reader);
+    }
     NetworkPolicy {
-        namespace,
+        namespace: namespace_of(&object.metadata).into(),
         name: object.metadata.name.as_deref().unwrap_or_default().into(),
         pods,
         ingress,
-        messages: types
-            .egress
-            .then(|| egress_message(about_ingress))
-            .into_iter()
-            .collect(),
     }
 }
 
-fn egress_message(about_ingress: bool) -> PolicyMessage {
+fn note_egress(about_ingress: bool, reader: &mut Reader<'_>) {
     let rest = match about_ingress {
         true => "its ingress side is",
         false => "it restricts nothing here",
     };
-    PolicyMessage {
-        field: "spec.egress".to_owned(),
-        code: "egress_not_enforced",
-        message: format!("egress is left to the CNI and not enforced by the mesh; {rest}"),
-    }
+    let message = format!("egress is left to the CNI and not enforced by the mesh; {rest}");
+    reader.note("spec.egress", "egress_not_enforced", message);
 }
 
-/// What is beside the spec is checked too: a `Spec` nobody reads was meant to be read. Without a
-/// spec it is the empty one, which Kubernetes takes to refuse everything.
+/// Without a spec it is the empty one, which Kubernetes takes to refuse everything.
 fn spec<'a>(object: &'a Policy, reader: &mut Reader<'_>) -> Field<'a> {
-    let known = ["apiVersion", "kind", "metadata", "spec", "status"];
-    let keys = object.document.keys();
-    for key in keys.filter(|key| !known.contains(&key.as_str())) {
-        reader.unknown_field(key.clone());
-    }
-    let version = object.document.get("apiVersion").and_then(Value::as_str);
-    if version != Some(API_VERSION) {
-        let message = format!("is not {API_VERSION}, the one version that is understood");
-        reader.fault("apiVersion", "unknown_version", message);
-    }
+    envelope(object, &[API_VERSION], reader);
     let spec = Field::top("spec", object.document.get("spec"));
     spec.expect_keys(&["podSelector", "policyTypes", "ingress", "egress"], reader);
     spec

@@ -3,6 +3,7 @@
 
 mod cidr;
 mod faults;
+mod model;
 mod peers;
 mod ports;
 mod properties;
@@ -11,23 +12,22 @@ mod scope;
 mod selectors;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{IngressRules, NetworkPolicy, read};
+use super::{NetworkPolicy, read};
 use crate::compile::Faults;
 use crate::objects::{Object, parse};
 use crate::policy::{Attempt, Denial};
-use crate::testing::{Doc, namespace, pod};
-use crate::{Model, Workload};
+use crate::testing::{Doc, compiled, namespace, pod};
+use crate::{Model, Problem, Workload};
 
 /// Three namespaces `x`, `y` and `z` with the label `ns: <name>`, in each of them the pods `a`, `b`
 /// and `c` with the label `pod: <name>` and the container ports `serve-80` and `serve-81`. Pod
 /// `y/b` is 10.0.2.2 and fd00::2:2.
 pub(super) struct World {
-    model: Model,
-    policies: Vec<Arc<NetworkPolicy>>,
+    pub(super) model: Model,
+    pub(super) problems: Vec<Problem>,
 }
 
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
@@ -90,14 +90,19 @@ impl World {
         world
     }
 
-    /// The cluster with these policies, and their faults.
+    /// The cluster with these policies, and their faults. A policy without a name gets one of its
+    /// own.
     pub(super) fn of(policies: Vec<Value>, docs: &[Doc]) -> (Self, Vec<String>) {
-        let (policies, faults): (Vec<_>, Vec<_>) = policies.into_iter().map(read_value).unzip();
-        let world = Self {
-            policies: policies.into_iter().map(Arc::new).collect(),
-            model: crate::testing::model(docs),
-        };
-        (world, faults.concat())
+        let (mut docs, mut faults) = (docs.to_vec(), Vec::new());
+        for (n, mut policy) in policies.into_iter().enumerate() {
+            faults.extend(read_value(policy.clone()).1);
+            if policy["metadata"]["name"] == "policy" {
+                policy["metadata"]["name"] = format!("policy-{n}").into();
+            }
+            docs.push(Doc(policy));
+        }
+        let (model, problems) = compiled(&docs);
+        (Self { model, problems }, faults)
     }
 
     pub(super) fn workload(&self, name: &str) -> &Workload {
@@ -123,14 +128,9 @@ impl World {
             source_workload,
             destination: SocketAddr::new(workload.ip(v6).expect("both families"), port),
         };
-        let selecting = self.policies.iter().filter(|policy| {
-            let in_namespace = policy.namespace == workload.namespace;
-            in_namespace && policy.selects(&workload.labels)
-        });
-        let selecting: Vec<_> = selecting.cloned().collect();
-        match selecting.is_empty() {
-            true => Ok(()),
-            false => IngressRules::new(selecting).admits(&attempt, workload, &self.model),
+        match self.model.authorize(workload, &attempt).denial {
+            None => Ok(()),
+            Some(denial) => Err(denial),
         }
     }
 

@@ -1,0 +1,155 @@
+//! NetworkPolicies as part of the model: beside other policies, switched off, reported.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+
+use super::{World, cluster, yaml};
+use crate::policy::{Attempt, PolicyReport, PolicyState};
+use crate::testing::{Doc, objects, params};
+use crate::{Model, Params, compile};
+
+fn model(policies: &[Doc], params: &Params) -> Model {
+    let docs = [&cluster()[..], policies].concat();
+    compile(&objects(&docs), params).0
+}
+
+/// What becomes of a connection from `y/a` to port 80 of `x/a` with the identity of its source.
+fn denial(model: &Model) -> Option<String> {
+    let find = |namespace: &str| {
+        let mut workloads = model.workloads();
+        workloads.find(|w| *w.namespace == *namespace && *w.name == *"a")
+    };
+    let (from, to) = (find("y").expect("y/a"), find("x").expect("x/a"));
+    let attempt = Attempt {
+        source: Some(&from.identity),
+        source_ip: from.ips[0],
+        source_workload: Some(from),
+        destination: SocketAddr::new(to.ips[0], 80),
+    };
+    let decision = model.authorize(to, &attempt);
+    decision.denial.map(|denial| denial.policy.to_string())
+}
+
+fn report<'a>(model: &'a Model, name: &str) -> &'a PolicyReport {
+    let mut reports = model.policies().iter();
+    let found = reports.find(|report| *report.object.name == *name);
+    found.expect("every policy has a report")
+}
+
+fn named(name: &str, spec: &str) -> Doc {
+    Doc(yaml(&format!(
+        "{{metadata: {{namespace: x, name: {name}}}, spec: {spec}}}"
+    )))
+}
+
+fn authorization(action: &str) -> Doc {
+    Doc(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "authorization", "namespace": "x"},
+        "spec": {"action": action,
+                 "rules": [{"from": [{"source": {"namespaces": ["y"]}}]}]},
+    }))
+}
+
+#[test]
+fn both_kinds_of_policies_have_to_admit_and_the_first_that_does_not_is_named() {
+    let closed = named("closed", "{}");
+    let open = named("open", "{ingress: [{}]}");
+    let closed_names = "NetworkPolicy: no ingress rule matched (x/closed)";
+    let table = [
+        (vec![authorization("ALLOW"), open.clone()], None),
+        (
+            vec![authorization("ALLOW"), closed.clone()],
+            Some(closed_names),
+        ),
+        (
+            vec![authorization("DENY"), open],
+            Some("AuthorizationPolicy x/authorization"),
+        ),
+        (
+            vec![authorization("DENY"), closed],
+            Some("AuthorizationPolicy x/authorization"),
+        ),
+    ];
+    for (policies, expected) in table {
+        assert_eq!(denial(&model(&policies, &params())).as_deref(), expected);
+    }
+}
+
+#[test]
+fn switched_off_they_restrict_nothing_and_say_so() {
+    let off = Params {
+        network_policy: false,
+        ..params()
+    };
+    let policies = [named("closed", "{}"), named("broken", "{ingress: 7}")];
+    assert!(denial(&model(&policies, &params())).is_some());
+    let model = model(&policies, &off);
+    assert_eq!(denial(&model), None);
+    for name in ["closed", "broken"] {
+        let report = report(&model, name);
+        assert_eq!(report.state, PolicyState::NotEnforcedHere, "{name}");
+        assert!(report.messages.iter().any(|m| m.code == "not_enforced"));
+        assert!(report.selects.is_empty());
+    }
+}
+
+#[test]
+fn the_report_says_what_became_of_a_policy() {
+    let policies = [
+        named("fine", "{podSelector: {matchLabels: {pod: a}}}"),
+        named("broken", "{ingress: [{from: [{ipBlock: {cidr: x}}]}]}"),
+        named("outgoing", "{policyTypes: [Egress]}"),
+        named("both", "{ingress: [{}], egress: [{}]}"),
+    ];
+    // Reports tell of workloads of the mesh.
+    let meshed: Vec<Doc> = cluster()
+        .into_iter()
+        .map(|doc| match doc.0["kind"] == "Pod" {
+            true => doc.ambient(),
+            false => doc,
+        })
+        .collect();
+    let model = compile(&objects(&[&meshed[..], &policies].concat()), &params()).0;
+    let table = [
+        ("fine", PolicyState::Accepted, vec![], 1),
+        (
+            "broken",
+            PolicyState::Invalid,
+            vec!["bad_cidr@spec.ingress[0].from[0].ipBlock.cidr"],
+            3,
+        ),
+        (
+            "outgoing",
+            PolicyState::NotEnforcedHere,
+            vec!["egress_not_enforced@spec.egress"],
+            0,
+        ),
+        (
+            "both",
+            PolicyState::Accepted,
+            vec!["egress_not_enforced@spec.egress"],
+            3,
+        ),
+    ];
+    for (name, state, messages, selects) in table {
+        let report = report(&model, name);
+        assert_eq!(report.state, state, "{name}");
+        let found = report.messages.iter();
+        let found: Vec<String> = found.map(|m| format!("{}@{}", m.code, m.field)).collect();
+        assert_eq!(found, messages, "{name}");
+        assert_eq!(report.selects.len(), selects, "{name}");
+    }
+}
+
+#[test]
+fn a_fault_is_a_problem_of_the_model_with_object_and_field() {
+    let world = World::with_faults(&["spec: {ingress: [{ports: [{port: 0}]}]}"]);
+    let problem = world.problems.first().expect("a problem");
+    assert_eq!(
+        problem.to_string(),
+        "test.yaml#12: NetworkPolicy x/policy-0: spec.ingress[0].ports[0].port: bad_port: 0 is no \
+         port (1 to 65535)"
+    );
+}
