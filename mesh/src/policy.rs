@@ -20,12 +20,16 @@
 mod aliases;
 mod assign;
 mod authorization;
+mod cidr;
+mod document;
 mod dump;
-pub(crate) mod network;
+mod labels;
+mod network;
 mod peer;
 mod read;
 mod report;
 mod rule;
+mod selector;
 mod set;
 mod text;
 

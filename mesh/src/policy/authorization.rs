@@ -14,7 +14,7 @@ mod rules;
 
 use serde_json::Value;
 
-use super::network::read::document::{Field, Reader};
+use super::document::{Field, Reader};
 use super::read::{self, Reach};
 use super::rule::{Facts, Rule};
 use super::{Context, Denial};

@@ -6,7 +6,7 @@ use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
 use super::authorization::Authorization;
-use super::network::cidr::Cidr;
+use super::cidr::Cidr;
 use super::rule::{Clause, Match, Rule, ServiceAccount, Values};
 use super::text::Pattern;
 

@@ -17,20 +17,18 @@
 //! A policy with a fault admits nothing, and selects what it says it selects; all pods of its
 //! namespace, if even that cannot be read. Egress is not enforced, and the policy's report says so.
 
-pub(super) mod cidr;
-pub(super) mod read;
+mod read;
 mod rule;
-pub(super) mod selector;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::selector::Selector;
 use super::{Attempt, Denial};
 use crate::model::{Model, Workload};
 
 pub(crate) use read::read;
 use rule::{Rule, Source};
-use selector::Selector;
 
 /// As many policies are named in a denial; the rest is counted.
 const NAMED_IN_DENIAL: usize = 4;

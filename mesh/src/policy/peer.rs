@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::network::read::document::{Field, Reader};
+use super::document::{Field, Reader};
 use super::read::{self, Reach};
 use super::report::PolicyScope;
 use super::{Context, Denial};

@@ -7,12 +7,12 @@ use spiffe::TrustDomain;
 
 use super::aliases::TrustDomains;
 use super::authorization::{self, Authorization};
-use super::network::read::document::{Field, Reader};
-use super::network::read::labels;
-use super::network::selector::Selector;
+use super::document::{Field, Reader};
+use super::labels;
 use super::network::{self, NetworkPolicy};
 use super::peer::{self, PeerAuthentication};
 use super::report::PolicyScope;
+use super::selector::Selector;
 use crate::compile::{Fault, Faults, Params};
 use crate::objects::{Policy, PolicyKind, namespace_of};
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use spiffe::SpiffeId;
 
 use super::Attempt;
-use super::network::cidr::Cidr;
+use super::cidr::Cidr;
 use super::text::Pattern;
 
 /// Without clauses it matches everything.

@@ -1,7 +1,7 @@
 //! What the fields of a rule compare, and how their values are written.
 
 use crate::policy::aliases::TrustDomains;
-use crate::policy::network::cidr::Cidr;
+use crate::policy::cidr::Cidr;
 use crate::policy::rule::{ServiceAccount, Values};
 use crate::policy::text::Pattern;
 

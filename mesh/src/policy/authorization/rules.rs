@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::policy::aliases::TrustDomains;
-use crate::policy::network::read::document::{Field, Reader};
+use crate::policy::document::{Field, Reader};
 use crate::policy::rule::{Clause, Constraint, Match, Rule};
 
 use super::Action;

@@ -1,17 +1,14 @@
 //! From a document to a policy. Every fault is reported, and one is enough for it to admit nothing.
 
-pub(in crate::policy) mod document;
-pub(in crate::policy) mod labels;
-
-use super::cidr::Cidr;
 use super::rule::{From, Peer, Port, Ports, Rule};
-use super::selector::Selector;
 use super::{Ingress, NetworkPolicy};
 use crate::compile::Faults;
 use crate::objects::{Policy, namespace_of};
+use crate::policy::cidr::Cidr;
+use crate::policy::document::{Field, Reader};
+use crate::policy::labels;
 use crate::policy::read::envelope;
-
-use document::{Field, Reader};
+use crate::policy::selector::Selector;
 
 /// The one version that is understood. Another one may mean something else by the same words.
 const API_VERSION: &str = "networking.k8s.io/v1";

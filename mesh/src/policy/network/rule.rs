@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::cidr::Cidr;
-use super::selector::Selector;
 use crate::model::{Model, NamedPort, Namespace, Workload};
 use crate::policy::Attempt;
+use crate::policy::cidr::Cidr;
+use crate::policy::selector::Selector;
 
 /// Admits what comes from one of its peers to one of its ports.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! The cases of Kubernetes' own conformance suite and of the recipes that people copy, in a cluster
 //! of nine pods; and every field by itself.
 
-mod cidr;
 mod faults;
 mod model;
 mod peers;

@@ -7,46 +7,36 @@ use serde_json::Value;
 use crate::compile::Faults;
 
 /// Collects faults, and counts them.
-pub(in crate::policy) struct Reader<'f> {
+pub(super) struct Reader<'f> {
     faults: &'f mut Faults,
     count: usize,
 }
 
 impl<'f> Reader<'f> {
-    pub(in crate::policy) fn new(faults: &'f mut Faults) -> Self {
+    pub(super) fn new(faults: &'f mut Faults) -> Self {
         Self { faults, count: 0 }
     }
 
-    pub(in crate::policy) fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    pub(in crate::policy) fn found_fault(&self) -> bool {
+    pub(super) fn found_fault(&self) -> bool {
         self.count > 0
     }
 
-    pub(in crate::policy) fn fault(
-        &mut self,
-        field: impl Into<String>,
-        code: &'static str,
-        message: String,
-    ) {
+    pub(super) fn fault(&mut self, field: impl Into<String>, code: &'static str, message: String) {
         self.count += 1;
         self.faults.add(field, code, message);
     }
 
     /// Says something that is not against the policy.
-    pub(in crate::policy) fn note(
-        &mut self,
-        field: impl Into<String>,
-        code: &'static str,
-        message: String,
-    ) {
+    pub(super) fn note(&mut self, field: impl Into<String>, code: &'static str, message: String) {
         self.faults.note(field, code, message);
     }
 
     /// Whoever wrote a field that nobody reads meant something by it.
-    pub(in crate::policy) fn unknown_field(&mut self, path: String) {
+    pub(super) fn unknown_field(&mut self, path: String) {
         let message = "is no field that the mesh knows".to_owned();
         self.fault(path, "unknown_field", message);
     }
@@ -54,8 +44,8 @@ impl<'f> Reader<'f> {
 
 /// A value and where it stands. The path is only spelled out for a fault.
 #[derive(Clone, Copy)]
-pub(in crate::policy) struct Field<'a> {
-    pub(in crate::policy) value: &'a Value,
+pub(super) struct Field<'a> {
+    pub(super) value: &'a Value,
     parent: Option<&'a Field<'a>>,
     step: Step<'a>,
 }
@@ -69,7 +59,7 @@ enum Step<'a> {
 
 impl<'a> Field<'a> {
     /// A field of the document itself.
-    pub(in crate::policy) fn top(key: &'a str, value: Option<&'a Value>) -> Self {
+    pub(super) fn top(key: &'a str, value: Option<&'a Value>) -> Self {
         Self {
             value: value.unwrap_or(&Value::Null),
             parent: None,
@@ -86,19 +76,19 @@ impl<'a> Field<'a> {
     }
 
     /// A field of an object; `None` if it is absent or null, which is the same to Kubernetes.
-    pub(in crate::policy) fn get(&'a self, key: &'a str) -> Option<Self> {
+    pub(super) fn get(&'a self, key: &'a str) -> Option<Self> {
         let field = self.get_or_null(key);
         (!field.value.is_null()).then_some(field)
     }
 
     /// A field of an object, null if it is absent.
-    pub(in crate::policy) fn get_or_null(&'a self, key: &'a str) -> Self {
+    pub(super) fn get_or_null(&'a self, key: &'a str) -> Self {
         let value = self.value.get(key).unwrap_or(&Value::Null);
         self.child(value, Step::Key(key))
     }
 
     /// The items of a list, which may be absent.
-    pub(in crate::policy) fn items(
+    pub(super) fn items(
         &'a self,
         key: &'a str,
         reader: &mut Reader<'_>,
@@ -120,7 +110,7 @@ impl<'a> Field<'a> {
     }
 
     /// An empty list or object.
-    pub(in crate::policy) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         match self.value {
             Value::Array(items) => items.is_empty(),
             Value::Object(fields) => fields.is_empty(),
@@ -129,7 +119,7 @@ impl<'a> Field<'a> {
     }
 
     /// A text that has to be there.
-    pub(in crate::policy) fn text(&self, reader: &mut Reader<'_>) -> Option<&'a str> {
+    pub(super) fn text(&self, reader: &mut Reader<'_>) -> Option<&'a str> {
         let text = self.value.as_str();
         if text.is_none() {
             let message = match self.value {
@@ -143,7 +133,7 @@ impl<'a> Field<'a> {
 
     /// Reports what is not an object, for which it says no, and the fields that nobody reads. Absent
     /// is as good as empty.
-    pub(in crate::policy) fn expect_keys(&self, known: &[&str], reader: &mut Reader<'_>) -> bool {
+    pub(super) fn expect_keys(&self, known: &[&str], reader: &mut Reader<'_>) -> bool {
         match self.value {
             Value::Null => true,
             Value::Object(fields) => {
@@ -160,19 +150,14 @@ impl<'a> Field<'a> {
     }
 
     /// Reports an item that is null. It reads as the empty one, and that one admits everything.
-    pub(in crate::policy) fn expect_present(&self, reader: &mut Reader<'_>) -> bool {
+    pub(super) fn expect_present(&self, reader: &mut Reader<'_>) -> bool {
         if self.value.is_null() {
             self.fault("empty_item", "is empty".to_owned(), reader);
         }
         !self.value.is_null()
     }
 
-    pub(in crate::policy) fn fault(
-        &self,
-        code: &'static str,
-        message: String,
-        reader: &mut Reader<'_>,
-    ) {
+    pub(super) fn fault(&self, code: &'static str, message: String, reader: &mut Reader<'_>) {
         reader.fault(self.to_string(), code, message);
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A block of addresses of one family.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(in crate::policy) struct Cidr {
+pub(super) struct Cidr {
     v6: bool,
     /// Network part; an IPv4 address stands in the low 32 bits.
     network: u128,
@@ -19,7 +19,7 @@ impl Cidr {
     ///
     /// Says what is wrong. What two readers may take for different blocks is refused: a prefix
     /// length with a sign or a leading zero, an IPv4 address in its mapped form.
-    pub(in crate::policy) fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let bad = || format!("{text:?} is no block of addresses such as 10.0.0.0/8 or fd00::/8");
         let (address, length) = text.split_once('/').ok_or_else(bad)?;
         let address: IpAddr = address.parse().map_err(|_| bad())?;
@@ -49,7 +49,7 @@ impl Cidr {
         })
     }
 
-    pub(in crate::policy) fn contains(&self, ip: IpAddr) -> bool {
+    pub(super) fn contains(&self, ip: IpAddr) -> bool {
         let (v6, bits) = match ip {
             IpAddr::V4(v4) => (false, u128::from(v4.to_bits())),
             IpAddr::V6(v6) => (true, v6.to_bits()),
@@ -58,7 +58,7 @@ impl Cidr {
     }
 
     /// Whether the other block is a part of this one, and not all of it.
-    pub(in crate::policy) fn strictly_contains(&self, other: &Self) -> bool {
+    pub(super) fn strictly_contains(&self, other: &Self) -> bool {
         self.v6 == other.v6
             && self.mask.count_ones() < other.mask.count_ones()
             && other.network & self.mask == self.network
@@ -83,3 +83,6 @@ impl fmt::Debug for Cidr {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,10 @@
 use serde_json::Value;
 
 use super::document::{Field, Reader};
-use crate::policy::network::selector::{Requirement, Selector, Test};
+use crate::policy::selector::{Requirement, Selector, Test};
 
 /// `None` if any part of it cannot be read.
-pub(in crate::policy) fn selector(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Selector> {
+pub(super) fn selector(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Selector> {
     let before = reader.count();
     field.expect_keys(&["matchLabels", "matchExpressions"], reader);
     let mut requirements = Vec::new();

@@ -9,18 +9,18 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// All of its requirements hold; without any, it selects everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::policy) struct Selector(pub(in crate::policy) Vec<Requirement>);
+pub(super) struct Selector(pub(in crate::policy) Vec<Requirement>);
 
 /// What one label has to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::policy) struct Requirement {
-    pub(in crate::policy) key: Box<str>,
-    pub(in crate::policy) test: Test,
+pub(super) struct Requirement {
+    pub(super) key: Box<str>,
+    pub(super) test: Test,
 }
 
 /// The operators of `matchExpressions`; an entry of `matchLabels` is `In` one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::policy) enum Test {
+pub(super) enum Test {
     In(Vec<Box<str>>),
     /// Also holds without the label.
     NotIn(Vec<Box<str>>),
@@ -39,7 +39,7 @@ enum Label<'a> {
 
 impl Selector {
     /// Whether it selects a pod with these labels.
-    pub(in crate::policy) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub(super) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|requirement| {
             let value = labels.get(&*requirement.key);
             requirement
@@ -50,11 +50,7 @@ impl Selector {
 
     /// Whether it selects the namespace of this name. Of a namespace without an object only the
     /// name is certain, and what is not certain does not hold.
-    pub(in crate::policy) fn selects_namespace(
-        &self,
-        name: &str,
-        namespace: Option<&Namespace>,
-    ) -> bool {
+    pub(super) fn selects_namespace(&self, name: &str, namespace: Option<&Namespace>) -> bool {
         self.0.iter().all(|requirement| {
             let label = match (&*requirement.key, namespace) {
                 (NAMESPACE_NAME, _) => Label::Is(name),
@@ -69,7 +65,7 @@ impl Selector {
     }
 
     /// A label that everything it selects has.
-    pub(in crate::policy) fn required_label(&self) -> Option<(&str, &str)> {
+    pub(super) fn required_label(&self) -> Option<(&str, &str)> {
         self.0
             .iter()
             .find_map(|requirement| match &requirement.test {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::policy::network::cidr::Cidr;
+use super::Cidr;
 
 fn contains(cidr: &str, ip: &str) -> bool {
     let ip: IpAddr = ip.parse().expect("an address");
