@@ -17,11 +17,14 @@ mod verify;
 use std::fmt;
 use std::sync::Arc;
 
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use spiffe::SpiffeId;
+use zeroize::Zeroize;
 
 pub(crate) use classify::classify_io;
 pub use identity::NotSpiffe;
@@ -36,6 +39,9 @@ use verify::{SpiffeClient, SpiffeServer};
 pub(crate) const ALPN: &[u8] = b"h2";
 
 /// A certificate with its key, and whom it trusts.
+///
+/// The key's bytes are wiped when this is dropped. What a configuration keeps of the key is the cryptographic
+/// library's, which wipes it when the last connection that was made with the configuration is gone.
 pub struct Credentials {
     /// Leaf first, then intermediates; DER.
     pub chain: Vec<CertificateDer<'static>>,
@@ -45,6 +51,12 @@ pub struct Credentials {
     pub roots: Vec<CertificateDer<'static>>,
     /// Who is not believed although it chains to the bundle.
     pub revocations: Revocations,
+}
+
+impl Drop for Credentials {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
 }
 
 impl fmt::Debug for Credentials {
@@ -99,8 +111,7 @@ impl ClientTls {
             .map_err(|e| TlsError::Configuration(e.into()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_auth_cert(credentials.chain.clone(), credentials.key.clone_key())
-            .map_err(TlsError::Key)?;
+            .with_client_cert_resolver(certified(credentials)?);
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         // The peer is known by its SPIFFE id, and names in clear would tell an observer who talks to whom.
@@ -147,8 +158,7 @@ impl ServerTls {
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| TlsError::Configuration(e.into()))?
             .with_client_cert_verifier(Arc::new(SpiffeClient::new(chain, revocations.clone())))
-            .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())
-            .map_err(TlsError::Key)?;
+            .with_cert_resolver(certified(credentials)?);
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -186,6 +196,20 @@ impl fmt::Debug for ServerTls {
         f.debug_tuple("ServerTls")
             .field(&format_args!("{}", self.identity))
             .finish()
+    }
+}
+
+/// The chain with its key, which is parsed from where it lies: a copy of the bytes that was handed over would be freed
+/// and not wiped.
+fn certified(credentials: &Credentials) -> Result<Arc<SingleCertAndKey>, TlsError> {
+    let key = any_supported_type(&credentials.key).map_err(TlsError::Key)?;
+    let certified = CertifiedKey::new(credentials.chain.clone(), key);
+    match certified.keys_match() {
+        // Unknown: a kind of key that does not say its public half; the handshake will.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {
+            Ok(Arc::new(SingleCertAndKey::from(certified)))
+        }
+        Err(error) => Err(TlsError::Key(error)),
     }
 }
 

@@ -71,7 +71,7 @@ fn a_certificate_that_is_no_svid_is_refused() {
 fn credentials_that_do_not_belong_together_are_refused() {
     let mut credentials = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
     let other = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
-    credentials.key = other.key;
+    credentials.key = other.key.clone_key();
     assert!(matches!(
         ClientTls::new(&credentials),
         Err(TlsError::Key(_))
