@@ -37,9 +37,7 @@ pub use bundle::{BundleError, BundleFile, TrustBundle};
 pub use certificate::{Certificate, Issued};
 pub use istio_ca::{IstioCa, IstioCaConfig, IstioCaError};
 pub use local_ca::LocalCa;
-pub use renewal::{
-    Certificates, CertificatesConfig, CertificatesState, Clock, RenewalTask, Tally,
-};
+pub use renewal::{Certificates, CertificatesConfig, CertificatesState, Clock, RenewalTask, Tally};
 pub use slots::{IdentityState, IdentityStatus};
 pub use spire::{Spire, SpireConfig};
 

@@ -1,6 +1,6 @@
 //! A certificate authority: a key that signs, and files to keep it in.
 
-mod files;
+pub(super) mod files;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use spiffe::SpiffeId;
@@ -181,6 +181,7 @@ impl Authority {
         params.subject_alt_names = names;
         params.not_before = OffsetDateTime::from(validity.not_before);
         params.not_after = OffsetDateTime::from(validity.not_after.min(self.not_after));
+        params.serial_number = Some(serial());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages.to_vec();
@@ -199,6 +200,19 @@ impl PartialEq for Authority {
             && self.intermediates == other.intermediates
             && self.bundle == other.bundle
     }
+}
+
+/// 126 random bits, positive and of one length (RFC 5280, section 4.1.2.2): whoever asks twice for one
+/// key gets two certificates that can be told apart, and revoked apart.
+fn serial() -> SerialNumber {
+    let mut serial = [0; 16];
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    if provider.secure_random.fill(&mut serial).is_err() {
+        // Numbers need to differ, and no more than that.
+        fastrand::fill(&mut serial);
+    }
+    serial[0] = serial[0] & 0x3f | 0x40;
+    SerialNumber::from(serial.to_vec())
 }
 
 fn new_key() -> Result<KeyPair, rcgen::Error> {

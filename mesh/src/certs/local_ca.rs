@@ -10,6 +10,7 @@ use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::authority::files;
 use super::bundle::LOOK;
 use super::{
     Authority, AuthorityError, CertificateSource, IssueError, Issued, Issuing, Running,
@@ -108,8 +109,16 @@ impl LocalCa {
 
     async fn follow(&self) {
         let mut complaint = None;
+        let (mut seen, mut settled) = (None, false);
         loop {
             tokio::time::sleep(LOOK).await;
+            let found = Some(files::stamps(&self.dir));
+            if found == seen && settled {
+                continue;
+            }
+            // Once more after the last change: two writes may have the same time.
+            settled = found == seen;
+            seen = found;
             let complains = self.reload().err().map(|error| error.to_string());
             if complains != complaint {
                 if let Some(error) = &complains {
@@ -138,3 +147,6 @@ impl CertificateSource for LocalCa {
         Box::pin(self.follow())
     }
 }
+
+#[cfg(test)]
+mod tests;

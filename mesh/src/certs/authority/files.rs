@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -103,6 +103,28 @@ pub(super) fn read(dir: &Path) -> Result<Authority, AuthorityError> {
     };
     try_out(&authority, not_before).map_err(content)?;
     Ok(authority)
+}
+
+/// Tells whether a file was written or replaced, through whatever links lead to it.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::certs) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+/// Those of the authority's files; none for what is not there.
+pub(in crate::certs) fn stamps(dir: &Path) -> [Option<Stamp>; 3] {
+    [ROOT, CERT, KEY].map(|name| {
+        let metadata = std::fs::metadata(dir.join(name)).ok()?;
+        Some(Stamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    })
 }
 
 fn read_key(file: &Path) -> Result<KeyPair, AuthorityError> {
