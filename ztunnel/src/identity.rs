@@ -4,14 +4,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hbone::{ClientTls, Credentials, Revocations, ServerTls};
-use mesh::certs::{Certificate, Certificates, IdentityStatus, TrustBundle};
+use mesh::certs::{Certificate, Certificates, CertificatesState, IdentityState, TrustBundle};
 use spiffe::SpiffeId;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::task::yield_now;
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
@@ -20,6 +21,11 @@ use crate::telemetry::Telemetry;
 /// the pod is enrolled, before its applications start, so whoever still waits after this waits for
 /// a certificate authority that is down.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(5);
+/// How often it says that it waits; certificates that nobody waits for are not asked for as often.
+const NEED: Duration = Duration::from_secs(1);
+/// TLS configurations that are built before others get their turn: a new trust bundle means one for
+/// every identity, a tenth of a millisecond each.
+const BUILDS: usize = 32;
 
 /// One identity with the TLS configurations that speak for it.
 pub struct Identity {
@@ -31,6 +37,13 @@ pub struct Identity {
     pub certificate: Arc<Certificate>,
     /// and whom to trust.
     pub bundle: Arc<TrustBundle>,
+}
+
+impl Identity {
+    /// Whether it was made from these.
+    fn is_of(&self, certificate: &Arc<Certificate>, bundle: &Arc<TrustBundle>) -> bool {
+        Arc::ptr_eq(&self.certificate, certificate) && Arc::ptr_eq(&self.bundle, bundle)
+    }
 }
 
 /// Why a pod cannot prove who it is.
@@ -62,16 +75,22 @@ pub struct Identities(Arc<Inner>);
 
 struct Inner {
     certificates: Certificates,
-    ready: ArcSwap<HashMap<SpiffeId, Arc<Identity>>>,
+    revocations: Revocations,
+    ready: ArcSwap<Ready>,
     changed: watch::Sender<()>,
 }
 
+/// What each identity has, or had until it expired; nothing was issued for others.
+type Ready = HashMap<SpiffeId, Result<Arc<Identity>, IdentityError>>;
+
 impl Identities {
-    /// No identities yet; their certificates will come from `certificates`.
-    pub fn new(certificates: Certificates) -> Self {
+    /// No identities yet; their certificates will come from `certificates`, and peers are believed
+    /// unless `revocations` says otherwise.
+    pub fn new(certificates: Certificates, revocations: Revocations) -> Self {
         let (ready, changed) = (ArcSwap::default(), watch::Sender::new(()));
         Self(Arc::new(Inner {
             certificates,
+            revocations,
             ready,
             changed,
         }))
@@ -87,7 +106,7 @@ impl Identities {
         let mut certificates = self.0.certificates.subscribe();
         loop {
             certificates.borrow_and_update();
-            self.rebuild(telemetry);
+            self.rebuild(telemetry).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = certificates.changed() => if changed.is_err() { return },
@@ -99,168 +118,115 @@ impl Identities {
     pub fn current(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
         let ready = self.0.ready.load();
         let found = ready.get(identity).ok_or(IdentityError::Pending)?;
-        if found.certificate.not_after <= SystemTime::now() {
+        let found = found.as_ref().map_err(|error| *error)?;
+        if !self.0.certificates.is_valid(&found.certificate) {
             return Err(IdentityError::Expired);
         }
         Ok(found.clone())
     }
 
-    /// The same, waiting a while for the first certificate.
+    /// The same, waiting a while for a certificate if there is none. Whoever waits is served first.
     pub(crate) async fn ready(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
         let found = self.current(identity);
         if found.is_ok() {
             return found;
         }
-        let mut changed = self.0.changed.subscribe();
-        let wait = async {
-            loop {
-                changed.borrow_and_update();
-                let found = self.current(identity);
-                if found.is_ok() || changed.changed().await.is_err() {
-                    return found;
-                }
-            }
-        };
+        // Most calls end above; the wait's state is none of theirs.
+        let wait = Box::pin(self.wait(identity));
         timeout(FIRST_CERTIFICATE, wait)
             .await
             .unwrap_or_else(|_| self.current(identity))
     }
 
-    /// How every identity of this node stands; for the admin page.
-    pub fn status(&self) -> Arc<Vec<IdentityStatus>> {
-        self.0.certificates.status()
-    }
-
-    /// Whom this node trusts; for the admin page.
-    pub fn bundle(&self) -> Arc<TrustBundle> {
-        self.0.certificates.bundle()
-    }
-
-    fn rebuild(&self, telemetry: &Telemetry) {
-        let before = self.0.ready.load();
-        let status = self.0.certificates.status();
-        let bundle = self.0.certificates.bundle();
-        let mut after = HashMap::with_capacity(status.len());
-        for IdentityStatus {
-            identity,
-            certificate,
-            ..
-        } in status.iter()
-        {
-            let Some(certificate) = certificate else {
-                continue;
-            };
-            let old = before.get(identity);
-            let kept = old
-                .filter(|old| Arc::ptr_eq(&old.certificate, certificate))
-                .filter(|old| Arc::ptr_eq(&old.bundle, &bundle))
-                .cloned();
-            // A certificate that cannot be used leaves what still works in place.
-            if let Some(ready) = kept.or_else(|| build(certificate, &bundle)).or_else(|| old.cloned()) {
-                after.insert(identity.clone(), ready);
+    async fn wait(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
+        let mut changed = self.0.changed.subscribe();
+        let mut again = interval(NEED);
+        loop {
+            changed.borrow_and_update();
+            let found = self.current(identity);
+            if found.is_ok() {
+                return found;
+            }
+            tokio::select! {
+                _ = again.tick() => self.0.certificates.need(identity),
+                changed = changed.changed() => if changed.is_err() { return found },
             }
         }
-        let expiry: Vec<_> = after
-            .iter()
-            .map(|(id, ready)| (id, ready.certificate.not_after))
-            .collect();
-        telemetry.certificates(&expiry);
+    }
+
+    /// How everything stands; for the admin page.
+    pub fn state(&self) -> Arc<CertificatesState> {
+        self.0.certificates.state()
+    }
+
+    /// Makes TLS of every certificate that is new, or of all if the bundle is.
+    async fn rebuild(&self, telemetry: &Telemetry) {
+        let (before, state) = (self.0.ready.load_full(), self.0.certificates.state());
+        let mut after = Ready::with_capacity(state.identities.len());
+        let mut builds = 0_usize;
+        for status in &state.identities {
+            let identity = &status.identity;
+            let old = before.get(identity).and_then(|old| old.as_ref().ok());
+            let Some(certificate) = &status.certificate else {
+                if let IdentityState::Expired { .. } = status.state {
+                    after.insert(identity.clone(), Err(IdentityError::Expired));
+                }
+                continue;
+            };
+            if let Some(kept) = old.filter(|old| old.is_of(certificate, &state.bundle)) {
+                after.insert(identity.clone(), Ok(kept.clone()));
+                continue;
+            }
+            let built = self.build(certificate, &state.bundle);
+            // A certificate that cannot be used leaves what still works in place.
+            if let Some(built) = built.or_else(|| old.cloned()) {
+                telemetry.certificate(identity, Some(built.certificate.not_after));
+                after.insert(identity.clone(), Ok(built));
+            }
+            builds += 1;
+            if builds.is_multiple_of(BUILDS) {
+                yield_now().await;
+            }
+        }
+        for identity in before
+            .keys()
+            .filter(|one| !matches!(after.get(one), Some(Ok(_))))
+        {
+            telemetry.certificate(identity, None);
+        }
+        telemetry.certificates(&state);
         self.0.ready.store(Arc::new(after));
         self.0.changed.send_replace(());
     }
-}
 
-fn build(certificate: &Arc<Certificate>, bundle: &Arc<TrustBundle>) -> Option<Arc<Identity>> {
-    let credentials = Credentials {
-        chain: certificate.chain.clone(),
-        key: certificate.key(),
-        roots: bundle.roots().to_vec(),
-        revocations: Revocations::none(),
-    };
-    let tls =
-        ClientTls::new(&credentials).and_then(|client| Ok((client, ServerTls::new(&credentials)?)));
-    match tls {
-        Ok((client, server)) => Some(Arc::new(Identity {
-            client,
-            server,
-            certificate: certificate.clone(),
-            bundle: bundle.clone(),
-        })),
-        Err(error) => {
-            let identity = &certificate.identity;
-            tracing::error!(%identity, error = &error as &dyn Error, "a new certificate cannot be used");
-            None
+    fn build(
+        &self,
+        certificate: &Arc<Certificate>,
+        bundle: &Arc<TrustBundle>,
+    ) -> Option<Arc<Identity>> {
+        let credentials = Credentials {
+            chain: certificate.chain.clone(),
+            key: certificate.key(),
+            roots: bundle.roots().to_vec(),
+            revocations: self.0.revocations.clone(),
+        };
+        let tls = ClientTls::new(&credentials)
+            .and_then(|client| Ok((client, ServerTls::new(&credentials)?)));
+        match tls {
+            Ok((client, server)) => Some(Arc::new(Identity {
+                client,
+                server,
+                certificate: certificate.clone(),
+                bundle: bundle.clone(),
+            })),
+            Err(error) => {
+                let identity = &certificate.identity;
+                tracing::error!(%identity, error = &error as &dyn Error, "a new certificate cannot be used");
+                None
+            }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use mesh::certs::{CertificatesConfig, LocalCa};
-    use tokio::task::JoinSet;
-
-    use super::*;
-
-    fn id(name: &str) -> SpiffeId {
-        SpiffeId::new(format!("spiffe://cluster.local/ns/shop/sa/{name}")).unwrap()
-    }
-
-    /// Identities whose certificates are issued by tasks of the returned set.
-    fn identities() -> (Identities, JoinSet<()>) {
-        let folder = tempfile::tempdir().unwrap();
-        let ca = Arc::new(LocalCa::create(folder.path()).unwrap());
-        let (certificates, renewal) = Certificates::new(ca, CertificatesConfig::default());
-        let identities = Identities::new(certificates);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(renewal.run(CancellationToken::new()));
-        let following = identities.clone();
-        tasks.spawn(async move {
-            let telemetry = Telemetry::new(None).unwrap();
-            following.run(&telemetry, CancellationToken::new()).await;
-        });
-        (identities, tasks)
-    }
-
-    #[tokio::test]
-    async fn whoever_waits_for_an_identity_gets_it_as_soon_as_it_is_issued() {
-        let (identities, _tasks) = identities();
-        assert_eq!(
-            identities.current(&id("web")).err(),
-            Some(IdentityError::Pending)
-        );
-        let (web, wanted) = (id("web"), BTreeSet::from([id("web")]));
-        let (ready, ()) = tokio::join!(identities.ready(&web), async { identities.wanted(wanted) });
-        let ready = ready.unwrap();
-        assert_eq!(*ready.client.identity(), id("web"));
-        // The next to ask gets the same configuration: it is built once for a certificate.
-        assert!(Arc::ptr_eq(
-            &ready,
-            &identities.current(&id("web")).unwrap()
-        ));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_wait_for_a_certificate_that_never_comes_has_an_end() {
-        let (identities, _tasks) = identities();
-        let start = tokio::time::Instant::now();
-        assert_eq!(
-            identities.ready(&id("web")).await.err(),
-            Some(IdentityError::Pending)
-        );
-        assert_eq!(start.elapsed(), FIRST_CERTIFICATE);
-    }
-
-    #[tokio::test]
-    async fn an_identity_that_is_no_longer_wanted_is_forgotten() {
-        let (identities, _tasks) = identities();
-        let mut changed = identities.0.changed.subscribe();
-        identities.wanted(BTreeSet::from([id("web"), id("cart")]));
-        identities.ready(&id("web")).await.unwrap();
-        identities.ready(&id("cart")).await.unwrap();
-        identities.wanted(BTreeSet::from([id("cart")]));
-        while identities.current(&id("web")).is_ok() {
-            changed.changed().await.unwrap();
-        }
-        assert!(identities.current(&id("cart")).is_ok());
-    }
-}
+mod tests;

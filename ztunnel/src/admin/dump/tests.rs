@@ -40,6 +40,28 @@ fn an_identity_without_a_certificate_is_shown_as_initializing() {
 }
 
 #[test]
+fn an_identity_whose_certificate_has_expired_says_since_when_and_why() {
+    let web = spiffe::SpiffeId::new("spiffe://cluster.local/ns/shop/sa/web").unwrap();
+    let error = mesh::certs::IssueError::new(&web, "ca_unreachable", "nobody is there");
+    let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_767_323_045);
+    let status = IdentityStatus {
+        identity: web,
+        state: IdentityState::Expired { at },
+        certificate: None,
+        error: Some(error),
+    };
+    let shown = of_identity(&status, &[]);
+    assert_eq!(
+        shown["state"],
+        "Unavailable: certificate_expired at 2026-01-02T03:04:05Z: ca_unreachable: nobody is there"
+    );
+    assert_eq!(
+        shown["lastError"],
+        json!({ "code": "ca_unreachable", "message": "nobody is there" })
+    );
+}
+
+#[test]
 fn a_pod_is_shown_with_its_state_and_its_connections_by_direction() {
     let state = WorkloadState {
         uid: mesh::WorkloadUid::of_pod("Kubernetes", "shop", "web-0", "1234"),
