@@ -3,14 +3,15 @@
 //! Runs on the stable toolchain for `FUZZ_SECONDS` (default 2) from `FUZZ_SEED` (default 1); a
 //! failure prints the seed of its input.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use mesh::objects::{Objects, parse};
-use mesh::{Params, compile};
+use mesh::{Attempt, Params, compile};
 use spiffe::TrustDomain;
 
-const SEEDS: [&str; 4] = [
+const SEEDS: [&str; 6] = [
     "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\n  uid: u1\n  labels: \
      {app: web, istio.io/dataplane-mode: ambient}\nspec:\n  nodeName: a\n  containers:\n  - name: \
      main\n    ports: [{name: http, containerPort: 8080}]\n    livenessProbe: {httpGet: {port: \
@@ -24,6 +25,18 @@ const SEEDS: [&str; 4] = [
      {ready: true}}]\n",
     "base: &a {x: [1, 2]}\n<<: *a\nkind: List\napiVersion: v1\nitems: [{apiVersion: v1, kind: \
      Node, metadata: {name: a}, status: {addresses: [{type: InternalIP, address: 1.2.3.4}]}}]\n",
+    "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: n, namespace: \
+     shop}\nspec:\n  podSelector: {matchLabels: {app: web}}\n  policyTypes: [Ingress]\n  ingress:\n  \
+     - from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {namespaceSelector: \
+     {matchExpressions: [{key: a, operator: NotIn, values: [b]}]}, podSelector: {}}]\n    ports: \
+     [{port: http}, {port: 80, endPort: 90, protocol: TCP}]\n",
+    "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, \
+     namespace: shop}\nspec:\n  action: DENY\n  selector: {matchLabels: {app: web}}\n  rules:\n  - \
+     from: [{source: {notPrincipals: ['cluster.local/ns/*'], ipBlocks: [10.0.0.0/8]}}]\n    to: \
+     [{operation: {ports: ['8080']}}]\n    when: [{key: source.namespace, notValues: [a*]}]\n---\n\
+     apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: \
+     shop}\nspec:\n  selector: {matchLabels: {app: web}}\n  mtls: {mode: STRICT}\n  portLevelMtls: \
+     {8080: {mode: PERMISSIVE}}\n",
 ];
 
 const WORDS: [&str; 16] = [
@@ -87,6 +100,20 @@ fn read(input: &[u8], params: &Params) {
         assert!(!problem.to_string().contains('\n'), "{problem:?}");
     }
     for workload in model.workloads() {
+        for source in [None, Some(&workload.identity)] {
+            let ip = workload.ips.first().copied();
+            let ip = ip.unwrap_or(Ipv4Addr::new(10, 0, 0, 1).into());
+            // Which answer is right is the subject of other tests; that there is one, of this.
+            let _ = model.authorize(
+                workload,
+                &Attempt {
+                    source,
+                    source_ip: ip,
+                    source_workload: None,
+                    destination: SocketAddr::new(ip, 8080),
+                },
+            );
+        }
         let expected = format!("/ns/{}/sa/{}", workload.namespace, workload.service_account);
         assert_eq!(workload.identity.path(), expected);
         assert_eq!(
