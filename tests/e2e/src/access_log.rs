@@ -30,6 +30,17 @@ impl Access {
             .map_or("", |(_, value)| value)
     }
 
+    /// When it was written, in seconds since midnight UTC.
+    pub fn since_midnight(&self) -> Option<f64> {
+        let (_, time) = self.line.split_once('\t')?.0.split_once('T')?;
+        let parts = time.trim_end_matches('Z').split(':').map(str::parse::<f64>);
+        let parts: Vec<f64> = parts.collect::<Result<_, _>>().ok()?;
+        let [hours, minutes, seconds] = parts[..] else {
+            return None;
+        };
+        Some(hours * 3600.0 + minutes * 60.0 + seconds)
+    }
+
     /// Whether the line has all of these fields with these values.
     pub fn has(&self, fields: &[(&str, &str)]) -> bool {
         fields.iter().all(|(key, value)| self.field(key) == *value)
@@ -138,5 +149,9 @@ mod tests {
         ]));
         assert_eq!(all[0].field("error"), "a \"b\" c");
         assert_eq!(all[0].field("dst.addr"), "");
+        assert_eq!(
+            all[0].since_midnight(),
+            Some(3.0 * 3600.0 + 4.0 * 60.0 + 5.000_006)
+        );
     }
 }

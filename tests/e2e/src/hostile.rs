@@ -18,6 +18,7 @@ pub use arena::{Arena, MEMBER, STALL, TALK, WINDOW};
 pub use certs::{Authority, Leaf};
 pub use frames::{Frame, Kind, connect, frame, headers, literal, reset, settings};
 pub use impostor::{Act, Impostor, no_settings, status};
+pub(crate) use inside::inside_until;
 pub use inside::{Origin, inside};
 pub use neighbour::Neighbour;
 pub use tls::{H2, Hello, TLS13};

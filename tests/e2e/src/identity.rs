@@ -3,9 +3,13 @@
 
 mod held;
 mod load;
+mod scene;
+mod secrets;
 
-pub use held::{Held, Timeline, held, roots};
+pub use held::{Held, Timeline, held, now, roots};
 pub use load::{Attempt, Short, Stream};
+pub use scene::{NODES, PATHS, Traffic, identity, judge, manifests, unharmed, up};
+pub use secrets::appear_nowhere;
 
 use anyhow::{Result, bail};
 use lab::Lab;
@@ -15,14 +19,14 @@ use crate::access_log;
 /// How a daemon says that an identity has no valid certificate.
 pub const NO_CERTIFICATE: [&str; 2] = ["certificate_expired", "cert_pending"];
 
-/// A path of the load: a client pod and its daemon's node, a server's identity.
+/// A path of the load.
 #[derive(Debug, Clone, Copy)]
 pub struct Path<'a> {
     /// The node of the client.
     pub node: &'a str,
-    /// The identity of the client.
+    /// The client's pod, in namespace `shop`.
     pub source: &'a str,
-    /// The identity of the server.
+    /// The server's pod.
     pub destination: &'a str,
 }
 
@@ -45,11 +49,14 @@ impl Path<'_> {
         for attempt in &failed {
             let gap = [self.source, self.destination]
                 .iter()
-                .flat_map(|identity| timeline.gaps(identity))
+                .flat_map(|pod| timeline.gaps(&identity(pod)))
                 .find(|gap| attempt.end >= gap.start && attempt.start <= gap.end);
             let suffix = format!(":{}", attempt.port);
-            let line = lines.iter().rfind(|line| {
-                line.field("direction") == "outbound" && line.field("src.addr").ends_with(&suffix)
+            // In three minutes a port is used more than once.
+            let line = lines.iter().find(|line| {
+                line.field("direction") == "outbound"
+                    && line.field("src.addr").ends_with(&suffix)
+                    && line.since_midnight().is_some_and(|at| attempt.ended_at(at))
             });
             let said = line.map(|line| line.line.as_str()).unwrap_or_default();
             if gap.is_none() {

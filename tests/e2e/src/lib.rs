@@ -10,6 +10,7 @@
 //! Every suite needs root, and says so if it is not; none passes silently where it cannot run.
 
 pub mod access_log;
+pub mod ca;
 pub mod capture;
 pub mod detector;
 pub mod held;

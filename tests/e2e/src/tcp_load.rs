@@ -45,6 +45,11 @@ impl Echo {
         Self::serving(lab, pod, "rude")
     }
 
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     fn serving(lab: &Lab, pod: &str, how: &str) -> Result<Self> {
         let process = lab.spawn(pod, &refs(&with_many_files(&[how])))?;
         process

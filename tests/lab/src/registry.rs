@@ -87,6 +87,12 @@ impl LabDir {
         self.root.join("ca")
     }
 
+    /// All roots that the authority hands out; while roots are replaced, it shows a certificate of the
+    /// old one for a while.
+    pub(crate) fn ca_bundle(&self) -> PathBuf {
+        self.ca().join("state").join("root-bundle.pem")
+    }
+
     /// What the nodes' tokens are signed and checked with, and one token for each node.
     pub(crate) fn tokens(&self) -> PathBuf {
         self.root.join("tokens")

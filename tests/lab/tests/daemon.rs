@@ -231,7 +231,7 @@ fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_star
         ("--ca-address", address.clone()),
         (
             "--ca-root-cert",
-            format!("{}/root-cert.pem", lab.ca_folder().display()),
+            format!("{}/state/root-bundle.pem", lab.ca_folder().display()),
         ),
         ("--ca-token", lab.token_file("a").display().to_string()),
     ] {

@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevocationReason, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -57,10 +58,37 @@ impl Authority {
             .distinguished_name
             .push(DnType::CommonName, "local certificate authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Ok(Self {
             issuer: Issuer::new(params, KeyPair::generate()?),
         })
+    }
+
+    /// A list of these certificates as revoked, PEM.
+    ///
+    /// # Errors
+    /// One of them is no certificate.
+    pub fn revocation_list(&self, revoked: &[CertificateDer<'_>]) -> Result<String> {
+        let now = SystemTime::now();
+        let revoked_cert = |der: &CertificateDer<'_>| -> Result<RevokedCertParams> {
+            let (_, leaf) = x509_parser::parse_x509_certificate(der).context("certificate")?;
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(leaf.raw_serial()),
+                revocation_time: now.into(),
+                reason_code: Some(RevocationReason::KeyCompromise),
+                invalidity_date: None,
+            })
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + SKEW).into(),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(revoked_cert).collect::<Result<_>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).context("revocation list")?;
+        list.pem().context("PEM")
     }
 
     /// A leaf, valid now, with these URIs as its subject alternative names.

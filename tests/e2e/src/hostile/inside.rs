@@ -67,7 +67,7 @@ pub fn inside<T: Send>(
 }
 
 /// Runs `work` on this thread, which stays in the network namespace: it has to be a thread that ends with it.
-pub(super) fn inside_until<T>(
+pub(crate) fn inside_until<T>(
     origin: &Origin,
     work: impl AsyncFnOnce(&Origin) -> Result<T>,
 ) -> Result<T> {

@@ -27,7 +27,19 @@ pub struct Attempt {
     pub failure: Option<String>,
 }
 
+/// Clients and daemons write down the end of a connection so much apart at most.
+const NOTED: f64 = 2.0;
+
+/// Seconds of a day.
+const DAY: f64 = 86_400.0;
+
 impl Attempt {
+    /// Whether it ended at this time of a day, in seconds since midnight UTC.
+    pub fn ended_at(&self, since_midnight: f64) -> bool {
+        let apart = (self.end - since_midnight).rem_euclid(DAY);
+        apart.min(DAY - apart) < NOTED
+    }
+
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.splitn(5, ' ');
         let how = words.next()?;
@@ -138,5 +150,12 @@ mod tests {
         let failed = Attempt::parse("failed 1.5 2.5 0 [Errno 104] reset by peer").unwrap();
         assert_eq!(failed.failure.as_deref(), Some("[Errno 104] reset by peer"));
         assert_eq!(Attempt::parse("streaming"), None);
+    }
+
+    #[test]
+    fn the_time_of_a_day_is_compared_across_midnight() {
+        let attempt = Attempt::parse("ok 1.5 86399.5 1").unwrap();
+        assert!(attempt.ended_at(86_399.0) && attempt.ended_at(0.5));
+        assert!(!attempt.ended_at(43_000.0));
     }
 }

@@ -1,12 +1,8 @@
 //! The certificate authority as a process: where it listens, what it and the daemons are told of it.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result};
-use rcgen::KeyPair;
 use tokio::process::Command;
 
 use super::World;
@@ -45,37 +41,44 @@ pub(super) fn daemon_arguments<'a>(
     command
         .args(["--ca-address", &address().to_string()])
         .arg("--ca-root-cert")
-        .arg(dir.ca().join("root-cert.pem"))
+        .arg(dir.ca_bundle())
         .arg("--ca-token")
         .arg(dir.token(node))
 }
 
 /// Makes what tokens are signed and checked with.
-pub(super) fn prepare(dir: &LabDir) -> Result<()> {
-    let pair = KeyPair::generate().context("the key of tokens")?;
-    let mut key = OpenOptions::new();
-    let key = key.write(true).create_new(true).mode(0o600);
-    let key = key.open(dir.token_key());
-    key.and_then(|mut file| file.write_all(pair.serialize_pem().as_bytes()))
-        .and_then(|()| fs::write(dir.token_public_key(), pair.public_key_pem()))
-        .context("the key of tokens")
+pub(super) async fn prepare(world: &World) -> Result<()> {
+    let (private, public) = (world.dir.token_key(), world.dir.token_public_key());
+    let keys = [
+        "ca-key",
+        "--private-key",
+        &*private.to_string_lossy(),
+        "--public-key",
+        &*public.to_string_lossy(),
+    ];
+    ambit(world, &keys).await.map(drop)
 }
 
-/// Signs the token of a node.
+/// Signs the token of a node, which holds for longer than any lab lives.
 pub(super) async fn mint(world: &World, node: &str) -> Result<()> {
-    let (dir, ambit) = (&world.dir, &world.ambit);
-    let ambit = ambit.as_ref().context("this lab has no authority")?;
-    let (ambit, key) = (ambit.to_string_lossy(), dir.token_key());
-    let command = [
-        &*ambit,
+    let key = world.dir.token_key();
+    let token = [
         "ca-token",
         "--key",
         &*key.to_string_lossy(),
-        "--subject",
-        node,
+        "--impersonate",
+        "*/*",
+        "--ttl",
+        "24h",
     ];
-    let token = run_async(&command, "").await.context("a token")?;
-    write_atomically(dir, &dir.token(node), token.trim().as_bytes())
+    let token = ambit(world, &token).await?;
+    write_atomically(&world.dir, &world.dir.token(node), token.trim().as_bytes())
+}
+
+async fn ambit(world: &World, arguments: &[&str]) -> Result<String> {
+    let binary = world.ambit.as_ref().context("this lab has no authority")?;
+    let binary = binary.to_string_lossy();
+    run_async(&[&[&*binary], arguments].concat(), "").await
 }
 
 /// Whether something listens on its port. Nothing connects for that, which an authority would take

@@ -181,7 +181,7 @@ impl Agent {
     /// Starts the certificate authority. It is there before the first daemon, as that of a cluster is:
     /// a daemon that starts reads its root.
     async fn start_ca(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<()> {
-        authority::prepare(&self.world.dir)?;
+        authority::prepare(&self.world).await?;
         let launch = self.world.options.ca.clone();
         let mut ca = daemon::Handle::new(Rc::clone(&self.world), Program::Ca, launch);
         if let Some(task) = ca.start() {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use mesh::certs::Authority;
 
 use super::Lab;
 use super::daemons::read_log;
@@ -49,6 +50,23 @@ impl Lab {
         self.stop_ca()?;
         self.client.ask(&Request::Launch { node: None, launch })?;
         self.start_ca()
+    }
+
+    /// Makes another root with a key of its own, and puts it into the folder of the certificate
+    /// authority in place of the one that is there, as an operator does. Returns when the files are
+    /// there; how a mesh then goes over from one to the other is the authority's affair.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn replace_root(&self) -> Result<()> {
+        let made = tempfile::tempdir_in(self.dir.root()).context("a folder for the new root")?;
+        let made = made.path().join("authority");
+        Authority::create(&made).context("a new root")?;
+        for file in ["root-cert.pem", "ca-key.pem"] {
+            std::fs::rename(made.join(file), self.ca_folder().join(file))
+                .with_context(|| format!("cannot replace {file}"))?;
+        }
+        Ok(())
     }
 
     /// Where the certificate authority serves.
