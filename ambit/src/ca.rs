@@ -41,8 +41,12 @@ pub use authenticate::{Authenticating, Authenticator, Caller, Unauthenticated};
 pub use config::{CaArguments, CaConfig, ConfigError, Limits, duration};
 pub use folder::FolderError;
 pub use keeper::Keeper;
+pub use log::{Format, LogConfig};
 pub use metrics::Metrics;
 pub use refusal::Refusal;
 pub use rotation::{PublishedRoot, Rotation};
 pub use run::{Error, Running, run, start};
 pub use token::{Claims, KeyFileError, SignedTokens, TokenKey, create_keys};
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,9 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
+};
 use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Accounts};
@@ -145,6 +147,7 @@ impl SignedTokens {
 
     /// Checked against each key; of several complaints the one of the key that signed it counts.
     fn claims(&self, token: &str) -> Result<Claims, Unauthenticated> {
+        decode_header(token).map_err(|_| complained(&ErrorKind::InvalidToken))?;
         let mut complaint = ErrorKind::InvalidSignature;
         for key in self.keys.load().iter() {
             match decode::<Claims>(token, key, &self.validation) {

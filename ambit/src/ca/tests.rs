@@ -1,0 +1,8 @@
+//! The whole authority, over real TLS on loopback.
+
+mod bench;
+mod issued;
+mod many;
+mod refused;
+mod replaced;
+mod secrets;

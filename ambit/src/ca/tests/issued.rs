@@ -1,0 +1,224 @@
+//! What is signed, and for how long.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use mesh::certs::CertificateSource;
+use rcgen::{BasicConstraints, DnType, IsCa, KeyUsagePurpose, PublicKeyData, SanType};
+use rustls_pki_types::pem::PemObject;
+use x509_parser::prelude::{GeneralName, X509Certificate};
+
+use super::super::keeper::pem;
+use super::bench::*;
+
+fn der(text: &str) -> rustls_pki_types::CertificateDer<'static> {
+    rustls_pki_types::CertificateDer::from_pem_slice(text.as_bytes()).unwrap()
+}
+
+fn parsed(der: &[u8]) -> X509Certificate<'_> {
+    x509_parser::parse_x509_certificate(der).unwrap().1
+}
+
+#[tokio::test]
+async fn the_daemon_gets_a_certificate_that_openssl_accepts() {
+    let mut bench = Bench::start().await;
+    let client = bench.client();
+    let ttl = std::time::Duration::from_secs(100);
+    let issued = client.issue(&web(), ttl).await.unwrap();
+    assert_eq!(issued.chain.len(), 1);
+    assert_eq!(client.bundle().borrow().roots().len(), 1);
+
+    let leaf = bench.path("leaf.pem");
+    fs::write(&leaf, pem(&issued.chain[0])).unwrap();
+    let mut openssl = Command::new("openssl");
+    let verified = openssl
+        .args(["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile"])
+        .arg(bench.root_file())
+        .arg(&leaf);
+    assert!(printed(verified).contains("OK"));
+    let text = printed(
+        Command::new("openssl")
+            .args(["x509", "-noout", "-text", "-in"])
+            .arg(&leaf),
+    );
+    for line in [
+        "CA:FALSE",
+        WEB,
+        "TLS Web Client Authentication",
+        "prime256v1",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    assert!(
+        text.contains("X509v3 Subject Alternative Name: critical"),
+        "{text}"
+    );
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn of_a_greedy_request_only_the_key_is_used() {
+    let bench = Bench::start().await;
+    let (token, pair) = (bench.token(), pair());
+    let mut params = rcgen::CertificateParams::new(vec!["kubernetes.default".to_owned()]).unwrap();
+    let bank = "spiffe://cluster.local/ns/bank/sa/vault";
+    params
+        .subject_alt_names
+        .push(SanType::URI(bank.try_into().unwrap()));
+    params.distinguished_name.push(DnType::CommonName, "admin");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let csr = params.serialize_request(&pair).unwrap().pem().unwrap();
+    let chain = bench
+        .ask(Ask {
+            token: Some(&token),
+            identity: Some(WEB),
+            csr: Some(csr),
+            ..Ask::default()
+        })
+        .await
+        .unwrap();
+    let leaf = der(&chain[0]);
+    let leaf = parsed(&leaf);
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(names.value.general_names, [GeneralName::URI(WEB)]);
+    assert!(!leaf.is_ca());
+    assert_eq!(leaf.subject().to_string(), "");
+    let usage = leaf.key_usage().unwrap().unwrap().value;
+    assert!(usage.digital_signature() && !usage.key_cert_sign());
+    assert_eq!(
+        leaf.public_key().subject_public_key.data.as_ref(),
+        pair.der_bytes()
+    );
+}
+
+#[tokio::test]
+async fn a_life_is_as_asked_within_the_limits_and_never_longer_than_the_authority_s() {
+    let bench = Bench::start().await;
+    let token = bench.token();
+    for (asked, got) in [(30, 30), (0, 60), (-5, 60), (100_000, 120), (i64::MAX, 120)] {
+        let ask = Ask {
+            token: Some(&token),
+            identity: Some(WEB),
+            seconds: asked,
+            ..Ask::default()
+        };
+        let chain = bench.ask(ask).await.unwrap();
+        let leaf = der(&chain[0]);
+        let end = parsed(&leaf).validity().not_after.timestamp();
+        let left = end - time::OffsetDateTime::now_utc().unix_timestamp();
+        assert!((got - 3..=got + 1).contains(&left), "{asked}: {left}");
+        assert!(parsed(&leaf).serial.bits() > 60);
+    }
+    // Ten years less a minute later, its own end is what counts.
+    bench.pass(10 * 365 * 24 * 3600 - 60);
+    let ask = Ask {
+        token: Some(&token),
+        identity: Some(WEB),
+        seconds: 120,
+        ..Ask::default()
+    };
+    let chain = call(bench.channel(), ask).await;
+    let leaf = der(&chain.unwrap()[0]);
+    let root = der(&fs::read_to_string(bench.root_file()).unwrap());
+    assert_eq!(
+        parsed(&leaf).validity().not_after,
+        parsed(&root).validity().not_after
+    );
+}
+
+#[tokio::test]
+async fn two_certificates_for_one_key_have_different_serial_numbers() {
+    let bench = Bench::start().await;
+    let (token, request) = (bench.token(), csr(&pair()));
+    let mut serials = Vec::new();
+    for _ in 0..2 {
+        let ask = Ask {
+            token: Some(&token),
+            csr: Some(request.clone()),
+            ..Ask::default()
+        };
+        let leaf = der(&bench.ask(ask).await.unwrap()[0]);
+        serials.push(parsed(&leaf).raw_serial_as_string());
+    }
+    assert_ne!(serials[0], serials[1]);
+}
+
+#[tokio::test]
+async fn an_answer_ends_with_the_root_and_a_caller_who_names_nobody_gets_itself() {
+    let bench = Bench::start().await;
+    let token = bench.token();
+    let ask = Ask {
+        token: Some(&token),
+        ..Ask::default()
+    };
+    let chain = bench.ask(ask).await.unwrap();
+    assert_eq!(chain.len(), 2);
+    let root = fs::read_to_string(bench.root_file()).unwrap();
+    assert_eq!(der(&chain[1]), der(&root));
+    let leaf = der(&chain[0]);
+    let leaf = parsed(&leaf);
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    let own = "spiffe://cluster.local/ns/istio-system/sa/ztunnel";
+    assert_eq!(names.value.general_names, [GeneralName::URI(own)]);
+}
+
+#[tokio::test]
+async fn what_is_made_at_the_first_start_is_for_its_owner_alone_and_stays() {
+    let mut bench = Bench::start().await;
+    let key = bench.config.dir.join("ca-key.pem");
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&key), 0o600);
+    let copies: Vec<_> = walk(&bench.config.state_dir);
+    assert!(copies.iter().any(|path| path.ends_with("ca-key.pem")));
+    for path in copies {
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+    let (before, root) = (
+        fs::read(&key).unwrap(),
+        fs::read(bench.root_file()).unwrap(),
+    );
+    bench.restart().await;
+    assert_eq!(fs::read(&key).unwrap(), before);
+    assert_eq!(fs::read(bench.root_file()).unwrap(), root);
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| match path.is_dir() {
+            true => walk(&path),
+            false => vec![path],
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_pages_tell_what_was_signed_and_that_the_authority_is_ready() {
+    let bench = Bench::start().await;
+    let token = bench.token();
+    let good = Ask {
+        token: Some(&token),
+        ..Ask::default()
+    };
+    bench.ask(good).await.unwrap();
+    bench.ask(Ask::default()).await.unwrap_err();
+    let metrics = bench.metrics().await;
+    for line in [
+        "ambit_ca_issued_total 1",
+        "ambit_ca_refused_total{reason=\"no_token\"} 1",
+        "ambit_ca_roots 1",
+        "ambit_ca_request_duration_seconds_count 2",
+        "ambit_ca_signing_moves_timestamp_seconds 0",
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line} in {metrics}"
+        );
+    }
+    let ready = page(bench.running().readiness, "/healthz/ready").await;
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+}

@@ -1,0 +1,261 @@
+//! An authority that answers as it is told.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost_types::value::Kind;
+use rcgen::{CertificateSigningRequestParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use rustls::ServerConfig;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use spiffe::SpiffeId;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tonic::codegen::Service as _;
+use tonic::{Code, Request, Response, Status, async_trait};
+
+use super::super::super::{Authority, IstioCa, IstioCaConfig, Validity};
+use super::super::proto::istio_certificate_service_server::{
+    IstioCertificateService, IstioCertificateServiceServer,
+};
+use super::super::proto::{IstioCertificateRequest, IstioCertificateResponse};
+use super::pem;
+
+pub(super) const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+pub(super) fn web() -> SpiffeId {
+    WEB.parse().unwrap()
+}
+
+/// What the authority does when it is asked.
+#[derive(Clone)]
+pub(super) enum Answering {
+    /// Signs.
+    Well,
+    Refusing(Code, String),
+    Saying(Vec<String>),
+    Never,
+    /// Ends the connection.
+    Closing,
+}
+
+/// What it was asked.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) identity: String,
+    pub(super) seconds: i64,
+    pub(super) authorization: String,
+    pub(super) cluster: String,
+}
+
+pub(super) struct Hostile {
+    folder: TempDir,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+}
+
+struct Shared {
+    authority: Mutex<Arc<Authority>>,
+    answering: Mutex<Answering>,
+    asked: Mutex<Vec<Asked>>,
+    closing: AtomicBool,
+}
+
+fn authority() -> Arc<Authority> {
+    let folder = tempfile::tempdir().unwrap();
+    Arc::new(Authority::create(folder.path()).unwrap())
+}
+
+/// A root of somebody else.
+pub(super) fn root() -> CertificateDer<'static> {
+    authority().bundle().roots()[0].clone()
+}
+
+/// Some leaf of the authority, PEM.
+pub(super) fn leaf(hostile: &Hostile) -> String {
+    let authority = hostile.shared.authority.lock().unwrap().clone();
+    let validity = Validity::new(SystemTime::now(), Duration::from_secs(60));
+    pem(&authority.issue(&web(), validity).unwrap().chain[0])
+}
+
+impl Hostile {
+    pub(super) async fn start(answering: Answering) -> Self {
+        let mut hostile = Self {
+            folder: tempfile::tempdir().unwrap(),
+            address: "127.0.0.1:0".parse().unwrap(),
+            shared: Arc::new(Shared {
+                authority: Mutex::new(authority()),
+                answering: Mutex::new(answering),
+                asked: Mutex::default(),
+                closing: AtomicBool::new(false),
+            }),
+            tasks: JoinSet::new(),
+        };
+        hostile.write_token("first");
+        hostile.write_roots(&[hostile.root()]);
+        hostile.start_again().await;
+        hostile
+    }
+
+    pub(super) async fn start_again(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.address = listener.local_addr().unwrap();
+        self.tasks.spawn(serve(listener, self.shared.clone()));
+    }
+
+    pub(super) async fn stop(&mut self) {
+        self.tasks.shutdown().await;
+    }
+
+    pub(super) fn become_another(&self) {
+        *self.shared.authority.lock().unwrap() = authority();
+    }
+
+    pub(super) fn answer(&self, answering: Answering) {
+        *self.shared.answering.lock().unwrap() = answering;
+    }
+
+    pub(super) fn asked(&self) -> Vec<Asked> {
+        self.shared.asked.lock().unwrap().clone()
+    }
+
+    pub(super) fn root(&self) -> CertificateDer<'static> {
+        let authority = self.shared.authority.lock().unwrap();
+        authority.bundle().roots()[0].clone()
+    }
+
+    pub(super) fn write_roots(&self, roots: &[CertificateDer<'static>]) {
+        let text: String = roots.iter().map(|root| pem(root)).collect();
+        fs::write(self.folder.path().join("root.pem"), text).unwrap();
+    }
+
+    pub(super) fn write_token(&self, token: &str) {
+        fs::write(self.folder.path().join("token"), token).unwrap();
+    }
+
+    pub(super) fn config(&self) -> IstioCaConfig {
+        let file = |name: &str| self.folder.path().join(name);
+        IstioCaConfig::new(self.address.to_string(), file("root.pem"), file("token"))
+    }
+
+    pub(super) fn client(&self) -> IstioCa {
+        IstioCa::new(self.config()).unwrap()
+    }
+
+    pub(super) fn impatient_client(&self) -> IstioCa {
+        IstioCa::new(IstioCaConfig {
+            timeout: Duration::from_millis(800),
+            ..self.config()
+        })
+        .unwrap()
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let shared = shared.clone();
+        connections.spawn(async move {
+            let Ok(stream) = tls(&shared).accept(stream).await else {
+                return;
+            };
+            let answering = shared.clone();
+            let service = service_fn(move |request| {
+                let mut grpc = IstioCertificateServiceServer::from_arc(answering.clone());
+                let shared = answering.clone();
+                async move {
+                    let response = grpc.call(request).await.unwrap();
+                    match shared.closing.swap(false, Ordering::Relaxed) {
+                        true => Err(io::Error::other("closing")),
+                        false => Ok(response),
+                    }
+                }
+            });
+            let _ = http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+fn tls(shared: &Shared) -> TlsAcceptor {
+    let authority = shared.authority.lock().unwrap().clone();
+    let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let names = vec![
+        SanType::IpAddress("127.0.0.1".parse().unwrap()),
+        SanType::DnsName("ca.example".try_into().unwrap()),
+    ];
+    let validity = Validity::new(SystemTime::now(), Duration::from_secs(600));
+    let chain = authority.sign_server(&pair, names, validity).unwrap();
+    let key = PrivateKeyDer::Pkcs8(pair.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+#[async_trait]
+impl IstioCertificateService for Shared {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        self.note(&request);
+        let answering = self.answering.lock().unwrap().clone();
+        let cert_chain = match answering {
+            Answering::Well => self.signed(&request.get_ref().csr),
+            Answering::Refusing(code, message) => return Err(Status::new(code, message)),
+            Answering::Saying(chain) => chain,
+            Answering::Never => std::future::pending().await,
+            Answering::Closing => {
+                self.closing.store(true, Ordering::Relaxed);
+                Vec::new()
+            }
+        };
+        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}
+
+impl Shared {
+    fn note(&self, request: &Request<IstioCertificateRequest>) {
+        let header = |name| {
+            let value = request.metadata().get(name).unwrap();
+            value.to_str().unwrap().to_owned()
+        };
+        let asked = request.get_ref();
+        let named = asked.metadata.as_ref().unwrap().fields["ImpersonatedIdentity"].clone();
+        let Some(Kind::StringValue(identity)) = named.kind else {
+            panic!("no identity was named");
+        };
+        self.asked.lock().unwrap().push(Asked {
+            identity,
+            seconds: asked.validity_duration,
+            authorization: header("authorization"),
+            cluster: header("clusterid"),
+        });
+    }
+
+    fn signed(&self, csr: &str) -> Vec<String> {
+        let authority = self.authority.lock().unwrap().clone();
+        let csr = CertificateSigningRequestParams::from_pem(csr).unwrap();
+        let validity = Validity::new(SystemTime::now(), Duration::from_secs(60));
+        let chain = authority.sign(&csr.public_key, &web(), validity).unwrap();
+        let roots = authority.bundle().roots();
+        chain.iter().chain(roots).map(|der| pem(der)).collect()
+    }
+}
