@@ -24,6 +24,14 @@ use rules::{HttpAttributes, RuleReader};
 
 /// The versions of the API, which say the same.
 const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
+const SPEC: [&str; 6] = [
+    "selector",
+    "targetRef",
+    "targetRefs",
+    "rules",
+    "action",
+    "provider",
+];
 const DRY_RUN: &str = "istio.io/dry-run";
 
 /// What becomes of a connection that a policy matches.
@@ -73,22 +81,14 @@ pub(super) fn read(
     let known_version = read::envelope(policy, &API_VERSIONS, reader);
     let spec = Field::top("spec", policy.document.get("spec"));
     read::expect_object(&spec, policy, reader);
-    let known = [
-        "selector",
-        "targetRef",
-        "targetRefs",
-        "rules",
-        "action",
-        "provider",
-    ];
     let before = reader.count();
-    spec.expect_keys(&known, reader);
+    spec.expect_keys(&SPEC, reader);
     let known_fields = reader.count() == before;
     let reach = read::reach(policy, &spec, context, reader);
     let attached = is_attached(&spec, reader);
-    let action = action(&spec, reader);
+    let action = action(policy, &spec, reader);
     let mut rules = RuleReader::new(reader, &reach.namespace, &context.trust_domains);
-    let read = rules.read(&spec, action.unwrap_or(Action::Deny));
+    let read = rules.read(&spec, action.unwrap_or(Action::Allow));
     let http = rules.into_http();
     let (action, rules) = match (action, read) {
         // What it should do, or what to, is not certain: it denies everything.
@@ -142,10 +142,37 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
 }
 
 /// `None` if it is not certain.
-fn action(spec: &Field<'_>, reader: &mut Reader<'_>) -> Option<Action> {
-    let Some(value) = spec.value.get("action") else {
-        return Some(Action::Allow);
+fn action(policy: &Policy, spec: &Field<'_>, reader: &mut Reader<'_>) -> Option<Action> {
+    let value = spec.value.get("action");
+    let action = match value {
+        None if may_be_misspelt(policy, spec) => None,
+        None => Some(Action::Allow),
+        Some(value) => known_action(spec, value, reader),
     };
+    if spec.value.get("provider").is_some() && action != Some(Action::Custom) {
+        let message = "belongs to the action CUSTOM".to_owned();
+        let field = spec.get_or_null("provider");
+        field.fault("bad_field", message, reader);
+    }
+    action
+}
+
+/// A policy without an action allows, unless its action may be what could not be read: a spec that
+/// is none or has another name, or an unknown field with a text in it.
+fn may_be_misspelt(policy: &Policy, spec: &Field<'_>) -> bool {
+    let beside = policy.document.iter();
+    let mut beside = beside.filter(|(key, _)| !read::DOCUMENT.contains(&key.as_str()));
+    match spec.value {
+        Value::Object(fields) => {
+            let mut within = fields.iter();
+            beside.any(|(_, value)| value.is_string())
+                || within.any(|(key, value)| !SPEC.contains(&key.as_str()) && value.is_string())
+        }
+        _ => policy.document.contains_key("spec") || beside.next().is_some(),
+    }
+}
+
+fn known_action(spec: &Field<'_>, value: &Value, reader: &mut Reader<'_>) -> Option<Action> {
     let action = match value.as_str() {
         Some("ALLOW") => Some(Action::Allow),
         Some("DENY") => Some(Action::Deny),
@@ -157,11 +184,6 @@ fn action(spec: &Field<'_>, reader: &mut Reader<'_>) -> Option<Action> {
         let message = format!("{value} is none of ALLOW, DENY, AUDIT and CUSTOM; taken as DENY");
         let field = spec.get_or_null("action");
         field.fault("unknown_action", message, reader);
-    }
-    if spec.value.get("provider").is_some() && action != Some(Action::Custom) {
-        let message = "belongs to the action CUSTOM".to_owned();
-        spec.get_or_null("provider")
-            .fault("bad_field", message, reader);
     }
     action
 }
@@ -198,7 +220,8 @@ fn note(policy: &Authorization, attached: bool, http: &HttpAttributes, reader: &
         );
         return reader.note("spec.action", "not_enforced", message);
     }
-    let Some(found) = http.list() else {
+    // Beside a fault it would not be true: then the rules are not what they say.
+    let Some(found) = http.list().filter(|_| !reader.found_fault()) else {
         return;
     };
     let effect = match policy.action {

@@ -108,6 +108,9 @@ impl ReadPolicy {
     }
 }
 
+/// The fields of every document.
+pub(super) const DOCUMENT: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+
 /// `AuthorizationPolicy shop/web`: how a denial names the policy.
 pub(super) fn name(policy: &Policy) -> String {
     let name = policy.metadata.name.as_deref().unwrap_or_default();
@@ -118,9 +121,8 @@ pub(super) fn name(policy: &Policy) -> String {
 /// Checks what is around the spec; false if the version is none of these, so that its fields may
 /// mean something else.
 pub(super) fn envelope(policy: &Policy, versions: &[&str], reader: &mut Reader<'_>) -> bool {
-    let known = ["apiVersion", "kind", "metadata", "spec", "status"];
     for key in policy.document.keys() {
-        if !known.contains(&key.as_str()) {
+        if !DOCUMENT.contains(&key.as_str()) {
             reader.unknown_field(key.clone());
         }
     }

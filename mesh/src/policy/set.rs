@@ -54,6 +54,15 @@ impl PolicySet {
         self.0.is_none()
     }
 
+    /// They are one allocation.
+    #[cfg(test)]
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
     /// The AuthorizationPolicies among them, as in [`Denial::policy`].
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let layers = self.0.iter().flat_map(|selected| &selected.layers);

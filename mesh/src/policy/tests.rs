@@ -1,1 +1,139 @@
 //! What policies mean, one sentence at a time.
+
+mod faults;
+mod fields;
+mod http;
+mod peer;
+mod properties;
+mod reports;
+mod scopes;
+mod trial;
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde_json::{Value, json};
+use spiffe::SpiffeId;
+
+use super::*;
+use crate::Params;
+use crate::compile::compile;
+use crate::testing::{Doc, namespace, objects, params, pod};
+
+/// The namespace whose policies hold for the whole mesh.
+const ROOT: &str = "istio-system";
+
+/// Policies among a few pods: `shop/web`, `shop/db`, `bank/web` (of two versions) and
+/// `istio-system/gate`.
+pub(super) struct World {
+    pub(super) model: Model,
+    pub(super) problems: Vec<crate::Problem>,
+}
+
+fn in_namespace(name: &str, namespace: &str, ip: &str) -> Doc {
+    pod(name, ip)
+        .set("metadata.namespace", namespace)
+        .set("metadata.uid", format!("uid-{namespace}-{name}"))
+        .ambient()
+}
+
+pub(super) fn pods() -> Vec<Doc> {
+    vec![
+        namespace("shop"),
+        namespace("bank"),
+        in_namespace("web", "shop", "10.0.0.1").label("version", "v1"),
+        in_namespace("db", "shop", "10.0.0.2"),
+        in_namespace("web", "bank", "10.0.0.3"),
+        in_namespace("gate", ROOT, "10.0.0.4"),
+        pod("stray", "10.0.0.5"),
+    ]
+}
+
+/// A policy from the YAML of its spec.
+pub(super) fn policy(kind: &str, name: &str, spec: &str) -> Doc {
+    let (group, kind) = match kind {
+        "NetworkPolicy" => ("networking.k8s.io/v1", kind),
+        _ => ("security.istio.io/v1", kind),
+    };
+    let (namespace, name) = name.split_once('/').expect("namespace/name");
+    let spec: Value = serde_yaml_ng::from_str(spec).expect("YAML");
+    Doc(json!({"apiVersion": group, "kind": kind,
+               "metadata": {"name": name, "namespace": namespace}, "spec": spec}))
+}
+
+pub(super) fn authz(name: &str, spec: &str) -> Doc {
+    policy("AuthorizationPolicy", name, spec)
+}
+
+pub(super) fn world(policies: &[Doc]) -> World {
+    world_with(policies, &params())
+}
+
+pub(super) fn world_with(policies: &[Doc], params: &Params) -> World {
+    let docs: Vec<Doc> = pods().into_iter().chain(policies.iter().cloned()).collect();
+    let (model, problems) = compile(&objects(&docs), params);
+    World { model, problems }
+}
+
+impl World {
+    /// Asks in the form `<principal or -> <source ip> <port>`, of a pod `namespace/name`.
+    pub(super) fn decide(&self, pod: &str, ask: &str) -> Decision {
+        let workload = self.workload(pod);
+        let mut parts = ask.split(' ');
+        let mut next = || parts.next().expect("three parts");
+        let source = match next() {
+            "-" => None,
+            principal => Some(SpiffeId::new(format!("spiffe://{principal}")).expect("an id")),
+        };
+        let source_ip: IpAddr = next().parse().expect("an address");
+        let port = next().parse().expect("a port");
+        let source_workload = self.model.workload_by_ip(source_ip);
+        self.model.authorize(
+            workload,
+            &Attempt {
+                source: source.as_ref(),
+                source_ip,
+                source_workload: source_workload.map(AsRef::as_ref),
+                destination: SocketAddr::new(workload.ips[0], port),
+            },
+        )
+    }
+
+    pub(super) fn denial(&self, pod: &str, ask: &str) -> Option<String> {
+        let denial = self.decide(pod, ask).denial;
+        denial.map(|denial| denial.policy.to_string())
+    }
+
+    pub(super) fn allows(&self, pod: &str, ask: &str) -> bool {
+        self.denial(pod, ask).is_none()
+    }
+
+    pub(super) fn workload(&self, pod: &str) -> &Workload {
+        let (namespace, name) = pod.split_once('/').expect("namespace/name");
+        self.model
+            .workloads()
+            .find(|w| *w.namespace == *namespace && *w.name == *name)
+            .expect("the pod is in the model")
+    }
+
+    pub(super) fn report(&self, name: &str) -> &PolicyReport {
+        let named =
+            |r: &&Arc<PolicyReport>| format!("{}/{}", r.object.namespace, r.object.name) == name;
+        self.model.policies().iter().find(named).expect("a report")
+    }
+
+    /// `code@field` of each message of a report.
+    pub(super) fn messages(&self, name: &str) -> Vec<String> {
+        let messages = &self.report(name).messages;
+        messages
+            .iter()
+            .map(|m| format!("{}@{}", m.code, m.field))
+            .collect()
+    }
+}
+
+/// `shop/web` of this cluster, from its own address.
+pub(super) const WEB: &str = "cluster.local/ns/shop/sa/web 10.0.0.1 8080";
+/// `bank/web`.
+pub(super) const BANK: &str = "cluster.local/ns/bank/sa/web 10.0.0.3 8080";
+/// Plaintext.
+pub(super) const PLAIN: &str = "- 192.0.2.7 8080";

@@ -178,3 +178,100 @@ fn a_snapshot_stays_what_it_was() {
     assert_eq!(snapshot.workloads().len(), 3);
     assert_eq!(store.load().workloads().len(), 0);
 }
+
+fn policy(port: &str) -> Doc {
+    Doc(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "deny", "namespace": "shop"},
+        "spec": {"action": "DENY", "selector": {"matchLabels": {"app": "web"}},
+                 "rules": [{"to": [{"operation": {"ports": [port]}}]}]},
+    }))
+}
+
+#[test]
+fn a_change_of_a_policy_wakes_and_changes_the_workloads_it_selects() {
+    let store = Store::new();
+    apply(&store, &world());
+    let mut version = store.subscribe();
+    let mut docs = world();
+    docs.push(policy("80"));
+    let changes = apply(&store, &docs);
+    assert!(version.has_changed().unwrap());
+    version.mark_unchanged();
+    assert_eq!(names(&changes.changed), ["web-1", "web-2"]);
+    assert_eq!(changes.policies.len(), 1);
+
+    docs[6] = policy("81");
+    let changes = apply(&store, &docs);
+    assert_eq!(names(&changes.changed), ["web-1", "web-2"]);
+    assert_eq!(changes.policies.len(), 1);
+    assert!(version.has_changed().unwrap());
+    version.mark_unchanged();
+
+    let before = store.model();
+    assert!(
+        apply(&store, &docs).is_empty(),
+        "read again, it says the same"
+    );
+    assert!(!version.has_changed().unwrap());
+    assert!(Arc::ptr_eq(&before, &store.model()));
+
+    let changes = apply(&store, &docs[..6]);
+    assert_eq!((changes.policies.len(), changes.changed.len()), (1, 2));
+    assert!(version.has_changed().unwrap());
+}
+
+#[test]
+fn a_policy_that_selects_nobody_is_a_change_too() {
+    let store = Store::new();
+    apply(&store, &world());
+    let mut docs = world();
+    docs.push(policy("80").set("spec.selector.matchLabels.app", "nobody"));
+    let changes = apply(&store, &docs);
+    assert!(changes.changed.is_empty() && !changes.is_empty());
+    assert_eq!(
+        changes.policies[0].to_string(),
+        "AuthorizationPolicy shop/deny"
+    );
+    assert_eq!(store.load().policies().len(), 1);
+}
+
+#[test]
+fn labels_of_pods_and_namespaces_are_changes() {
+    let store = Store::new();
+    let mut docs = world();
+    docs.push(policy("80"));
+    apply(&store, &docs);
+    docs[0] = namespace("shop").label("team", "a");
+    assert_eq!(apply(&store, &docs).namespaces.len(), 1);
+    docs[5] = pod("db", "10.0.0.3").label("app", "web");
+    let changes = apply(&store, &docs);
+    assert_eq!(names(&changes.changed), ["db"]);
+    let model = store.load();
+    assert!(
+        !workload(&model, "db").policies.is_empty(),
+        "the policy selects it now"
+    );
+}
+
+#[test]
+fn what_a_policy_did_not_change_is_the_same_allocation() {
+    let store = Store::new();
+    let mut docs = world();
+    docs.push(policy("80"));
+    apply(&store, &docs);
+    let old = store.model();
+    docs.push(
+        policy("80")
+            .set("metadata.name", "other")
+            .set("spec.selector.matchLabels.app", "db"),
+    );
+    apply(&store, &docs);
+    let new = store.model();
+    let ip = "10.0.0.1".parse().unwrap();
+    assert!(Arc::ptr_eq(
+        old.workload_by_ip(ip).unwrap(),
+        new.workload_by_ip(ip).unwrap()
+    ));
+    assert!(Arc::ptr_eq(&old.policies()[0], &new.policies()[0]));
+}

@@ -3,6 +3,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use super::*;
 use crate::source::folder::files::Files;
 use crate::testing::{namespace, service};
+use crate::{Attempt, PolicyState};
 
 /// A folder that is looked at by hand, with a clock that stands until it is moved.
 struct Folder {
@@ -231,5 +232,90 @@ fn what_is_wrong_is_said_by_file_and_document() {
     assert_eq!(
         problems[0].to_string(),
         "sub.yaml#1: Service shop/gone: service_without_endpoints: no live pod matches its selector"
+    );
+}
+
+/// A policy that denies `shop/db` to everybody, in the words given.
+fn deny(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: deny, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+impl Folder {
+    /// The ports from 1 to 3 that are open at `shop/db`, and what became of the first policy.
+    fn open(&mut self) -> (Vec<u16>, Option<PolicyState>) {
+        self.scan();
+        let (model, _) = compile(&self.files.objects(), &params());
+        let db = crate::testing::workload(&model, "db");
+        let allowed = |port: &u16| {
+            let attempt = Attempt {
+                source: None,
+                source_ip: "192.0.2.1".parse().unwrap(),
+                source_workload: None,
+                destination: (db.ips[0], *port).into(),
+            };
+            model.authorize(db, &attempt).is_allowed()
+        };
+        let state = model.policies().first().map(|report| report.state);
+        ((1..=3).filter(allowed).collect(), state)
+    }
+}
+
+#[test]
+fn a_policy_that_breaks_stays_in_force_as_it_was() {
+    let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
+    let broken = [
+        deny("{action: DENY, rules: [{to: [{operation: {ports: ['x']}}]}]}"),
+        deny("{action: DENY, rulez: [{to: [{operation: {ports: ['2']}}]}]}"),
+        deny("{action: PERHAPS}"),
+        deny("[]"),
+        good.replace("name: deny", "name: deny, labels: 5"),
+        good.replace("spec", "\tspec"),
+    ];
+    for broken in broken {
+        let mut folder = Folder::new();
+        folder.write("pods.yaml", &text(&both()));
+        folder.write("policy.yaml", &good);
+        assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
+        folder.write("policy.yaml", &broken);
+        let (open, state) = folder.open();
+        assert_eq!(open, [2, 3], "{broken}");
+        if !broken.contains('\t') {
+            assert_eq!(state, Some(PolicyState::Invalid), "{broken}");
+        }
+        folder.write("policy.yaml", &good.replace("'1'", "'3'"));
+        assert_eq!(folder.open(), (vec![1, 2], Some(PolicyState::Accepted)));
+        fs::remove_file(folder.dir.path().join("policy.yaml")).unwrap();
+        assert_eq!(folder.open(), (vec![1, 2, 3], None), "{broken}");
+    }
+}
+
+#[test]
+fn a_policy_that_was_never_good_denies_what_it_selects() {
+    let mut folder = Folder::new();
+    folder.write("pods.yaml", &text(&both()));
+    folder.write("policy.yaml", &deny("{action: PERHAPS}"));
+    assert_eq!(folder.open(), (vec![], Some(PolicyState::Invalid)));
+}
+
+#[test]
+fn the_report_says_what_is_wrong_with_the_version_that_was_not_taken() {
+    let mut folder = Folder::new();
+    folder.write("pods.yaml", &text(&both()));
+    folder.write("policy.yaml", &deny("{action: DENY, rules: [{}]}"));
+    folder.scan();
+    folder.write("policy.yaml", &deny("{action: PERHAPS}"));
+    folder.scan();
+    let (model, _) = compile(&folder.files.objects(), &params());
+    let [message] = &model.policies()[0].messages[..] else {
+        panic!("{:?}", model.policies())
+    };
+    assert_eq!(message.code, "unknown_action");
+    assert!(
+        message.message.contains("last good version stays"),
+        "{}",
+        message.message
     );
 }

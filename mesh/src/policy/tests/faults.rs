@@ -1,0 +1,466 @@
+//! What cannot be understood never widens access.
+
+use super::*;
+
+/// A rule that holds for `shop`, spoilt in one place, and the fault. `true` where what is left of
+/// it as DENY still spares `BANK`.
+const RULES: [(&str, &str, bool); 47] = [
+    (
+        "from: [{source: {namespaces: [shop], future: [x]}}]",
+        "unknown_field@spec.rules[0].from[0].source.future",
+        true,
+    ),
+    (
+        "from: [{source: {namespaces: [shop]}, future: 1}]",
+        "unknown_field@spec.rules[0].from[0].future",
+        true,
+    ),
+    (
+        "{from: [{source: {namespaces: [shop]}}], future: {}}",
+        "unknown_field@spec.rules[0].future",
+        true,
+    ),
+    (
+        "from: [{source: {Namespaces: [shop]}}]",
+        "unknown_field@spec.rules[0].from[0].source.Namespaces",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: shop}}]",
+        "bad_field@spec.rules[0].from[0].source.namespaces",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: null}}]",
+        "bad_field@spec.rules[0].from[0].source.namespaces",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: []}}]",
+        "empty_match@spec.rules[0].from[0].source.namespaces",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: [5]}}]",
+        "bad_field@spec.rules[0].from[0].source.namespaces[0]",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: ['']}}]",
+        "bad_value@spec.rules[0].from[0].source.namespaces[0]",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: ['s*p']}}]",
+        "bad_value@spec.rules[0].from[0].source.namespaces[0]",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: [Shop]}}]",
+        "bad_value@spec.rules[0].from[0].source.namespaces[0]",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: [shop, 'a b']}}]",
+        "bad_value@spec.rules[0].from[0].source.namespaces[1]",
+        false,
+    ),
+    (
+        "from: [{source: {}}]",
+        "empty_match@spec.rules[0].from[0].source",
+        false,
+    ),
+    (
+        "from: [{source: null}]",
+        "bad_field@spec.rules[0].from[0].source",
+        false,
+    ),
+    (
+        "from: [{source: shop}]",
+        "bad_field@spec.rules[0].from[0].source",
+        false,
+    ),
+    (
+        "from: [{}]",
+        "bad_field@spec.rules[0].from[0].source",
+        false,
+    ),
+    ("from: [null]", "bad_field@spec.rules[0].from[0]", false),
+    ("from: []", "empty_match@spec.rules[0].from", false),
+    ("from: null", "bad_field@spec.rules[0].from", false),
+    (
+        "from: {source: {namespaces: [shop]}}",
+        "bad_field@spec.rules[0].from",
+        false,
+    ),
+    (
+        "from: [{source: {principals: ['spiffe://cluster.local/ns/shop/sa/web']}}]",
+        "bad_value@spec.rules[0].from[0].source.principals[0]",
+        false,
+    ),
+    (
+        "from: [{source: {principals: ['cluster.local/ns/*/sa/web']}}]",
+        "bad_value@spec.rules[0].from[0].source.principals[0]",
+        false,
+    ),
+    (
+        "from: [{source: {principals: ['cluster.local/ns/shop/sa/web ']}}]",
+        "bad_value@spec.rules[0].from[0].source.principals[0]",
+        false,
+    ),
+    (
+        "from: [{source: {ipBlocks: [10.0.0.1/33]}}]",
+        "bad_value@spec.rules[0].from[0].source.ipBlocks[0]",
+        false,
+    ),
+    (
+        "from: [{source: {ipBlocks: [10.0.0]}}]",
+        "bad_value@spec.rules[0].from[0].source.ipBlocks[0]",
+        false,
+    ),
+    (
+        "from: [{source: {ipBlocks: [10.0.0.1, garbage]}}]",
+        "bad_value@spec.rules[0].from[0].source.ipBlocks[1]",
+        false,
+    ),
+    // What is excluded for certain stays excluded.
+    (
+        "from: [{source: {notIpBlocks: [garbage, 10.0.0.3]}}]",
+        "bad_value@spec.rules[0].from[0].source.notIpBlocks[0]",
+        true,
+    ),
+    (
+        "from: [{source: {notIpBlocks: [garbage]}}]",
+        "bad_value@spec.rules[0].from[0].source.notIpBlocks[0]",
+        false,
+    ),
+    (
+        "from: [{source: {serviceAccounts: ['web*']}}]",
+        "bad_value@spec.rules[0].from[0].source.serviceAccounts[0]",
+        false,
+    ),
+    (
+        "from: [{source: {serviceAccounts: [shop/a/b]}}]",
+        "bad_value@spec.rules[0].from[0].source.serviceAccounts[0]",
+        false,
+    ),
+    (
+        "from: [{source: {serviceAccounts: [/web]}}]",
+        "bad_value@spec.rules[0].from[0].source.serviceAccounts[0]",
+        false,
+    ),
+    (
+        "from: [{source: {serviceAccounts: [web], namespaces: [shop]}}]",
+        "bad_field@spec.rules[0].from[0].source",
+        false,
+    ),
+    (
+        "from: [{source: {trustDomains: [a/b]}}]",
+        "bad_value@spec.rules[0].from[0].source.trustDomains[0]",
+        false,
+    ),
+    (
+        "from: [{source: {requestPrincipals: ['']}}]",
+        "bad_value@spec.rules[0].from[0].source.requestPrincipals[0]",
+        false,
+    ),
+    (
+        "to: [{operation: {ports: [8080]}}]",
+        "bad_field@spec.rules[0].to[0].operation.ports[0]",
+        false,
+    ),
+    (
+        "to: [{operation: {ports: ['70000']}}]",
+        "bad_value@spec.rules[0].to[0].operation.ports[0]",
+        false,
+    ),
+    (
+        "to: [{operation: {ports: ['0']}}]",
+        "bad_value@spec.rules[0].to[0].operation.ports[0]",
+        false,
+    ),
+    (
+        "to: [{operation: {ports: ['+80']}}]",
+        "bad_value@spec.rules[0].to[0].operation.ports[0]",
+        false,
+    ),
+    (
+        "to: [{operation: {ports: [http]}}]",
+        "bad_value@spec.rules[0].to[0].operation.ports[0]",
+        false,
+    ),
+    (
+        "to: [{operation: {methods: GET}}]",
+        "bad_field@spec.rules[0].to[0].operation.methods",
+        false,
+    ),
+    (
+        "when: [{key: source.namespace, value: [shop]}]",
+        "unknown_field@spec.rules[0].when[0].value,empty_match@spec.rules[0].when[0]",
+        false,
+    ),
+    (
+        "when: [{key: source.namespace}]",
+        "empty_match@spec.rules[0].when[0]",
+        false,
+    ),
+    (
+        "when: [{key: source.port, values: ['1']}]",
+        "unknown_attribute@spec.rules[0].when[0].key",
+        false,
+    ),
+    (
+        "when: [{values: [shop]}]",
+        "bad_field@spec.rules[0].when[0].key",
+        false,
+    ),
+    (
+        "when: [{key: destination.port, values: [x]}]",
+        "bad_value@spec.rules[0].when[0].values[0]",
+        false,
+    ),
+    ("when: []", "empty_match@spec.rules[0].when", false),
+    (
+        "when: [source.namespace]",
+        "bad_field@spec.rules[0].when[0]",
+        false,
+    ),
+];
+
+#[test]
+fn a_rule_in_doubt_allows_nobody_and_denies_as_if_the_doubt_were_not_there() {
+    for (rule, fault, spares_bank) in RULES {
+        let rule = rule
+            .strip_prefix('{')
+            .and_then(|r| r.strip_suffix('}'))
+            .unwrap_or(rule);
+        let allow = world(&[authz("shop/p", &format!("{{rules: [{{{rule}}}, {{}}]}}"))]);
+        let deny = world(&[authz(
+            "shop/p",
+            &format!("{{action: DENY, rules: [{{{rule}}}]}}"),
+        )]);
+        for ask in [WEB, BANK, PLAIN] {
+            assert!(!allow.allows("shop/db", ask), "ALLOW {rule}: {ask}");
+        }
+        assert!(!deny.allows("shop/db", WEB), "DENY {rule}");
+        assert_eq!(deny.allows("shop/db", BANK), spares_bank, "DENY {rule}");
+        for world in [&allow, &deny] {
+            assert_eq!(world.report("shop/p").state, PolicyState::Invalid, "{rule}");
+            assert_eq!(world.messages("shop/p").join(","), fault, "{rule}");
+            assert!(world.allows("bank/web", WEB), "{rule}");
+        }
+    }
+}
+
+#[test]
+fn an_allow_in_doubt_leaves_the_other_allows_as_they_are() {
+    let bad = authz("shop/bad", "rules: [{from: [{source: {ipBlocks: [x]}}]}]");
+    let good = authz(
+        "shop/good",
+        "rules: [{from: [{source: {namespaces: [shop]}}]}]",
+    );
+    let world = world(&[bad, good]);
+    assert!(world.allows("shop/db", WEB) && !world.allows("shop/db", BANK));
+}
+
+/// A policy that would let everything in, spoilt as a whole: it denies everything, of the pods
+/// `shop/web`, `shop/db` and `bank/web` those that are listed.
+#[test]
+fn a_policy_that_is_spoilt_as_a_whole_denies_all_it_selects() {
+    let both: &[&str] = &["shop/web", "shop/db"];
+    let one: &[&str] = &["shop/db"];
+    let cases: [(&str, &[&str], &str); 21] = [
+        (
+            "{action: DNEY, rules: [{from: [{source: {namespaces: [x]}}]}]}",
+            both,
+            "unknown_action@spec.action",
+        ),
+        (
+            "{action: deny, rules: []}",
+            both,
+            "unknown_action@spec.action",
+        ),
+        (
+            "{action: 1, rules: [{}]}",
+            both,
+            "unknown_action@spec.action",
+        ),
+        (
+            "{action: null, rules: [{}]}",
+            both,
+            "unknown_action@spec.action",
+        ),
+        (
+            "{action: LOG, selector: {matchLabels: {app: db}}}",
+            one,
+            "unknown_action@spec.action",
+        ),
+        ("{action: DENY}", both, "empty_match@spec.rules"),
+        ("{action: DENY, rules: []}", both, "empty_match@spec.rules"),
+        ("{action: DENY, rules: null}", both, "bad_field@spec.rules"),
+        (
+            "{action: DENY, rules: {from: []}}",
+            both,
+            "bad_field@spec.rules",
+        ),
+        (
+            "{action: DENY, rules: [null]}",
+            both,
+            "bad_field@spec.rules[0]",
+        ),
+        (
+            "{action: DENY, rules: [x]}",
+            both,
+            "bad_field@spec.rules[0]",
+        ),
+        (
+            "{rules: [{}], future: 1}",
+            both,
+            "unknown_field@spec.future",
+        ),
+        (
+            "{action: DENY, rules: [{from: [{source: {namespaces: [x]}}]}], future: 1}",
+            both,
+            "unknown_field@spec.future",
+        ),
+        (
+            "{rules: [{}], provider: {name: x}}",
+            both,
+            "bad_field@spec.provider",
+        ),
+        (
+            "{rules: [{}], selector: {matchLabels: {app: db}, matchExpressions: []}}",
+            both,
+            "unknown_field@spec.selector.matchExpressions",
+        ),
+        (
+            "{rules: [{}], selector: {matchLabels: {app: 5}}}",
+            both,
+            "bad_field@spec.selector.matchLabels.app",
+        ),
+        (
+            "{rules: [{}], selector: {matchLabels: {app: 'd*'}}}",
+            both,
+            "bad_label@spec.selector.matchLabels.app",
+        ),
+        (
+            "{rules: [{}], selector: app=db}",
+            both,
+            "bad_field@spec.selector",
+        ),
+        (
+            "{rules: [{}], selector: null}",
+            both,
+            "bad_field@spec.selector",
+        ),
+        (
+            "{rules: [{}], targetRefs: []}",
+            both,
+            "bad_field@spec.targetRefs",
+        ),
+        (
+            "{rules: [{}], selector: {matchLabels: {app: db}}, targetRefs: [{kind: Service, name: x}]}",
+            one,
+            "selector_and_target@spec.selector",
+        ),
+    ];
+    for (spec, denied, fault) in cases {
+        let world = world(&[authz("shop/p", spec)]);
+        let found: Vec<&str> = ["shop/web", "shop/db", "bank/web"]
+            .into_iter()
+            .filter(|pod| !world.allows(pod, WEB))
+            .collect();
+        assert_eq!(found, denied, "{spec}");
+        assert_eq!(world.report("shop/p").state, PolicyState::Invalid, "{spec}");
+        assert_eq!(world.messages("shop/p"), [fault], "{spec}");
+    }
+}
+
+#[test]
+fn an_unreadable_selector_in_the_root_namespace_selects_the_mesh() {
+    let world = world(&[authz("istio-system/p", "{rules: [{}], selector: 5}")]);
+    assert!(
+        ["shop/web", "bank/web", "istio-system/gate"]
+            .iter()
+            .all(|pod| !world.allows(pod, WEB))
+    );
+}
+
+#[test]
+fn what_is_around_the_spec_is_checked_too() {
+    let open = || authz("shop/p", "rules: [{}]");
+    let deny = || {
+        authz(
+            "shop/p",
+            "{action: DENY, rules: [{to: [{operation: {ports: ['9']}}]}]}",
+        )
+    };
+    let cases: [(Doc, &str, bool); 8] = [
+        (
+            open().set("apiVersion", "security.istio.io/v2"),
+            "unknown_version@apiVersion",
+            true,
+        ),
+        // Of another version even the constraints may mean something else.
+        (
+            deny().set("apiVersion", "security.istio.io/v1alpha1"),
+            "unknown_version@apiVersion",
+            true,
+        ),
+        (open().set("rules", json!([])), "unknown_field@rules", true),
+        (
+            deny().set("selector", json!({})),
+            "unknown_field@selector",
+            false,
+        ),
+        (
+            open().set("metadata.annotations", json!([])),
+            "bad_field@metadata.annotations",
+            true,
+        ),
+        (
+            open().set("metadata.creationTimestamp", "soon"),
+            "bad_field@metadata.creationTimestamp",
+            true,
+        ),
+        (open().set("spec", Value::Null), "bad_field@spec", true),
+        (open().set("spec", json!("allow")), "bad_field@spec", true),
+    ];
+    for (doc, fault, denied) in cases {
+        let world = world(std::slice::from_ref(&doc));
+        assert_eq!(!world.allows("shop/db", WEB), denied, "{}", doc.0);
+        assert_eq!(world.report("shop/p").state, PolicyState::Invalid);
+        assert_eq!(world.messages("shop/p"), [fault], "{}", doc.0);
+    }
+}
+
+/// Beside a policy that allows everything, one whose DENY may have been lost.
+#[test]
+fn an_action_that_may_be_misspelt_denies() {
+    let open = authz("shop/open", "rules: [{}]");
+    let lost = [
+        authz("shop/p", "{actoin: DENY, rules: [{}]}"),
+        authz("shop/p", "rules: [{}]").set("action", "DENY"),
+        authz("shop/p", "{}").set("spec", Value::Null),
+        authz("shop/p", "{}").set("spec", json!([{"action": "DENY"}])),
+    ];
+    for lost in lost {
+        let world = world(&[open.clone(), lost.clone()]);
+        assert!(!world.allows("shop/db", WEB), "{}", lost.0);
+        assert_eq!(world.report("shop/p").action, "Deny");
+    }
+    let mut renamed = authz("shop/p", "{}").set("specs", json!({"action": "DENY"}));
+    renamed.0.as_object_mut().unwrap().remove("spec");
+    assert!(!world(&[open.clone(), renamed]).allows("shop/db", WEB));
+    // An unknown field that can be no action does not take from the other policies.
+    let future = authz("shop/p", "{rules: [{}], future: [1]}");
+    assert!(world(&[open, future]).allows("shop/db", WEB));
+}
+
+#[test]
+fn both_versions_of_the_api_say_the_same() {
+    let doc = authz("shop/p", "rules: [{}]").set("apiVersion", "security.istio.io/v1beta1");
+    let world = world(&[doc]);
+    assert_eq!(world.report("shop/p").state, PolicyState::Accepted);
+    assert!(world.allows("shop/db", PLAIN));
+}

@@ -1,0 +1,153 @@
+//! Rules that ask for what connections do not have (Istio's conversion for ztunnel).
+
+use super::*;
+
+#[test]
+fn an_allow_rule_that_asks_for_http_is_left_out_as_a_whole() {
+    let http = [
+        "{to: [{operation: {methods: [GET]}}]}",
+        "{to: [{operation: {ports: ['8080'], paths: [/a]}}]}",
+        "{to: [{operation: {hosts: [a]}}, {operation: {ports: ['8080']}}]}",
+        "{from: [{source: {namespaces: [shop], requestPrincipals: ['*']}}]}",
+        "{from: [{source: {remoteIpBlocks: [10.0.0.0/8]}}]}",
+        "{when: [{key: 'request.headers[x]', values: [a]}]}",
+        "{from: [{source: {namespaces: [shop]}}], when: [{key: connection.sni, notValues: [a]}]}",
+        "{when: [{key: remote.ip, values: [10.0.0.1]}]}",
+        "{when: [{key: 'request.auth.claims[iss]', values: [a]}]}",
+        "{to: [{operation: {notHosts: [a]}}]}",
+        "{to: [{operation: {notMethods: [a]}}]}",
+        "{to: [{operation: {notPaths: [a]}}]}",
+        "{from: [{source: {notRequestPrincipals: [a]}}]}",
+        "{from: [{source: {notRemoteIpBlocks: [10.0.0.1]}}]}",
+    ];
+    for rule in http {
+        let alone = world(&[authz("shop/p", &format!("rules: [{rule}]"))]);
+        assert!(!alone.allows("shop/db", WEB), "{rule}");
+        assert_eq!(
+            alone.report("shop/p").state,
+            PolicyState::Accepted,
+            "{rule}"
+        );
+        assert_eq!(
+            alone.messages("shop/p"),
+            ["http_attributes@spec.rules"],
+            "{rule}"
+        );
+        let beside = format!("rules: [{rule}, {{from: [{{source: {{namespaces: [bank]}}}}]}}]");
+        let beside = world(&[authz("shop/p", &beside)]);
+        assert!(
+            !beside.allows("shop/db", WEB) && beside.allows("shop/db", BANK),
+            "{rule}"
+        );
+    }
+}
+
+/// A rule of a DENY policy, what it denies, and whether it is said to deny nothing.
+#[test]
+fn a_deny_rule_holds_without_what_asks_for_http() {
+    let cases: [(&str, &[&str], bool); 10] = [
+        // What is in one source or operation is ANDed: without it the rest denies more.
+        (
+            "{from: [{source: {namespaces: [shop], requestPrincipals: [a]}}]}",
+            &[WEB],
+            false,
+        ),
+        (
+            "{to: [{operation: {ports: ['8080'], methods: [GET]}}]}",
+            &[WEB, BANK, PLAIN],
+            false,
+        ),
+        (
+            "{from: [{source: {principals: ['*'], requestPrincipals: [a], namespaces: [bank]}}], to: [{operation: {ports: ['8080']}}]}",
+            &[BANK],
+            false,
+        ),
+        // An alternative that asks for nothing else is no alternative.
+        (
+            "{to: [{operation: {methods: [GET]}}, {operation: {ports: ['8080']}}]}",
+            &[WEB, BANK, PLAIN],
+            false,
+        ),
+        // A clause that asks for nothing else never matches, and its rule with it.
+        ("{to: [{operation: {methods: [GET]}}]}", &[], true),
+        (
+            "{from: [{source: {requestPrincipals: [a]}}], to: [{operation: {paths: [/a], methods: [b]}}]}",
+            &[],
+            true,
+        ),
+        (
+            "{from: [{source: {namespaces: [shop]}}], to: [{operation: {hosts: [a]}}]}",
+            &[],
+            true,
+        ),
+        (
+            "{when: [{key: source.namespace, values: [shop]}, {key: connection.sni, values: [a]}]}",
+            &[],
+            true,
+        ),
+        (
+            "{when: [{key: 'request.headers[x]', values: [a]}]}",
+            &[],
+            true,
+        ),
+        (
+            "{when: [{key: source.namespace, values: [shop]}]}",
+            &[WEB],
+            false,
+        ),
+    ];
+    for (rule, denied, nothing) in cases {
+        let world = world(&[authz(
+            "shop/p",
+            &format!("{{action: DENY, rules: [{rule}]}}"),
+        )]);
+        let found: Vec<&str> = [WEB, BANK, PLAIN]
+            .into_iter()
+            .filter(|ask| !world.allows("shop/db", ask))
+            .collect();
+        assert_eq!(found, denied, "{rule}");
+        let report = world.report("shop/p");
+        assert_eq!(report.state, PolicyState::Accepted);
+        let said = report
+            .messages
+            .iter()
+            .any(|m| m.message.contains("REFUSES NOTHING"));
+        assert_eq!(said, nothing, "{rule}");
+    }
+}
+
+#[test]
+fn what_is_for_a_waypoint_or_an_authorizer_is_not_enforced_and_says_so() {
+    let policies = [
+        (
+            "{targetRefs: [{kind: Service, name: web}], action: DENY, rules: [{}]}",
+            "not_enforced@spec.targetRefs",
+        ),
+        (
+            "{targetRef: {kind: Gateway, name: web}, rules: []}",
+            "not_enforced@spec.targetRefs",
+        ),
+        (
+            "{action: CUSTOM, provider: {name: x}, rules: [{}]}",
+            "not_enforced@spec.action",
+        ),
+        ("{action: AUDIT, rules: [{}]}", "not_enforced@spec.action"),
+    ];
+    for (spec, message) in policies {
+        let world = world(&[authz("shop/p", spec)]);
+        assert!(world.allows("shop/db", PLAIN), "{spec}");
+        let report = world.report("shop/p");
+        assert_eq!(report.state, PolicyState::NotEnforcedHere, "{spec}");
+        assert!(report.selects.is_empty());
+        assert!(
+            world.messages("shop/p").contains(&message.to_owned()),
+            "{spec}"
+        );
+        assert!(
+            world
+                .problems
+                .iter()
+                .any(|p| p.message.contains("NOT enforced"))
+        );
+    }
+}

@@ -1,0 +1,298 @@
+//! PeerAuthentication: which policy counts, and what it says of a port.
+
+use super::*;
+
+fn peer(name: &str, spec: &str) -> Doc {
+    policy("PeerAuthentication", name, spec)
+}
+
+fn at(mode: &str) -> String {
+    format!("mtls: {{mode: {mode}}}")
+}
+
+fn selecting(mode: &str) -> String {
+    format!("{{selector: {{matchLabels: {{app: db}}}}, mtls: {{mode: {mode}}}}}")
+}
+
+/// The modes in the order in which they are listed below; `-` is "no such policy".
+const MODES: [&str; 5] = ["-", "UNSET", "DISABLE", "PERMISSIVE", "STRICT"];
+
+#[test]
+fn the_narrowest_level_that_says_something_decides() {
+    for mesh in MODES {
+        for namespace in MODES {
+            for workload in MODES {
+                let mut policies = Vec::new();
+                if mesh != "-" {
+                    policies.push(peer("istio-system/m", &at(mesh)));
+                }
+                if namespace != "-" {
+                    policies.push(peer("shop/n", &at(namespace)));
+                }
+                if workload != "-" {
+                    policies.push(peer("shop/w", &selecting(workload)));
+                }
+                let levels = [
+                    (workload, "shop/w"),
+                    (namespace, "shop/n"),
+                    (mesh, "istio-system/m"),
+                ];
+                let said = levels
+                    .into_iter()
+                    .find(|(mode, _)| !matches!(*mode, "-" | "UNSET"));
+                let expected = said
+                    .filter(|(mode, _)| *mode == "STRICT")
+                    .map(|(_, name)| format!("PeerAuthentication {name}"));
+                let world = world(&policies);
+                assert_eq!(
+                    world.denial("shop/db", PLAIN),
+                    expected,
+                    "{mesh} {namespace} {workload}"
+                );
+                assert_eq!(
+                    world.denial("shop/db", WEB),
+                    None,
+                    "an identity is never asked for more"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn each_level_holds_for_its_own_pods_only() {
+    let world = world(&[
+        peer("shop/n", &at("STRICT")),
+        peer("bank/w", &selecting("STRICT")),
+    ]);
+    let strict = |pod| !world.allows(pod, PLAIN);
+    assert!(strict("shop/web") && strict("shop/db"));
+    assert!(!strict("bank/web") && !strict("istio-system/gate"));
+}
+
+#[test]
+fn of_several_at_one_level_the_oldest_counts_then_the_first_by_name() {
+    let created = |doc: Doc, time: &str| doc.set("metadata.creationTimestamp", time);
+    let level: [(&str, fn(&str) -> String); 3] =
+        [("istio-system", at), ("shop", at), ("shop", selecting)];
+    for (namespace, spec) in level {
+        let old = |name: &str, mode| {
+            created(
+                peer(&format!("{namespace}/{name}"), &spec(mode)),
+                "2024-01-01T00:00:00Z",
+            )
+        };
+        let new = |name: &str, mode| {
+            created(
+                peer(&format!("{namespace}/{name}"), &spec(mode)),
+                "2025-01-01T00:00:00Z",
+            )
+        };
+        let strict = |policies: &[Doc]| !world(policies).allows("shop/db", PLAIN);
+        assert!(strict(&[old("z", "STRICT"), new("a", "PERMISSIVE")]));
+        assert!(!strict(&[old("z", "PERMISSIVE"), new("a", "STRICT")]));
+        assert!(strict(&[old("a", "STRICT"), old("b", "PERMISSIVE")]));
+        assert!(!strict(&[old("a", "PERMISSIVE"), old("b", "STRICT")]));
+        let timeless = peer(&format!("{namespace}/y"), &spec("STRICT"));
+        assert!(
+            strict(&[timeless, old("a", "PERMISSIVE")]),
+            "without a time it is the oldest"
+        );
+    }
+}
+
+#[test]
+fn a_port_says_something_else_than_its_workload() {
+    let inherited = [
+        ("UNSET", "-", false),
+        ("UNSET", "STRICT", true),
+        ("UNSET", "PERMISSIVE", false),
+        ("STRICT", "-", true),
+        ("STRICT", "PERMISSIVE", true),
+        ("PERMISSIVE", "STRICT", false),
+        ("DISABLE", "STRICT", false),
+    ];
+    for (workload, namespace, strict) in inherited {
+        for (port, mode) in [
+            ("STRICT", Some(true)),
+            ("PERMISSIVE", Some(false)),
+            ("DISABLE", Some(false)),
+            ("UNSET", None),
+        ] {
+            let spec = format!(
+                "{{selector: {{matchLabels: {{app: db}}}}, mtls: {{mode: {workload}}}, portLevelMtls: {{9090: {{mode: {port}}}}}}}"
+            );
+            let mut policies = vec![peer("shop/w", &spec)];
+            if namespace != "-" {
+                policies.push(peer("shop/n", &at(namespace)));
+            }
+            let world = world(&policies);
+            let refused = |port: u16| !world.allows("shop/db", &format!("- 192.0.2.7 {port}"));
+            assert_eq!(
+                refused(9090),
+                mode.unwrap_or(strict),
+                "{workload} {namespace} {port}"
+            );
+            assert_eq!(
+                refused(8080),
+                strict,
+                "{workload} {namespace}: another port"
+            );
+            assert!(world.allows("shop/db", "cluster.local/ns/x/sa/y 192.0.2.7 9090"));
+        }
+    }
+}
+
+/// Istio once put the ports of one policy together so that two strict ones cancelled each other:
+/// no port is both 8080 and 9090, and all became permissive (istio/istio 54146).
+#[test]
+fn several_strict_ports_are_each_strict() {
+    for top in [
+        "",
+        "mtls: {mode: PERMISSIVE}, ",
+        "mtls: {mode: DISABLE}, ",
+        "mtls: {mode: UNSET}, ",
+    ] {
+        let spec = format!(
+            "{{selector: {{matchLabels: {{app: db}}}}, {top}portLevelMtls: \
+             {{8080: {{mode: STRICT}}, 9090: {{mode: STRICT}}, 7070: {{mode: PERMISSIVE}}}}}}"
+        );
+        let world = world(&[peer("shop/w", &spec)]);
+        let denial = Some("PeerAuthentication shop/w".to_owned());
+        for port in [8080, 9090] {
+            assert_eq!(
+                world.denial("shop/db", &format!("- 192.0.2.7 {port}")),
+                denial,
+                "{top}{port}"
+            );
+        }
+        for port in [7070, 80] {
+            assert_eq!(
+                world.denial("shop/db", &format!("- 192.0.2.7 {port}")),
+                None,
+                "{top}{port}"
+            );
+        }
+    }
+}
+
+/// The mirror image: exceptions to STRICT, however many, leave every other port strict.
+#[test]
+fn several_permissive_ports_are_each_an_exception() {
+    for policies in [
+        vec![peer(
+            "shop/w",
+            "{selector: {matchLabels: {app: db}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: PERMISSIVE}, 9090: {mode: DISABLE}, 7070: {mode: STRICT}}}",
+        )],
+        vec![
+            peer("istio-system/m", &at("STRICT")),
+            peer(
+                "shop/w",
+                "{selector: {matchLabels: {app: db}}, portLevelMtls: {8080: {mode: PERMISSIVE}, 9090: {mode: DISABLE}, 7070: {mode: STRICT}}}",
+            ),
+        ],
+    ] {
+        let world = world(&policies);
+        let open: Vec<u16> = [80, 7070, 8080, 9090]
+            .into_iter()
+            .filter(|port| world.allows("shop/db", &format!("- 192.0.2.7 {port}")))
+            .collect();
+        assert_eq!(open, [8080, 9090]);
+    }
+}
+
+#[test]
+fn in_the_root_namespace_a_selector_selects_nothing_and_this_is_said() {
+    let spec = "{selector: {matchLabels: {app: gate}}, mtls: {mode: STRICT}}";
+    let world = world(&[peer("istio-system/s", spec)]);
+    assert!(world.allows("istio-system/gate", PLAIN));
+    assert_eq!(
+        world.report("istio-system/s").state,
+        PolicyState::NotEnforcedHere
+    );
+}
+
+#[test]
+fn a_policy_with_a_fault_is_strict_whatever_the_others_say() {
+    let select = "selector: {matchLabels: {app: db}}";
+    let faults = [
+        ("mtls: {mode: strict}", "unknown_mode@spec.mtls.mode"),
+        ("mtls: {mode: MUTUAL}", "unknown_mode@spec.mtls.mode"),
+        ("mtls: {mode: 1}", "unknown_mode@spec.mtls.mode"),
+        ("mtls: {mode: null}", "unknown_mode@spec.mtls.mode"),
+        ("mtls: PERMISSIVE", "bad_field@spec.mtls"),
+        ("mtls: null", "bad_field@spec.mtls"),
+        (
+            "mtls: {mode: PERMISSIVE, future: 1}",
+            "unknown_field@spec.mtls.future",
+        ),
+        (
+            "{mtls: {mode: PERMISSIVE}, future: 1}",
+            "unknown_field@spec.future",
+        ),
+        (
+            "{mtls: {mode: PERMISSIVE}, portLevelMtls: {8080: {mode: STRICT}}}",
+            "port_without_selector@spec.portLevelMtls",
+        ),
+        (
+            "{SELECT, mtls: {mode: PERMISSIVE}, portLevelMtls: {}}",
+            "bad_field@spec.portLevelMtls",
+        ),
+        (
+            "{SELECT, mtls: {mode: PERMISSIVE}, portLevelMtls: []}",
+            "bad_field@spec.portLevelMtls",
+        ),
+        (
+            "{SELECT, mtls: {mode: PERMISSIVE}, portLevelMtls: {0: {mode: STRICT}}}",
+            "bad_port@spec.portLevelMtls.0",
+        ),
+        (
+            "{SELECT, mtls: {mode: PERMISSIVE}, portLevelMtls: {65536: {}}}",
+            "bad_port@spec.portLevelMtls.65536",
+        ),
+        (
+            "{SELECT, mtls: {mode: PERMISSIVE}, portLevelMtls: {http: {mode: STRICT}}}",
+            "bad_port@spec.portLevelMtls.http",
+        ),
+        (
+            "{SELECT, mtls: {mode: PERMISSIVE}, portLevelMtls: {80: {mode: OPEN}}}",
+            "unknown_mode@spec.portLevelMtls.80.mode",
+        ),
+        (
+            "{SELECT, mtls: {mode: PERMISSIVE}, portLevelMtls: {80: STRICT}}",
+            "bad_field@spec.portLevelMtls.80",
+        ),
+        (
+            "{selector: {matchLabels: [db]}, mtls: {mode: PERMISSIVE}}",
+            "bad_field@spec.selector.matchLabels",
+        ),
+        (
+            "{selector: {matchLabels: {app: 'd*'}}, mtls: {mode: PERMISSIVE}}",
+            "bad_label@spec.selector.matchLabels.app",
+        ),
+        (
+            "{selector: {matchExpressions: []}, mtls: {mode: PERMISSIVE}}",
+            "unknown_field@spec.selector.matchExpressions",
+        ),
+    ];
+    let permissive = [
+        peer("istio-system/a", &at("PERMISSIVE")),
+        peer("shop/a", &at("PERMISSIVE")),
+        peer(
+            "shop/b",
+            "{selector: {matchLabels: {app: db}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {8080: {mode: PERMISSIVE}}}",
+        ),
+    ];
+    for (spec, fault) in faults {
+        let policy = peer("shop/z", &spec.replace("SELECT", select));
+        let world = world(&[&permissive[..], &[policy]].concat());
+        assert_eq!(
+            world.denial("shop/db", PLAIN).as_deref(),
+            Some("PeerAuthentication shop/z"),
+            "{spec}"
+        );
+        assert_eq!(world.report("shop/z").state, PolicyState::Invalid, "{spec}");
+        assert_eq!(world.messages("shop/z"), [fault], "{spec}");
+        assert!(world.allows("bank/web", PLAIN), "{spec}");
+    }
+}

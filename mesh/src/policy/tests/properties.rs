@@ -1,0 +1,381 @@
+//! What holds for any policies: proptest draws them.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::objects::{Objects, parse};
+
+const ASKS: [&str; 9] = [
+    WEB,
+    BANK,
+    PLAIN,
+    "cluster.local/ns/shop/sa/db 10.0.0.2 9090",
+    "cluster.local/ns/bank/sa/web 10.0.0.3 9090",
+    "other.org/ns/shop/sa/web 10.0.0.1 80",
+    "cluster.local/workload/x fd00::1 8080",
+    "- 10.0.0.5 9090",
+    "- fd00::2 80",
+];
+const PODS: [&str; 4] = ["shop/web", "shop/db", "bank/web", "istio-system/gate"];
+
+fn pick(choices: &'static [&'static str]) -> BoxedStrategy<Value> {
+    prop::sample::select(choices)
+        .prop_map(|text| serde_yaml_ng::from_str(text).expect("YAML"))
+        .boxed()
+}
+
+fn list(choices: &'static [&'static str]) -> BoxedStrategy<Value> {
+    prop::collection::vec(pick(choices), 1..3)
+        .prop_map(Value::from)
+        .boxed()
+}
+
+/// Some of these fields.
+fn some(fields: Vec<(&'static str, BoxedStrategy<Value>)>) -> BoxedStrategy<Value> {
+    let fields: Vec<_> = fields
+        .into_iter()
+        .map(|(key, value)| prop::option::weighted(0.4, value).prop_map(move |value| (key, value)))
+        .collect();
+    let object = |fields: Vec<(&str, Option<Value>)>| {
+        let present = fields
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        Value::Object(present.collect())
+    };
+    fields.prop_map(object).boxed()
+}
+
+const NAMESPACES: &[&str] = &["shop", "bank", "'*'", "'s*'"];
+const PRINCIPALS: &[&str] = &[
+    "cluster.local/ns/shop/sa/web",
+    "'*'",
+    "'*/sa/web'",
+    "cluster.local/ns/bank/*",
+];
+const BLOCKS: &[&str] = &["10.0.0.1", "10.0.0.0/30", "fd00::/8", "0.0.0.0/0"];
+const PORTS: &[&str] = &["'8080'", "'9090'", "'80'"];
+
+fn rule() -> BoxedStrategy<Value> {
+    let source = some(vec![
+        ("principals", list(PRINCIPALS)),
+        ("notPrincipals", list(PRINCIPALS)),
+        ("namespaces", list(NAMESPACES)),
+        ("notNamespaces", list(NAMESPACES)),
+        ("ipBlocks", list(BLOCKS)),
+        ("notIpBlocks", list(BLOCKS)),
+        ("requestPrincipals", list(&["x"])),
+    ]);
+    let operation = some(vec![
+        ("ports", list(PORTS)),
+        ("notPorts", list(PORTS)),
+        ("methods", list(&["GET"])),
+    ]);
+    let condition = prop_oneof![
+        list(BLOCKS).prop_map(|values| json!({"key": "source.ip", "values": values})),
+        list(NAMESPACES).prop_map(|values| json!({"key": "source.namespace", "notValues": values})),
+        list(PORTS).prop_map(|values| json!({"key": "destination.port", "values": values})),
+        Just(json!({"key": "connection.sni", "values": ["x"]})),
+    ];
+    let from = prop::collection::vec(source.prop_map(|source| json!({"source": source})), 1..3);
+    let to = prop::collection::vec(operation.prop_map(|op| json!({"operation": op})), 1..3);
+    some(vec![
+        ("from", from.prop_map(Value::from).boxed()),
+        ("to", to.prop_map(Value::from).boxed()),
+        (
+            "when",
+            prop::collection::vec(condition, 1..3)
+                .prop_map(Value::from)
+                .boxed(),
+        ),
+    ])
+}
+
+fn selector() -> BoxedStrategy<Value> {
+    pick(&[
+        "{matchLabels: {app: db}}",
+        "{matchLabels: {app: web}}",
+        "{matchLabels: {version: v1}}",
+    ])
+}
+
+/// A policy as people write them; it may be invalid (an empty match, ports without a selector).
+fn any_policy() -> impl Strategy<Value = Doc> {
+    let rules = prop::collection::vec(rule(), 1..3).prop_map(Value::from);
+    let authorization = some(vec![("selector", selector())]);
+    let authorization =
+        (authorization, pick(&["ALLOW", "DENY"]), rules).prop_map(|(mut spec, action, rules)| {
+            (spec["action"], spec["rules"]) = (action, rules);
+            ("AuthorizationPolicy", spec)
+        });
+    let modes = || {
+        pick(&[
+            "{mode: STRICT}",
+            "{mode: PERMISSIVE}",
+            "{mode: DISABLE}",
+            "{mode: UNSET}",
+            "{}",
+        ])
+    };
+    let ports = modes()
+        .prop_map(|mode| json!({"8080": mode, "80": {"mode": "STRICT"}}))
+        .boxed();
+    let peer = some(vec![
+        ("selector", selector()),
+        ("mtls", modes()),
+        ("portLevelMtls", ports),
+    ]);
+    let peer = peer.prop_map(|spec| ("PeerAuthentication", spec));
+    let network = some(vec![(
+        "ingress",
+        pick(&[
+            "[]",
+            "[{}]",
+            "[{ports: [{port: 8080}]}]",
+            "[{from: [{podSelector: {}}]}]",
+        ]),
+    )]);
+    let network = network.prop_map(|mut spec| {
+        spec["podSelector"] = json!({});
+        ("NetworkPolicy", spec)
+    });
+    let name = prop::sample::select(vec!["shop/a", "shop/b", "bank/a", "istio-system/a"]);
+    (
+        name,
+        prop_oneof![4 => authorization, 2 => peer, 1 => network],
+    )
+        .prop_map(|(name, (kind, spec))| {
+            let mut doc = policy(kind, name, "{}");
+            doc.0["spec"] = spec;
+            doc
+        })
+}
+
+fn junk() -> BoxedStrategy<Value> {
+    pick(&[
+        "null",
+        "''",
+        "'*x*'",
+        "5",
+        "-1",
+        "true",
+        "[]",
+        "{}",
+        "[null]",
+        "[[]]",
+        "{a: b}",
+        "[{}]",
+        "x y",
+        "[x y]",
+        "99999999999",
+    ])
+}
+
+/// Every place in a value, as JSON pointers.
+fn places(value: &Value, at: &str, found: &mut Vec<String>) {
+    found.push(at.to_owned());
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+            places(
+                value,
+                &format!("{at}/{}", key.replace('~', "~0").replace('/', "~1")),
+                found,
+            );
+        }),
+        Value::Array(items) => items.iter().enumerate().for_each(|(i, value)| {
+            places(value, &format!("{at}/{i}"), found);
+        }),
+        _ => {}
+    }
+}
+
+/// One field of the spec becomes something else, or is called something else.
+fn mutilate(doc: &Doc, place: usize, junk: &Value, rename: bool) -> Doc {
+    let mut doc = doc.clone();
+    let mut found = Vec::new();
+    places(&doc.0["spec"], "", &mut found);
+    let pointer = &found[place % found.len()];
+    let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
+    let spec = &mut doc.0["spec"];
+    match spec
+        .pointer_mut(parent)
+        .filter(|_| rename && !pointer.is_empty())
+    {
+        Some(Value::Object(fields)) => {
+            let value = fields.remove(key).expect("it was found there");
+            fields.insert(format!("{key}x"), value);
+        }
+        _ => *spec.pointer_mut(pointer).expect("it was found there") = junk.clone(),
+    }
+    doc
+}
+
+fn denials(world: &World) -> Vec<bool> {
+    let asks = PODS
+        .iter()
+        .flat_map(|pod| ASKS.iter().map(move |ask| (pod, ask)));
+    asks.map(|(pod, ask)| !world.allows(pod, ask)).collect()
+}
+
+fn is_invalid(world: &World, doc: &Doc) -> bool {
+    let kind = doc.0["kind"].as_str().expect("it has a kind");
+    let name = doc.0["metadata"]["name"].as_str().expect("it has a name");
+    let namespace = doc.0["metadata"]["namespace"]
+        .as_str()
+        .expect("and a namespace");
+    let mut reports = world.model.policies().iter();
+    let this = |r: &&Arc<PolicyReport>| {
+        (&*r.object.kind, &*r.object.namespace, &*r.object.name) == (kind, namespace, name)
+    };
+    reports
+        .find(this)
+        .is_some_and(|report| report.state == PolicyState::Invalid)
+}
+
+/// Every denial of the first is one of the second.
+fn at_least(before: &[bool], after: &[bool]) -> bool {
+    before
+        .iter()
+        .zip(after)
+        .all(|(before, after)| !before || *after)
+}
+
+fn named(doc: Doc, name: &str) -> Doc {
+    doc.set("metadata.name", name)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn to_add_an_invalid_policy_lets_nothing_through_that_was_denied(
+        others in prop::collection::vec(any_policy(), 0..4),
+        victim in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
+    ) {
+        let before = world(&others);
+        let invalid = named(mutilate(&victim, place, &junk, rename), "new");
+        let mut docs = others;
+        docs.push(invalid.clone());
+        let after = world(&docs);
+        if is_invalid(&after, &invalid) {
+            prop_assert!(at_least(&denials(&before), &denials(&after)), "{}", invalid.0);
+        }
+    }
+
+    /// What a policy denied it still denies when one field of it cannot be understood any more.
+    #[test]
+    fn to_spoil_one_field_lets_nothing_through_that_was_denied(
+        others in prop::collection::vec(any_policy(), 0..3),
+        victim in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
+    ) {
+        let victim = named(victim, "victim");
+        let spoilt = mutilate(&victim, place, &junk, rename);
+        let with = |doc: &Doc| world(&others.iter().chain([doc]).cloned().collect::<Vec<_>>());
+        let (before, after) = (with(&victim), with(&spoilt));
+        if is_invalid(&after, &spoilt) {
+            prop_assert!(at_least(&denials(&before), &denials(&after)), "{} -> {}", victim.0, spoilt.0);
+        }
+    }
+
+    /// Neither its place among the others nor the place in the files counts.
+    #[test]
+    fn policies_in_another_order_decide_the_same(
+        docs in prop::collection::vec(any_policy(), 0..6), turn in 0..6usize, reverse: bool,
+    ) {
+        let docs: Vec<Doc> = docs.into_iter().enumerate().map(|(i, doc)| named(doc, &format!("p{i}"))).collect();
+        let mut turned = docs.clone();
+        turned.rotate_left(turn % docs.len().max(1));
+        if reverse {
+            turned.reverse();
+        }
+        let (one, other) = (world(&docs), world(&turned));
+        prop_assert_eq!(&one.model, &other.model);
+        for pod in PODS {
+            for ask in ASKS {
+                prop_assert_eq!(one.decide(pod, ask), other.decide(pod, ask));
+            }
+        }
+    }
+
+    #[test]
+    fn any_spec_can_be_asked(kind in 0..3usize, spec in any_value(), meta in any_value()) {
+        let kind = ["AuthorizationPolicy", "PeerAuthentication", "NetworkPolicy"][kind];
+        let mut doc = policy(kind, "shop/p", "{}");
+        doc.0["spec"] = spec;
+        doc.0["metadata"]["annotations"] = meta;
+        let world = world(&[doc]);
+        denials(&world);
+        for report in world.model.policies() {
+            prop_assert!(serde_json::to_string(&**report).is_ok());
+        }
+    }
+
+    #[test]
+    fn any_text_can_be_read(text in "[ \\-:{}\\[\\]a-z'\"*&\n]{0,200}") {
+        let head = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: ";
+        let parsed = parse(&"p.yaml".into(), format!("{head}{text}").as_bytes());
+        let mut objects = Objects::default();
+        for (object, origin) in parsed.objects {
+            objects.insert(object, origin);
+        }
+        compile(&objects, &params());
+    }
+}
+
+/// Any shape, of the words that mean something.
+fn any_value() -> impl Strategy<Value = Value> {
+    let words = pick(&[
+        "ALLOW",
+        "DENY",
+        "STRICT",
+        "shop",
+        "'*'",
+        "10.0.0.0/8",
+        "'8080'",
+        "source.ip",
+        "null",
+        "5",
+        "true",
+        "1.5",
+        "''",
+    ]);
+    words.prop_recursive(5, 40, 4, |inner| {
+        let keys = prop::sample::select(vec![
+            "selector",
+            "matchLabels",
+            "action",
+            "rules",
+            "from",
+            "to",
+            "when",
+            "source",
+            "operation",
+            "ports",
+            "key",
+            "values",
+            "notValues",
+            "principals",
+            "namespaces",
+            "ipBlocks",
+            "mtls",
+            "mode",
+            "portLevelMtls",
+            "8080",
+            "targetRefs",
+            "podSelector",
+            "ingress",
+            "app",
+            "methods",
+        ]);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(keys, inner, 0..4).prop_map(|fields| {
+                Value::Object(
+                    fields
+                        .into_iter()
+                        .map(|(key, value)| (key.to_owned(), value))
+                        .collect(),
+                )
+            }),
+        ]
+    })
+}

@@ -1,0 +1,203 @@
+//! For whom a policy holds, and which of several counts.
+
+use super::*;
+
+const ALLOW_SHOP: &str = "rules: [{from: [{source: {namespaces: [shop]}}]}]";
+const DENY_ALL: &str = "{action: DENY, rules: [{}]}";
+const ALL: [&str; 4] = ["shop/web", "shop/db", "bank/web", "istio-system/gate"];
+
+/// The pods at which `BANK` is denied.
+fn denied(policies: &[Doc]) -> Vec<&'static str> {
+    let world = world(policies);
+    ALL.into_iter()
+        .filter(|pod| !world.allows(pod, BANK))
+        .collect()
+}
+
+#[test]
+fn without_policies_everything_is_allowed() {
+    let world = world(&[]);
+    assert!(ALL.iter().all(|pod| world.allows(pod, PLAIN)));
+    assert!(world.workload("shop/web").policies.is_empty());
+}
+
+#[test]
+fn a_policy_holds_for_its_namespace_its_selector_or_the_mesh() {
+    let selecting = |labels: &str| {
+        format!("{{selector: {{matchLabels: {labels}}}, action: DENY, rules: [{{}}]}}")
+    };
+    let cases: [(&str, &str, &[&str]); 9] = [
+        ("shop/p", "", &["shop/web", "shop/db"]),
+        ("bank/p", "", &["bank/web"]),
+        ("nowhere/p", "", &[]),
+        ("istio-system/p", "", &ALL),
+        ("shop/p", "{app: web}", &["shop/web"]),
+        ("shop/p", "{app: web, version: v2}", &[]),
+        ("bank/p", "{version: v1}", &[]),
+        // In the root namespace a selector is asked of all pods.
+        ("istio-system/p", "{app: web}", &["shop/web", "bank/web"]),
+        ("shop/p", "{}", &["shop/web", "shop/db"]),
+    ];
+    for (name, labels, expected) in cases {
+        let spec = match labels {
+            "" => DENY_ALL.to_owned(),
+            labels => selecting(labels),
+        };
+        assert_eq!(denied(&[authz(name, &spec)]), expected, "{name} {labels}");
+        assert_eq!(
+            denied(&[authz(
+                name,
+                &spec.replace("DENY", "ALLOW").replace("{}]", "]")
+            )]),
+            expected
+        );
+    }
+}
+
+#[test]
+fn the_root_namespace_is_the_one_that_the_mesh_is_told() {
+    let mut params = params();
+    params.root_namespace = "bank".into();
+    let world = world_with(&[authz("bank/p", DENY_ALL)], &params);
+    assert!(ALL.iter().all(|pod| !world.allows(pod, WEB)));
+}
+
+/// Three scopes times two actions: every pair of policies at one pod.
+#[test]
+fn deny_wins_and_allows_add_up_whatever_their_scopes() {
+    let scopes = [
+        ("istio-system/", ""),
+        ("shop/", ""),
+        ("shop/", "selector: {matchLabels: {app: db}}, "),
+    ];
+    let spec = |selector: &str, action: &str, namespace: &str| {
+        format!(
+            "{{{selector}action: {action}, rules: [{{from: [{{source: {{namespaces: [{namespace}]}}}}]}}]}}"
+        )
+    };
+    for (first, a) in scopes {
+        for (second, b) in scopes {
+            let allow = authz(&format!("{first}a"), &spec(a, "ALLOW", "'*'"));
+            let deny = authz(&format!("{second}b"), &spec(b, "DENY", "bank"));
+            let world = world(&[allow.clone(), deny]);
+            let denial = Some(format!("AuthorizationPolicy {second}b"));
+            assert_eq!(world.denial("shop/db", BANK), denial);
+            assert_eq!(world.denial("shop/db", WEB), None);
+
+            let shop = authz(&format!("{first}a"), &spec(a, "ALLOW", "shop"));
+            let bank = authz(&format!("{second}b"), &spec(b, "ALLOW", "bank"));
+            let world = super::world(&[shop, bank]);
+            assert!(world.allows("shop/db", WEB) && world.allows("shop/db", BANK));
+            assert!(!world.allows("shop/db", PLAIN));
+        }
+    }
+}
+
+#[test]
+fn an_allow_elsewhere_says_nothing_here() {
+    let world = world(&[authz("bank/p", ALLOW_SHOP)]);
+    assert!(world.allows("shop/web", BANK) && !world.allows("bank/web", BANK));
+}
+
+#[test]
+fn allow_nothing_is_written_as_an_empty_spec() {
+    let mut without_spec = authz("shop/p", "{}");
+    without_spec.0.as_object_mut().unwrap().remove("spec");
+    for policy in [
+        authz("shop/p", "{}"),
+        authz("shop/p", "rules: []"),
+        without_spec,
+    ] {
+        let world = world(&[policy]);
+        assert_eq!(world.report("shop/p").state, PolicyState::Accepted);
+        assert!(!world.allows("shop/web", WEB) && world.allows("bank/web", WEB));
+    }
+}
+
+#[test]
+fn the_first_denial_by_scope_and_name_is_named() {
+    let policies = [
+        authz("shop/b", DENY_ALL),
+        authz("shop/a", DENY_ALL),
+        authz("istio-system/z", DENY_ALL),
+    ];
+    let name = |policies: &[Doc]| world(policies).denial("shop/web", WEB).unwrap();
+    assert_eq!(name(&policies), "AuthorizationPolicy istio-system/z");
+    assert_eq!(name(&policies[..2]), "AuthorizationPolicy shop/a");
+}
+
+/// Strict at one port, denied by a rule, not allowed, not admitted: the order in which it is asked.
+#[test]
+fn identity_comes_first_then_deny_then_allow_then_the_network() {
+    let strict = policy("PeerAuthentication", "shop/strict", "mtls: {mode: STRICT}");
+    let deny = authz("shop/deny", DENY_ALL);
+    let allow = authz("shop/allow", "{}");
+    let network = policy(
+        "NetworkPolicy",
+        "shop/net",
+        "{podSelector: {}, ingress: []}",
+    );
+    let mut policies = vec![network, allow, deny, strict];
+    let mut names = Vec::new();
+    while !policies.is_empty() {
+        names.extend(world(&policies).denial("shop/web", PLAIN));
+        policies.pop();
+    }
+    assert_eq!(
+        names,
+        [
+            "PeerAuthentication shop/strict",
+            "AuthorizationPolicy shop/deny",
+            "AuthorizationPolicy: no ALLOW matched",
+            "NetworkPolicy: no ingress rule matched (shop/net)",
+        ]
+    );
+}
+
+#[test]
+fn network_policies_can_be_switched_off() {
+    let network = policy(
+        "NetworkPolicy",
+        "shop/net",
+        "{podSelector: {}, ingress: []}",
+    );
+    let mut params = params();
+    params.network_policy = false;
+    let world = world_with(&[network], &params);
+    assert!(world.allows("shop/web", PLAIN));
+    let report = world.report("shop/net");
+    assert_eq!(report.state, PolicyState::NotEnforcedHere);
+    assert_eq!(world.messages("shop/net"), ["not_enforced@"]);
+}
+
+#[test]
+fn workloads_that_the_same_policies_select_share_one_set() {
+    let world = world(&[
+        authz("istio-system/p", ALLOW_SHOP),
+        authz("shop/q", ALLOW_SHOP),
+        authz("shop/r", "{selector: {matchLabels: {app: db}}}"),
+        authz("shop/s", "{selector: {matchLabels: {app: nobody}}}"),
+    ]);
+    let names = |pod: &str| {
+        world
+            .workload(pod)
+            .policies
+            .names()
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    assert_eq!(
+        names("shop/web"),
+        "AuthorizationPolicy istio-system/p, AuthorizationPolicy shop/q"
+    );
+    assert_eq!(names("bank/web"), "AuthorizationPolicy istio-system/p");
+    assert!(names("shop/db").ends_with("AuthorizationPolicy shop/r"));
+    let same = |a: &str, b: &str| {
+        world
+            .workload(a)
+            .policies
+            .is_same(&world.workload(b).policies)
+    };
+    assert!(same("bank/web", "istio-system/gate"));
+    assert!(!same("bank/web", "shop/web"));
+}
