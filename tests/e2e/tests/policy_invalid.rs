@@ -118,9 +118,9 @@ const MISTAKES: [Mistake; 12] = [
         kind: AUTHENTICATION,
         namespace: "foo",
         spec: "{selector: {matchLabels: {app: httpbin}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9000: {mode: RELAXED}}}",
-        field: "spec.portLevelMtls[9000].mode",
+        field: "spec.portLevelMtls.9000.mode",
         code: "unknown_mode",
-        lets: |client, port| client != LEGACY || port == HTTP,
+        lets: MESHED,
     },
     Mistake {
         what: "an ipBlock that is none",
@@ -275,7 +275,9 @@ fn a_broken_version_leaves_the_good_one_in_force() -> Result<()> {
 fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
     let lab = town::up()?;
     let mistake = MISTAKES.first().context("no mistake")?;
-    let good = mistake.yaml("policy").replace(".300", ".0/24");
+    let good = mistake
+        .yaml("policy")
+        .replace("10.244.1.300", "10.244.1.0/24, \"fd00:10:244:1::/64\"");
     let file = Foreign::write(&lab, "mistake.yaml", good)?;
     caught_up(&lab)?;
     let from_node_a: Lets = |client, _| client != BAR;
@@ -315,13 +317,10 @@ fn a_policy_on_trial_is_counted_and_logged_and_denies_nobody() -> Result<()> {
         let said = lab.daemon_log(node)?;
         let line = said
             .lines()
-            .find(|line| line.contains("foo/trial") && line.contains("dry"));
+            .find(|line| line.contains("foo/trial") && line.contains("on trial"));
         println!("{}", line.context("nothing in the log")?);
         let report = evidence::policy(&lab, node, AUTHORIZATION, "foo", "trial")?;
-        ensure!(
-            report.to_string().contains("\"dry_run\":true"),
-            "{report:#}"
-        );
+        ensure!(report.to_string().contains("\"dryRun\":true"), "{report:#}");
     }
 
     // An ALLOW on trial takes nothing from anybody.

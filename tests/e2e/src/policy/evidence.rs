@@ -221,6 +221,5 @@ pub fn at_once<T: Send, R: Send>(
 
 /// Whether a policy of the dump is in force as it is written.
 pub fn is_accepted(policy: &Value) -> bool {
-    let state = policy.pointer("/status/state");
-    state.and_then(Value::as_str) == Some("accepted")
+    text(policy, "state") == "accepted"
 }

@@ -145,8 +145,8 @@ pub const NETWORK: &[Guide] = guides! {
         "NetworkPolicy: no ingress rule matched (foo/test-network-policy)",
         "NetworkPolicy: no ingress rule matched (foo/test-network-policy)";
     "default-deny-and-allow": &[(PRODUCTPAGE, &[TCP])],
-        "NetworkPolicy: no ingress rule matched (foo/allow-productpage, foo/default-deny-ingress)",
-        "NetworkPolicy: no ingress rule matched (foo/allow-productpage, foo/default-deny-ingress)";
+        "NetworkPolicy: no ingress rule matched (foo/default-deny-ingress, foo/allow-productpage)",
+        "NetworkPolicy: no ingress rule matched (foo/default-deny-ingress, foo/allow-productpage)";
     "deny-egress": ALL, "", "";
 };
 

@@ -12,6 +12,7 @@ use anyhow::{Result, ensure};
 use fastrand::Rng;
 use lab::{Family, Lab, Process, Where};
 
+use super::attempt::GREETED;
 use super::town::{HTTP, PRODUCTPAGE, SERVERS, TCP};
 use crate::input::Foreign;
 
@@ -109,7 +110,7 @@ impl Prober {
 /// Connections one after the other to a server that speaks first; what it says is collected.
 #[derive(Debug)]
 pub struct Listener {
-    socat: Process,
+    bash: Process,
     /// What it is, for the reader of an error.
     pub name: String,
 }
@@ -124,9 +125,10 @@ impl Listener {
         for (to, _) in SERVERS {
             for family in Family::ALL {
                 let address = SocketAddr::new(lab.pod_ip(to, family)?, TCP);
-                let script = format!("while :; do socat -u TCP:{address} -; sleep 0.1; done");
+                let (ip, port) = (address.ip().to_string(), address.port().to_string());
+                let script = format!("while :; do ( {GREETED} ); sleep 0.1; done");
                 listeners.push(Self {
-                    socat: lab.spawn(from, &["sh", "-c", &script])?,
+                    bash: lab.spawn(from, &["bash", "-c", &script, &ip, &port])?,
                     name: format!("{from} -> {to} ({family:?})"),
                 });
             }
@@ -139,14 +141,14 @@ impl Listener {
     /// # Errors
     /// The server said something, or a connection ended otherwise.
     pub fn finish(self) -> Result<usize> {
-        let heard = self.socat.stdout();
+        let heard = self.bash.stdout();
         ensure!(
             heard.is_empty(),
             "{} heard {} bytes",
             self.name,
             heard.len()
         );
-        let said = String::from_utf8_lossy(&self.socat.stderr()).to_lowercase();
+        let said = String::from_utf8_lossy(&self.bash.stderr()).to_lowercase();
         let otherwise: Vec<_> = said
             .lines()
             .filter(|line| !line.contains("reset by peer"))
