@@ -14,11 +14,11 @@ use std::time::Instant;
 
 use benches::cluster::{
     CLIENT, POLICIES, Pod, Policies, SELECTED_BY, STRANGER, UNSELECTED, WORKLOADS, manifests,
-    objects, params,
+    objects, one_more, params,
 };
 use benches::connection::Connection;
 use benches::{Contender, Times, race};
-use mesh::objects::Objects;
+use mesh::objects::parse;
 use mesh::{Store, compile};
 
 const ROUNDS: usize = 301;
@@ -43,6 +43,8 @@ fn main() {
 fn tell_all() {
     println!("{WORKLOADS} workloads, {POLICIES} policies, {UNSELECTED} workloads selected by none");
     let none = built("without policies", Policies::None);
+    // What it differs by from the first tells what a difference is worth.
+    let control = built("without policies, a second time", Policies::None);
     for (kind, policies) in [
         ("AuthorizationPolicy", Policies::Authorization),
         ("NetworkPolicy", Policies::Network),
@@ -51,14 +53,16 @@ fn tell_all() {
         println!(
             "\n{kind}: a new connection (model, both workloads, policies), {ROUNDS} rounds of {OPERATIONS}"
         );
-        table(&race(contenders(&none, &with), ROUNDS, OPERATIONS));
+        let contenders = contenders(&none, &control, &with);
+        table(&race(contenders, ROUNDS, OPERATIONS));
         println!();
     }
 }
 
-fn contenders<'a>(none: &'a Store, with: &'a Store) -> Vec<Contender<'a>> {
+fn contenders<'a>(none: &'a Store, control: &'a Store, with: &'a Store) -> Vec<Contender<'a>> {
     let mut contenders = vec![
         unselected("no policy in the cluster", none),
+        unselected("no policy, another cluster", control),
         unselected("selected by none", with),
     ];
     for (n, count) in SELECTED_BY.into_iter().enumerate() {
@@ -118,26 +122,16 @@ fn built(name: &str, policies: Policies) -> Store {
         let (model, problems) = timed(compiling, || compile(&objects, &params()));
         timed(applying, || store.apply(model, problems));
     }
-    tell_one_change(&store, objects, &manifests);
-    store
-}
-
-/// One policy is another one, and is so for the store.
-fn tell_one_change(store: &Store, mut changed: Objects, manifests: &str) {
-    let last = manifests.rsplit("---\n").next().unwrap_or_default();
-    let edited = last
-        .replace("\"app-", "\"app-edited-")
-        .replace("policy-", "edited-");
-    let edited = objects_of(&edited);
-    for (object, origin) in edited {
-        changed.insert(object, origin);
+    if let Some(policy) = one_more(policies) {
+        let more = parse(&"more.yaml".into(), policy.as_bytes());
+        let mut objects = objects;
+        for (object, origin) in more.objects {
+            objects.insert(object, origin);
+        }
+        let (model, problems) = timed("compile, one policy more", || compile(&objects, &params()));
+        timed("apply, one policy more", || store.apply(model, problems));
     }
-    let (model, problems) = timed("compile, one object more", || compile(&changed, &params()));
-    timed("apply, one object more", || store.apply(model, problems));
-}
-
-fn objects_of(manifest: &str) -> Vec<(mesh::objects::Object, mesh::objects::Origin)> {
-    mesh::objects::parse(&"edited.yaml".into(), manifest.as_bytes()).objects
+    store
 }
 
 fn timed<T>(step: &str, work: impl FnOnce() -> T) -> T {

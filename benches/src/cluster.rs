@@ -14,7 +14,7 @@ pub const WORKLOADS: usize = 1_000;
 pub const POLICIES: usize = 10_000;
 /// So many pods are selected by no policy.
 pub const UNSELECTED: usize = 100;
-/// Pods that are selected by exactly so many policies, of which the last one admits [`CLIENT`].
+/// Pods that are selected by exactly so many policies; the last of them by name admits [`CLIENT`].
 pub const SELECTED_BY: [usize; 3] = [1, 10, 100];
 /// The application's port of every pod.
 pub const PORT: u16 = 8080;
@@ -105,16 +105,26 @@ pub fn manifests(policies: Policies) -> String {
     let policies = selected_pods(policies)
         .into_iter()
         .enumerate()
-        .map(|(n, (pod, last))| match policies {
-            Policies::Network => network(n, pod, last),
-            _ => authorization(n, pod, last),
-        });
+        .filter_map(|(n, (pod, last))| policy(policies, n, pod, last));
     let mut text = String::new();
     for document in namespaces.chain(pods).chain(policies) {
         // Writing to a text cannot fail.
         let _ = write!(text, "---\n{document}\n");
     }
     text
+}
+
+/// One policy more of this kind, if it is one; it selects [`CLIENT`].
+pub fn one_more(policies: Policies) -> Option<String> {
+    policy(policies, POLICIES, CLIENT, false).map(|document| document.to_string())
+}
+
+fn policy(policies: Policies, n: usize, pod: Pod, admits_client: bool) -> Option<Value> {
+    match policies {
+        Policies::None => None,
+        Policies::Authorization => Some(authorization(n, pod, admits_client)),
+        Policies::Network => Some(network(n, pod, admits_client)),
+    }
 }
 
 /// For each policy the pod it selects, and whether it is the last of a pod of [`SELECTED_BY`].
@@ -156,7 +166,7 @@ fn authorization(n: usize, pod: Pod, admits_client: bool) -> Value {
     };
     json!({
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
-        "metadata": {"name": format!("policy-{n}"), "namespace": pod.namespace()},
+        "metadata": {"name": format!("policy-{n:05}"), "namespace": pod.namespace()},
         "spec": {"selector": {"matchLabels": {"app": pod.name()}}, "action": action,
                  "rules": [{"from": [{"source": from}], "to": operation}]},
     })
@@ -175,7 +185,7 @@ fn network(n: usize, pod: Pod, admits_client: bool) -> Value {
     }
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": {"name": format!("policy-{n}"), "namespace": pod.namespace()},
+        "metadata": {"name": format!("policy-{n:05}"), "namespace": pod.namespace()},
         "spec": {"podSelector": {"matchLabels": {"app": pod.name()}},
                  "ingress": [{"from": peers, "ports": [{"port": "http"}, {"port": 9090}]}]},
     })
