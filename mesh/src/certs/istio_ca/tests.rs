@@ -142,11 +142,10 @@ async fn several_roots_are_found_in_the_last_element_or_in_elements_of_their_own
     for chain in [together, apart] {
         let read = answer::read(&chain).unwrap();
         assert_eq!(read.chain.len(), 1);
-        let mut roots = read.roots;
-        roots.sort();
-        let mut expected = vec![one.clone(), two.clone(), hostile.root()];
-        expected.sort();
-        assert_eq!(roots, expected);
+        assert_eq!(read.roots.len(), 3);
+        for root in [one.clone(), two.clone(), hostile.root()] {
+            assert!(read.roots.contains(&root));
+        }
     }
 }
 
