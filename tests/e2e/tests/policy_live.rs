@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ambit_e2e::input::Foreign;
+use ambit_e2e::manifest;
 use ambit_e2e::policy::evidence::{Denial, Mark};
 use ambit_e2e::policy::town::{self, BAR, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
 use ambit_e2e::policy::transfers::{Path, Swarm, Transfers, established, paths};
@@ -112,6 +113,36 @@ fn a_deny_closes_its_half_of_a_hundred_transfers_and_leaves_the_other_alone() ->
     drop(file);
     caught_up(&lab)?;
     Transfers::start(&lab, &paths(&[PRODUCTPAGE], &SERVERS), 1)?.all_intact(&lab)
+}
+
+/// The promise does not depend on how much else there is to read.
+#[test]
+fn among_thousands_of_policies_a_deny_is_as_quick() -> Result<()> {
+    let lab = town::up()?;
+    let many = (0..3000).map(|number| {
+        let spec = format!(
+            "{{selector: {{matchLabels: {{app: app-{}}}}}, action: DENY, \
+             rules: [{{from: [{{source: {{ipBlocks: [192.0.2.{}], namespaces: [n{number}]}}}}]}}]}}",
+            number % 100,
+            number % 250
+        );
+        authorization(&format!("many-{number}"), &spec)
+    });
+    let _many = Foreign::write(&lab, "many.yaml", manifest::all(many))?;
+    caught_up(&lab)?;
+    let open = Open {
+        denied: each(paths(&[PRODUCTPAGE], &SERVERS), 3),
+        allowed: each(paths(&[FOO], &SERVERS), 3),
+    };
+    let deny = authorization(
+        "no-productpage",
+        "{action: DENY, rules: [{from: [{source: {namespaces: [default]}}]}]}",
+    );
+    let mut file = None;
+    open.meets(&lab, "AuthorizationPolicy foo/no-productpage", || {
+        file = Some(Foreign::write(&lab, "deny.yaml", deny)?);
+        Ok(())
+    })
 }
 
 #[test]

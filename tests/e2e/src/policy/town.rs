@@ -1,5 +1,7 @@
 //! The scene: servers on both nodes, and clients of four kinds.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use lab::{Lab, Options};
 use serde_json::{Map, Value, json};
@@ -40,6 +42,9 @@ pub const CLIENTS: [&str; 4] = [PRODUCTPAGE, FOO, BAR, LEGACY];
 /// The servers with their nodes.
 pub const SERVERS: [(&str, &str); 2] = [("foo/near", "a"), ("foo/far", "b")];
 
+/// A pod is ready when its program runs, and that program has to make a file first.
+const LISTENS: Duration = Duration::from_secs(10);
+
 /// Brings up the town.
 ///
 /// # Errors
@@ -53,7 +58,15 @@ pub fn up() -> Result<Lab> {
 /// # Errors
 /// It does not settle.
 pub fn up_with(more: impl IntoIterator<Item = String>, options: Options) -> Result<Lab> {
-    Lab::up(manifest::all(manifests().into_iter().chain(more)), options)
+    let lab = Lab::up(manifest::all(manifests().into_iter().chain(more)), options)?;
+    for (server, _) in SERVERS {
+        lab.wait_until(&format!("{server} to listen"), LISTENS, || {
+            let listening = lab.exec(server, &["ss", "-Hltn"]).ok()?.stdout;
+            let on = |port: u16| listening.contains(&format!(":{port} "));
+            (on(HTTP) && on(TCP)).then_some(())
+        })?;
+    }
+    Ok(lab)
 }
 
 fn manifests() -> Vec<String> {
