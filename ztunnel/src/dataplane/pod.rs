@@ -58,9 +58,9 @@ impl PodContext {
         registered
     }
 
-    /// The connections on this worker that are to be re-checked.
-    pub(super) fn asking(&self) -> Vec<Arc<Connection>> {
-        self.registry.asking(self.worker)
+    /// Walks through the connections on this worker, see [`Registry::walk`].
+    pub(super) fn walk(&self, after: u64, piece: &mut Vec<Arc<Connection>>) -> Option<u64> {
+        self.registry.walk(self.worker, after, piece)
     }
 
     /// Adds what moved since the last time to the metrics.

@@ -28,7 +28,7 @@ use super::registry::Connection;
 const TURN: Duration = Duration::from_micros(500);
 
 /// Connections between two looks at the clock.
-const BATCH: usize = 32;
+const PIECE: usize = 32;
 
 /// After a pass the re-check rests this many times as long as it was busy, so that a flood of
 /// changes takes a tenth of the thread ...
@@ -37,19 +37,26 @@ const REST: u32 = 9;
 /// ... and no longer than this, so that a denial never waits for its second.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 
-/// Re-checks all pods whenever the store has changed, until stopped.
-pub(super) async fn follow(store: Store, pods: Pods, stop: CancellationToken) {
+/// Re-checks all pods whenever the store has changed, until stopped. Changes count from this call
+/// on, not from when the future first runs.
+pub(super) fn follow(
+    store: Store,
+    pods: Pods,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> {
     let mut versions = store.subscribe();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            // The store lives as long as this future holds it.
-            _ = versions.changed() => {}
-        }
-        let busy = pass(&store, pods.all()).await;
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep((busy * REST).min(LONGEST_REST)) => {}
+    async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                // The store lives as long as this future holds it.
+                _ = versions.changed() => {}
+            }
+            let busy = pass(&store, pods.all()).await;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep((busy * REST).min(LONGEST_REST)) => {}
+            }
         }
     }
 }
@@ -72,13 +79,19 @@ async fn pass(store: &Store, pods: Vec<Rc<PodContext>>) -> Duration {
 /// What one pass has still to check.
 struct Pass {
     pods: Vec<Rc<PodContext>>,
-    /// Connections of the last of `pods`, once they are listed.
-    listed: Option<Vec<Arc<Connection>>>,
+    /// How far the last of `pods` is checked.
+    at: u64,
+    /// Connections of it that are being checked.
+    piece: Vec<Arc<Connection>>,
 }
 
 impl Pass {
     fn new(pods: Vec<Rc<PodContext>>) -> Self {
-        Self { pods, listed: None }
+        Self {
+            pods,
+            at: 0,
+            piece: Vec::with_capacity(PIECE),
+        }
     }
 
     /// Checks until the time is over or nothing is left; true if nothing is. Each turn decides by
@@ -86,33 +99,32 @@ impl Pass {
     fn turn(&mut self, store: &Store, until: Instant) -> bool {
         let model = store.load();
         while let Some(pod) = self.pods.last() {
-            // A pod that is not known is enrolment's to end. One that no policy selects is open to
-            // all, which also lets go what was listed before the last policy went.
+            // A pod that is not known is enrolment's to end, and one that no policy selects is open
+            // to all.
             let workload = model.workload(&pod.uid);
-            let Some(workload) = workload.filter(|workload| !workload.policies.is_empty()) else {
-                self.next_pod();
-                continue;
-            };
-            let connections = self.listed.get_or_insert_with(|| pod.asking());
-            let from = connections.len().saturating_sub(BATCH);
-            for connection in connections.drain(from..) {
-                if let Err(denial) = pod.authorize(&model, workload, &connection) {
-                    connection.deny(denial);
+            let workload = workload.filter(|workload| !workload.policies.is_empty());
+            let last = workload.and_then(|workload| {
+                let last = pod.walk(self.at, &mut self.piece);
+                let subject = self.piece.drain(..).filter(|one| one.is_subject());
+                for connection in subject {
+                    if let Err(denial) = pod.authorize(&model, workload, &connection) {
+                        connection.deny(denial);
+                    }
                 }
-            }
-            if connections.is_empty() {
-                self.next_pod();
+                last
+            });
+            match last {
+                Some(last) => self.at = last,
+                None => {
+                    self.pods.pop();
+                    self.at = 0;
+                }
             }
             if Instant::now() >= until {
                 break;
             }
         }
         self.pods.is_empty()
-    }
-
-    fn next_pod(&mut self) {
-        self.pods.pop();
-        self.listed = None;
     }
 }
 

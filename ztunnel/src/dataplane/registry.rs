@@ -5,13 +5,14 @@
 //! meanwhile finds it here. Each worker has its own shard, which only the worker itself and the
 //! rare reader from the control side ever lock.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hbone::{Counters, Stop};
 use mesh::Denial;
-use rustc_hash::FxHashMap;
 use spiffe::SpiffeId;
 
 use crate::telemetry::Series;
@@ -63,8 +64,10 @@ pub(crate) struct Registry {
 
 #[derive(Default)]
 struct Shard {
-    next: u64,
-    connections: FxHashMap<u64, Arc<Connection>>,
+    /// The key of the newest; the first is 1.
+    newest: u64,
+    /// In the order in which they began, so that they can be walked through in pieces.
+    connections: BTreeMap<u64, Arc<Connection>>,
 }
 
 impl Registry {
@@ -102,14 +105,25 @@ impl Registry {
             .unwrap_or_default()
     }
 
-    /// Everything on one worker that has asked to be let in and has not been told to end.
-    pub(crate) fn asking(&self, worker: usize) -> Vec<Arc<Connection>> {
-        let asks = |connection: &&Arc<Connection>| {
-            connection.request().is_some() && connection.stop.reason().is_none()
-        };
-        self.shard(worker)
-            .map(|shard| shard.connections.values().filter(asks).cloned().collect())
-            .unwrap_or_default()
+    /// Fills `piece` with the connections on one worker that began after the one with this key, up
+    /// to its capacity. Answers with the key to go on from; none if nothing is left. A key of 0 is
+    /// before the first.
+    pub(crate) fn walk(
+        &self,
+        worker: usize,
+        after: u64,
+        piece: &mut Vec<Arc<Connection>>,
+    ) -> Option<u64> {
+        let shard = self.shard(worker)?;
+        let rest = shard
+            .connections
+            .range((Bound::Excluded(after), Bound::Unbounded));
+        let mut last = None;
+        for (key, connection) in rest.take(piece.capacity()) {
+            piece.push(connection.clone());
+            last = Some(*key);
+        }
+        last
     }
 
     fn shard(&self, worker: usize) -> Option<MutexGuard<'_, Shard>> {
@@ -130,8 +144,8 @@ impl Slot {
     pub(crate) fn register(self, worker: usize, connection: Connection) -> Registered {
         let connection = Arc::new(connection);
         let key = self.registry.shard(worker).map_or(0, |mut shard| {
-            shard.next += 1;
-            let key = shard.next;
+            shard.newest += 1;
+            let key = shard.newest;
             shard.connections.insert(key, connection.clone());
             key
         });
@@ -235,6 +249,12 @@ impl Connection {
     /// What it asked for; none before it did, and for what the pod opens.
     pub(crate) fn request(&self) -> Option<&Request> {
         self.request.get()
+    }
+
+    /// Whether the policies are to be asked about it again: it has asked to be let in, and nobody
+    /// has told it to end.
+    pub(crate) fn is_subject(&self) -> bool {
+        self.request.get().is_some() && self.stop.reason().is_none()
     }
 
     /// Ends it because a policy denies it. The policy is known to whoever hears of the end.
@@ -349,11 +369,32 @@ mod tests {
             .admit()
             .map(|slot| slot.register(0, connection()))
             .unwrap();
-        assert_eq!(registry.asking(0).len(), 0);
+        assert!(!entry.is_subject());
         entry.asks(request());
-        assert_eq!(registry.asking(0).len(), 1);
+        assert!(entry.is_subject());
         entry.stop.stop("workload_gone");
-        assert_eq!(registry.asking(0).len(), 0);
+        assert!(!entry.is_subject());
+    }
+
+    #[test]
+    fn a_walk_in_pieces_meets_each_connection_once_though_others_come_and_go() {
+        let registry = Arc::new(Registry::new(1, 100));
+        let enter = || registry.admit().unwrap().register(0, connection());
+        let mut open: Vec<_> = (0..10).map(|_| enter()).collect();
+        let (mut met, mut at) = (0, 0);
+        let mut piece = Vec::with_capacity(3);
+        while let Some(last) = registry.walk(0, at, &mut piece) {
+            met += piece.len();
+            at = last;
+            piece.clear();
+            if met == 3 {
+                // One that was met, one that was not, and a new one.
+                open.remove(9);
+                open.remove(0);
+                open.push(enter());
+            }
+        }
+        assert_eq!(met, 10);
     }
 
     #[test]

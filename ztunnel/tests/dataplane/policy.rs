@@ -83,6 +83,7 @@ async fn a_denied_connect_is_answered_401_and_its_tunnel_goes_on() {
         assert!(world.ask(member, "10.77.0.2:8080").await.is_ok());
     };
     LocalSet::new().run_until(asking).await;
+    let _asked = within(allowed.accept()).await.unwrap();
     let (mut client, mut server) = open(&world, &allowed).await;
     for _ in 0..3 {
         refused(&world, "a", "10.77.0.2:8081").await;
@@ -252,8 +253,10 @@ async fn a_pod_that_is_no_longer_known_takes_nothing_new_and_is_left_to_enrolmen
     let without_b: Vec<_> = documents.filter(|one| !one.contains("uid-b")).collect();
     world.publish(&without_b.join("---\n"), DENY_8081);
     let member = "spiffe://cluster.local/ns/shop/sa/a";
-    let answer = LocalSet::new().run_until(world.ask(member, "10.77.0.2:8081"));
-    assert!(answer.await.is_err());
+    let answer = LocalSet::new()
+        .run_until(world.ask(member, "10.77.0.2:8081"))
+        .await;
+    assert!(answer.is_err());
     exchange(&mut client, &mut server).await;
     world.end().await;
 }
