@@ -38,7 +38,7 @@ pub use certificate::{Certificate, Issued};
 pub use istio_ca::{IstioCa, IstioCaConfig, IstioCaError};
 pub use local_ca::LocalCa;
 pub use renewal::{Certificates, CertificatesConfig, CertificatesState, Clock, RenewalTask, Tally};
-pub use slots::{IdentityState, IdentityStatus};
+pub use slots::{IdentityState, IdentityStatus, Need};
 pub use spire::{Spire, SpireConfig};
 
 /// Issues certificates, and knows the roots that peers must chain to.
@@ -90,7 +90,7 @@ pub struct IssueError {
     /// Stable reason code: `ca_unreachable`, `issue_timeout`, `ca_denied`, `ca_expired`,
     /// `signing_failed`, and those of answers that are refused: `issued_garbage`,
     /// `wrong_identity`, `key_mismatch`, `issued_expired`, `issued_in_future`, `chain_too_long`,
-    /// `chain_untrusted`.
+    /// `chain_untrusted`. Sources have further ones of their own.
     pub code: &'static str,
     /// For the operator.
     pub message: String,
@@ -103,6 +103,17 @@ impl IssueError {
     pub const TIMEOUT: &'static str = "issue_timeout";
     /// The source refuses to issue for this identity, or for whoever asks.
     pub const DENIED: &'static str = "ca_denied";
+
+    /// Whether nobody answered, so that others have nothing to hope for either.
+    pub(crate) fn is_silence(&self) -> bool {
+        let codes = [
+            Self::UNREACHABLE,
+            Self::TIMEOUT,
+            "spire_unreachable",
+            "spire_silent",
+        ];
+        codes.contains(&self.code)
+    }
 
     /// An error with one of the codes above.
     pub fn new(identity: &SpiffeId, code: &'static str, message: impl Into<String>) -> Self {

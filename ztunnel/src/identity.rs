@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hbone::{ClientTls, Credentials, Revocations, ServerTls};
-use mesh::certs::{Certificate, Certificates, CertificatesState, IdentityState, TrustBundle};
+use mesh::certs::{Certificate, Certificates, CertificatesState, IdentityState, Need, TrustBundle};
 use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tokio::task::yield_now;
@@ -22,7 +22,7 @@ use crate::telemetry::Telemetry;
 /// a certificate authority that is down.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(5);
 /// How often it says that it waits; certificates that nobody waits for are not asked for as often.
-const NEED: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(1);
 /// TLS configurations that are built before others get their turn: a new trust bundle means one for
 /// every identity, a tenth of a millisecond each.
 const BUILDS: usize = 32;
@@ -125,22 +125,39 @@ impl Identities {
         Ok(found.clone())
     }
 
-    /// The same, waiting a while for a certificate if there is none. Whoever waits is served first.
+    /// The same for a connection, which waits a while for a certificate if there is none. It is
+    /// served before all others.
     pub(crate) async fn ready(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
+        self.wait_for(identity, Need::Connection).await
+    }
+
+    /// The same for a pod that is being enrolled.
+    pub(crate) async fn warm_up(
+        &self,
+        identity: &SpiffeId,
+    ) -> Result<Arc<Identity>, IdentityError> {
+        self.wait_for(identity, Need::Pod).await
+    }
+
+    async fn wait_for(
+        &self,
+        identity: &SpiffeId,
+        need: Need,
+    ) -> Result<Arc<Identity>, IdentityError> {
         let found = self.current(identity);
         if found.is_ok() {
             return found;
         }
         // Most calls end above; the wait's state is none of theirs.
-        let wait = Box::pin(self.wait(identity));
+        let wait = Box::pin(self.wait(identity, need));
         timeout(FIRST_CERTIFICATE, wait)
             .await
             .unwrap_or_else(|_| self.current(identity))
     }
 
-    async fn wait(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
+    async fn wait(&self, identity: &SpiffeId, need: Need) -> Result<Arc<Identity>, IdentityError> {
         let mut changed = self.0.changed.subscribe();
-        let mut again = interval(NEED);
+        let mut again = interval(AGAIN);
         loop {
             changed.borrow_and_update();
             let found = self.current(identity);
@@ -148,7 +165,7 @@ impl Identities {
                 return found;
             }
             tokio::select! {
-                _ = again.tick() => self.0.certificates.need(identity),
+                _ = again.tick() => self.0.certificates.need(identity, need),
                 changed = changed.changed() => if changed.is_err() { return found },
             }
         }

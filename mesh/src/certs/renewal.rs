@@ -12,7 +12,7 @@ use spiffe::SpiffeId;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::slots::{IdentityStatus, Now};
+use super::slots::{IdentityStatus, Need, Now};
 use super::{Certificate, CertificateSource, TrustBundle};
 
 pub use task::RenewalTask;
@@ -62,7 +62,7 @@ pub struct Certificates(Arc<Shared>);
 
 struct Shared {
     wanted: watch::Sender<Arc<BTreeSet<SpiffeId>>>,
-    needed: Mutex<BTreeSet<SpiffeId>>,
+    needed: Mutex<BTreeMap<SpiffeId, Need>>,
     /// Something was added to `needed`.
     need: Notify,
     version: watch::Sender<u64>,
@@ -122,17 +122,17 @@ impl Certificates {
         });
     }
 
-    /// A connection waits for this identity's certificate: it comes before all others, and is tried
-    /// about once a second, whatever has failed before. Holds for two seconds; whoever waits longer
-    /// says it again. Says nothing of identities that are not wanted.
-    pub fn need(&self, identity: &SpiffeId) {
+    /// Somebody waits for this identity's certificate: it is tried about once a second, whatever has
+    /// failed before, and if it is a connection that waits, before all others. Holds for two seconds;
+    /// whoever waits longer says it again. Says nothing of identities that are not wanted.
+    pub fn need(&self, identity: &SpiffeId, need: Need) {
         if !self.0.wanted.borrow().contains(identity) {
             return;
         }
         let mut needed = self.0.needed.lock().unwrap_or_else(PoisonError::into_inner);
-        if needed.insert(identity.clone()) {
-            self.0.need.notify_one();
-        }
+        let most = needed.get(identity).map_or(need, |other| need.max(*other));
+        needed.insert(identity.clone(), most);
+        self.0.need.notify_one();
     }
 
     /// The certificate of an identity, unless it has none or it has expired. Takes no lock.

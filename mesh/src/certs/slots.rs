@@ -16,7 +16,7 @@ use super::{Certificate, IssueError, TrustBundle};
 use outage::Outage;
 use slot::Slot;
 
-pub use status::{IdentityState, IdentityStatus};
+pub use status::{IdentityState, IdentityStatus, Need};
 
 /// The present, by two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -94,10 +94,10 @@ impl Slots {
         gone
     }
 
-    /// A connection waits for this identity.
-    pub(super) fn need(&mut self, identity: &SpiffeId, now: Now) {
+    /// Somebody waits for this identity.
+    pub(super) fn need(&mut self, identity: &SpiffeId, need: Need, now: Now) {
         if let Some(slot) = self.slots.get_mut(identity) {
-            slot.need(now);
+            slot.need(need, now);
         }
     }
 

@@ -175,7 +175,7 @@ pub(super) async fn enrol(
         owner,
     };
     let claim = tools.claims.claim(netns.id(), uid).map_err(taken)?;
-    tools.identities.ready(&desired.identity).await?;
+    tools.identities.warm_up(&desired.identity).await?;
     let (inside, workers) = (netns.clone(), tools.data_plane.workers());
     let listeners = tools
         .threads

@@ -18,6 +18,7 @@ use crate::certs::verify::{at, chains};
 
 const ROOT: &str = "root-cert.pem";
 const CERT: &str = "ca-cert.pem";
+const CHAIN: &str = "cert-chain.pem";
 const KEY: &str = "ca-key.pem";
 /// None of the files is larger than a few kilobytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -71,11 +72,7 @@ pub(super) fn read(dir: &Path) -> Result<Authority, AuthorityError> {
     let public_key = key.public_key_raw().to_vec();
     let roots = certificates(&root_file)?;
     let bundle = TrustBundle::new(roots).map_err(|e| in_file(&root_file, e.to_string()))?;
-    let intermediates = if cert_file.exists() {
-        certificates(&cert_file)?
-    } else {
-        Vec::new()
-    };
+    let intermediates = intermediates(&cert_file, &dir.join(CHAIN))?;
     let (file, signer) = match intermediates.first() {
         Some(signer) => (&cert_file, signer.clone()),
         None => {
@@ -105,6 +102,24 @@ pub(super) fn read(dir: &Path) -> Result<Authority, AuthorityError> {
     Ok(authority)
 }
 
+/// The certificate that signs, and what is between it and the root. Istio's third file, which may be
+/// left out, repeats the first of them and may end with the root.
+fn intermediates(
+    signer: &Path,
+    chain: &Path,
+) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+    if !signer.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = certificates(signer)?;
+    if chain.exists() {
+        let further = certificates(chain)?.into_iter();
+        let further: Vec<_> = further.filter(|one| !found.contains(one)).collect();
+        found.extend(further);
+    }
+    Ok(found)
+}
+
 /// Tells whether a file was written or replaced, through whatever links lead to it.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::certs) struct Stamp {
@@ -115,8 +130,8 @@ pub(in crate::certs) struct Stamp {
 }
 
 /// Those of the authority's files; none for what is not there.
-pub(in crate::certs) fn stamps(dir: &Path) -> [Option<Stamp>; 3] {
-    [ROOT, CERT, KEY].map(|name| {
+pub(in crate::certs) fn stamps(dir: &Path) -> [Option<Stamp>; 4] {
+    [ROOT, CERT, CHAIN, KEY].map(|name| {
         let metadata = std::fs::metadata(dir.join(name)).ok()?;
         Some(Stamp {
             device: metadata.dev(),

@@ -132,8 +132,8 @@ impl RenewalTask {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        for identity in &needed {
-            self.slots.need(identity, now);
+        for (identity, need) in &needed {
+            self.slots.need(identity, *need, now);
         }
         let free = self.config.concurrency.saturating_sub(self.jobs.len());
         for attempt in self.slots.start(now, free) {

@@ -490,7 +490,7 @@ async fn waits_for(bench: &Bench, name: &str) -> Duration {
     let start = Instant::now();
     let mut version = bench.certificates.subscribe();
     while bench.current(name).is_none() {
-        bench.certificates.need(&id(name));
+        bench.certificates.need(&id(name), Need::Connection);
         let _ = tokio::time::timeout(SECOND, version.changed()).await;
     }
     start.elapsed()
@@ -518,7 +518,7 @@ async fn with_twenty_second_certificates_and_an_outage_of_45_seconds_all_are_bac
                 "to the very end, and no longer"
             );
             if !has {
-                bench.certificates.need(&id(name));
+                bench.certificates.need(&id(name), Need::Connection);
             }
         }
         pass(SECOND / 2).await;
@@ -575,7 +575,7 @@ async fn attempts_that_hang_on_what_was_there_before_are_made_again_when_the_sou
     for _ in 0..35 {
         names
             .iter()
-            .for_each(|name| bench.certificates.need(&id(name)));
+            .for_each(|name| bench.certificates.need(&id(name), Need::Connection));
         pass(SECOND).await;
     }
     bench.source.is(Mood::Willing);
@@ -615,7 +615,7 @@ async fn nobody_can_wait_for_an_identity_that_does_not_run_here() {
     let bench = Bench::new();
     bench.want(&["web"]);
     pass(MOMENT).await;
-    bench.certificates.need(&id("stranger"));
+    bench.certificates.need(&id("stranger"), Need::Connection);
     pass(SECOND).await;
     assert_eq!(bench.source.attempts(), 1);
     assert!(bench.certificates.0.needed.lock().unwrap().is_empty());

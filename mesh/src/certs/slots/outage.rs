@@ -24,7 +24,7 @@ pub(super) struct Outage {
 impl Outage {
     /// Whether an error says that nobody answered.
     pub(super) fn is(error: &IssueError) -> bool {
-        matches!(error.code, IssueError::UNREACHABLE | IssueError::TIMEOUT)
+        error.is_silence()
     }
 
     fn lasts(&self) -> bool {

@@ -7,17 +7,16 @@ use spiffe::SpiffeId;
 use tokio::time::Instant;
 
 use super::outage::Outage;
-use super::{IdentityState, IdentityStatus, Now, Rank};
+use super::{IdentityState, IdentityStatus, Need, Now, Rank};
 use crate::certs::verify::chains;
 use crate::certs::{Certificate, IssueError, TrustBundle};
 
-/// First wait after a failure, doubled with each further one; and the only one while a connection
-/// waits.
+/// First wait after a failure, doubled with each further one; and the only one while somebody waits.
 const BACKOFF: Duration = Duration::from_secs(1);
 /// Longest wait after a failure.
 const BACKOFF_MAX: Duration = Duration::from_secs(150);
-/// For how long a connection that said that it waits is believed to. It says so every second.
-const NEED: Duration = Duration::from_secs(2);
+/// For how long somebody who said that they wait is believed to. They say so every second.
+const NEEDED: Duration = Duration::from_secs(2);
 /// Over how long those are spread that have nothing when the source answers again.
 const RECOVERY: Duration = Duration::from_secs(1);
 /// Over how long at most those are that still have a certificate.
@@ -39,7 +38,8 @@ pub(super) struct Slot {
     attempt: Option<u64>,
     /// What the attempt under way brings is outdated already.
     again: bool,
-    needed: Option<Instant>,
+    /// Who waits for it, and until when they are believed to.
+    needed: Option<(Need, Instant)>,
 }
 
 impl Slot {
@@ -69,22 +69,24 @@ impl Slot {
 
     pub(super) fn rank(&self, now: Now) -> Rank {
         match &self.certificate {
-            _ if self.is_needed(now) => Rank::Needed(self.due),
+            _ if self.needed(now) == Some(Need::Connection) => Rank::Needed(self.due),
             Some(certificate) if !self.untrusted => Rank::Background(certificate.ends),
             _ => Rank::WarmUp(self.due),
         }
     }
 
-    fn is_needed(&self, now: Now) -> bool {
-        self.needed.is_some_and(|until| until > now.steady)
+    fn needed(&self, now: Now) -> Option<Need> {
+        let (need, until) = self.needed?;
+        (until > now.steady).then_some(need)
     }
 
-    pub(super) fn need(&mut self, now: Now) {
+    pub(super) fn need(&mut self, need: Need, now: Now) {
         // Issued since that was said.
         if self.certificate.is_some() {
             return;
         }
-        self.needed = Some(now.steady + NEED);
+        let most = self.needed(now).map_or(need, |other| other.max(need));
+        self.needed = Some((most, now.steady + NEEDED));
         let again = self.failed.map_or(now.steady, |failed| failed + BACKOFF);
         self.due = self.due.min(again.max(now.steady));
     }
@@ -144,7 +146,7 @@ impl Slot {
         self.again = false;
         let doubled = BACKOFF.saturating_mul(1 << self.failures.min(16));
         let wait = match &self.certificate {
-            _ if self.is_needed(now) => BACKOFF,
+            _ if self.needed(now).is_some() => BACKOFF,
             // The nearer the end, the more often: an answer has to come before it.
             Some(certificate) => doubled.min(BACKOFF_MAX).min(left(certificate, now) / 4),
             None => doubled.min(BACKOFF_MAX),
@@ -161,7 +163,7 @@ impl Slot {
             return;
         }
         let spread = match &self.certificate {
-            _ if self.is_needed(now) => Duration::ZERO,
+            _ if self.needed(now).is_some() => Duration::ZERO,
             None => RECOVERY,
             Some(certificate) => (left(certificate, now) / 4).min(RECOVERY_MAX),
         };

@@ -20,6 +20,15 @@ pub struct IdentityStatus {
     pub error: Option<IssueError>,
 }
 
+/// What waits for an identity's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// A pod that is being enrolled.
+    Pod,
+    /// A connection.
+    Connection,
+}
+
 /// Whether an identity can be proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdentityState {

@@ -125,7 +125,9 @@ fn what_a_connection_waits_for_comes_first_then_what_has_nothing_then_what_expir
     bench.pass(6 * HOUR);
     let all = ids(&["late", "new", "soon", "waited", "zero"]);
     bench.slots.want(&all, bench.now);
-    bench.slots.need(&id("waited"), bench.now);
+    bench.slots.need(&id("new"), Need::Pod, bench.now);
+    bench.slots.need(&id("waited"), Need::Connection, bench.now);
+    bench.slots.need(&id("waited"), Need::Pod, bench.now);
     assert_eq!(bench.started(1), ["waited"]);
     // The fourth place is for who has been due for longest.
     assert_eq!(bench.started(1), ["soon"]);
@@ -142,7 +144,7 @@ fn a_rush_of_the_urgent_lets_one_in_four_of_the_others_through() {
     bench.pass(SECOND);
     bench.slots.want(&ids(&names), bench.now);
     for name in &urgent {
-        bench.slots.need(&id(name), bench.now);
+        bench.slots.need(&id(name), Need::Connection, bench.now);
     }
     assert_eq!(bench.started(4)[3], "patient");
 }
@@ -171,11 +173,11 @@ fn while_a_connection_waits_it_is_tried_every_second() {
     let attempt = bench.start(1).remove(0);
     bench.fail(&attempt, denied);
     assert_eq!(bench.until_due(), 150 * SECOND);
-    bench.slots.need(&id("web"), bench.now);
+    bench.slots.need(&id("web"), Need::Connection, bench.now);
     assert_eq!(bench.until_due(), SECOND);
     bench.pass(SECOND);
     let attempt = bench.start(1).remove(0);
-    bench.slots.need(&id("web"), bench.now);
+    bench.slots.need(&id("web"), Need::Connection, bench.now);
     bench.fail(&attempt, denied);
     assert_eq!(bench.until_due(), SECOND);
     // Nobody says it again: back to the long waits.
@@ -274,7 +276,7 @@ fn in_an_outage_one_attempt_at_a_time_feels_for_its_end_and_then_all_go_on() {
     for _ in 0..400 {
         bench.pass(SECOND / 10);
         for name in &names {
-            bench.slots.need(&id(name), bench.now);
+            bench.slots.need(&id(name), Need::Connection, bench.now);
         }
         for attempt in bench.start(8) {
             attempts += 1;
@@ -473,7 +475,10 @@ impl Model {
                 self.issued
                     .retain(|identity, _| self.wanted.contains(identity));
             }
-            Step::Need(number) => self.slots.need(&numbered(number), self.now),
+            Step::Need(number) => {
+                let need = [Need::Pod, Need::Connection][usize::from(number % 2)];
+                self.slots.need(&numbered(number), need, self.now);
+            }
             Step::Rotate(number) => self.slots.rotated(&numbered(number), self.now),
             Step::Pass(millis) => self.now = self.now.after(Duration::from_millis(millis)),
             Step::Set(seconds) => {

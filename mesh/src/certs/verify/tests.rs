@@ -256,3 +256,29 @@ fn neither_an_answer_nor_a_certificate_prints_its_key() {
     let printed = format!("{printed} {certificate:?} {certificate:#?}");
     assert!(printed.contains("redacted") && !printed.contains(key.trim_matches(['[', ']'])));
 }
+
+proptest::proptest! {
+    /// Whatever is changed in an answer, what comes of it is a refusal, or the same certificate.
+    #[test]
+    fn an_answer_with_other_bytes_is_never_another_certificate(
+        at in proptest::num::usize::ANY,
+        with in proptest::num::u8::ANY,
+        cut in proptest::num::usize::ANY,
+    ) {
+        let forge = &*FORGE;
+        let mut issued = forge.issue(|_| {});
+        let good = issued.chain[0].to_vec();
+        let mut bytes = good.clone();
+        let at = at % bytes.len();
+        bytes[at] = with;
+        if cut % 4 == 0 {
+            bytes.truncate(cut % bytes.len());
+        }
+        issued.chain[0] = bytes.into();
+        if let Ok(certificate) = verify(issued, &web(), &forge.bundle(), now()) {
+            assert_eq!(certificate.chain[0].to_vec(), good);
+        }
+    }
+}
+
+static FORGE: std::sync::LazyLock<Forge> = std::sync::LazyLock::new(Forge::new);
