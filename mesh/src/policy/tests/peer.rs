@@ -73,9 +73,9 @@ fn each_level_holds_for_its_own_pods_only() {
 #[test]
 fn of_several_at_one_level_the_oldest_counts_then_the_first_by_name() {
     let created = |doc: Doc, time: &str| doc.set("metadata.creationTimestamp", time);
-    let level: [(&str, fn(&str) -> String); 3] =
-        [("istio-system", at), ("shop", at), ("shop", selecting)];
-    for (namespace, spec) in level {
+    type Spec = fn(&str) -> String;
+    let levels: [(&str, Spec); 3] = [("istio-system", at), ("shop", at), ("shop", selecting)];
+    for (namespace, spec) in levels {
         let old = |name: &str, mode| {
             created(
                 peer(&format!("{namespace}/{name}"), &spec(mode)),
