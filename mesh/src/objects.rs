@@ -6,6 +6,7 @@
 mod kind;
 mod parse;
 mod policy;
+mod unreadable;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::kind::{BadField, Known, known, policy};
+use super::unreadable::unreadable_policy;
 use super::{Object, Origin};
 use crate::problem::{ObjectRef, Problem};
 
@@ -18,6 +19,9 @@ pub struct Parsed {
     /// version of such an object keeps it; where `object` is not known, that may be any object of
     /// the file.
     pub broken: Vec<Problem>,
+    /// What stands for policies in documents that are no YAML: it denies. Whoever holds an earlier
+    /// version of such a policy keeps that instead.
+    pub unreadable: Vec<(Object, Origin)>,
     /// Documents of kinds that the mesh does not read.
     pub ignored: Vec<Problem>,
 }
@@ -40,9 +44,7 @@ pub fn parse(file: &Arc<str>, bytes: &[u8]) -> Parsed {
         }
         Err(error) => {
             let message = format!("is not UTF-8 from byte {} on", error.valid_up_to());
-            parsed
-                .broken
-                .push(at(0).problem(None, String::new(), "yaml_syntax", message));
+            at(0).unreadable(&String::from_utf8_lossy(bytes), message, &mut parsed);
         }
     }
     parsed
@@ -57,6 +59,20 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// A document that is no YAML.
+    fn unreadable(&self, text: &str, message: String, parsed: &mut Parsed) {
+        let problem = self.problem(None, String::new(), "yaml_syntax", message);
+        parsed.broken.push(problem);
+        let origin = Origin {
+            file: self.file.clone(),
+            document: self.document,
+        };
+        let policy = unreadable_policy(text);
+        parsed
+            .unreadable
+            .extend(policy.map(|object| (object, origin)));
+    }
+
     fn problem(
         &self,
         object: Option<ObjectRef>,
@@ -121,10 +137,7 @@ fn read_document(place: &Place<'_>, line: usize, text: &str, parsed: &mut Parsed
         Ok(Value::Null) => {}
         Ok(value) => read_object(place, value, parsed),
         Err(error) => {
-            let message = located(&error, line);
-            parsed
-                .broken
-                .push(place.problem(None, String::new(), "yaml_syntax", message));
+            place.unreadable(text, located(&error, line), parsed);
         }
     }
 }

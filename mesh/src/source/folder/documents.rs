@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use rustc_hash::FxHashMap;
+
 use crate::Params;
 use crate::compile::faults;
 use crate::objects::{Object, Origin, Parsed};
@@ -32,11 +34,36 @@ pub(super) fn is_good(parsed: &Parsed, params: &Params) -> bool {
             .all(|(o, _)| faults(o, params).is_empty())
 }
 
+/// Takes the old object for every policy that says the same. What it means is kept with it, so that
+/// one edit in a file of thousands of policies does not have all of them worked out, and compared,
+/// again.
+pub(super) fn reuse(parsed: &mut Parsed, before: &Documents) {
+    let is_policy = |object: &Object| matches!(object, Object::Policy(_));
+    if !parsed.objects.iter().any(|(object, _)| is_policy(object)) {
+        return;
+    }
+    let known: FxHashMap<ObjectRef, &Object> = before
+        .objects
+        .iter()
+        .filter(|(object, _)| is_policy(object))
+        .map(|(object, _)| (object.reference(), object))
+        .collect();
+    for (object, _) in &mut parsed.objects {
+        if is_policy(object)
+            && let Some(old) = known.get(&object.reference())
+            && *old == object
+        {
+            *object = Object::clone(old);
+        }
+    }
+}
+
 /// Merges what was parsed with what was there before.
 pub(super) fn merge(parsed: Parsed, before: &impl Before, params: &Params) -> Documents {
     let Parsed {
         objects,
         broken,
+        unreadable,
         ignored,
     } = parsed;
     let mut merged = Documents {
@@ -56,9 +83,29 @@ pub(super) fn merge(parsed: Parsed, before: &impl Before, params: &Params) -> Do
             merged.objects.push(new);
         }
     }
+    let read = merged.objects.len();
     keep_broken(&broken, before, &mut merged);
+    deny_unreadable(unreadable, read, &mut merged);
     merged.problems.extend(broken);
     merged
+}
+
+/// Adds what stands for a policy that cannot be read, unless an earlier version was kept that may
+/// be one of it: those from `kept` on.
+fn deny_unreadable(unreadable: Vec<(Object, Origin)>, kept: usize, merged: &mut Documents) {
+    for (object, origin) in unreadable {
+        let reference = object.reference();
+        let goes_on = merged.objects[kept..]
+            .iter()
+            .any(|(kept, _)| kept.kind() == object.kind());
+        let is_there = merged
+            .objects
+            .iter()
+            .any(|(o, _)| o.reference() == reference);
+        if !goes_on && !is_there {
+            merged.objects.push((object, origin));
+        }
+    }
 }
 
 /// The last good version of an object whose new one has a fault. A pod of another uid is not

@@ -1,4 +1,5 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::sync::Arc;
 
 use super::*;
 use crate::source::folder::files::Files;
@@ -300,6 +301,37 @@ fn a_policy_that_was_never_good_denies_what_it_selects() {
     assert_eq!(folder.open(), (vec![], Some(PolicyState::Invalid)));
 }
 
+/// A folder that is read for the first time has no earlier version to go on with.
+#[test]
+fn a_policy_that_is_no_yaml_and_never_was_denies_its_namespace() {
+    let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
+    let broken = good.replace("spec", "\tspec");
+    let mut folder = Folder::new();
+    folder.write("pods.yaml", &text(&both()));
+    folder.write("policy.yaml", &broken);
+    let invalid = Some(PolicyState::Invalid);
+    assert_eq!(folder.open(), (vec![], invalid));
+    // It cannot be told what else is in it.
+    folder.write("policy.yaml", &good.replace("]}]}", "]}]"));
+    assert_eq!(folder.open(), (vec![], invalid));
+    folder.write("policy.yaml", &good);
+    assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
+    folder.write("policy.yaml", &broken);
+    assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
+    // A second policy, broken from its beginning, beside one that is good.
+    folder.write(
+        "policy.yaml",
+        &format!("{good}---\n{}", broken.replace("deny", "other")),
+    );
+    assert_eq!(folder.open().0, Vec::<u16>::new());
+
+    let mut folder = Folder::new();
+    folder.write("pods.yaml", &text(&both()));
+    let of_another = "{kind: AuthorizationPolicy, metadata: {namespace: bank, name: x}";
+    folder.write("policy.yaml", of_another);
+    assert_eq!(folder.open(), (vec![1, 2, 3], invalid));
+}
+
 #[test]
 fn the_report_says_what_is_wrong_with_the_version_that_was_not_taken() {
     let mut folder = Folder::new();
@@ -318,4 +350,31 @@ fn the_report_says_what_is_wrong_with_the_version_that_was_not_taken() {
         "{}",
         message.message
     );
+}
+
+#[test]
+fn policies_that_an_edit_of_their_file_leaves_alone_stay_the_same_objects() {
+    let policy = |name: &str, port: &str| {
+        let spec =
+            format!("{{action: DENY, rules: [{{to: [{{operation: {{ports: ['{port}']}}}}]}}]}}");
+        format!(
+            "---\n{}",
+            deny(&spec).replace("name: deny", &format!("name: {name}"))
+        )
+    };
+    let mut folder = Folder::new();
+    let policies = |folder: &mut Folder| {
+        folder.scan();
+        let objects = folder.files.objects().authorization_policies.into_values();
+        objects.map(|o| o.object).collect::<Vec<_>>()
+    };
+    folder.write("p.yaml", &(policy("a", "1") + &policy("b", "1")));
+    let before = policies(&mut folder);
+    folder.write(
+        "p.yaml",
+        &(policy("new", "1") + &policy("a", "1") + &policy("b", "2")),
+    );
+    let after = policies(&mut folder);
+    assert!(Arc::ptr_eq(&before[0], &after[0]));
+    assert!(before[1] != after[1] && after.len() == 3);
 }
