@@ -15,7 +15,7 @@ use crate::Params;
 use crate::objects::{Object, Objects, Origin, Parsed, parse};
 use crate::problem::{ObjectRef, Problem};
 
-use super::documents::{Before, Documents, is_good, merge};
+use super::documents::{Before, Documents, is_good, merge, reuse};
 
 /// Larger files are refused. A pod is a few kilobytes; this is thousands of them in one file.
 const MAX_FILE: u64 = 64 << 20;
@@ -82,6 +82,11 @@ impl Files {
         for (name, path) in &listing {
             let file = self.files.entry(name.clone()).or_default();
             changed |= file.read(name, path, now, &mut parsed);
+        }
+        for (name, new) in &mut parsed {
+            if let Some(file) = self.files.get(name) {
+                reuse(new, &file.documents);
+            }
         }
         let before = self.before(&parsed, params);
         changed |= !parsed.is_empty();
