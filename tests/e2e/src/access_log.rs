@@ -32,19 +32,25 @@ impl Access {
 
     /// When it was written, in seconds since midnight UTC.
     pub fn since_midnight(&self) -> Option<f64> {
-        let (_, time) = self.line.split_once('\t')?.0.split_once('T')?;
-        let parts = time.trim_end_matches('Z').split(':').map(str::parse::<f64>);
-        let parts: Vec<f64> = parts.collect::<Result<_, _>>().ok()?;
-        let [hours, minutes, seconds] = parts[..] else {
-            return None;
-        };
-        Some(hours * 3600.0 + minutes * 60.0 + seconds)
+        since_midnight(&self.line)
     }
 
     /// Whether the line has all of these fields with these values.
     pub fn has(&self, fields: &[(&str, &str)]) -> bool {
         fields.iter().all(|(key, value)| self.field(key) == *value)
     }
+}
+
+/// The time at the beginning of a line of any log of ours, in seconds since midnight UTC.
+pub fn since_midnight(line: &str) -> Option<f64> {
+    let (date_and_time, _) = line.split_once(char::is_whitespace)?;
+    let (_, time) = date_and_time.split_once('T')?;
+    let parts = time.trim_end_matches('Z').split(':').map(str::parse::<f64>);
+    let parts: Vec<f64> = parts.collect::<Result<_, _>>().ok()?;
+    let [hours, minutes, seconds] = parts[..] else {
+        return None;
+    };
+    Some(hours * 3600.0 + minutes * 60.0 + seconds)
 }
 
 /// The access-log lines of a daemon's log in its plain format; other lines are left out.

@@ -14,7 +14,7 @@ pub use secrets::appear_nowhere;
 use anyhow::{Result, bail};
 use lab::Lab;
 
-use crate::access_log;
+use crate::access_log::{self, Access};
 
 /// How a daemon says that an identity has no valid certificate.
 pub const NO_CERTIFICATE: [&str; 2] = ["certificate_expired", "cert_pending"];
@@ -45,28 +45,57 @@ impl Path<'_> {
         if failed.is_empty() {
             return Ok(0);
         }
-        let lines = access_log::lines(lab, self.node)?;
+        let mut lines = access_log::lines(lab, self.node)?;
+        lines.retain(|line| {
+            line.field("direction") == "outbound"
+                && line.field("src.workload") == self.source
+                && line.field("dst.workload") == self.destination
+                && line.level == "error"
+        });
+        let mut unexplained = Vec::new();
         for attempt in &failed {
-            let gap = [self.source, self.destination]
-                .iter()
-                .flat_map(|pod| timeline.gaps(&identity(pod)))
-                .find(|gap| attempt.end >= gap.start && attempt.start <= gap.end);
-            let suffix = format!(":{}", attempt.port);
-            // In three minutes a port is used more than once.
-            let line = lines.iter().find(|line| {
-                line.field("direction") == "outbound"
-                    && line.field("src.addr").ends_with(&suffix)
-                    && line.since_midnight().is_some_and(|at| attempt.ended_at(at))
-            });
-            let said = line.map(|line| line.line.as_str()).unwrap_or_default();
-            if gap.is_none() {
-                bail!("{self:?}: {attempt:?} failed although both had valid certificates: {said}");
+            if !self.unavoidable(attempt, timeline) {
+                bail!("{self:?}: {attempt:?} failed although both had valid certificates");
             }
-            let reason = line.map(|line| line.field("reason")).unwrap_or_default();
-            if !NO_CERTIFICATE.contains(&reason) {
-                bail!("{self:?}: {attempt:?} in {gap:?} was not explained: {said}");
+            let port = format!(":{}", attempt.port);
+            let own = |line: &Access| line.field("src.addr").ends_with(&port);
+            if !claim(&mut lines, attempt, own)? {
+                unexplained.push(attempt);
+            }
+        }
+        // Two connections of one pod, to two places, may have one port until the redirect gives one of
+        // them another: the daemon says the new one.
+        for attempt in unexplained {
+            if !claim(&mut lines, attempt, |_| true)? {
+                bail!("{self:?}: {attempt:?} was not explained");
             }
         }
         Ok(failed.len())
     }
+
+    /// For some of the time that it took, one of both had no valid certificate.
+    fn unavoidable(&self, attempt: &Attempt, timeline: &Timeline) -> bool {
+        [self.source, self.destination]
+            .iter()
+            .flat_map(|pod| timeline.gaps(&identity(pod)))
+            .any(|gap| attempt.end >= gap.start && attempt.start <= gap.end)
+    }
+}
+
+/// Takes the line that explains the failure away from the others; false if there is none.
+///
+/// # Errors
+/// The line gives another reason than that there was no certificate.
+fn claim(lines: &mut Vec<Access>, attempt: &Attempt, is: impl Fn(&Access) -> bool) -> Result<bool> {
+    let found = lines
+        .iter()
+        .position(|line| line.since_midnight().is_some_and(|at| attempt.ended_at(at)) && is(line));
+    let Some(found) = found else {
+        return Ok(false);
+    };
+    let line = lines.swap_remove(found);
+    if NO_CERTIFICATE.contains(&line.field("reason")) {
+        return Ok(true);
+    }
+    bail!("{attempt:?} is explained otherwise: {}", line.line)
 }

@@ -10,9 +10,9 @@ mod programs;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use lab::{Identity, Launch, Options};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -244,17 +244,12 @@ fn selectors(namespace: &str, account: &str) -> [String; 2] {
 }
 
 fn healthy(program: &str, socket: &str) -> Result<()> {
-    let deadline = Instant::now() + START;
-    loop {
-        match run(program, &["healthcheck", "-socketPath", socket]) {
-            Ok(_) => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                bail!("{program} is not healthy after {START:?}: {error:#}")
-            }
-            // There is no event of a process that begins to serve.
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
-        }
-    }
+    let mut said = None;
+    let healthy = lab::wait_until(&format!("{program} to be healthy"), START, || {
+        said = run(program, &["healthcheck", "-socketPath", socket]).err();
+        said.is_none().then_some(())
+    });
+    healthy.with_context(|| format!("it said {said:?}"))
 }
 
 fn server_config(folder: &Path, port: u16) -> String {

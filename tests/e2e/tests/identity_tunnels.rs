@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ambit_e2e::access_log;
+use ambit_e2e::access_log::{self, since_midnight};
 use ambit_e2e::hostile::Authority as Signer;
-use ambit_e2e::identity::{NODES, PATHS, Traffic, held, identity, manifests, unharmed, up};
+use ambit_e2e::identity::{NODES, PATHS, Traffic, held, identity, manifests, now, unharmed, up};
 use ambit_e2e::metrics;
 use ambit_e2e::programs::{PORT, curl, url};
 use anyhow::{Context, Result, ensure};
@@ -217,16 +217,39 @@ fn clocks_may_be_five_minutes_apart() -> Result<()> {
         .insert("a".to_owned(), Launch::default().clock(ahead));
     let lab = Lab::up(manifests(), options)?;
     all_reach_all(&lab).context("a daemon's clock is ahead")?;
+    ensure!(
+        goes_wrong_by(&lab.daemon_log("a")?, 300.0),
+        "the clock of a is right"
+    );
     lab.restart_daemon_as("a", Launch::default().clock(behind))?;
     all_reach_all(&lab).context("a daemon's clock is behind")?;
-    for (clock, what) in [(ahead, "ahead"), (behind, "behind")] {
+    ensure!(
+        goes_wrong_by(&lab.daemon_log("a")?, -300.0),
+        "the clock of a is right"
+    );
+    for (clock, what, by) in [(ahead, "ahead", 300.0), (behind, "behind", -300.0)] {
         lab.restart_ca_as(Launch::default().clock(clock))?;
         for node in NODES {
             lab.restart_daemon_as(node, Launch::default())?;
         }
         all_reach_all(&lab).with_context(|| format!("the authority's clock is {what}"))?;
+        ensure!(
+            goes_wrong_by(&lab.ca_log()?, by),
+            "the authority's clock is right"
+        );
     }
     Ok(())
+}
+
+/// Whether a log that was just written to was written by a clock that is wrong by so many seconds.
+fn goes_wrong_by(log: &str, seconds: f64) -> bool {
+    const JUST: f64 = 60.0;
+    const DAY: f64 = 86_400.0;
+    let shown = log.lines().rev().find_map(since_midnight);
+    shown.is_some_and(|shown| {
+        let apart = (shown - seconds - now()).rem_euclid(DAY);
+        apart.min(DAY - apart) < JUST
+    })
 }
 
 /// With certificates of now, and handshakes of now.

@@ -50,6 +50,7 @@ pub use capture::{Capture, Where};
 pub use http::Answer;
 pub use lab::{Lab, Manifests};
 pub use options::{Clock, Family, Identity, Launch, Options};
+pub use poll::wait_until;
 pub use process::{Output, Process};
 pub use protocol::{CaStatus, DaemonState, NodeStatus, PodStatus, ServiceStatus, Status};
 pub use registry::sweep;

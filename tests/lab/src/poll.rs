@@ -3,6 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
+
+/// How often a condition is looked at that costs more, such as a request.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// Looks every `step` until `look` finds something, and a last time at the deadline.
 #[expect(
     clippy::disallowed_methods,
@@ -22,6 +27,19 @@ pub(crate) fn until<T>(
         }
         std::thread::sleep(step);
     }
+}
+
+/// Waits for a condition of the outside world that has no event and belongs to no lab: it is looked at
+/// again every 20 ms. Returns what the condition returned.
+///
+/// # Errors
+/// It returned `None` until the deadline; says `what`.
+pub fn wait_until<T>(
+    what: &str,
+    within: Duration,
+    condition: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    until(within, LOOK_AGAIN, condition).with_context(|| format!("waited {within:?} for {what}"))
 }
 
 /// A look that costs microseconds can be taken this often.

@@ -98,8 +98,7 @@ impl Lab {
         within: Duration,
         condition: impl FnMut() -> Option<T>,
     ) -> Result<T> {
-        poll::until(within, LOOK_AGAIN, condition)
-            .with_context(|| format!("waited {within:?} for {what}"))
+        poll::wait_until(what, within, condition)
     }
 
     /// Waits until the node's daemon reports this state (`enrolled`) of the pod, or with `None`
