@@ -1,6 +1,6 @@
 //! The commands around tokens: for meshes without a Kubernetes API server that gives them out.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ impl TokenArguments {
         Accounts::parse(&self.impersonate).map_err(TokenError::Pattern)?;
         let claims = Claims::new(&account, &self.audience, self.ttl, self.impersonate);
         let token = key.sign(&claims).map_err(TokenError::Signing)?;
-        writeln!(io::stdout(), "{token}").map_err(TokenError::Output)
+        // Istio's clients send a token file as it is, and a line's end cannot be sent.
+        let end = if io::stdout().is_terminal() { "\n" } else { "" };
+        write!(io::stdout(), "{token}{end}").map_err(TokenError::Output)
     }
 }

@@ -142,16 +142,13 @@ impl Keeper {
     pub fn look(&self) {
         let now = self.now();
         let mut kept = self.kept();
-        let outcome = folder::open(&self.dir)
-            .and_then(|found| kept.take_over(&self.dir, &found, now))
-            .and_then(|()| kept.advance(now));
-        let complaint = outcome.err().map(|error| told(&error));
-        if let Some(complaint) = complaint.as_ref().filter(|_| complaint != kept.complaint) {
-            warn!(error = complaint, "the authority goes on as it was");
-            // The clock goes on even if the folder is not good.
-            if let Err(error) = kept.advance(now) {
-                error!(error = told(&error), "the state was not written");
-            }
+        let taken =
+            folder::open(&self.dir).and_then(|found| kept.take_over(&self.dir, &found, now));
+        // Time goes on even if the folder is not good.
+        let advanced = kept.advance(now);
+        let complaint = taken.and(advanced).err().map(|error| told(&error));
+        if let Some(error) = complaint.as_ref().filter(|_| complaint != kept.complaint) {
+            warn!(error, "the authority goes on as it was");
         }
         kept.complaint = complaint;
     }

@@ -24,7 +24,7 @@ use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use super::{CertificateSource, IssueError, Issued, Issuing, Running, TrustBundle};
 use address::Address;
@@ -155,34 +155,24 @@ impl IstioCa {
     /// A connection that was open already may have been closed by the other end just now, which only
     /// a call finds out: then another is made, once.
     async fn call(&self, asking: &Asking) -> Result<proto::IstioCertificateResponse, Fault> {
+        let request = || {
+            let request = asking.request(&self.config.token, &self.config.cluster_id);
+            request.map_err(|message| (IssueError::DENIED, message))
+        };
         let (channel, fresh) = self.channel()?;
-        match self.call_on(channel, asking).await {
+        let outcome = match call_on(channel, request()?).await {
             Err(status) if !fresh && status.code() == Code::Unavailable => {
                 self.disconnect();
-                let (channel, _) = self.channel()?;
-                self.call_on(channel, asking).await
+                call_on(self.channel()?.0, request()?).await
             }
             outcome => outcome,
-        }
-        .map_err(|status| {
+        };
+        outcome.map_err(|status| {
             if lost(&status) {
                 self.disconnect();
             }
             self.explained(&status)
         })
-    }
-
-    async fn call_on(
-        &self,
-        channel: Channel,
-        asking: &Asking,
-    ) -> Result<proto::IstioCertificateResponse, Status> {
-        let request = asking
-            .request(&self.config.token, &self.config.cluster_id)
-            .map_err(Status::failed_precondition)?;
-        let mut client =
-            IstioCertificateServiceClient::new(channel).max_decoding_message_size(ANSWER_MOST);
-        Ok(client.create_certificate(request).await?.into_inner())
     }
 
     fn channel(&self) -> Result<(Channel, bool), Fault> {
@@ -209,14 +199,20 @@ impl IstioCa {
 
     fn explained(&self, status: &Status) -> Fault {
         let (address, said) = (&self.address, said(status));
+        // A status with a cause was made on this side, of a connection that broke.
+        let broken = std::error::Error::source(status).is_some();
         match status.code() {
+            Code::Internal | Code::Unknown if broken => (
+                IssueError::UNREACHABLE,
+                format!("the connection to {address} broke: {said}"),
+            ),
             Code::Unavailable | Code::Cancelled => (
                 IssueError::UNREACHABLE,
                 format!("{address} cannot be reached: {said}"),
             ),
             Code::DeadlineExceeded => (
                 IssueError::TIMEOUT,
-                format!("{address} gave up in time: {said}"),
+                format!("{address} did not manage in time: {said}"),
             ),
             Code::OutOfRange => (GARBAGE, format!("{address} answers too much: {said}")),
             Code::Unauthenticated
@@ -228,6 +224,15 @@ impl IstioCa {
             code => (FAILED, format!("{address} failed with {code:?}: {said}")),
         }
     }
+}
+
+async fn call_on(
+    channel: Channel,
+    request: Request<proto::IstioCertificateRequest>,
+) -> Result<proto::IstioCertificateResponse, Status> {
+    let mut client =
+        IstioCertificateServiceClient::new(channel).max_decoding_message_size(ANSWER_MOST);
+    Ok(client.create_certificate(request).await?.into_inner())
 }
 
 /// A stable reason code, and a sentence for the operator.

@@ -222,3 +222,55 @@ async fn the_pages_tell_what_was_signed_and_that_the_authority_is_ready() {
     let ready = page(bench.running().readiness, "/healthz/ready").await;
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
 }
+
+/// Istio's own way to make the files of `cacerts`, with one more intermediate.
+const CACERTS: &str = r#"
+set -eu
+ca() { printf 'basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n' > ca.ext; }
+ca
+openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /O=Istio/CN=Root \
+    -keyout root.key -out root-cert.pem -addext keyUsage=critical,keyCertSign,cRLSign
+openssl req -newkey rsa:2048 -nodes -subj /O=Istio/CN=Policy -keyout policy.key -out policy.csr
+openssl x509 -req -in policy.csr -CA root-cert.pem -CAkey root.key -days 1000 -extfile ca.ext -out policy.pem
+openssl ecparam -name prime256v1 -genkey -noout -out ca-key.pem
+openssl req -new -key ca-key.pem -subj /O=Istio/CN=Issuing -out ca.csr
+openssl x509 -req -in ca.csr -CA policy.pem -CAkey policy.key -days 100 -extfile ca.ext -out ca-cert.pem
+cat ca-cert.pem policy.pem root-cert.pem > cert-chain.pem
+rm -f root.key policy.key policy.csr ca.csr ca.ext
+chmod 600 ca-key.pem
+"#;
+
+#[tokio::test]
+async fn files_made_for_istio_are_taken_as_they_are_and_the_whole_chain_is_sent() {
+    let mut bench = Bench::start().await;
+    bench.stop().await;
+    let dir = bench.path("cacerts");
+    fs::create_dir(&dir).unwrap();
+    let made = Command::new("bash")
+        .args(["-c", CACERTS])
+        .current_dir(&dir)
+        .output();
+    let made = made.unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    (bench.config.dir, bench.config.state_dir) = (dir.clone(), bench.path("other-state"));
+    bench.start_again().await;
+
+    let client = bench.client();
+    let minute = std::time::Duration::from_secs(60);
+    let issued = client.issue(&web(), minute).await.unwrap();
+    assert_eq!(issued.chain.len(), 3);
+    assert_eq!(client.bundle().borrow().roots().len(), 1);
+    let texts: Vec<String> = issued.chain.iter().map(pem).collect();
+    fs::write(dir.join("leaf"), &texts[0]).unwrap();
+    fs::write(dir.join("between"), texts[1..].concat()).unwrap();
+    let mut openssl = Command::new("openssl");
+    let verify = openssl
+        .current_dir(&dir)
+        .args(["verify", "-purpose", "sslclient"]);
+    let verify = verify.args(["-CAfile", "root-cert.pem", "-untrusted", "between", "leaf"]);
+    assert!(printed(verify).contains("OK"));
+}
