@@ -270,31 +270,58 @@ fn a_broken_version_leaves_the_good_one_in_force() -> Result<()> {
     Ok(())
 }
 
-/// Nothing is known of a good version then.
+/// Nothing is known of a good version then, whether the new one has a mistake or is no YAML at all.
 #[test]
 fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
     let lab = town::up()?;
     let mistake = MISTAKES.first().context("no mistake")?;
-    let good = mistake
-        .yaml("policy")
-        .replace("10.244.1.300", "10.244.1.0/24, \"fd00:10:244:1::/64\"");
-    let file = Foreign::write(&lab, "mistake.yaml", good)?;
-    caught_up(&lab)?;
+    let broken = mistake.yaml("policy");
+    let good = broken.replace("10.244.1.300", "10.244.1.0/24, \"fd00:10:244:1::/64\"");
     let from_node_a: Lets = |client, _| client != BAR;
-    lets(&lab, from_node_a)?;
-    file.replace(mistake.yaml("policy"))?;
-    mistake.is_reported(&lab, "policy")?;
-    lets(&lab, from_node_a).context("before the restart")?;
-    for node in ["a", "b"] {
-        lab.stop_daemon(node)?;
-        lab.restart_daemon(node)?;
+    let file = Foreign::write(&lab, "mistake.yaml", &good)?;
+    for (broken, object, field, code) in [
+        (
+            broken,
+            "AuthorizationPolicy foo/policy",
+            mistake.field,
+            mistake.code,
+        ),
+        (format!("{good} ]"), "", "", "yaml_syntax"),
+    ] {
+        file.replace(&good)?;
+        caught_up(&lab)?;
+        lets(&lab, from_node_a).context("the good version")?;
+        file.replace(broken)?;
+        let report = Report {
+            file: "mistake.yaml",
+            object,
+            field,
+            code,
+        };
+        for node in ["a", "b"] {
+            report.wait(&lab, node)?;
+        }
+        lets(&lab, from_node_a).context("before the restart")?;
+        for node in ["a", "b"] {
+            lab.stop_daemon(node)?;
+            lab.restart_daemon(node)?;
+        }
+        caught_up(&lab)?;
+        lets(&lab, NOBODY).with_context(|| format!("after the restart, {code}"))?;
+        for node in ["a", "b"] {
+            report.wait(&lab, node)?;
+            is_invalid_in(&lab, node)?;
+        }
     }
-    caught_up(&lab)?;
-    mistake.is_reported(&lab, "policy")?;
-    lets(&lab, NOBODY).context("after the restart")?;
     file.remove()?;
     caught_up(&lab)?;
     lets(&lab, |_, _| true)
+}
+
+fn is_invalid_in(lab: &Lab, node: &str) -> Result<()> {
+    let policy = evidence::policy(lab, node, AUTHORIZATION, "foo", "policy")?;
+    ensure!(!evidence::is_accepted(&policy), "{policy:#}");
+    Ok(())
 }
 
 #[test]
