@@ -108,3 +108,24 @@ fn a_pod_is_shown_with_its_state_and_its_connections_by_direction() {
         })
     );
 }
+
+#[test]
+fn a_policy_is_shown_as_istioctl_reads_it_and_with_what_became_of_it() {
+    use crate::dataplane::recheck::tests::{DENY_9090, publish};
+    let store = mesh::Store::new();
+    publish(&store, &[DENY_9090]);
+    let policies = json!(store.load().policies());
+    let policy = &policies[0];
+    for (key, value) in [
+        ("name", json!("deny-9090")),
+        ("namespace", json!("shop")),
+        ("scope", json!("Namespace")),
+        ("action", json!("Deny")),
+        ("rules", json!([[[{ "destinationPorts": [9090] }]]])),
+        ("state", json!("accepted")),
+        ("dryRun", json!(false)),
+    ] {
+        assert_eq!(policy[key], value, "{key} of {policy}");
+    }
+    assert_eq!(policy["selects"].as_array().map(Vec::len), Some(2));
+}

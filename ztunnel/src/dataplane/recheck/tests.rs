@@ -234,7 +234,7 @@ async fn ten_thousand_connections_are_re_checked_in_turns_that_leave_room_for_tr
         .map(|number| open(&pod, web(), 9000 + number % 100))
         .collect();
     publish(&store, &[DENY_9090]);
-    let mut pass = Pass::new(vec![pod.clone()]);
+    let mut pass = Pass::new(vec![pod]);
     let (mut busy, mut longest, mut turns) = (Duration::ZERO, Duration::ZERO, 0_u32);
     loop {
         let start = Instant::now();
