@@ -255,7 +255,8 @@ impl Storm {
         self.base.replace(base(0))?;
         for (index, other) in self.others.iter().enumerate() {
             if let Some(file) = other {
-                file.replace(self::other(index, index))?;
+                // None of these is the broken one, of which a fresh daemon has no earlier version.
+                file.replace(self::other(index, index + 5))?;
             }
         }
         Ok(())
