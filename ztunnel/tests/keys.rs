@@ -1,5 +1,7 @@
 //! A key is nowhere in memory when the last pod of its identity is gone. Everything that the process
 //! may write to is searched for it, so this test has a process of its own.
+// A step that fails ends the test with what it expected.
+#![allow(clippy::expect_used)]
 
 use std::collections::BTreeSet;
 use std::fs::File;

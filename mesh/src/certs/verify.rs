@@ -88,7 +88,7 @@ fn leaf<'a>(chain: &'a [CertificateDer<'_>]) -> Result<X509Certificate<'a>, Refu
 
 fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
     match x509_parser::parse_x509_certificate(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err("something follows a certificate".to_owned()),
         Err(error) => Err(format!("a certificate cannot be read: {error}")),
     }
