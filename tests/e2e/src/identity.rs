@@ -52,22 +52,24 @@ impl Path<'_> {
                 && line.field("dst.workload") == self.destination
                 && line.level == "error"
         });
-        let mut unexplained = Vec::new();
+        let mut remapped = Vec::new();
         for attempt in &failed {
             if !self.unavoidable(attempt, timeline) {
                 bail!("{self:?}: {attempt:?} failed although both had valid certificates");
             }
             let port = format!(":{}", attempt.port);
             let own = |line: &Access| line.field("src.addr").ends_with(&port);
-            if !claim(&mut lines, attempt, own)? {
-                unexplained.push(attempt);
+            match claim(&mut lines, attempt, own) {
+                Some(line) => self.explained(lab, attempt, &line)?,
+                None => remapped.push(attempt),
             }
         }
         // Two connections of one pod, to two places, may have one port until the redirect gives one of
         // them another: the daemon says the new one.
-        for attempt in unexplained {
-            if !claim(&mut lines, attempt, |_| true)? {
-                bail!("{self:?}: {attempt:?} was not explained");
+        for attempt in remapped {
+            match claim(&mut lines, attempt, |_| true) {
+                Some(line) => self.explained(lab, attempt, &line)?,
+                None => bail!("{self:?}: {attempt:?} was not explained"),
             }
         }
         Ok(failed.len())
@@ -80,22 +82,40 @@ impl Path<'_> {
             .flat_map(|pod| timeline.gaps(&identity(pod)))
             .any(|gap| attempt.end >= gap.start && attempt.start <= gap.end)
     }
+
+    /// The daemon of the client says that there is no certificate, or that of the server does if it is
+    /// the server that has none.
+    fn explained(&self, lab: &Lab, attempt: &Attempt, line: &Access) -> Result<()> {
+        let says = |line: &Access| NO_CERTIFICATE.contains(&line.field("reason"));
+        if says(line) {
+            return Ok(());
+        }
+        let (address, _) = line.field("src.addr").rsplit_once(':').unwrap_or_default();
+        let there = access_log::lines(lab, &self.destination[self.destination.len() - 1..])?;
+        let refused = there.iter().any(|there| {
+            there.field("direction") == "inbound"
+                && there.field("src.addr").starts_with(address)
+                && says(there)
+                && there
+                    .since_midnight()
+                    .is_some_and(|at| attempt.ended_apart_from(at).is_some())
+        });
+        match refused {
+            true => Ok(()),
+            false => bail!("{attempt:?} is explained otherwise: {}", line.line),
+        }
+    }
 }
 
-/// Takes the line that explains the failure away from the others; false if there is none.
-///
-/// # Errors
-/// The line gives another reason than that there was no certificate.
-fn claim(lines: &mut Vec<Access>, attempt: &Attempt, is: impl Fn(&Access) -> bool) -> Result<bool> {
-    let found = lines
-        .iter()
-        .position(|line| line.since_midnight().is_some_and(|at| attempt.ended_at(at)) && is(line));
-    let Some(found) = found else {
-        return Ok(false);
-    };
-    let line = lines.swap_remove(found);
-    if NO_CERTIFICATE.contains(&line.field("reason")) {
-        return Ok(true);
-    }
-    bail!("{attempt:?} is explained otherwise: {}", line.line)
+/// Takes the line that tells of the failure, the nearest in time, away from the others.
+fn claim(
+    lines: &mut Vec<Access>,
+    attempt: &Attempt,
+    is: impl Fn(&Access) -> bool,
+) -> Option<Access> {
+    let apart = |line: &Access| attempt.ended_apart_from(line.since_midnight()?);
+    let near = lines.iter().enumerate().filter(|(_, line)| is(line));
+    let near = near.filter_map(|(at, line)| Some((at, apart(line)?)));
+    let (found, _) = near.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    Some(lines.swap_remove(found))
 }

@@ -34,10 +34,11 @@ const NOTED: f64 = 2.0;
 const DAY: f64 = 86_400.0;
 
 impl Attempt {
-    /// Whether it ended at this time of a day, in seconds since midnight UTC.
-    pub fn ended_at(&self, since_midnight: f64) -> bool {
+    /// How many seconds its end is from this time of a day, in seconds since midnight UTC; `None` if
+    /// too many for it to be the same end.
+    pub fn ended_apart_from(&self, since_midnight: f64) -> Option<f64> {
         let apart = (self.end - since_midnight).rem_euclid(DAY);
-        apart.min(DAY - apart) < NOTED
+        Some(apart.min(DAY - apart)).filter(|apart| *apart < NOTED)
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -155,7 +156,8 @@ mod tests {
     #[test]
     fn the_time_of_a_day_is_compared_across_midnight() {
         let attempt = Attempt::parse("ok 1.5 86399.5 1").unwrap();
-        assert!(attempt.ended_at(86_399.0) && attempt.ended_at(0.5));
-        assert!(!attempt.ended_at(43_000.0));
+        assert_eq!(attempt.ended_apart_from(86_399.0), Some(0.5));
+        assert_eq!(attempt.ended_apart_from(0.5), Some(1.0));
+        assert_eq!(attempt.ended_apart_from(43_000.0), None);
     }
 }
