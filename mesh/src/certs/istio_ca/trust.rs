@@ -56,7 +56,7 @@ impl Trust {
         let mut complaint = None;
         loop {
             tokio::time::sleep(LOOK).await;
-            let complains = self.look(SystemTime::now()).err().map(|e| e.to_string());
+            let complains = self.look(SystemTime::now()).err();
             if let Some(error) = complains.as_ref().filter(|_| complains != complaint) {
                 self.complain(error);
             }

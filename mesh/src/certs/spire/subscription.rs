@@ -259,6 +259,6 @@ async fn open(
 async fn asked(questions: &mut watch::Receiver<u64>) {
     if questions.changed().await.is_err() {
         // Nobody is left who could; the sender is held beside the receiver.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

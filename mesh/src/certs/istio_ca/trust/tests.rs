@@ -66,7 +66,9 @@ fn a_root_stays_until_the_last_certificate_of_its_time_has_expired() {
     let (old, new, now) = (root(), root(), SystemTime::now());
     write(&file, &[&old]);
     let trust = Trust::new(file.clone());
-    trust.learn(&[old.clone()], now + HOUR, now).unwrap();
+    trust
+        .learn(std::slice::from_ref(&old), now + HOUR, now)
+        .unwrap();
 
     // Both come along, then the file changes, then the authority hands out the new one alone.
     trust
@@ -75,7 +77,9 @@ fn a_root_stays_until_the_last_certificate_of_its_time_has_expired() {
     assert_eq!(trusted(&trust), [old.clone(), new.clone()]);
     write(&file, &[&new]);
     trust.look(now).unwrap();
-    trust.learn(&[new.clone()], now + HOUR * 3, now).unwrap();
+    trust
+        .learn(std::slice::from_ref(&new), now + HOUR * 3, now)
+        .unwrap();
     assert!(trusted(&trust).contains(&old));
 
     trust.look(now + HOUR * 2 - Duration::from_secs(1)).unwrap();
