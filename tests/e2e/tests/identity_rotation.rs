@@ -137,9 +137,14 @@ fn outage(lab: &Lab, traffic: &Traffic) -> Result<()> {
         "no certificate is valid {:?} after the authority's death",
         dead.elapsed()
     );
+    // A connection waits a while for a certificate before it fails.
     for node in NODES {
         let labels = [("reason", "certificate_expired")];
-        metrics::wait(lab, node, "ambit_connection_failures_total", &labels, 1.0)?;
+        let name = "ambit_connection_failures_total";
+        lab.wait_until("connections to fail with their reason", TTL, || {
+            let scrape = metrics::scrape(lab, node).ok()?;
+            (metrics::sum(&scrape, name, &labels) >= 1.0).then_some(())
+        })?;
     }
     lab.wait_until("the outage to be long enough", OUTAGE, || {
         (dead.elapsed() >= OUTAGE).then_some(())
