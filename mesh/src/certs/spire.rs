@@ -90,7 +90,8 @@ impl Spire {
         }
         let workload = ServiceAccount::of(identity, &self.trust_domain).ok_or_else(|| {
             let domain = &self.trust_domain;
-            let message = format!("not of the form spiffe://{domain}/ns/../sa/..; SPIRE is not asked");
+            let message =
+                format!("not of the form spiffe://{domain}/ns/../sa/..; SPIRE is not asked");
             IssueError::new(identity, "spire_not_asked", message)
         })?;
         let (agent, turns) = (self.agent.clone(), self.turns.clone());
@@ -107,9 +108,8 @@ impl CertificateSource for Spire {
     /// Lives as long as SPIRE's entry says, whatever is asked for.
     fn issue<'a>(&'a self, identity: &'a SpiffeId, _ttl: Duration) -> Issuing<'a> {
         Box::pin(async move {
-            let failed = |failure: agent::Failure| {
-                IssueError::new(identity, failure.code, failure.message)
-            };
+            let failed =
+                |failure: agent::Failure| IssueError::new(identity, failure.code, failure.message);
             let svid = self.subscription(identity)?.svid().await.map_err(failed)?;
             self.bundles.known().await.map_err(failed)?;
             Ok(Issued {
