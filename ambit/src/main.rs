@@ -27,7 +27,7 @@ struct Arguments {
 enum Command {
     /// Run the certificate authority: sign certificates for callers who prove by a token for whom
     /// they may ask, in Istio's protocol
-    Ca(CaArguments),
+    Ca(Box<CaArguments>),
     /// Make a pair of keys: one to sign tokens with, one for the authority to check them
     CaKey(KeyArguments),
     /// Sign a token by which a node may ask the certificate authority, and print it
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         }
     };
     match arguments.command {
-        Command::Ca(arguments) => match CaConfig::from_arguments(arguments) {
+        Command::Ca(arguments) => match CaConfig::from_arguments(*arguments) {
             Ok(config) => outcome(ca::run(&config)),
             Err(errors) => {
                 eprint!("{errors}");

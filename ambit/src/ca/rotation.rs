@@ -140,7 +140,7 @@ impl Rotation {
         let roots = needed().flat_map(|authority| authority.bundle().roots());
         let mut wanted: Vec<CertificateDer<'static>> = roots.cloned().collect();
         for published in &mut self.roots {
-            let still = wanted.iter().any(|root| *root == published.root);
+            let still = wanted.contains(&published.root);
             published.until = match (still, published.until) {
                 (true, _) => None,
                 (false, Some(until)) => Some(until),

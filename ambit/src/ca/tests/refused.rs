@@ -51,7 +51,7 @@ async fn whoever_cannot_prove_who_it_is_gets_nothing() {
         (
             // Shown again after its end.
             Some(signed_by(&bench.key, "istio-ca", |claims| {
-                claims.exp -= 120
+                claims.exp -= 120;
             })),
             "token_expired",
         ),
@@ -77,7 +77,9 @@ async fn whoever_cannot_prove_who_it_is_gets_nothing() {
 async fn a_token_that_holds_now_is_refused_when_it_is_replayed_after_its_end() {
     let bench = Bench::start().await;
     // It has ended already, and is taken for as long as clocks may differ.
-    let short = signed_by(&bench.key, "istio-ca", |claims| claims.exp -= 68);
+    let short = signed_by(&bench.key, "istio-ca", |claims| {
+        claims.exp -= 68;
+    });
     let ask = || Ask {
         token: Some(&short),
         identity: Some(WEB),
