@@ -153,7 +153,6 @@ fn certificates_rotate_under_load_and_an_agent_that_is_killed_is_not_noticed() {
         assert_eq!(path.judge(&lab, &attempts, &timeline).unwrap(), 0);
         let gaps = [CLIENT, SERVER].map(|id| timeline.gaps(id));
         assert_eq!(gaps, [Vec::new(), Vec::new()]);
-        assert!(timeline.certificates(CLIENT) >= 5);
         assert!(stream.end().unwrap() > 0);
     });
 }
