@@ -180,7 +180,8 @@ mod tests {
         let revocations = file.revocations().clone();
         assert_eq!(revocations.len(), 1);
         let stop = CancellationToken::new();
-        let following = tokio::spawn(file.run(stop.clone()));
+        let mut following = tokio::task::JoinSet::new();
+        following.spawn(file.run(stop.clone()));
         fs::write(&path, "half a list").unwrap();
         tokio::time::sleep(LOOK * 2).await;
         assert_eq!(revocations.len(), 1);
@@ -191,6 +192,6 @@ mod tests {
         tokio::time::sleep(LOOK * 2).await;
         assert_eq!(revocations.len(), 1);
         stop.cancel();
-        following.await.unwrap();
+        following.join_all().await;
     }
 }

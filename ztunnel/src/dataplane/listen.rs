@@ -10,6 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::telemetry::WorkerTelemetry;
 
@@ -26,12 +28,31 @@ pub(crate) struct Ends {
     pub(crate) drain: CancellationToken,
     /// End everything now.
     pub(crate) abort: CancellationToken,
+    /// The listeners that are open still.
+    pub(crate) open: TaskTracker,
+}
+
+/// A listener, which counts as open until it is closed.
+pub(super) struct Listener {
+    socket: TcpListener,
+    // After the socket: fields are dropped in this order.
+    _open: TaskTrackerToken,
+}
+
+impl Listener {
+    /// Counts the socket among the open ones of `ends`.
+    pub(super) fn new(socket: TcpListener, ends: &Ends) -> Self {
+        Self {
+            socket,
+            _open: ends.open.token(),
+        }
+    }
 }
 
 /// Accepts until drained, serving each connection in a task of this loop, and returns when the last
 /// of them has ended.
 pub(crate) async fn accept_loop<F, S>(
-    listener: TcpListener,
+    listener: Listener,
     ends: Ends,
     telemetry: &WorkerTelemetry,
     serve: S,
@@ -47,7 +68,7 @@ pub(crate) async fn accept_loop<F, S>(
             () = ends.drain.cancelled() => break,
             () = ends.abort.cancelled() => break,
             Some(ended) = connections.join_next() => ended.unwrap_or_else(|error| report_panic(&error)),
-            accepted = listener.accept() => match accepted {
+            accepted = listener.socket.accept() => match accepted {
                 Ok((stream, peer)) => {
                     pause = PAUSE;
                     connections.spawn_local(serve(stream, peer));

@@ -14,9 +14,10 @@ use spiffe::TrustDomain;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::PodListeners;
-use super::listen::{Ends, accept_loop};
+use super::listen::{Ends, Listener, accept_loop};
 use super::registry::{Connection, Registered, Registry, Slot};
 use super::sockets::{PodSockets, prepare};
 use crate::identity::Identities;
@@ -118,6 +119,7 @@ impl PodContext {
             ends: Ends {
                 drain: CancellationToken::new(),
                 abort: CancellationToken::new(),
+                open: TaskTracker::new(),
             },
             random: RefCell::new(fastrand::Rng::new()),
             trust_domain_aliases: parts.trust_domain_aliases,
@@ -158,18 +160,18 @@ impl PodContext {
 
 /// The pod's listeners in the worker's runtime.
 pub(super) struct Listening {
-    outbound: tokio::net::TcpListener,
-    inbound_plain: tokio::net::TcpListener,
-    inbound_hbone: tokio::net::TcpListener,
+    outbound: Listener,
+    inbound_plain: Listener,
+    inbound_hbone: Listener,
 }
 
 impl Listening {
-    /// Hands the listeners to the runtime of this thread.
-    pub(super) fn new(listeners: PodListeners) -> io::Result<Self> {
+    /// Hands the listeners to the runtime of this thread. They are open until the pod's ends come.
+    pub(super) fn new(listeners: PodListeners, ends: &Ends) -> io::Result<Self> {
         Ok(Self {
-            outbound: listening(listeners.outbound)?,
-            inbound_plain: listening(listeners.inbound_plain)?,
-            inbound_hbone: listening(listeners.inbound_hbone)?,
+            outbound: Listener::new(listening(listeners.outbound)?, ends),
+            inbound_plain: Listener::new(listening(listeners.inbound_plain)?, ends),
+            inbound_hbone: Listener::new(listening(listeners.inbound_hbone)?, ends),
         })
     }
 }

@@ -189,7 +189,7 @@ impl Worker {
                 let _ = answer.send(self.add(uid, netns, listeners, registry));
             }
             Command::Remove { uid, how, answer } => {
-                let _ = answer.send(self.remove(&uid, how));
+                self.remove(&uid, how, answer);
             }
             Command::Purge {
                 destination,
@@ -216,7 +216,6 @@ impl Worker {
         listeners: PodListeners,
         registry: Arc<Registry>,
     ) -> io::Result<()> {
-        let listening = Listening::new(listeners)?;
         let context = Rc::new(PodContext::new(PodParts {
             uid: uid.clone(),
             netns,
@@ -228,6 +227,7 @@ impl Worker {
             trust_domain_aliases: self.trust_domain_aliases.clone(),
             tunnel_max_age: self.tunnel_max_age,
         }));
+        let listening = Listening::new(listeners, &context.ends)?;
         let ended = CancellationToken::new();
         let served = Rc::new(Served {
             context: context.clone(),
@@ -244,8 +244,14 @@ impl Worker {
         Ok(())
     }
 
-    fn remove(&mut self, uid: &WorkloadUid, how: Removal) -> oneshot::Receiver<()> {
-        let (tell, told) = oneshot::channel();
+    /// Answers when the pod's listeners are closed, with what tells when its last connection has
+    /// ended.
+    fn remove(
+        &mut self,
+        uid: &WorkloadUid,
+        how: Removal,
+        answer: oneshot::Sender<oneshot::Receiver<()>>,
+    ) {
         let leaving = self.pods.of(uid);
         for served in &leaving {
             match how {
@@ -254,12 +260,18 @@ impl Worker {
             }
         }
         self.tasks.spawn_local(async move {
+            for served in &leaving {
+                let open = &served.context.ends.open;
+                open.close();
+                open.wait().await;
+            }
+            let (tell, told) = oneshot::channel();
+            let _ = answer.send(told);
             for served in leaving {
                 served.ended.cancelled().await;
             }
             let _ = tell.send(());
         });
-        told
     }
 
     /// A pod's task has ended: nothing of the pod is left.
