@@ -7,7 +7,6 @@ mod arguments;
 mod parse;
 mod provider;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZero;
@@ -15,23 +14,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh::Params;
 use serde::Serialize;
 use serde_json::{Value, json};
-use spiffe::TrustDomain;
 
 use crate::telemetry::{Format, LogConfig};
 pub use arguments::Arguments;
 use parse::{Errors, addresses, duration, threads};
 pub use provider::IdentityProvider;
 
-/// Istio's default cluster id.
-const CLUSTER: &str = "Kubernetes";
-/// Istio's default trust domain, and Kubernetes' default DNS suffix.
+/// Istio's default trust domain.
 const CLUSTER_LOCAL: &str = "cluster.local";
-/// Istio's, so that the manifests of its guides hold as they are.
-const ROOT_NAMESPACE: &str = "istio-system";
-/// The namespace of what a node needs to work at all: a mesh that breaks must not take it along.
-const EXCLUDED_NAMESPACES: &str = "kube-system";
 /// Istio's default: long enough for requests to end, short enough for a kubelet's 30 s of grace.
 const TERMINATION_DEADLINE: Duration = Duration::from_secs(5);
 /// Istio's default: a leaked key is worth a day, and a certificate authority that is down is
@@ -66,20 +59,8 @@ pub struct Config {
     pub identities: IdentityProvider,
     /// Where the pods' namespaces are found.
     pub netns_dir: PathBuf,
-    /// First part of workload uids.
-    pub cluster: Arc<str>,
-    /// Trust domain of identities.
-    pub trust_domain: TrustDomain,
-    /// Other names of the trust domain.
-    pub trust_domain_aliases: Vec<TrustDomain>,
-    /// Namespace whose policies hold for the whole mesh.
-    pub root_namespace: Arc<str>,
-    /// Whether NetworkPolicies hold inside the mesh.
-    pub network_policy: bool,
-    /// DNS suffix of services.
-    pub cluster_domain: Arc<str>,
-    /// Namespaces that are never meshed.
-    pub excluded_namespaces: BTreeSet<String>,
+    /// What the mesh is told about itself.
+    pub mesh: Params,
     /// Data-plane threads, at least one.
     pub workers: usize,
     /// How long a drain may take.
@@ -122,6 +103,7 @@ impl Config {
         let mut errors = Errors::default();
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let identities = IdentityProvider::chosen(&arguments, &mut errors);
+        let mesh = params(&arguments, &mut errors);
         let config = Self {
             node: errors
                 .required("--node-name (NODE_NAME)", arguments.node_name)
@@ -132,33 +114,7 @@ impl Config {
             ),
             identities,
             netns_dir: errors.required("--netns-dir (AMBIT_NETNS_DIR)", arguments.netns_dir),
-            cluster: arguments
-                .cluster_id
-                .unwrap_or_else(|| CLUSTER.into())
-                .into(),
-            trust_domain: errors
-                .trust_domain(arguments.trust_domain.as_deref().unwrap_or(CLUSTER_LOCAL)),
-            trust_domain_aliases: errors.trust_domains(arguments.trust_domain_aliases.as_deref()),
-            root_namespace: arguments
-                .root_namespace
-                .unwrap_or_else(|| ROOT_NAMESPACE.into())
-                .into(),
-            network_policy: errors.parsed(
-                "--network-policy",
-                arguments.network_policy,
-                true,
-                parse::enforced,
-            ),
-            cluster_domain: arguments
-                .cluster_domain
-                .unwrap_or_else(|| CLUSTER_LOCAL.into())
-                .into(),
-            excluded_namespaces: parse::list(
-                arguments
-                    .excluded_namespaces
-                    .as_deref()
-                    .unwrap_or(EXCLUDED_NAMESPACES),
-            ),
+            mesh,
             workers: errors.parsed(
                 "--worker-threads",
                 arguments.worker_threads,
@@ -224,6 +180,7 @@ impl Config {
         struct Seconds(f64);
         let seconds = |duration: Duration| Seconds(duration.as_secs_f64());
         let aliases: Vec<_> = self
+            .mesh
             .trust_domain_aliases
             .iter()
             .map(ToString::to_string)
@@ -233,13 +190,13 @@ impl Config {
             "sourceFolder": self.source_folder,
             "identities": self.identities,
             "netnsDir": self.netns_dir,
-            "clusterId": self.cluster,
-            "trustDomain": self.trust_domain.to_string(),
+            "clusterId": self.mesh.cluster,
+            "trustDomain": self.mesh.trust_domain.to_string(),
             "trustDomainAliases": aliases,
-            "rootNamespace": self.root_namespace,
-            "networkPolicy": self.network_policy,
-            "clusterDomain": self.cluster_domain,
-            "excludedNamespaces": self.excluded_namespaces,
+            "rootNamespace": self.mesh.root_namespace,
+            "networkPolicy": self.mesh.network_policy,
+            "clusterDomain": self.mesh.cluster_domain,
+            "excludedNamespaces": self.mesh.excluded_namespaces,
             "workerThreads": self.workers,
             "terminationDeadlineSeconds": seconds(self.termination_deadline),
             "certTtlSeconds": seconds(self.cert_ttl),
@@ -251,6 +208,30 @@ impl Config {
             "verifyIntervalSeconds": seconds(self.verify_interval),
         })
     }
+}
+
+fn params(arguments: &Arguments, errors: &mut Errors) -> Params {
+    let trust_domain = arguments.trust_domain.as_deref();
+    let mut params = Params::new(errors.trust_domain(trust_domain.unwrap_or(CLUSTER_LOCAL)));
+    let said = |text: &Option<String>, default: &mut Arc<str>| {
+        if let Some(text) = text {
+            *default = text.as_str().into();
+        }
+    };
+    said(&arguments.cluster_id, &mut params.cluster);
+    said(&arguments.cluster_domain, &mut params.cluster_domain);
+    said(&arguments.root_namespace, &mut params.root_namespace);
+    if let Some(namespaces) = &arguments.excluded_namespaces {
+        params.excluded_namespaces = parse::list(namespaces);
+    }
+    params.trust_domain_aliases = errors.trust_domains(arguments.trust_domain_aliases.as_deref());
+    params.network_policy = errors.parsed(
+        "--network-policy",
+        arguments.network_policy.clone(),
+        true,
+        parse::enforced,
+    );
+    params
 }
 
 #[cfg(test)]

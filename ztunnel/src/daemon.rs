@@ -14,9 +14,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mesh::Store;
 use mesh::certs::{AuthorityError, IstioCaError, RenewalTask};
 use mesh::source::{FolderError, FolderSource};
-use mesh::{Params, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -152,7 +152,7 @@ impl Daemon {
             workers: config.workers,
             connections_per_pod: CONNECTIONS_PER_POD,
             identities: identities.clone(),
-            trust_domain_aliases: config.trust_domain_aliases.clone(),
+            trust_domain_aliases: config.mesh.trust_domain_aliases.clone(),
             tunnel_max_age: config.tunnel_max_age,
             readiness: Some((ports.readiness, readiness.clone())),
         };
@@ -161,7 +161,7 @@ impl Daemon {
             store.clone(),
             telemetry.clone(),
         )?);
-        let source = FolderSource::new(&config.source_folder, params(config), store.clone());
+        let source = FolderSource::new(&config.source_folder, config.mesh.clone(), store.clone());
         let enrolment = enrolment(config, &store, &data_plane, &identities, &telemetry)?;
         let mut daemon = Self {
             data_plane: data_plane.clone(),
@@ -271,18 +271,6 @@ impl Daemon {
         self.stop_serving.cancel();
         while self.serving.join_next().await.is_some() {}
         tracing::info!("stopped");
-    }
-}
-
-fn params(config: &Config) -> Params {
-    Params {
-        cluster: config.cluster.clone(),
-        trust_domain: config.trust_domain.clone(),
-        cluster_domain: config.cluster_domain.clone(),
-        excluded_namespaces: config.excluded_namespaces.clone(),
-        root_namespace: config.root_namespace.clone(),
-        trust_domain_aliases: config.trust_domain_aliases.clone(),
-        network_policy: config.network_policy,
     }
 }
 

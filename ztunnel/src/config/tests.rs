@@ -14,8 +14,8 @@ fn complete() -> Arguments {
 #[test]
 fn what_is_not_said_has_its_default() {
     let config = Config::from_arguments(complete()).expect("a complete configuration");
-    assert_eq!(&*config.cluster, "Kubernetes");
-    assert_eq!(config.trust_domain.to_string(), "cluster.local");
+    assert_eq!(&*config.mesh.cluster, "Kubernetes");
+    assert_eq!(config.mesh.trust_domain.to_string(), "cluster.local");
     assert_eq!(config.termination_deadline, Duration::from_secs(5));
     assert_eq!(config.cert_ttl, Duration::from_secs(86_400));
     assert_eq!(config.verify_interval, Duration::from_secs(2));
@@ -23,7 +23,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(config.stats.to_string(), "[::]:15020");
     assert_eq!(config.readiness.to_string(), "[::]:15021");
     assert_eq!(config.log.filter, "info");
-    assert!(config.excluded_namespaces.contains("kube-system"));
+    assert!(config.mesh.excluded_namespaces.contains("kube-system"));
     assert!(config.workers >= 1);
 }
 
@@ -105,17 +105,17 @@ fn a_certificate_authority_needs_an_address_a_root_and_a_token() {
 #[test]
 fn policies_have_istios_root_namespace_and_network_policies_hold() {
     let config = Config::from_arguments(complete()).expect("a complete configuration");
-    assert_eq!(&*config.root_namespace, "istio-system");
-    assert!(config.network_policy);
-    assert!(config.trust_domain_aliases.is_empty());
+    assert_eq!(&*config.mesh.root_namespace, "istio-system");
+    assert!(config.mesh.network_policy);
+    assert!(config.mesh.trust_domain_aliases.is_empty());
     let arguments = Arguments {
         network_policy: Some("off".into()),
         trust_domain_aliases: Some("old.example, older.example".into()),
         ..complete()
     };
     let config = Config::from_arguments(arguments).expect("a complete configuration");
-    assert!(!config.network_policy);
-    assert_eq!(config.trust_domain_aliases.len(), 2);
+    assert!(!config.mesh.network_policy);
+    assert_eq!(config.mesh.trust_domain_aliases.len(), 2);
 }
 
 #[test]

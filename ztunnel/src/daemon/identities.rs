@@ -36,14 +36,14 @@ fn source(config: &Config) -> Result<Arc<dyn CertificateSource>, Error> {
         } => {
             let client = IstioCaConfig {
                 server_name: server_name.clone(),
-                cluster_id: config.cluster.to_string(),
+                cluster_id: config.mesh.cluster.to_string(),
                 ..IstioCaConfig::new(address, root_cert, token)
             };
             Arc::new(IstioCa::new(client)?)
         }
         IdentityProvider::Spire { socket } => Arc::new(Spire::new(SpireConfig {
             socket: socket.clone(),
-            trust_domain: config.trust_domain.clone(),
+            trust_domain: config.mesh.trust_domain.clone(),
         })),
     })
 }
