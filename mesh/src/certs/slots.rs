@@ -66,6 +66,8 @@ pub(super) struct Finished {
     pub(super) renewed: bool,
     /// The source answers again after an outage.
     pub(super) recovered: bool,
+    /// It failed for the reason that the attempt before failed for.
+    pub(super) repeated: bool,
 }
 
 impl Slots {
@@ -175,13 +177,12 @@ impl Slots {
             .slots
             .get_mut(&attempt.identity)
             .filter(|slot| slot.is_at(attempt.number));
-        let renewed = match (slot, outcome) {
-            (Some(slot), Ok(certificate)) => slot.issued(certificate, self.ttl, now, fortune()),
-            (Some(slot), Err(error)) => {
-                slot.failed(error, now, fortune());
-                false
+        let (renewed, repeated) = match (slot, outcome) {
+            (Some(slot), Ok(certificate)) => {
+                (slot.issued(certificate, self.ttl, now, fortune()), false)
             }
-            (None, _) if recovered => false,
+            (Some(slot), Err(error)) => (false, slot.failed(error, now, fortune())),
+            (None, _) if recovered => (false, false),
             (None, _) => return None,
         };
         if recovered {
@@ -189,7 +190,11 @@ impl Slots {
                 slot.recover(now, fortune());
             }
         }
-        Some(Finished { renewed, recovered })
+        Some(Finished {
+            renewed,
+            recovered,
+            repeated,
+        })
     }
 
     /// An attempt was given up without an outcome; another may start at once.

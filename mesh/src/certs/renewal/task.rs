@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{CertificatesConfig, CertificatesState, Shared, Tally};
 use crate::certs::slots::{Attempt, Finished, Slots};
@@ -237,7 +237,12 @@ impl RenewalTask {
             Err(error) => Err(error.clone()),
         };
         let finished = self.slots.finish(attempt, outcome, now, fastrand::f64);
-        let Some(Finished { renewed, recovered }) = finished else {
+        let Some(Finished {
+            renewed,
+            recovered,
+            repeated,
+        }) = finished
+        else {
             return;
         };
         self.dirty = true;
@@ -251,7 +256,11 @@ impl RenewalTask {
                 *count += 1;
             }
             Err(error) => {
-                warn!(target: "mesh::certs", "{error}");
+                // Whoever waits has it tried every second; once is enough to be told why it fails.
+                match repeated {
+                    false => warn!(target: "mesh::certs", "{error}"),
+                    true => debug!(target: "mesh::certs", "{error}"),
+                }
                 *self.tally.failures.entry(error.code).or_default() += 1;
             }
         }

@@ -141,7 +141,8 @@ impl Slot {
         renewed
     }
 
-    pub(super) fn failed(&mut self, error: IssueError, now: Now, fortune: f64) {
+    /// True if the attempt before has failed for the same reason.
+    pub(super) fn failed(&mut self, error: IssueError, now: Now, fortune: f64) -> bool {
         self.attempt = None;
         self.again = false;
         let doubled = BACKOFF.saturating_mul(1 << self.failures.min(16));
@@ -154,7 +155,8 @@ impl Slot {
         self.due = now.steady + wait.max(BACKOFF).mul_f64(0.8 + 0.4 * fortune);
         self.failed = Some(now.steady);
         self.failures += 1;
-        self.error = Some(error);
+        let before = self.error.replace(error);
+        before == self.error
     }
 
     /// The source answers again: whoever was waiting for that goes on now, one after the other.
