@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use mesh::WorkloadUid;
+use spiffe::SpiffeId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::certificates::{FirstCertificate, FirstCertificates, Outcome};
 use super::plan::{Actual, Desired, Phase};
 use super::status::{PodStatus, State};
 use super::steps::{self, Enrolled, Found, Left, StepError, Tools};
@@ -55,6 +57,7 @@ pub(super) struct Entry {
     interrupt: Option<CancellationToken>,
     enrolled: Option<Enrolled>,
     enrolled_as: Option<Arc<Desired>>,
+    certificate: Option<FirstCertificate>,
     watch: Option<DropGuard>,
     heard: bool,
     verify_at: Option<Instant>,
@@ -75,6 +78,7 @@ impl Default for Entry {
             interrupt: None,
             enrolled: None,
             enrolled_as: None,
+            certificate: None,
             watch: None,
             heard: false,
             verify_at: None,
@@ -105,8 +109,17 @@ impl Entry {
 
     /// Changes whenever what is published of the pod does.
     pub(super) fn mark(&self) -> (Phase, Option<&'static str>, SystemTime, u64, bool) {
-        let reason = self.failure.as_ref().map(|(code, _)| *code);
-        (self.phase, reason, self.since, self.repairs, self.tried)
+        let reason = self.why().map(|(code, _)| code);
+        (self.phase, reason, self.since, self.repairs, self.tried())
+    }
+
+    /// What keeps the pod out of the mesh: a step that failed, or else a certificate that has not
+    /// come.
+    fn why(&self) -> Option<(&'static str, String)> {
+        let certificate = self.certificate.as_ref();
+        let uncertified = certificate.and_then(|first| first.outcome().err());
+        let uncertified = uncertified.map(|error| (error.code(), error.to_string()));
+        self.failure.clone().or(uncertified)
     }
 
     /// When there is something to do even if nothing happens.
@@ -129,24 +142,59 @@ impl Entry {
         }
     }
 
-    /// Whether the pod was enrolled, or failed to be, at least once.
+    /// Whether the pod was enrolled, or failed to be, at least once; and so with its certificate.
     pub(super) fn tried(&self) -> bool {
-        self.tried
+        self.tried && self.certificate.as_ref().is_none_or(FirstCertificate::told)
+    }
+
+    /// The pod has to prove this identity: a first certificate is waited for, if none is yet.
+    pub(super) fn needs(
+        &mut self,
+        uid: &WorkloadUid,
+        identity: &SpiffeId,
+        certificates: &mut FirstCertificates,
+    ) {
+        let waited_for = self.certificate.as_ref().map(FirstCertificate::identity);
+        if waited_for != Some(identity) {
+            self.certificate = Some(certificates.wait(uid, identity));
+        }
+    }
+
+    /// Takes in what came of the wait for the first certificate.
+    pub(super) fn certified(&mut self, uid: &WorkloadUid, outcome: Outcome) {
+        let Some(first) = self.certificate.as_mut() else {
+            return;
+        };
+        if !first.tell(outcome) {
+            return;
+        }
+        if self.phase == Phase::Enrolled {
+            self.since = SystemTime::now();
+        }
+        match outcome {
+            Ok(()) => tracing::info!(pod = %uid, "the pod can prove who it is"),
+            Err(error) => {
+                let (reason, consequence) = (error.code(), "its connections through the mesh fail");
+                tracing::warn!(pod = %uid, reason, %error, consequence, "the pod has no certificate");
+            }
+        }
     }
 
     /// What is published of the pod; nothing if it has nothing to do with the mesh.
     pub(super) fn status(&self) -> Option<PodStatus> {
+        let why = self.why();
         let state = match self.phase {
             Phase::Pending => State::Pending,
-            Phase::Enrolled if self.failure.is_some() => State::Pending,
+            Phase::Enrolled if why.is_some() => State::Pending,
             Phase::Enrolled => State::Enrolled,
             Phase::Leaving => State::Leaving,
             Phase::Clean => return None,
         };
+        let (reason, message) = why.unzip();
         Some(PodStatus {
             state,
-            reason: self.failure.as_ref().map(|(code, _)| *code),
-            message: self.failure.as_ref().map(|(_, message)| message.clone()),
+            reason,
+            message,
             since: self.since,
             netns: self.netns.clone(),
             repairs: self.repairs,
@@ -170,6 +218,9 @@ impl Entry {
         }
         if matches!(step, Step::Enrol(_) | Step::Leave | Step::Forget) {
             self.watch = None;
+        }
+        if !matches!(step, Step::Enrol(_) | Step::Verify(_)) {
+            self.certificate = None;
         }
         let enrolled = if matches!(step, Step::Enrol(_) | Step::Sweep(_)) {
             None

@@ -7,8 +7,11 @@
 //! namespace a moment ago.
 //!
 //! A pod whose step fails is tried again, later and later up to [`RETRY_MOST`], for as long as it
-//! exists; it keeps neither another pod nor the daemon's readiness waiting.
+//! exists; it keeps neither another pod nor the daemon's readiness waiting. Nor does a certificate
+//! that does not come keep a pod from being captured: the pod counts as pending, for that reason,
+//! until it has one.
 
+mod certificates;
 mod claims;
 mod entry;
 mod plan;
@@ -36,6 +39,7 @@ use crate::guard::{self, Guard};
 use crate::identity::Identities;
 use crate::netns::{NetnsId, NetnsThreads};
 use crate::telemetry::Telemetry;
+use certificates::FirstCertificates;
 use claims::Claims;
 use entry::{Ears, Entry, Finished, Step};
 use plan::{Action, Actual, World, plan};
@@ -94,6 +98,7 @@ pub struct Enrolment {
     steps: JoinSet<(WorkloadUid, Finished)>,
     ears: Ears,
     heard: mpsc::Receiver<WorkloadUid>,
+    certificates: FirstCertificates,
     statuses: watch::Sender<Statuses>,
     unpublished: bool,
     settled: watch::Sender<bool>,
@@ -106,7 +111,7 @@ impl Enrolment {
             threads: parts.threads,
             source: parts.source,
             data_plane: parts.data_plane,
-            identities: parts.identities,
+            identities: parts.identities.clone(),
             claims: Claims::default(),
             telemetry: parts.telemetry,
             node: parts.node_netns,
@@ -129,6 +134,7 @@ impl Enrolment {
                 heard: tell,
             },
             heard,
+            certificates: FirstCertificates::new(parts.identities),
             statuses: watch::Sender::default(),
             unpublished: true,
             settled: watch::Sender::new(false),
@@ -171,10 +177,12 @@ impl Enrolment {
                 Some(uid) = self.heard.recv() => {
                     self.entries.get_mut(&uid).into_iter().for_each(Entry::hear);
                 }
+                (uid, outcome) = self.certificates.next() => self.certified(&uid, outcome),
                 () = sleep_until(next) => {}
             }
         }
         self.steps.shutdown().await;
+        self.certificates.stop().await;
         self.ears.watches.shutdown().await;
     }
 
@@ -259,6 +267,9 @@ impl Enrolment {
         };
         let entry = self.entries.entry(uid.clone()).or_default();
         let before = entry.mark();
+        if let Step::Enrol(desired) | Step::Verify(desired) = &step {
+            entry.needs(&uid, &desired.identity, &mut self.certificates);
+        }
         let task = entry.begin(&self.tools, &uid, step);
         self.unpublished |= entry.mark() != before || !entry.tried();
         self.steps.spawn(async move { (uid, task.await) });
@@ -277,6 +288,14 @@ impl Enrolment {
         } else if let Some(entry) = self.entries.get_mut(uid) {
             let before = entry.mark();
             entry.end(&self.tools, uid, finished, &mut self.ears);
+            self.unpublished |= entry.mark() != before;
+        }
+    }
+
+    fn certified(&mut self, uid: &WorkloadUid, outcome: certificates::Outcome) {
+        if let Some(entry) = self.entries.get_mut(uid) {
+            let before = entry.mark();
+            entry.certified(uid, outcome);
             self.unpublished |= entry.mark() != before;
         }
     }

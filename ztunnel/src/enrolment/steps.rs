@@ -16,7 +16,7 @@ use super::plan::Desired;
 use super::source::PodNetns;
 use crate::capture::{self, Capture, Drift, Redirection, Rules};
 use crate::dataplane::{self, DataPlane, Leaving, Pod, Removal};
-use crate::identity::{Identities, IdentityError};
+use crate::identity::Identities;
 use crate::netns::{Netns, NetnsId, NetnsThreads, ThreadsEnded};
 use crate::telemetry::Telemetry;
 
@@ -65,8 +65,6 @@ pub(super) enum StepError {
     NotItsAddresses { path: PathBuf, wanted: Vec<IpAddr> },
     #[error("its network namespace {netns} belongs to {owner}")]
     NetnsTaken { netns: NetnsId, owner: WorkloadUid },
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
     #[error(
         "the daemon cannot listen in it: does the application use ports 15001, 15006 or 15008?"
     )]
@@ -97,7 +95,6 @@ impl StepError {
             Self::NetnsIsNodes(_) => "netns_is_nodes",
             Self::NotItsAddresses { .. } => "netns_without_pod_ip",
             Self::NetnsTaken { .. } => "netns_taken",
-            Self::Identity(error) => error.code(),
             Self::Listeners(_) => "listen_failed",
             Self::DataPlane(_) => "data_plane",
             Self::Capture(error) => error.code(),
@@ -157,7 +154,9 @@ fn locate(
 
 /// Brings a pod in. The listeners accept before the first connection is redirected, so that none is
 /// refused; whatever rules an earlier process left stay in force until they are replaced in one
-/// transaction, so that none escapes.
+/// transaction, so that none escapes. Capture waits for nobody: the pod's certificate is fetched
+/// beside it ([`FirstCertificates`][super::certificates::FirstCertificates]), and a connection that
+/// needs one waits for it itself.
 pub(super) async fn enrol(
     tools: &Tools,
     uid: &WorkloadUid,
@@ -175,7 +174,6 @@ pub(super) async fn enrol(
         owner,
     };
     let claim = tools.claims.claim(netns.id(), uid).map_err(taken)?;
-    tools.identities.warm_up(&desired.identity).await?;
     let (inside, workers) = (netns.clone(), tools.data_plane.workers());
     let listeners = tools
         .threads
