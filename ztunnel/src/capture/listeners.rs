@@ -91,15 +91,21 @@ pub(super) fn stand() -> io::Result<bool> {
                 missing.retain(|wanted| *wanted != port);
             }
         });
-        // A kernel without IPv6 has no table to look into.
-        if outcome.is_ok() && missing.is_empty() {
-            return Ok(true);
-        }
-        if family == nix::libc::AF_INET {
-            outcome?;
+        match outcome {
+            Ok(()) if missing.is_empty() => return Ok(true),
+            Ok(()) => {}
+            // A kernel without IPv6 has nobody to ask about it.
+            Err(error) if family == nix::libc::AF_INET6 && is_absent(&error) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(false)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    [Errno::ENOENT, Errno::EAFNOSUPPORT]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 /// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, and an empty socket

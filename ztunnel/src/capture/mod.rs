@@ -147,7 +147,7 @@ impl Capture {
     }
 
     fn apply_here(rules: &Rules) -> Result<(Families, String, u32), Error> {
-        let families = families();
+        let families = families().map_err(Error::Netns)?;
         routing::ensure(families).map_err(Error::Routing)?;
         let (generation, listing) = nftables::apply_alone(&rules.script(), TABLE)?;
         sysctl::set();
@@ -185,7 +185,7 @@ impl Capture {
                 Some(_) => self.generation = generation,
             }
         }
-        if families() != self.families {
+        if families().map_err(Error::Netns)? != self.families {
             return Ok(Some(Drift::FamiliesChanged));
         }
         if !routing::stands(self.families).map_err(Error::Routing)? {
@@ -235,9 +235,13 @@ impl Capture {
 }
 
 /// The families of the namespace that this thread is in.
-fn families() -> Families {
-    let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
-    Families {
-        v6: disabled.is_ok_and(|value| value.trim() == "0"),
+fn families() -> io::Result<Families> {
+    match fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6") {
+        Ok(value) => Ok(Families {
+            v6: value.trim() == "0",
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Families { v6: false }),
+        // Not to know is no reason to change anything.
+        Err(error) => Err(error),
     }
 }

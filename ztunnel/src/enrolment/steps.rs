@@ -85,6 +85,19 @@ impl StepError {
         matches!(self, Self::NoAddress | Self::NetnsUnknown)
     }
 
+    /// Whether it says that the namespace is not the pod's, or is there no more, and not only that
+    /// nobody could look.
+    fn is_finding(&self) -> bool {
+        match self {
+            Self::NetnsIsNodes(_) | Self::NotItsAddresses { .. } => true,
+            Self::NetnsUnusable { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ),
+            _ => false,
+        }
+    }
+
     /// Stable reason code.
     pub(super) fn code(&self) -> &'static str {
         match self {
@@ -257,7 +270,13 @@ fn inspect(
         Ok(_) | Err(StepError::NoAddress | StepError::NetnsUnknown | StepError::NetnsSource(_)) => {
             stands(&mut was, desired)
         }
-        Err(error) => Ok(Found::Replaced(error.code())),
+        Err(error) if error.is_finding() => Ok(Found::Replaced(error.code())),
+        // To be unable to look, out of descriptors for instance, is no finding, and must not cost
+        // the pod its connections.
+        Err(error) => match stands(&mut was, desired) {
+            Ok(Found::Stands) => Err(error),
+            found => found,
+        },
     };
     (was, found)
 }
@@ -393,4 +412,35 @@ pub(super) async fn sweep(tools: &Tools, kube_uid: Arc<str>) -> Result<(), StepE
         Ok(())
     };
     tools.threads.run(look).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_is_gone_is_a_finding_and_one_that_could_not_be_looked_at_is_none() {
+        let unusable = |source: io::Error| StepError::NetnsUnusable {
+            path: "/run/netns/a".into(),
+            source,
+        };
+        assert!(StepError::NetnsIsNodes("/proc/1/ns/net".into()).is_finding());
+        let not_its_own = StepError::NotItsAddresses {
+            path: "/run/netns/a".into(),
+            wanted: vec![],
+        };
+        assert!(not_its_own.is_finding());
+        let open = |path: &str| Netns::open(path.as_ref()).map(drop).unwrap_err();
+        assert!(unusable(open("/run/netns/no-such-namespace")).is_finding());
+        assert!(
+            unusable(open("/dev/null")).is_finding(),
+            "its mount is gone, and an ordinary file left"
+        );
+        assert!(unusable(open("/dev/null/a")).is_finding());
+        use nix::libc::{EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM};
+        for errno in [EMFILE, ENFILE, ENOMEM, ENOBUFS, EINTR, EIO, EPERM] {
+            let error = unusable(io::Error::from_raw_os_error(errno));
+            assert!(!error.is_finding(), "{error:?}");
+        }
+    }
 }

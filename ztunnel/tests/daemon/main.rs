@@ -229,6 +229,37 @@ fn a_namespace_that_is_not_the_pods_is_refused_and_keeps_nobody_waiting() {
 }
 
 #[test]
+fn a_daemon_out_of_descriptors_says_so_and_no_pod_loses_its_connections() {
+    let mut world = World::new();
+    let (client, server) = (world.pod("client", true), world.pod("server", true));
+    let daemon = Daemon::start(&world);
+    daemon.ready();
+    let app = server.pod.inside.listen(server.pod.both(80)[0]);
+    let open = client.pod.inside.connect(server.pod.both(80)[0]);
+    let open = open.expect("the daemon");
+    let (accepted, _) = accept(&app);
+    carries(&open, &accepted, b"before");
+    let mut admin = daemon.admin();
+    // With none left the pod's namespace cannot even be looked for; with one, it is found and cannot
+    // be looked into.
+    for (free, reason) in [(0, "capture_"), (1, "netns_unusable")] {
+        daemon.leave_descriptors(free);
+        eventually(reason, || {
+            let (state, why) = admin.state(&client)?;
+            (state == "pending" && why.starts_with(reason)).then_some(())
+        });
+        carries(&open, &accepted, b"meanwhile");
+        carries(&accepted, &open, b"and back");
+        daemon.limit_descriptors(1024);
+        eventually("the pod is verified again", || {
+            (admin.state(&client)?.0 == "enrolled").then_some(())
+        });
+    }
+    carries(&open, &accepted, b"afterwards");
+    assert_eq!(daemon.metric("ambit_capture_repairs_total"), 0.0);
+}
+
+#[test]
 fn a_signal_drains_and_a_second_one_ends() {
     let mut world = World::new();
     let (client, server) = (world.pod("client", true), world.pod("server", true));

@@ -1,7 +1,8 @@
 //! A node with pods, the objects that describe them, and the daemon that serves them.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -226,6 +227,32 @@ impl Daemon {
         Some(answer)
     }
 
+    /// A connection to the admin page that stays open.
+    pub(crate) fn admin(&self) -> Admin {
+        let address = SocketAddr::from(([127, 0, 0, 1], 15000));
+        let connect = || TcpStream::connect_timeout(&address, rig::SOON);
+        let stream = self.node.enter(connect).expect("the admin page");
+        Admin(BufReader::new(stream))
+    }
+
+    /// Leaves the daemon so many free descriptors; what it has open stays so.
+    pub(crate) fn leave_descriptors(&self, free: usize) {
+        let pid = self.child.lock().unwrap().id();
+        let open: BTreeSet<usize> = fs::read_dir(format!("/proc/{pid}/fd"))
+            .expect("the daemon runs")
+            .filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        let limit = (0..).filter(|fd| !open.contains(fd)).nth(free);
+        self.limit_descriptors(limit.unwrap_or_default());
+    }
+
+    /// The highest descriptor that the daemon may open.
+    pub(crate) fn limit_descriptors(&self, limit: usize) {
+        let pid = self.child.lock().unwrap().id();
+        let soft = format!("--nofile={limit}:");
+        rig::run("prlimit", &["--pid", &pid.to_string(), &soft]);
+    }
+
     /// Ends it as `kill -9` does.
     pub(crate) fn kill(self) {
         self.signal("KILL");
@@ -243,6 +270,35 @@ impl Daemon {
             self.child.lock().unwrap().try_wait().expect("a child")
         })
         .code()
+    }
+}
+
+/// An open connection to the admin page.
+pub(crate) struct Admin(BufReader<TcpStream>);
+
+impl Admin {
+    /// The state of a pod, and why.
+    pub(crate) fn state(&mut self, pod: &Named) -> Option<(String, String)> {
+        let dump = self.dump()?;
+        let state = dump["workloadState"].get(pod.workload())?;
+        let text = |key: &str| state[key].as_str().unwrap_or_default().to_string();
+        Some((text("state"), text("reason")))
+    }
+
+    fn dump(&mut self) -> Option<Value> {
+        let request = "GET /config_dump HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        self.0.get_mut().write_all(request.as_bytes()).ok()?;
+        let (mut line, mut length) = (String::new(), 0);
+        while self.0.read_line(&mut line).ok()? > 2 {
+            let (name, value) = line.split_once(':').unwrap_or_default();
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().ok()?;
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).ok()?;
+        serde_json::from_slice(&body).ok()
     }
 }
 
