@@ -37,6 +37,19 @@ pub trait Connect {
     fn refused(&self, peer: &Peer, reason: Reason, detail: &str) {
         let _ = (peer, reason, detail);
     }
+
+    /// The peer has proven who it is, and both handshakes are done: whether its tunnel is served. If not, it is closed
+    /// and ends as [`Ended::Aborted`].
+    fn admits(&self, peer: &Peer) -> bool {
+        let _ = peer;
+        true
+    }
+
+    /// A stream was refused before anybody looked at it, because the tunnel's earlier ones still hold all that they
+    /// may. A peer can bring this about as often as it sends requests.
+    fn overloaded(&self, peer: &Peer) {
+        let _ = peer;
+    }
 }
 
 /// Yes: the dialled application, and how to relay to it.

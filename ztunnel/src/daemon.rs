@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::readiness::{Pending, Readiness};
 use crate::admin::{self, Admin};
 use crate::config::Config;
-use crate::dataplane::{self, CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig};
+use crate::dataplane::{self, CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig, UNPROVEN_PER_POD};
 use crate::enrolment::{self, Enrolment, NetnsFolder, purge_removed};
 use crate::guard::Guard;
 use crate::identity::Identities;
@@ -151,6 +151,7 @@ impl Daemon {
         let data_plane = DataPlaneConfig {
             workers: config.workers,
             connections_per_pod: CONNECTIONS_PER_POD,
+            unproven_per_pod: UNPROVEN_PER_POD,
             identities: identities.clone(),
             trust_domain_aliases: config.mesh.trust_domain_aliases.clone(),
             tunnel_max_age: config.tunnel_max_age,

@@ -15,7 +15,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use ztunnel::admin::{self, Admin, WorkloadState};
-use ztunnel::dataplane::{CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig};
+use ztunnel::dataplane::{CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig, UNPROVEN_PER_POD};
 use ztunnel::identity::Identities;
 use ztunnel::telemetry::{Format, Log, LogConfig, Telemetry};
 
@@ -68,6 +68,7 @@ async fn operators_see_the_mesh_the_pods_and_change_the_log_levels() {
     let config = DataPlaneConfig {
         workers: 1,
         connections_per_pod: CONNECTIONS_PER_POD,
+        unproven_per_pod: UNPROVEN_PER_POD,
         identities: identities.clone(),
         trust_domain_aliases: vec![],
         tunnel_max_age: std::time::Duration::from_secs(3600),

@@ -57,7 +57,7 @@ pub async fn serve<C: Connect + 'static>(
                 shown,
             }),
             Some(peer),
-        ) => {
+        ) if connect.admits(&peer) => {
             let server = Server {
                 connect,
                 peer: Rc::new(peer),
@@ -72,6 +72,7 @@ pub async fn serve<C: Connect + 'static>(
                 server.cause.error().filter(|_| ended == Ended::Failed),
             )
         }
+        (Ok(_), Some(_)) => (Ended::Aborted, None),
         (Ok(_), None) => (Ended::Failed, Some(Reason::Internal.into())),
         (Err(error), _) => (Ended::Failed, Some(error)),
     };
@@ -139,6 +140,7 @@ impl<C: Connect + 'static> Server<C> {
                     Some(_) = tasks.join_next() => {}
                     request = connection.accept() => match request {
                         Some(Ok((_, mut respond))) if tasks.len() >= most_tasks => {
+                            self.connect.overloaded(&self.peer);
                             respond.send_reset(h2::Reason::REFUSED_STREAM);
                         }
                         Some(Ok((request, respond))) => {

@@ -287,6 +287,50 @@ pub async fn thousands_of_resets_harm_no_other_tunnel<E: Engine>() {
     world.serve_ends.recv().await.unwrap();
 }
 
+/// A stream that was reset counts for HTTP/2 no more, and its last bytes are still held for a while.
+pub async fn streams_beyond_what_earlier_ones_hold_are_refused_and_told_of<E: Engine>() {
+    let mut world = World::<E>::new().await;
+    let mut neighbour = world.connect().await;
+    *world.dialer.decide.borrow_mut() = Rc::new(|_, _| Ok(None));
+    let (mut send, driver) = raw::h2(world.key.address).await;
+    let most = 2 * ServeConfig::default().max_streams as usize;
+    for number in 1..=most {
+        send = send.ready().await.unwrap();
+        let (_, mut stream) = send
+            .send_request(raw::connect("10.0.0.1:80"), false)
+            .unwrap();
+        stream.send_data(Bytes::from_static(b"x"), false).unwrap();
+        until(|| world.dialer.pending.get() == number).await;
+        stream.send_reset(h2::Reason::CANCEL);
+    }
+    assert_eq!(world.dialer.overloads.get(), 0);
+    for _ in 0..3 {
+        send = send.ready().await.unwrap();
+        let (response, _stream) = send
+            .send_request(raw::connect("10.0.0.1:80"), false)
+            .unwrap();
+        let refused = response.await.unwrap_err();
+        assert_eq!(refused.reason(), Some(h2::Reason::REFUSED_STREAM));
+    }
+    assert_eq!(world.dialer.overloads.get(), 3);
+    ask(&mut neighbour, b"x").await;
+    driver.abort();
+    world.serve_ends.recv().await.unwrap();
+}
+
+pub async fn a_tunnel_that_is_not_admitted_is_closed_and_carries_nothing<E: Engine>() {
+    let mut world = World::<E>::new().await;
+    world.dialer.admits.set(false);
+    let refused = async {
+        let mut stream = world.open().await?;
+        E::response(&mut stream).await
+    };
+    assert!(refused.await.is_err());
+    let end = world.serve_ends.recv().await.unwrap();
+    assert_eq!((end.ended, end.streams), (Ended::Aborted, 0));
+    assert!(end.peer.is_some() && end.error.is_none());
+}
+
 /// One-byte writes, each of which travels alone.
 async fn drip(from: &TcpStream, counter: &std::sync::atomic::AtomicU64, n: u64) {
     let start = counter.load(Ordering::Relaxed);

@@ -94,6 +94,8 @@ mod h2 {
         huge_headers_are_refused_and_harm_nobody,
         thousands_of_streams_are_bounded_and_harm_nobody,
         thousands_of_resets_harm_no_other_tunnel,
+        streams_beyond_what_earlier_ones_hold_are_refused_and_told_of,
+        a_tunnel_that_is_not_admitted_is_closed_and_carries_nothing,
         a_slow_upstream_reader_harms_nobody,
         a_slow_downstream_reader_harms_nobody,
         a_slow_decision_harms_nobody,

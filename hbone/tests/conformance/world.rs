@@ -162,6 +162,10 @@ pub struct Dialer {
     pub decide: RefCell<Decision>,
     pub upstream_ends: mpsc::UnboundedSender<RelayEnd>,
     pub refusals: RefCell<Vec<(Reason, String)>>,
+    /// Streams that were refused because earlier ones hold too much.
+    pub overloads: Cell<usize>,
+    /// Whether tunnels are served.
+    pub admits: Cell<bool>,
     /// SO_SNDBUF of the upstream sockets.
     pub send_buffer: Cell<Option<u32>>,
     /// Requests whose decision is pending.
@@ -209,6 +213,14 @@ impl Connect for Dialer {
     fn refused(&self, _peer: &Peer, reason: Reason, detail: &str) {
         self.refusals.borrow_mut().push((reason, detail.to_owned()));
     }
+
+    fn admits(&self, _peer: &Peer) -> bool {
+        self.admits.get()
+    }
+
+    fn overloaded(&self, _peer: &Peer) {
+        self.overloads.set(self.overloads.get() + 1);
+    }
 }
 
 /// Both nodes.
@@ -247,6 +259,8 @@ impl<E: Engine> World<E> {
             decide: RefCell::new(Rc::new(|_, _| Ok(Some(RelayOpts::default())))),
             upstream_ends: ends,
             refusals: RefCell::default(),
+            overloads: Cell::new(0),
+            admits: Cell::new(true),
             send_buffer: Cell::new(None),
             pending: Rc::default(),
         });

@@ -89,15 +89,25 @@ fn headers_of_our_own_making_change_nothing_for_others() -> Result<()> {
     let mut arena = Arena::up()?;
     let good = SocketAddr::new(arena.target, PORT).to_string();
     let big = "x".repeat(30_000);
-    for (name, value) in [
-        ("baggage", "k8s.namespace.name=\"\n\",,,=,a=b=c"),
-        ("baggage", big.as_str()),
-        ("forwarded", "for=127.0.0.1;host=\"a\tb\"\t\t reason=ok"),
-        ("forwarded", big.as_str()),
-        ("traceparent", "00-zz"),
-        ("x-forwarded-network", "other"),
+    // A stream that is open when its tunnel is cut off says so.
+    let cut = "tunnel_closed";
+    for (name, value, reason) in [
+        (
+            "baggage",
+            "k8s.namespace.name=\"\n\",,,=,a=b=c",
+            "h2_protocol_error",
+        ),
+        ("baggage", big.as_str(), cut),
+        (
+            "forwarded",
+            "for=127.0.0.1;host=\"a\tb\"\t\t reason=ok",
+            cut,
+        ),
+        ("forwarded", big.as_str(), cut),
+        ("traceparent", "00-zz", cut),
+        ("x-forwarded-network", "other", cut),
     ] {
-        arena.attack_in_tunnel("", async |tunnel| {
+        arena.attack_in_tunnel(reason, async |tunnel| {
             let stream = tunnel.stream();
             let request = [(":method", "CONNECT"), (":authority", &good), (name, value)];
             let answer = tunnel
@@ -159,7 +169,7 @@ fn headers_without_end_cost_the_tunnel_and_nothing_else() -> Result<()> {
             .with_context(|| format!("{what} CONTINUATION frames"))?;
     }
     // One that ends, but is far over the limit: the stream is refused, or the connection.
-    arena.attack_in_tunnel("", async |tunnel| {
+    arena.attack_in_tunnel("h2_protocol_error", async |tunnel| {
         let (stream, first) = start(tunnel);
         let block = literal("x", &"y".repeat(16_000));
         let mut bytes = first;
@@ -222,7 +232,7 @@ fn floods_of_streams_and_resets_harm_nobody() -> Result<()> {
     let mut arena = Arena::up()?;
     let echo = SocketAddr::new(arena.target, ECHO).to_string();
     // Streams without end, none closed.
-    arena.attack_in_tunnel("", async |tunnel| {
+    arena.attack_in_tunnel("h2_protocol_error", async |tunnel| {
         let streams = (0..STREAMS).map(|at| connect(2 * at + 1, &echo));
         tunnel
             .flood(streams, Duration::from_secs(30))
@@ -230,7 +240,7 @@ fn floods_of_streams_and_resets_harm_nobody() -> Result<()> {
             .map(drop)
     })?;
     // CVE-2023-44487: each stream is reset as soon as it is opened.
-    arena.attack_in_tunnel("", async |tunnel| {
+    arena.attack_in_tunnel("too_many_streams", async |tunnel| {
         let pair = |at: u32| [connect(2 * at + 1, &echo), reset(2 * at + 1)].concat();
         tunnel
             .flood((0..STREAMS).map(pair), Duration::from_secs(30))
@@ -238,7 +248,7 @@ fn floods_of_streams_and_resets_harm_nobody() -> Result<()> {
             .map(drop)
     })?;
     // CVE-2025-8671: requests that make the server reset them.
-    arena.attack_in_tunnel("", async |tunnel| {
+    arena.attack_in_tunnel("h2_protocol_error", async |tunnel| {
         let bad = |at: u32| {
             let stream = 2 * at + 1;
             [
@@ -262,6 +272,7 @@ fn floods_of_control_frames_whose_answers_nobody_reads_are_bounded() -> Result<(
         frame(Kind::Ping, 0, 0, &[7; 8]),
         frame(Kind::Settings, 0, 0, &[]),
     ];
+    // No stream was ever opened, so no connection has failed, and nothing is told.
     for bytes in floods.map(|bytes| bytes.repeat(1000)) {
         arena.attack_from(&arena.member.clone(), "", &async |origin: &Origin, to| {
             let mut stream = Hello::of(&leaf).handshake(origin, to).await?;
@@ -288,7 +299,7 @@ fn an_application_that_does_not_read_stalls_no_other_stream_of_its_tunnel() -> R
     let target = arena.target;
     let at = |port| SocketAddr::new(target, port).to_string();
     for size in [1, 64, 1000] {
-        arena.attack_in_tunnel("", async |tunnel| {
+        arena.attack_in_tunnel("tunnel_closed", async |tunnel| {
             let stalled = tunnel.stream();
             let answer = tunnel.ask(stalled, &connect(stalled, &at(STALL))).await?;
             ensure!(answer == Answer::Status(200), "{answer:?}");
@@ -316,7 +327,7 @@ fn an_application_that_does_not_read_stalls_no_other_stream_of_its_tunnel() -> R
 fn empty_data_frames_without_end_are_bounded() -> Result<()> {
     let mut arena = Arena::up()?;
     let stall = SocketAddr::new(arena.target, STALL).to_string();
-    arena.attack_in_tunnel("", async |tunnel| {
+    arena.attack_in_tunnel("h2_protocol_error", async |tunnel| {
         let stream = tunnel.stream();
         let answer = tunnel.ask(stream, &connect(stream, &stall)).await?;
         ensure!(answer == Answer::Status(200), "{answer:?}");
@@ -336,7 +347,8 @@ fn peers_that_do_not_read_what_applications_say_are_bounded() -> Result<()> {
     let leaf = arena.authority.leaf(&[MEMBER])?;
     let talk = SocketAddr::new(arena.target, TALK).to_string();
     // An open window, and a socket that is never read.
-    arena.attack_from(&arena.member.clone(), "", &async |origin: &Origin, to| {
+    let (member, reason) = (arena.member.clone(), "tunnel_closed");
+    arena.attack_from(&member, reason, &async |origin: &Origin, to| {
         let mut tunnels = Vec::new();
         for _ in 0..3 {
             let mut tunnel = Tunnel::open(&Hello::of(&leaf), origin, to, 0x7fff_ffff).await?;

@@ -13,6 +13,7 @@ mod pods;
 pub(crate) mod recheck;
 pub(crate) mod registry;
 mod sockets;
+pub(crate) mod unproven;
 mod worker;
 
 use std::collections::HashMap;
@@ -50,12 +51,19 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// the node's whole memory and every descriptor.
 pub const CONNECTIONS_PER_POD: usize = 32_768;
 
+/// Tunnels of one pod that may be in their handshakes at a time, unless configured otherwise. A
+/// handshake takes milliseconds, so this is room for thousands of new peers a second; and it is all
+/// that those can hold who prove nothing.
+pub const UNPROVEN_PER_POD: usize = 1024;
+
 /// What a data plane is made of.
 pub struct DataPlaneConfig {
     /// Number of threads; at least one is started.
     pub workers: usize,
     /// Connections that one pod may have open at a time; see [`CONNECTIONS_PER_POD`].
     pub connections_per_pod: usize,
+    /// Tunnels of one pod whose peers have not proven who they are; see [`UNPROVEN_PER_POD`].
+    pub unproven_per_pod: usize,
     /// The certificates that the workers serve and dial with.
     pub identities: Identities,
     /// Other names of the mesh's trust domain: whoever proves an identity in one of them is of this
@@ -183,6 +191,8 @@ impl DataPlane {
                 telemetry: telemetry.clone(),
                 trust_domain_aliases: trust_domain_aliases.clone(),
                 tunnel_max_age: config.tunnel_max_age,
+                // The kernel spreads new connections evenly over the workers.
+                unproven_per_pod: config.unproven_per_pod.div_ceil(count),
                 readiness: readiness.take().map(|(listener, state)| {
                     (
                         listener,

@@ -20,6 +20,7 @@ use super::PodListeners;
 use super::listen::{Ends, Listener, accept_loop};
 use super::registry::{Connection, Registered, Registry, Slot};
 use super::sockets::{PodSockets, prepare};
+use super::unproven::Unproven;
 use crate::identity::Identities;
 use crate::netns::Netns;
 use crate::proxy;
@@ -37,6 +38,7 @@ pub(crate) struct PodContext {
     pub(crate) ends: Ends,
     pub(crate) random: RefCell<fastrand::Rng>,
     pub(crate) trust_domain_aliases: Arc<[TrustDomain]>,
+    pub(crate) unproven: Rc<Unproven>,
     worker: usize,
     registry: Arc<Registry>,
     aborted: Cell<Option<&'static str>>,
@@ -100,6 +102,8 @@ pub(super) struct PodParts {
     pub(super) telemetry: Rc<WorkerTelemetry>,
     pub(super) trust_domain_aliases: Arc<[TrustDomain]>,
     pub(super) tunnel_max_age: Duration,
+    /// Tunnels in their handshakes at a time.
+    pub(super) unproven: usize,
 }
 
 impl PodContext {
@@ -123,6 +127,7 @@ impl PodContext {
             },
             random: RefCell::new(fastrand::Rng::new()),
             trust_domain_aliases: parts.trust_domain_aliases,
+            unproven: Unproven::new(parts.unproven),
             worker: parts.worker,
             registry: parts.registry,
             aborted: Cell::new(None),
@@ -154,6 +159,7 @@ impl PodContext {
             telemetry: Rc::new(WorkerTelemetry::new(Arc::new(telemetry))),
             trust_domain_aliases: Arc::default(),
             tunnel_max_age: Duration::from_secs(3600),
+            unproven: 16,
         })
     }
 }

@@ -70,6 +70,8 @@ pub(super) struct Parts {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) trust_domain_aliases: Arc<[TrustDomain]>,
     pub(super) tunnel_max_age: Duration,
+    /// On this worker.
+    pub(super) unproven_per_pod: usize,
     pub(super) readiness: Option<(
         std::net::TcpListener,
         Arc<Readiness>,
@@ -85,6 +87,7 @@ pub(super) struct Worker {
     telemetry: Rc<WorkerTelemetry>,
     trust_domain_aliases: Arc<[TrustDomain]>,
     tunnel_max_age: Duration,
+    unproven_per_pod: usize,
     pods: Pods,
     tasks: JoinSet<()>,
     served: HashMap<Id, WorkloadUid>,
@@ -127,6 +130,7 @@ impl Worker {
                         shared: parts.telemetry,
                         trust_domain_aliases: parts.trust_domain_aliases,
                         tunnel_max_age: parts.tunnel_max_age,
+                        unproven_per_pod: parts.unproven_per_pod,
                         pods: Pods::default(),
                         tasks: JoinSet::new(),
                         served: HashMap::new(),
@@ -226,6 +230,7 @@ impl Worker {
             telemetry: self.telemetry.clone(),
             trust_domain_aliases: self.trust_domain_aliases.clone(),
             tunnel_max_age: self.tunnel_max_age,
+            unproven: self.unproven_per_pod,
         }));
         let listening = Listening::new(listeners, &context.ends)?;
         let ended = CancellationToken::new();

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tokio::net::TcpStream;
 
-use super::address::original_destination;
+use super::address::{canonical, original_destination};
 use super::flow::Flow;
 use super::{Error, inbound};
 use crate::dataplane::PodContext;
@@ -28,4 +28,11 @@ pub(super) fn register(
         return None;
     };
     Some((Flow::begin(pod, slot, direction, peer, wanted), wanted))
+}
+
+/// Whether a connection was made to the listener itself, and not redirected to it. To follow such a
+/// destination, which may be an address of the pod that nobody knows, would lead here without end.
+pub(super) fn is_direct(downstream: &TcpStream, wanted: SocketAddr) -> bool {
+    let local = downstream.local_addr();
+    local.is_ok_and(|local| canonical(local) == wanted)
 }

@@ -22,6 +22,8 @@ pub(crate) enum Error {
     SelfCall(SocketAddr),
     #[error("the pod has as many open connections as it may have")]
     ConnectionLimit,
+    #[error("its handshake was pushed out: too many peers of the pod have not proven who they are")]
+    HandshakeLimit,
     #[error("no endpoint can be used for {destination}")]
     NoEndpoint {
         destination: String,
@@ -60,6 +62,7 @@ impl Error {
             Self::WorkloadUnknown(_) => "workload_unknown",
             Self::SelfCall(_) => "self_call",
             Self::ConnectionLimit => "pod_connection_limit",
+            Self::HandshakeLimit => "pod_handshake_limit",
             Self::NoEndpoint { code, .. } | Self::Stopped(code) => code,
             Self::Identity(error) => error.code(),
             Self::Tunnel(error) => error.reason().code(),
@@ -86,9 +89,10 @@ impl Error {
             Self::OriginalDestination(_) | Self::SelfCall(_) | Self::NotThisPod { .. } => {
                 Fault::Downstream
             }
-            Self::ConnectionLimit | Self::ForeignTrustDomain(_) | Self::Denied(_) => {
-                Fault::Downstream
-            }
+            Self::ConnectionLimit
+            | Self::HandshakeLimit
+            | Self::ForeignTrustDomain(_)
+            | Self::Denied(_) => Fault::Downstream,
             Self::NoEndpoint { .. } | Self::Dial { .. } | Self::DialTimeout { .. } => {
                 Fault::Upstream
             }

@@ -1,6 +1,6 @@
 //! What reaches the pod through the mesh: verified peer, CONNECT, the application.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,30 +17,24 @@ use super::Error;
 use super::address::{canonical, endpoint_of, is_own, port_behind, refuse_elsewhere, reset};
 use super::flow::Flow;
 use crate::dataplane::PodContext;
-use crate::dataplane::registry::Direction;
+use crate::dataplane::registry::{Direction, Slot};
+use crate::dataplane::unproven::Place;
 
 /// Serves one tunnel that a peer opened to the pod.
 pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: SocketAddr) {
     let peer = canonical(peer);
-    // A tunnel counts as a connection of its own, so that handshakes that never end are bounded
-    // too.
-    let Some(_slot) = pod.admit() else {
-        refused(
-            &pod,
-            Direction::Inbound,
-            peer,
-            None,
-            &Error::ConnectionLimit,
-        );
-        return reset(transport);
-    };
     let local = match transport.local_addr() {
         Ok(local) => canonical(local),
         Err(_) => return reset(transport),
     };
+    let abort = pod.ends.abort.child_token();
+    let place = pod.unproven.enter(abort.clone());
     let identity = tokio::select! {
         biased;
-        () = pod.ends.abort.cancelled() => return reset(transport),
+        () = abort.cancelled() => {
+            pushed_out(&pod, peer, local);
+            return reset(transport);
+        }
         identity = identity(&pod) => identity,
     };
     let identity = match identity {
@@ -50,23 +44,35 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
             return reset(transport);
         }
     };
-    let (drain, abort) = (pod.ends.drain.clone(), pod.ends.abort.clone());
     let tunnel = Rc::new(Tunnel {
         pod: pod.clone(),
         local,
         identity: OnceCell::new(),
+        standing: RefCell::new(Standing::Unproven(place)),
+        overloaded: Cell::new(false),
     });
     let end = hbone::serve(
         transport,
         &identity.server,
-        tunnel,
+        tunnel.clone(),
         &pod.serve,
-        drain,
+        pod.ends.drain.clone(),
         abort,
     )
     .await;
     drop(identity);
-    report(&pod, peer, local, &end);
+    match (end.ended, &*tunnel.standing.borrow()) {
+        (Ended::Aborted, Standing::Unproven(_)) => pushed_out(&pod, peer, local),
+        _ => report(&pod, peer, local, &end),
+    }
+}
+
+/// Tells of a handshake that made room for others, unless it is the pod that has gone.
+fn pushed_out(pod: &PodContext, peer: SocketAddr, local: SocketAddr) {
+    if !pod.ends.abort.is_cancelled() {
+        let error = Error::HandshakeLimit;
+        refused(pod, Direction::Inbound, peer, Some(local), &error);
+    }
 }
 
 async fn identity(pod: &PodContext) -> Result<Arc<crate::identity::Identity>, Error> {
@@ -81,23 +87,32 @@ async fn identity(pod: &PodContext) -> Result<Arc<crate::identity::Identity>, Er
     Ok(pod.identities.ready(&identity).await?)
 }
 
-/// A tunnel that carried something has told its story stream by stream; one that broke before is
-/// told here.
+/// Counts and logs a tunnel that broke, whether it carried something or not: what its streams tell of
+/// their ends does not say what its peer did to it. What a peer does in good order is told by its
+/// streams alone.
 fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeEnd) {
-    if let (Ended::Failed, Some(error)) = (end.ended, &end.error) {
-        if end.streams == 0 {
-            refused(
-                pod,
-                Direction::Inbound,
-                peer,
-                Some(local),
-                &Error::Tunnel(error.clone()),
-            );
-        } else {
-            let (reason, streams) = (error.reason().code(), end.streams);
-            tracing::debug!(%peer, reason, streams, "a tunnel broke");
-        }
+    let (Ended::Failed, Some(error)) = (end.ended, &end.error) else {
+        return;
+    };
+    let error = Error::Tunnel(error.clone());
+    if end.streams == 0 {
+        return refused(pod, Direction::Inbound, peer, Some(local), &error);
     }
+    pod.telemetry.failed(Direction::Inbound, error.code());
+    let identity = end.peer.as_ref().map(|peer| &peer.identity);
+    tracing::event!(
+        target: "access",
+        tracing::Level::WARN,
+        src.addr = %peer,
+        src.identity = identity.map(tracing::field::display),
+        dst.addr = %local,
+        pod = %pod.uid,
+        direction = Direction::Inbound.name(),
+        streams = end.streams,
+        error = error.text(),
+        reason = error.code(),
+        "tunnel failed"
+    );
 }
 
 /// Counts and logs what failed before there was a connection to speak of.
@@ -129,6 +144,19 @@ struct Tunnel {
     local: SocketAddr,
     /// Who the peer proved to be, shared by the accounts of all its streams.
     identity: OnceCell<Arc<SpiffeId>>,
+    standing: RefCell<Standing>,
+    /// It has been told once that streams are refused.
+    overloaded: Cell<bool>,
+}
+
+/// What a tunnel counts as.
+enum Standing {
+    /// One of the pod's handshakes, held for its drop.
+    Unproven(#[allow(dead_code)] Place),
+    /// One of the pod's connections, held for its drop.
+    Proven(#[allow(dead_code)] Slot),
+    /// A peer that is known, for whom there was no room.
+    Refused,
 }
 
 impl Connect for Tunnel {
@@ -161,6 +189,41 @@ impl Connect for Tunnel {
                 Err(rejected(&error))
             }
         }
+    }
+
+    fn admits(&self, peer: &Peer) -> bool {
+        let slot = self.pod.admit();
+        let admitted = slot.is_some();
+        if !admitted {
+            let from = canonical(peer.address);
+            let error = Error::ConnectionLimit;
+            refused(
+                &self.pod,
+                Direction::Inbound,
+                from,
+                Some(self.local),
+                &error,
+            );
+        }
+        self.standing
+            .replace(slot.map_or(Standing::Refused, Standing::Proven));
+        admitted
+    }
+
+    fn overloaded(&self, peer: &Peer) {
+        let error = Error::Tunnel(Reason::TooManyStreams.into());
+        // Its peer may go on for ever: each is counted, and the first told.
+        if self.overloaded.replace(true) {
+            return self.pod.telemetry.failed(Direction::Inbound, error.code());
+        }
+        let from = canonical(peer.address);
+        refused(
+            &self.pod,
+            Direction::Inbound,
+            from,
+            Some(self.local),
+            &error,
+        );
     }
 
     fn refused(&self, peer: &Peer, reason: Reason, detail: &str) {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::Error;
 use super::address::{canonical, reset};
-use super::captured::register;
+use super::captured::{is_direct, register};
 use super::flow::Flow;
 use super::inbound::baggage;
 use crate::dataplane::PodContext;
@@ -33,6 +33,12 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
     let Some((mut flow, wanted)) = register(&pod, Direction::Outbound, &downstream, peer) else {
         return reset(downstream);
     };
+    if is_direct(&downstream, wanted) {
+        let source = pod.store.load().workload(&pod.uid).cloned();
+        flow.from(source, None);
+        flow.failed(&Error::SelfCall(wanted));
+        return reset(downstream);
+    }
     let stop = flow.stop();
     let connected = tokio::select! {
         biased;

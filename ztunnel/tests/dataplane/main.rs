@@ -219,6 +219,66 @@ async fn the_data_planes_own_ports_cannot_be_reached_through_it() {
 }
 
 #[tokio::test]
+async fn a_call_to_the_data_plane_itself_by_an_address_that_nobody_knows_ends_at_once() {
+    let world = World::new(Options::default()).await;
+    world.ip("a", "address add 10.77.9.9/32 dev eth0");
+    world.ip("a", "address add fd77:9::9/128 dev eth0 nodad");
+    for port in [15001, 15006] {
+        refused(&world, "a", &format!("10.77.9.9:{port}")).await;
+        refused(&world, "a", &format!("[fd77:9::9]:{port}")).await;
+    }
+    world
+        .until("each is refused once", |world| {
+            let refused = |direction| {
+                world.count("ambit_connection_failures_total", &[direction, "self_call"])
+            };
+            refused("outbound") == 2.0 && refused("inbound") == 2.0
+        })
+        .await;
+    let all = world.count("istio_tcp_connections_opened_total", &[]);
+    assert_eq!(all, 4.0, "it has called itself");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn handshakes_that_nobody_finishes_take_the_place_of_no_peer() {
+    const FLOOD: usize = 60;
+    let world = World::new(Options {
+        connections_per_pod: 10,
+        unproven_per_pod: 8,
+        ..Options::default()
+    })
+    .await;
+    let listener = world.listen("b", "10.77.0.2:8080");
+    let mut half_open = Vec::new();
+    for _ in 0..FLOOD {
+        half_open.push(world.connect("c", "10.77.0.2:15008").await.unwrap());
+    }
+    let reason = ["inbound", "pod_handshake_limit"];
+    world
+        .until("all but the youngest are pushed out", |world| {
+            let pushed_out = world.count("ambit_connection_failures_total", &reason);
+            pushed_out >= (FLOOD - 8) as f64
+        })
+        .await;
+    let (mut client, mut server) = connected(&world, "10.77.0.2:8080", &listener).await;
+    exchange(&mut client, &mut server).await;
+    for _ in 0..FLOOD {
+        half_open.push(world.connect("c", "10.77.0.2:15008").await.unwrap());
+    }
+    world
+        .until("the next are pushed out too", |world| {
+            let pushed_out = world.count("ambit_connection_failures_total", &reason);
+            pushed_out >= (2 * FLOOD - 9) as f64
+        })
+        .await;
+    exchange(&mut client, &mut server).await;
+    let limit = ["inbound", "pod_connection_limit"];
+    assert_eq!(world.count("ambit_connection_failures_total", &limit), 0.0);
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_peer_reaches_this_pod_and_nothing_else_through_its_tunnel() {
     let world = World::new(Options::default()).await;
     let _listener = world.listen("b", "10.77.0.2:8080");

@@ -124,6 +124,7 @@ pub(crate) struct World {
 /// What a test wants to be different.
 pub(crate) struct Options {
     pub(crate) connections_per_pod: usize,
+    pub(crate) unproven_per_pod: usize,
     pub(crate) certificates: bool,
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
     pub(crate) readiness: Option<(
@@ -136,6 +137,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             connections_per_pod: 1000,
+            unproven_per_pod: 100,
             certificates: true,
             trust_domain_aliases: vec![],
             readiness: None,
@@ -172,6 +174,7 @@ impl World {
         let config = DataPlaneConfig {
             workers: 2,
             connections_per_pod: options.connections_per_pod,
+            unproven_per_pod: options.unproven_per_pod,
             identities,
             readiness: options.readiness,
             trust_domain_aliases: options.trust_domain_aliases,
@@ -254,6 +257,11 @@ impl World {
             .open(pod)
             .enter(|| Socket::new(Domain::for_address(to), kind, None))?;
         within(TcpSocket::from_std_stream(socket.into()).connect(to)).await
+    }
+
+    /// Runs `ip` with these arguments in a pod.
+    pub(crate) fn ip(&self, pod: &str, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.namespaces.name(pod)));
     }
 
     /// What pod `b` answers to a CONNECT that comes from pod `c` with a certificate of the mesh's
