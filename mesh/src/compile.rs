@@ -7,6 +7,7 @@
 
 mod addresses;
 mod endpoints;
+mod external;
 mod fault;
 mod join;
 mod policies;

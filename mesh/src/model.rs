@@ -8,10 +8,10 @@ mod service;
 mod workload;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Serialize;
 
 pub use endpoint::{Endpoint, EndpointKey, EndpointLease, EndpointPort, EndpointTarget, Load};
@@ -31,6 +31,7 @@ pub struct Model {
     pub(crate) by_ip: FxHashMap<IpAddr, Arc<Workload>>,
     pub(crate) services: FxHashMap<ServiceName, Arc<Service>>,
     pub(crate) by_vip: FxHashMap<IpAddr, Arc<Service>>,
+    pub(crate) external: External,
     pub(crate) refused: FxHashMap<IpAddr, Refusal>,
     pub(crate) nodes: FxHashMap<Arc<str>, Arc<Node>>,
     pub(crate) namespaces: FxHashMap<Arc<str>, Arc<Namespace>>,
@@ -65,6 +66,21 @@ impl Model {
         self.by_vip.get(&ip.to_canonical())
     }
 
+    /// The service, and the port of it, that an address and port of the outside lead to: an external
+    /// address or a load balancer's with the service's own port, or any node's with its node port.
+    /// Pods and cluster IPs come first: see there whether the address is theirs.
+    pub fn service_from_outside(&self, to: SocketAddr) -> Option<(&Arc<Service>, u16)> {
+        let (ip, port) = (to.ip().to_canonical(), to.port());
+        let by_address = self.external.by_address.get(&(ip, port));
+        by_address.map(|service| (service, port)).or_else(|| {
+            let service = self.external.by_node_port.get(&port)?;
+            let nodes = self.external.nodes.contains(&ip);
+            let mut ports = service.ports.iter();
+            let found = ports.find(|one| nodes && one.node_port == Some(port))?;
+            Some((service, found.port))
+        })
+    }
+
     /// All services, in no particular order.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
         self.services.values()
@@ -94,6 +110,14 @@ impl Model {
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
+}
+
+/// What leads to services from outside of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct External {
+    pub(crate) by_address: FxHashMap<(IpAddr, u16), Arc<Service>>,
+    pub(crate) by_node_port: FxHashMap<u16, Arc<Service>>,
+    pub(crate) nodes: FxHashSet<IpAddr>,
 }
 
 /// Why an address is refused: no route leads to it, because every answer might be the wrong one.

@@ -1,8 +1,10 @@
 //! The outbound decision: where does a connection go?
 //!
 //! Pure: a model, a source and a destination in, a [`Route`] out. Services are looked up before
-//! pods, as Istio does. An address that is refused ([`Model::refused`]) leads nowhere; only an
-//! address of which nothing at all is known is passed through.
+//! pods, as Istio does; the ways in from outside (external addresses, load balancers, node ports)
+//! come last, because anybody who may write a Service may name any address there. An address that is
+//! refused ([`Model::refused`]) leads nowhere; only an address of which nothing at all is known is
+//! passed through.
 
 mod balance;
 
@@ -122,6 +124,24 @@ pub fn route(
             refuse(None, "endpoints_exhausted")
         }
         Some(workload) => to_workload(workload, None, destination),
+        None => from_outside(model, source, destination, tried, rng),
+    }
+}
+
+/// A way into the cluster is taken by the mesh, since what the node would make of it is a connection
+/// in clear to a pod that may be in the mesh.
+fn from_outside(
+    model: &Model,
+    source: &Workload,
+    destination: SocketAddr,
+    tried: &[EndpointKey],
+    rng: &mut fastrand::Rng,
+) -> Route {
+    match model.service_from_outside(destination) {
+        Some((service, port)) => {
+            let destination = SocketAddr::new(destination.ip(), port);
+            to_service(service, source, destination, tried, rng)
+        }
         None => Route::Passthrough {
             target: destination,
         },

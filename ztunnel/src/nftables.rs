@@ -21,6 +21,12 @@ use crate::netlink::Netlink;
 /// fill a set with 100,000 addresses.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// The most that `nft` may say. A guard that knows a million pods is listed in 20 MB; more is not ours.
+const OUTPUT: usize = 64 * 1024 * 1024;
+
+/// How often it is looked whether an `nft` that has said everything has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN` (`linux/netfilter/nfnetlink.h`, `nf_tables.h`).
 const GET_GENERATION: u16 = 10 << 8 | 16;
 /// `NFTA_GEN_ID`: the generation, big-endian.
@@ -37,6 +43,9 @@ pub enum Error {
     /// It did not end in time and was killed.
     #[error("nft did not end within {DEADLINE:?}")]
     Deadline,
+    /// It said more than any rules of ours could make it say, and was killed.
+    #[error("nft said more than {OUTPUT} bytes: who else puts things into our table?")]
+    TooMuch,
     /// It refused; nothing of the script was applied.
     #[error("nft refused the rules: {0}")]
     Refused(String),
@@ -49,6 +58,13 @@ pub enum Error {
     /// The kernel did not tell the generation.
     #[error("cannot ask the kernel for the generation of its ruleset")]
     Generation(#[source] io::Error),
+}
+
+impl Error {
+    /// Whether a listing failed because there is more in the table than was put there by us.
+    pub(crate) fn is_of_size(&self) -> bool {
+        matches!(self, Self::Deadline | Self::TooMuch)
+    }
 }
 
 /// Applies a script: all of it or nothing.
@@ -72,6 +88,25 @@ pub(crate) fn list(table: &str) -> Result<Option<String>, Error> {
     } else {
         Err(Error::Refused(first_lines(&output.stderr)))
     }
+}
+
+/// The packets that a named counter of an `inet` table has counted since the table was made; nothing if
+/// there is no such counter.
+pub(crate) fn packets(table: &str, counter: &str) -> Result<Option<u64>, Error> {
+    let output = nft(&["list", "counter", "inet", table, counter], "")?;
+    if output.success {
+        Ok(packets_in(&output.stdout))
+    } else if output.stderr.contains("No such file") {
+        Ok(None)
+    } else {
+        Err(Error::Refused(first_lines(&output.stderr)))
+    }
+}
+
+fn packets_in(listing: &str) -> Option<u64> {
+    let mut words = listing.split_whitespace();
+    words.find(|word| *word == "packets")?;
+    words.next()?.parse().ok()
 }
 
 /// How often rules are put in place anew because somebody else changed something meanwhile.
@@ -141,7 +176,7 @@ struct Output {
     stderr: String,
 }
 
-/// Runs `nft` with `input`. The child inherits the namespace of this thread. Its input is a file in
+/// Runs `nft` with `input`. It ends by [`DEADLINE`], whatever it does. The child inherits the namespace of this thread. Its input is a file in
 /// memory and not a pipe, so that a child that does not read cannot hold the caller.
 fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
     let mut stdin = File::from(
@@ -151,15 +186,22 @@ fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
         .write_all(input.as_bytes())
         .and_then(|()| stdin.rewind())
         .map_err(Error::Run)?;
-    let mut child = Command::new("nft")
-        .args(arguments)
+    run(Command::new("nft").args(arguments), stdin)
+}
+
+fn run(command: &mut Command, stdin: File) -> Result<Output, Error> {
+    let mut child = command
         .env("LC_ALL", "C")
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(Error::Run)?;
-    let output = collect(&mut child, Instant::now() + DEADLINE);
+    let deadline = Instant::now() + DEADLINE;
+    let output = collect(&mut child, deadline).and_then(|output| {
+        ends(&mut child, deadline)?;
+        Ok(output)
+    });
     if output.is_err() {
         // Already dead is as good as killed.
         let _ = child.kill();
@@ -173,7 +215,22 @@ fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
     })
 }
 
-/// Reads both outputs to their end, which is the child's.
+/// Waits for the end of a child that has closed its outputs, which is what is left of it.
+fn ends(child: &mut Child, deadline: Instant) -> Result<(), Error> {
+    while child.try_wait().map_err(Error::Run)?.is_none() {
+        if Instant::now() >= deadline {
+            return Err(Error::Deadline);
+        }
+        // Nothing to wait for but the time.
+        let _ = poll(
+            &mut [],
+            PollTimeout::try_from(LOOK_AGAIN).unwrap_or(PollTimeout::ZERO),
+        );
+    }
+    Ok(())
+}
+
+/// Reads both outputs to their end.
 fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Error> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let (Some(mut out), Some(mut err)) = (child.stdout.take(), child.stderr.take()) else {
@@ -194,13 +251,12 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Err
             PollFd::new(err.as_fd(), events(err_open)),
         ];
         let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let ready = match poll(&mut fds, wait) {
-            Ok(ready) => ready,
-            // A signal for another part of the process.
-            Err(Errno::EINTR) => continue,
+        match poll(&mut fds, wait) {
+            // A signal for another part of the process interrupts nothing.
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(Error::Run(error.into())),
-        };
-        if ready == 0 && left.is_zero() {
+        }
+        if left.is_zero() {
             return Err(Error::Deadline);
         }
         let [out_ready, err_ready] = fds.map(|fd| fd.any().unwrap_or(false));
@@ -209,6 +265,9 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Err
         }
         if err_open && err_ready {
             err_open = read_some(&mut err, &mut stderr)?;
+        }
+        if stdout.len() + stderr.len() > OUTPUT {
+            return Err(Error::TooMuch);
         }
     }
     Ok((
@@ -233,4 +292,47 @@ fn first_lines(message: &str) -> String {
         .take(2)
         .map(|line| line.trim().chars().take(MOST).collect::<String>());
     lines.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(script: &str) -> Result<Output, Error> {
+        let stdin = File::open("/dev/null").expect("it is always there");
+        run(Command::new("sh").args(["-c", script]), stdin)
+    }
+
+    #[test]
+    fn what_a_child_says_is_taken_to_its_end() {
+        let output = said("echo out; echo err >&2; exit 3").expect("it ends");
+        assert_eq!(
+            (output.stdout.as_str(), output.stderr.as_str()),
+            ("out\n", "err\n")
+        );
+        assert!(!output.success);
+    }
+
+    #[test]
+    fn a_child_that_speaks_without_end_is_killed() {
+        let begun = Instant::now();
+        let error = said("exec yes").err().expect("it never ends");
+        assert!(error.is_of_size(), "{error}");
+        assert!(begun.elapsed() < 3 * DEADLINE);
+    }
+
+    #[test]
+    fn a_child_that_neither_speaks_nor_ends_is_killed_at_the_deadline() {
+        for script in ["exec sleep 60", "exec sleep 60 >&- 2>&-"] {
+            let error = said(script).err().expect("it does not end");
+            assert!(matches!(error, Error::Deadline), "{script}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_counter_is_read_from_its_listing() {
+        let listing = "table inet t {\n\tcounter plaintext {\n\t\tpackets 12 bytes 720\n\t}\n}\n";
+        assert_eq!(packets_in(listing), Some(12));
+        assert_eq!(packets_in("table inet t {\n}\n"), None);
+    }
 }

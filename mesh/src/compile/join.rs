@@ -151,6 +151,7 @@ fn add_services(
         .map(|(ip, i)| (*ip, finished[*i].clone()))
         .collect();
     model.by_vip = owned;
+    model.external = super::external::index(finished.iter(), model.nodes.values());
     model.services = finished.into_iter().map(|s| (s.key(), s)).collect();
 }
 

@@ -220,6 +220,7 @@ proptest! {
         prop_assert_eq!(&model.by_ip, &stored.by_ip);
         prop_assert_eq!(&model.services, &stored.services);
         prop_assert_eq!(&model.by_vip, &stored.by_vip);
+        prop_assert_eq!(&model.external, &stored.external);
         prop_assert_eq!(&model.refused, &stored.refused);
         prop_assert_eq!(problems, stored.problems());
         prop_assert!(store.apply(model, stored.problems().to_vec()).is_empty());
@@ -386,7 +387,9 @@ fn check_arcs(model: &Model) -> Result<(), TestCaseError> {
     for workload in model.by_ip.values() {
         prop_assert!(Arc::ptr_eq(workload, &model.workloads[&workload.uid]));
     }
-    for service in model.by_vip.values() {
+    let from_outside = model.external.by_address.values();
+    let from_outside = from_outside.chain(model.external.by_node_port.values());
+    for service in model.by_vip.values().chain(from_outside) {
         prop_assert!(Arc::ptr_eq(service, &model.services[&service.key()]));
     }
     for endpoint in model

@@ -50,6 +50,9 @@ pub struct Service {
     pub hostname: Arc<str>,
     /// Cluster IPs, primary first; empty when headless.
     pub vips: Vec<IpAddr>,
+    /// Addresses by which it is reached from outside of the cluster, and by which its pods may reach
+    /// it too: `spec.externalIPs`, and those of its load balancer.
+    pub external: Vec<IpAddr>,
     /// TCP ports.
     pub ports: Vec<ServicePort>,
     /// Everything that may answer, usable or not; sorted by key.
@@ -90,6 +93,8 @@ pub struct ServicePort {
     pub port: u16,
     /// `appProtocol`, empty when not given.
     pub app_protocol: Arc<str>,
+    /// By which every node leads here too.
+    pub node_port: Option<u16>,
 }
 
 /// `sessionAffinity`.

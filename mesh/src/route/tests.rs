@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use serde_json::json;
 
 use super::*;
-use crate::testing::{Doc, model, pod, service, slice, workload};
+use crate::testing::{Doc, model, node, pod, service, slice, workload};
 
 /// Decides as the pod `client` would.
 fn decide(model: &Model, destination: &str, tried: &[EndpointKey]) -> Route {
@@ -100,6 +100,58 @@ fn pods_services_and_strangers_are_told_apart() {
                 "mesh web-1 10.0.0.1:8080 by 10.0.0.1:15008",
             ),
             ("10.1.0.1:81", "none service_port_unknown for web"),
+        ],
+    );
+}
+
+#[test]
+fn the_ways_in_from_outside_lead_to_their_service_and_to_no_other_port() {
+    let web = service("web", "10.1.0.1")
+        .set(
+            "spec.ports",
+            json!([{"port": 80, "targetPort": 8080, "nodePort": 30080}]),
+        )
+        .set(
+            "spec.externalIPs",
+            json!(["198.51.100.1", "10.0.0.1", "10.1.0.2"]),
+        )
+        .set(
+            "status",
+            json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.2"}, {"hostname": "lb.test"},
+                                                {"ip": "198.51.100.3", "ipMode": "Proxy"}]}}),
+        );
+    let disputed =
+        |name: &str, vip: &str| service(name, vip).set("spec.externalIPs", json!(["198.51.100.9"]));
+    let local = service("local", "10.1.0.5")
+        .set("spec.internalTrafficPolicy", "Local")
+        .set("spec.externalIPs", json!(["198.51.100.5"]));
+    let docs = [
+        node("a", "region", "zone"),
+        web,
+        pod("web-1", "10.0.0.1").ambient(),
+        service("old", "10.1.0.2"),
+        pod("old-1", "10.0.0.2"),
+        disputed("one", "10.1.0.3"),
+        disputed("two", "10.1.0.4"),
+        local,
+    ];
+    let by_the_mesh = "mesh web-1 10.0.0.1:8080 by 10.0.0.1:15008 for web";
+    check(
+        &docs,
+        &[
+            ("198.51.100.1:80", by_the_mesh),
+            ("198.51.100.2:80", by_the_mesh),
+            ("192.168.0.1:30080", by_the_mesh),
+            ("198.51.100.1:443", "passthrough 198.51.100.1:443"),
+            ("198.51.100.3:80", "passthrough 198.51.100.3:80"),
+            ("192.168.0.1:80", "passthrough 192.168.0.1:80"),
+            ("192.168.0.1:10250", "passthrough 192.168.0.1:10250"),
+            ("198.51.100.1:30080", "passthrough 198.51.100.1:30080"),
+            ("198.51.100.9:80", "passthrough 198.51.100.9:80"),
+            ("198.51.100.5:80", "passthrough 198.51.100.5:80"),
+            // What it names beside its own is not thereby its own.
+            ("10.0.0.1:80", "mesh web-1 10.0.0.1:80 by 10.0.0.1:15008"),
+            ("10.1.0.2:80", "plain old-1 10.0.0.2:8080 for old"),
         ],
     );
 }

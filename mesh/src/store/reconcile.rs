@@ -25,7 +25,10 @@ pub(super) fn reconcile(old: &Model, mut new: Model) -> (Model, Changes) {
     for (name, service) in &mut new.services {
         *service = reconcile_service(old.services.get(name), service, &new.workloads);
     }
-    for service in new.by_vip.values_mut() {
+    let external = &mut new.external;
+    let from_outside = external.by_address.values_mut();
+    let from_outside = from_outside.chain(external.by_node_port.values_mut());
+    for service in new.by_vip.values_mut().chain(from_outside) {
         *service = new.services.get(&service.key()).unwrap_or(service).clone();
     }
     keep_equal(&old.nodes, &mut new.nodes);

@@ -179,10 +179,13 @@ impl Capture {
     fn verify_here(&mut self, expect_listeners: bool) -> Result<Option<Drift>, Error> {
         let generation = nftables::generation()?;
         if generation != self.generation {
-            match nftables::list(TABLE)? {
-                None => return Ok(Some(Drift::TableGone)),
-                Some(listing) if listing != self.listing => return Ok(Some(Drift::RulesChanged)),
-                Some(_) => self.generation = generation,
+            match nftables::list(TABLE) {
+                Ok(None) => return Ok(Some(Drift::TableGone)),
+                Ok(Some(listing)) if listing == self.listing => self.generation = generation,
+                Ok(Some(_)) => return Ok(Some(Drift::RulesChanged)),
+                // A pod that fills our table must not thereby keep it from being replaced.
+                Err(error) if error.is_of_size() => return Ok(Some(Drift::RulesChanged)),
+                Err(error) => return Err(error.into()),
             }
         }
         if families().map_err(Error::Netns)? != self.families {
@@ -226,7 +229,12 @@ impl Capture {
         let mut outcome = Ok(false);
         netns
             .enter(|| {
-                outcome = nftables::list(TABLE).map(|listing| listing.is_some());
+                outcome = match nftables::list(TABLE) {
+                    Ok(listing) => Ok(listing.is_some()),
+                    // Whatever it is that takes so long to list, it is there.
+                    Err(error) if error.is_of_size() => Ok(true),
+                    Err(error) => Err(error),
+                };
                 Ok(())
             })
             .map_err(Error::Netns)?;

@@ -109,6 +109,9 @@ impl Redirection {
             &[
                 &own,
                 "oifname \"lo\" accept",
+                // An address of one link means nothing without its interface, of which nobody tells
+                // the daemon.
+                "ip6 daddr fe80::/10 accept",
                 &format!("{syn} redirect to :{OUTBOUND_PORT}"),
             ],
         )

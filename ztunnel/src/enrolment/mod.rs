@@ -245,6 +245,15 @@ impl Enrolment {
             self.guard_due = Instant::now() + self.tools.verify_interval;
         }
         self.guard_stands = outcome.is_ok();
+        if due && self.guard_stands {
+            match self.guard.dropped().await {
+                Ok(packets) => self.tools.telemetry.guard_dropped(packets),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(error, "what the guard has dropped could not be counted");
+                }
+            }
+        }
     }
 
     fn start(&mut self, uid: WorkloadUid, action: Action) {

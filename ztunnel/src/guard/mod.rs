@@ -14,6 +14,7 @@ mod rules;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh::Model;
 use tokio::time::Instant;
@@ -31,6 +32,9 @@ pub const TABLE: &str = "ambit-guard";
 /// something in the node's rules has changed: to list 100,000 addresses takes `nft` 0.4 s, and there are
 /// nodes on which somebody changes rules all the time.
 const LOOKING: u32 = 50;
+
+/// How often what it dropped is counted: shorter than scrapes are apart. It costs 3 ms.
+const COUNT: Duration = Duration::from_secs(10);
 
 /// Why the guard does not stand.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,9 @@ pub struct Guard {
     /// The rules as the kernel lists them, once known.
     rules: Option<Arc<str>>,
     next_look: Option<Instant>,
+    next_count: Option<Instant>,
+    /// What the counter said last.
+    counted: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +76,8 @@ impl Guard {
             applied: None,
             rules: None,
             next_look: None,
+            next_count: None,
+            counted: 0,
         }
     }
 
@@ -100,6 +109,24 @@ impl Guard {
         self.rules = Some(applied.rules.clone());
         self.applied = Some(applied);
         Ok(())
+    }
+
+    /// How many packets it has dropped since this was last asked; asked more often than every
+    /// [`COUNT`], it says none. What was dropped just before the table was made anew is lost.
+    ///
+    /// # Errors
+    /// Fails if `nft` does.
+    pub async fn dropped(&mut self) -> Result<u64, Error> {
+        let now = Instant::now();
+        if self.next_count.is_some_and(|at| at > now) {
+            return Ok(0);
+        }
+        self.next_count = Some(now + COUNT);
+        let count = || nftables::packets(TABLE, rules::COUNTER);
+        let packets = self.thread.run(count).await??.unwrap_or_default();
+        let before = std::mem::replace(&mut self.counted, packets);
+        // The counter begins at zero in a table that was made anew.
+        Ok(packets.checked_sub(before).unwrap_or(packets))
     }
 
     /// Looks whether the guard stands, and puts it back if not. Says whether it had to.
@@ -206,8 +233,11 @@ fn verify(applied: &Applied, may_look: bool) -> Result<Found, nftables::Error> {
     if generation == applied.generation || !may_look {
         return Ok(Found::Unchanged);
     }
-    let Some(listing) = nftables::list(TABLE)? else {
-        return Ok(Found::Broken);
+    let listing = match nftables::list(TABLE) {
+        Ok(Some(listing)) => listing,
+        Ok(None) => return Ok(Found::Broken),
+        Err(error) if error.is_of_size() => return Ok(Found::Broken),
+        Err(error) => return Err(error),
     };
     let listing = Listing::parse(&listing);
     let stands = *listing.rules == *applied.rules && listing.elements == applied.sets.by_name();

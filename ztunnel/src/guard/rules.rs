@@ -16,6 +16,9 @@ pub struct Sets {
     pub meshed: BTreeSet<IpAddr>,
 }
 
+/// Counts what was dropped.
+pub(super) const COUNTER: &str = "plaintext";
+
 /// Addresses per line: a line of nft's input may be long, but a person may read it too.
 const PER_LINE: usize = 64;
 
@@ -85,15 +88,15 @@ fn table() -> String {
   set local_ipv6 {{ type ipv6_addr; }}
   set meshed_ipv4 {{ type ipv4_addr; }}
   set meshed_ipv6 {{ type ipv6_addr; }}
-  counter plaintext {{ }}
+  counter {COUNTER} {{ }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
     ct state established,related accept
     meta l4proto != tcp accept
     tcp dport {INBOUND_HBONE_PORT} accept
     tcp sport {INBOUND_HBONE_PORT} accept
-    ip saddr @local_ipv4 ip daddr @meshed_ipv4 counter name plaintext drop
-    ip6 saddr @local_ipv6 ip6 daddr @meshed_ipv6 counter name plaintext drop
+    ip saddr @local_ipv4 ip daddr @meshed_ipv4 counter name {COUNTER} drop
+    ip6 saddr @local_ipv6 ip6 daddr @meshed_ipv6 counter name {COUNTER} drop
   }}
 }}
 "

@@ -23,6 +23,7 @@ pub(super) struct Metrics {
     pub(super) dry_run_denials: Denials,
     pub(super) enrolment: IntGaugeVec,
     pub(super) capture_repairs: IntCounterVec,
+    pub(super) guard_dropped: IntCounter,
     pub(super) problems: IntGauge,
     pub(super) certificates: Certificates,
     pub(super) active_proxies: IntGauge,
@@ -79,6 +80,10 @@ impl Metrics {
                 "ambit_capture_repairs_total",
                 "Repairs of a pod's capture, by what was wrong",
                 &["reason"],
+            )?,
+            guard_dropped: counter(
+                "ambit_guard_dropped_packets_total",
+                "Packets in clear from a meshed pod to a meshed pod that the node's guard has dropped",
             )?,
             problems: gauge(
                 "ambit_configuration_problems",

@@ -137,6 +137,11 @@ impl Telemetry {
             .inc();
     }
 
+    /// Counts packets that the node's guard has dropped.
+    pub fn guard_dropped(&self, packets: u64) {
+        self.metrics.guard_dropped.inc_by(packets);
+    }
+
     /// Publishes how many problems the configuration has.
     pub fn problems(&self, count: usize) {
         self.metrics

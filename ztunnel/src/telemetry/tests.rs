@@ -51,6 +51,7 @@ pub(crate) fn service(namespace: &str, name: &str) -> Arc<Service> {
         name: name.into(),
         hostname: format!("{name}.{namespace}.svc.cluster.local").into(),
         vips: vec![],
+        external: vec![],
         ports: vec![],
         endpoints: vec![],
         affinity: Affinity::None,

@@ -61,6 +61,7 @@ pub(super) fn read(
         name: name.into(),
         hostname: format!("{name}.{namespace}.svc.{}", params.cluster_domain).into(),
         vips: vips(&spec, faults),
+        external: external(object, &spec, faults),
         ports,
         endpoints: Vec::new(),
         affinity: affinity(&spec, faults),
@@ -95,6 +96,30 @@ fn vips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
     vips
 }
 
+/// The addresses of a load balancer are somebody else's report, and one that cannot be used leads
+/// nowhere. With `ipMode: Proxy` it is the balancer that wants to see the connection.
+fn external(object: &core::Service, spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
+    let mut ips = Vec::new();
+    for (i, text) in spec.external_ips.iter().flatten().enumerate() {
+        ips.extend(values::ip_at(
+            text,
+            format!("spec.externalIPs[{i}]"),
+            faults,
+        ));
+    }
+    let balancer = object
+        .status
+        .as_ref()
+        .and_then(|s| s.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref());
+    let direct = ingress.into_iter().flatten();
+    let direct = direct.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    ips.extend(direct.filter_map(|ingress| values::ip(ingress.ip.as_deref()?).ok()));
+    ips.sort_unstable();
+    ips.dedup();
+    ips
+}
+
 fn service_ports(
     spec: &core::ServiceSpec,
     faults: &mut Faults,
@@ -119,6 +144,7 @@ fn service_ports(
             name: port.name.as_deref().unwrap_or_default().into(),
             port: number,
             app_protocol: port.app_protocol.as_deref().unwrap_or_default().into(),
+            node_port: port.node_port.and_then(|port| u16::try_from(port).ok()),
         });
         targets.push((format!("{path}.targetPort"), target));
     }

@@ -56,6 +56,7 @@ fn a_pod_in_the_mesh_has_these_rules() {
     type nat hook output priority -100; policy accept;
     meta mark & 0xfff == 0x539 accept
     oifname "lo" accept
+    ip6 daddr fe80::/10 accept
     tcp flags & (fin | syn | rst | ack) == syn redirect to :15001
   }
 "#;
