@@ -11,18 +11,16 @@ use super::pod::PodContext;
 use super::registry::{Connection, Request};
 
 impl PodContext {
-    /// Decides about a connection that has said what it asks for, by one model: `workload` is the
-    /// pod in this model, and the source is who has the address in this model. A policy on trial is
-    /// counted and logged, and denies nothing.
+    /// Decides about what a connection asks for, by one model: `workload` is the pod in this model,
+    /// and the source is who has the address in this model. A policy on trial is counted and logged,
+    /// and denies nothing.
     pub(crate) fn authorize(
         &self,
         model: &Model,
         workload: &Workload,
         connection: &Connection,
+        request: &Request,
     ) -> Result<(), Denial> {
-        let Some(request) = connection.request() else {
-            return Ok(());
-        };
         let Request {
             identity,
             destination,

@@ -240,21 +240,16 @@ impl Connection {
         }
     }
 
-    /// Says what it asks for: from now on whoever re-checks connections finds it.
-    pub(crate) fn asks(&self, request: Request) {
-        // A connection asks once.
-        let _ = self.request.set(request);
+    /// Says what it asks for, once: from now on whoever re-checks connections finds it. Answers with
+    /// what is to be decided about.
+    pub(crate) fn asks(&self, request: Request) -> &Request {
+        self.request.get_or_init(|| request)
     }
 
-    /// What it asked for; none before it did, and for what the pod opens.
-    pub(crate) fn request(&self) -> Option<&Request> {
-        self.request.get()
-    }
-
-    /// Whether the policies are to be asked about it again: it has asked to be let in, and nobody
-    /// has told it to end.
-    pub(crate) fn is_subject(&self) -> bool {
-        self.request.get().is_some() && self.stop.reason().is_none()
+    /// What the policies are to be asked about again: it has asked to be let in, and nobody has told
+    /// it to end.
+    pub(crate) fn subject(&self) -> Option<&Request> {
+        self.request.get().filter(|_| self.stop.reason().is_none())
     }
 
     /// Ends it because a policy denies it. The policy is known to whoever hears of the end.
@@ -369,11 +364,11 @@ mod tests {
             .admit()
             .map(|slot| slot.register(0, connection()))
             .unwrap();
-        assert!(!entry.is_subject());
+        assert!(entry.subject().is_none());
         entry.asks(request());
-        assert!(entry.is_subject());
+        assert!(entry.subject().is_some());
         entry.stop.stop("workload_gone");
-        assert!(!entry.is_subject());
+        assert!(entry.subject().is_none());
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Flow {
     /// asks for is written where every re-check finds it, and only then the model is loaded that
     /// decides. A policy that is not in this model comes with a re-check that sees the connection.
     pub(super) fn authorize(&self, destination: SocketAddr) -> Result<(), Error> {
-        self.registered.asks(Request {
+        let request = self.registered.asks(Request {
             identity: self.parties.source_identity.clone(),
             destination,
         });
@@ -121,7 +121,7 @@ impl Flow {
             .workload(&self.pod.uid)
             .ok_or_else(|| Error::WorkloadUnknown(self.pod.uid.clone()))?;
         self.pod
-            .authorize(&model, workload, &self.registered)
+            .authorize(&model, workload, &self.registered, request)
             .map_err(Error::Denied)
     }
 
