@@ -10,6 +10,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -154,9 +155,9 @@ pub struct NetnsThreads {
     _joined: Arc<Joined>,
 }
 
-/// The threads are gone: their jobs have panicked.
+/// The threads are gone, or the job has panicked.
 #[derive(Debug, thiserror::Error)]
-#[error("the threads for work in network namespaces have ended")]
+#[error("the work in the network namespace was not done: it panicked, or its threads have ended")]
 pub struct ThreadsEnded;
 
 #[derive(Debug)]
@@ -199,7 +200,7 @@ impl NetnsThreads {
     /// for the answer any more.
     ///
     /// # Errors
-    /// Fails if the threads have ended.
+    /// Fails if the job panics, or the threads have ended.
     pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
@@ -224,7 +225,24 @@ fn spawn(name: &str, queue: &Arc<Mutex<mpsc::Receiver<Job>>>) -> io::Result<Join
         .name(name.into())
         .spawn(move || {
             while let Some(job) = next() {
-                job();
+                // What a job breaks in its fall it takes with it, and whoever waits for it hears of
+                // it. The thread is there for others; it is back from the namespace by then.
+                if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                    tracing::error!("a job in a pod's network namespace panicked");
+                }
             }
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_that_panics_ends_itself_and_not_its_thread() {
+        let threads = NetnsThreads::start("test", 1).expect("a thread");
+        let fall = || -> u8 { panic!("on purpose") };
+        assert!(threads.run(fall).await.is_err());
+        assert_eq!(threads.run(|| 7).await.expect("the thread lives"), 7);
+    }
 }

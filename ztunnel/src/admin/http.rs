@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::TcpListener;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,8 +27,12 @@ const CONNECTIONS: usize = 64;
 /// For the head of a request; also how long an idle connection is kept.
 const HEAD: Duration = Duration::from_secs(10);
 
-/// For a whole connection. A scraper that keeps its connection simply makes another.
-const CONNECTION: Duration = Duration::from_secs(600);
+/// After which a connection takes no further request. A scraper that keeps its connection simply
+/// makes another.
+const CONNECTION: Duration = Duration::from_secs(30);
+
+/// For the answer that is under way then. Whoever does not read gives its place to others.
+const LAST_ANSWER: Duration = Duration::from_secs(10);
 
 /// Headers of one request, and bytes of its head.
 const HEADERS: usize = 64;
@@ -134,11 +139,11 @@ where
         .max_headers(HEADERS)
         .max_buf_size(HEAD_BYTES);
     // A client that breaks the protocol, or goes away, has lost only its own connection.
-    let _ = timeout(
-        CONNECTION,
-        server.serve_connection(TokioIo::new(stream), service),
-    )
-    .await;
+    let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
+    if timeout(CONNECTION, serving.as_mut()).await.is_err() {
+        serving.as_mut().graceful_shutdown();
+        let _ = timeout(LAST_ANSWER, serving).await;
+    }
 }
 
 /// An answer in text.
@@ -172,6 +177,8 @@ pub(super) fn method_not_allowed(allowed: &'static str) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[test]
@@ -194,5 +201,44 @@ mod tests {
         assert_eq!(asked("level=%é").parameter("level").as_deref(), Some("%é"));
         assert_eq!(asked("reset").parameter("reset").as_deref(), Some(""));
         assert_eq!(asked("other=1").parameter("level"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_loses_its_place_and_others_are_served() {
+        let big = Bytes::from(vec![b'x'; 64 << 20]);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let answer = move |asked: Asked| {
+            let body = if asked.path == "/big" {
+                big.clone()
+            } else {
+                Bytes::from("small")
+            };
+            async move { text(StatusCode::OK, body) }
+        };
+        let asks = async |path: &str| {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream
+        };
+        let local = tokio::task::LocalSet::new();
+        let serving = local.spawn_local(serve(listener, stop.clone(), answer));
+        local
+            .run_until(async {
+                let mut deaf = Vec::new();
+                for _ in 0..CONNECTIONS {
+                    deaf.push(asks("/big").await);
+                }
+                let begun = tokio::time::Instant::now();
+                let mut answer = String::new();
+                asks("/").await.read_to_string(&mut answer).await.unwrap();
+                assert!(answer.ends_with("small"), "{answer}");
+                assert!(begun.elapsed() <= CONNECTION + LAST_ANSWER + PAUSE);
+                stop.cancel();
+                serving.await.unwrap();
+            })
+            .await;
     }
 }

@@ -64,8 +64,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    // The next daemon binds the same ports before this one lets go, and each worker has a socket of
-    // its own.
+    // Each worker has a socket of its own, and a daemon that starts finds connections of the one
+    // before in TIME_WAIT.
     socket.set_reuse_port(true)?;
     socket.set_reuse_address(true)?;
     socket.set_mark(DAEMON_MARK)?;

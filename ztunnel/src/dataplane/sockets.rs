@@ -46,7 +46,8 @@ impl PodSockets {
 
     /// Connects to the pod's own application so that it sees `from` as its client. Answers return to
     /// this socket by the pod's mark rules. Both ends are sockets of one kernel, which cannot lose
-    /// each other, so there is no keepalive.
+    /// each other; it is conntrack that forgets a connection on which nobody speaks, and with it the
+    /// mark that brings the answers back, so this one is kept alive too.
     pub(crate) async fn dial_from(&self, from: IpAddr, to: SocketAddr) -> Result<TcpStream, Error> {
         if from == to.ip() {
             // The pod speaks to itself. The kernel would take a spoofed source that is also the
@@ -54,7 +55,7 @@ impl PodSockets {
             return self.dial(to).await;
         }
         let socket = self
-            .socket(to)
+            .remote(to)
             .and_then(|socket| spoofed(socket, from))
             .map_err(Error::Socket)?;
         connect(socket, to).await

@@ -321,6 +321,8 @@ pub(super) async fn leave(
     tokio::select! {
         ended = stay(tools, leaving, &netns, capture) => ended?,
         () = interrupt.cancelled() => {
+            // It has left the data plane all the same, and comes back as another.
+            tools.telemetry.pod_stopped();
             *enrolled = None;
             return Ok(Left::Interrupted);
         }
