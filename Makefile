@@ -8,6 +8,7 @@ export PATH := $(CARGO_BIN):$(PATH)
 export AMBIT_BIN_DIR := $(CURDIR)/target/release
 # Each end-to-end test owns a lab; two at a time keep two cores busy.
 E2E_THREADS ?= 2
+CARGO_DENY := 0.20.2
 
 .PHONY: help demo test test-unit test-e2e bench lint build setup root
 
@@ -23,11 +24,11 @@ demo: build
 test: test-unit test-e2e
 
 test-unit: setup
-	cargo test --locked --workspace --exclude lab --exclude ambit-e2e
+	cargo test --locked --no-fail-fast --workspace --exclude lab --exclude ambit-e2e
 
 test-e2e: build
 	@tests/setup.sh spire
-	cargo test --locked -p lab -p ambit-e2e -- --test-threads=$(E2E_THREADS)
+	cargo test --locked --no-fail-fast -p lab -p ambit-e2e -- --test-threads=$(E2E_THREADS)
 
 bench: setup
 	cargo bench --locked -p benches
@@ -35,7 +36,7 @@ bench: setup
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
+	[ "$$(cargo deny --version 2>/dev/null)" = "cargo-deny $(CARGO_DENY)" ] || cargo install --locked --quiet cargo-deny@$(CARGO_DENY)
 	cargo deny --locked check bans licenses sources
 
 build: setup
