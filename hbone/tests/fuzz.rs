@@ -202,7 +202,8 @@ impl Target {
             roots: vec![root],
             revocations: hbone::Revocations::none(),
         };
-        let short = Duration::from_millis(200);
+        // Reached by no client here, for each ends its own side; a handshake that is meant to be done gets done.
+        let short = Duration::from_secs(10);
         Self {
             tls: ServerTls::new(&credentials).unwrap(),
             client: TlsConnector::from(Arc::new(client)),
