@@ -85,24 +85,66 @@ fn what_is_not_hbone_is_refused_and_named_so() -> Result<()> {
     Ok(())
 }
 
+/// What a program of everyday does to the HBONE port `$0`, a word that it must say of its end, and the daemon's
+/// reason for it.
+const PROGRAMS: [(&str, &str, &str); 6] = [
+    ("curl -sS -m 20 http://$0/", "curl: (", "peer_not_hbone"),
+    (
+        "curl -sSk -m 20 https://$0/",
+        "curl: (",
+        "peer_without_certificate",
+    ),
+    (
+        "openssl s_client -connect $0 -tls1_2 </dev/null",
+        "alert protocol version",
+        "peer_not_hbone",
+    ),
+    (
+        "echo GET / | openssl s_client -quiet -connect $0 -alpn h2",
+        "alert certificate required",
+        "peer_without_certificate",
+    ),
+    ("echo hello | socat -t20 - TCP:$0", "", "peer_not_hbone"),
+    (
+        "head -c 100000 /dev/urandom | socat -t20 - TCP:$0",
+        "",
+        "peer_not_hbone",
+    ),
+];
+
 #[test]
 fn programs_that_are_not_a_mesh_get_an_end_and_no_answer() -> Result<()> {
     let mut arena = Arena::up()?;
-    let to = arena.hbone().to_string();
-    let script = format!(
-        "! curl -sS -m 5 http://{to}/ && ! curl -sSk -m 5 https://{to}/ && \
-         ! openssl s_client -connect {to} -tls1_2 </dev/null && \
-         echo hello | socat -t5 - TCP:{to} && head -c 100000 /dev/urandom | socat -t5 - TCP:{to}; true"
+    let (to, from) = (
+        arena.hbone().to_string(),
+        arena.lab.pod_ip("stranger", Family::V4)?,
     );
-    let watch = Watch::start(&arena.lab, "b")?;
-    let output = arena.lab.exec("stranger", &["sh", "-c", &script])?;
-    ensure!(
-        !output.stdout.contains("HTTP/"),
-        "an answer: {}",
-        output.stdout
-    );
-    watch.explained("peer_not_hbone")?;
-    watch.explained("peer_without_certificate")?;
+    for (program, complaint, reason) in PROGRAMS {
+        let watch = Watch::start(&arena.lab, "b")?;
+        let command = ["sh", "-c", program, &to];
+        let place = Where::pod("stranger");
+        let output = arena
+            .lab
+            .exec_within(&place, &command, Duration::from_secs(30))
+            .with_context(|| format!("{program} was not ended"))?;
+        let said = &output.stderr;
+        ensure!(
+            said.contains(complaint) && !said.contains("timed out"),
+            "{program} said {said}"
+        );
+        ensure!(
+            complaint.is_empty() || !output.success(),
+            "{program} has succeeded"
+        );
+        ensure!(
+            !output.stdout.contains("HTTP/"),
+            "{program} was answered: {}",
+            output.stdout
+        );
+        watch
+            .explained_of(reason, from)
+            .with_context(|| program.to_owned())?;
+    }
     arena.neighbour()
 }
 

@@ -9,6 +9,7 @@ use ambit_e2e::hostile::{
     headers, literal, reset,
 };
 use ambit_e2e::programs::PORT;
+use ambit_e2e::tcp_load::Echo;
 use anyhow::{Context, Result, ensure};
 use tokio::io::AsyncWriteExt;
 
@@ -149,12 +150,9 @@ fn headers_without_end_cost_the_tunnel_and_nothing_else() -> Result<()> {
     let field = literal("x", &"y".repeat(16_000));
     for (what, payload, count) in [
         ("huge", &field[..], 5_000),
-        ("small", &field[..1], 0),
+        ("small", &field[..1], 500_000),
         ("empty", &[], 500_000),
     ] {
-        if count == 0 {
-            continue;
-        }
         arena
             .attack_in_tunnel("h2_protocol_error", async |tunnel| {
                 let (stream, first) = start(tunnel);
@@ -230,7 +228,9 @@ fn floods_of_streams_and_resets_harm_nobody() -> Result<()> {
     /// Enough for any limit to be reached many times over.
     const STREAMS: u32 = 20_000;
     let mut arena = Arena::up()?;
-    let echo = SocketAddr::new(arena.target, ECHO).to_string();
+    // One process for all connections: what a flood costs is the daemon's, not that of a program for each.
+    let server = Echo::start(&arena.lab, "web")?;
+    let echo = SocketAddr::new(arena.target, server.port()).to_string();
     // Streams without end, none closed.
     arena.attack_in_tunnel("h2_protocol_error", async |tunnel| {
         let streams = (0..STREAMS).map(|at| connect(2 * at + 1, &echo));

@@ -9,7 +9,7 @@ use ambit_e2e::hostile::{
 use ambit_e2e::input::Foreign;
 use ambit_e2e::programs::PORT;
 use anyhow::{Context, Result, ensure};
-use lab::Where;
+use lab::{Lab, Process, Where};
 
 /// A pod of the mesh as far as the objects say, at an address where an impostor listens.
 fn at(ip: IpAddr, name: &str) -> String {
@@ -20,117 +20,149 @@ fn at(ip: IpAddr, name: &str) -> String {
     )
 }
 
-#[test]
-fn a_server_that_is_not_the_pod_it_should_be_gets_not_one_byte() -> Result<()> {
-    let mut arena = Arena::up()?;
-    let marker = "marker-496d706f73746f72";
-    let own = |name: &str| {
-        arena
-            .authority
-            .leaf(&[&format!("spiffe://cluster.local/ns/shop/sa/{name}")])
+/// In the payload, which nobody is told who has not proven to be the pod.
+const MARKER: &str = "marker-496d706f73746f72";
+
+/// How long a connection to an impostor may take to be given up, whatever the impostor does.
+const GIVEN_UP: Duration = Duration::from_secs(60);
+
+/// A pod that is another one, and what it does to who connects.
+struct Part {
+    name: &'static str,
+    /// The reason of the client's daemon.
+    reason: &'static str,
+    /// Whether it is the pod as far as its certificate says.
+    proven: bool,
+    act: Act,
+}
+
+/// One of each kind.
+fn parts(authority: &Authority) -> Result<Vec<Part>> {
+    let own = |name: &str| authority.leaf(&[&format!("spiffe://cluster.local/ns/shop/sa/{name}")]);
+    let tunnel = |leaf, then| Act::Tunnel(leaf, no_settings(), then);
+    let unproven = |name, reason, act| Part {
+        name,
+        reason,
+        proven: false,
+        act,
     };
+    let proven = |name, reason, act| Part {
+        name,
+        reason,
+        proven: true,
+        act,
+    };
+    let hello = Act::Say(b"HTTP/1.1 200 OK\r\n\r\n");
+    let foreign = Authority::foreign()?.leaf(&[MEMBER])?;
+    let accepted = status(&[0x88], false);
     let unauthorized = status(b"\x08\x03401", true);
     let bad_frame = frame(Kind::Data, 0, 0, b"x");
-    let tunnel = |leaf, then| Act::Tunnel(leaf, no_settings(), then);
-    let acts = [
-        ("silent", "tls_handshake_timeout", Act::Silence),
-        (
-            "plain",
-            "peer_not_hbone",
-            Act::Say(b"HTTP/1.1 200 OK\r\n\r\n"),
-        ),
-        (
-            "foreign",
-            "peer_untrusted",
-            tunnel(Authority::foreign()?.leaf(&[MEMBER])?, vec![]),
-        ),
-        (
+    Ok(vec![
+        unproven("silent", "tls_handshake_timeout", Act::Silence),
+        unproven("plain", "peer_not_hbone", hello),
+        unproven("foreign", "peer_untrusted", tunnel(foreign, vec![])),
+        unproven(
             "nameless",
             "peer_untrusted",
-            tunnel(arena.authority.leaf(&[])?, vec![]),
+            tunnel(authority.leaf(&[])?, vec![]),
         ),
-        (
+        unproven(
             "stolen",
             "peer_identity_mismatch",
-            tunnel(own("web")?, status(&[0x88], false)),
+            tunnel(own("web")?, accepted),
         ),
-        (
+        unproven(
             "mute",
             "h2_handshake_timeout",
             Act::Tunnel(own("mute")?, vec![], vec![]),
         ),
-        (
+        proven(
             "pending",
             "connect_response_timeout",
             tunnel(own("pending")?, vec![]),
         ),
-        (
+        proven(
             "refusing",
             "connect_rejected",
             tunnel(own("refusing")?, unauthorized),
         ),
-        (
+        proven(
             "broken",
             "h2_protocol_error",
             tunnel(own("broken")?, bad_frame),
         ),
-    ];
-    let fabric = arena.lab.netns(&Where::Bridge)?;
-    let (mut stage, mut requests) = (Vec::new(), Vec::new());
-    let watch = Watch::start(&arena.lab, "a")?;
-    for (index, (name, reason, act)) in (201..).zip(acts) {
-        let ip: IpAddr = [10, 0, 0, index].into();
-        let address = format!("{ip}/32");
-        let within = Duration::from_secs(5);
-        arena
-            .lab
-            .exec_within(
-                &Where::Bridge,
-                &["ip", "address", "add", &address, "dev", "br0"],
-                within,
-            )?
-            .ok()?;
-        let impostor = Impostor::start(fabric.clone(), ip, act)?;
-        let pod = Foreign::write(&arena.lab, &format!("impostor-{name}.yaml"), at(ip, name))?;
-        stage.push((name, reason, impostor, pod));
-        arena
-            .lab
-            .wait_until("the daemon to know the pod", within, || {
-                let dump = arena.lab.config_dump("a").ok()?;
-                dump.get("workloads")?
-                    .as_array()?
-                    .iter()
-                    .find(|w| w["name"] == name)
-                    .map(drop)
-            })?;
-        let (header, url) = (
-            format!("X-Marker: {marker}"),
-            format!("http://{ip}:{PORT}/"),
-        );
-        requests.push(arena.lab.spawn(
-            "neighbour",
-            &["curl", "-sS", "-m", "25", "-H", &header, &url],
-        )?);
+    ])
+}
+
+/// A part that is played, and a request to it.
+struct Played {
+    name: &'static str,
+    reason: &'static str,
+    proven: bool,
+    ip: IpAddr,
+    impostor: Impostor,
+    request: Process,
+    _pod: Foreign,
+}
+
+impl Played {
+    /// Begins to play at an address of its own in the fabric, and to be asked there.
+    fn start(lab: &Lab, ip: IpAddr, part: Part) -> Result<Self> {
+        let soon = Duration::from_secs(20);
+        let add = ["ip", "address", "add", &format!("{ip}/32"), "dev", "br0"];
+        lab.exec_within(&Where::Bridge, &add, soon)?.ok()?;
+        let impostor = Impostor::start(lab.netns(&Where::Bridge)?, ip, part.act)?;
+        let name = part.name;
+        let pod = Foreign::write(lab, &format!("impostor-{name}.yaml"), at(ip, name))?;
+        lab.wait_until("the daemon to know the pod", soon, || {
+            let dump = lab.config_dump("a").ok()?;
+            let mut workloads = dump.get("workloads")?.as_array()?.iter();
+            workloads.any(|known| known["name"] == name).then_some(())
+        })?;
+        let header = format!("X-Marker: {MARKER}");
+        let url = format!("http://{ip}:{PORT}/");
+        let request = ["curl", "-sS", "-m", "50", "-H", &header, &url];
+        Ok(Self {
+            name,
+            reason: part.reason,
+            proven: part.proven,
+            ip,
+            impostor,
+            request: lab.spawn("neighbour", &request)?,
+            _pod: pod,
+        })
     }
-    for ((name, reason, impostor, _), request) in stage.iter().zip(requests) {
-        let output = request
-            .wait(Duration::from_secs(30))
-            .with_context(|| (*name).to_owned())?;
-        ensure!(!output.success(), "{name} has answered: {}", output.stdout);
+
+    /// The daemon has ended the request with the reason of this part, and told the payload to nobody.
+    fn ends_refused(self, watch: &Watch<'_>) -> Result<()> {
+        let output = self.request.wait(GIVEN_UP)?;
+        ensure!(!output.success(), "it has answered: {}", output.stdout);
         ensure!(
             !output.stderr.contains("timed out"),
-            "{name}: not ended by the daemon"
+            "not ended by the daemon"
         );
-        let line = watch
-            .explained(reason)
-            .with_context(|| (*name).to_owned())?;
+        let line = watch.explained_of(self.reason, self.ip)?;
         ensure!(line.field("direction") == "outbound", "{}", line.line);
-        let heard = impostor.heard();
-        let proven = ["pending", "refusing", "broken"].contains(name);
+        let heard = self.impostor.heard();
         let told = heard
-            .windows(marker.len())
-            .any(|window| window == marker.as_bytes());
-        ensure!(proven || !told, "{name} was told the payload");
+            .windows(MARKER.len())
+            .any(|window| window == MARKER.as_bytes());
+        ensure!(self.proven || !told, "it was told the payload");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_server_that_is_not_the_pod_it_should_be_gets_not_one_byte() -> Result<()> {
+    let mut arena = Arena::up()?;
+    let watch = Watch::start(&arena.lab, "a")?;
+    let mut stage = Vec::new();
+    for (last, part) in (201..).zip(parts(&arena.authority)?) {
+        stage.push(Played::start(&arena.lab, [10, 0, 0, last].into(), part)?);
+    }
+    for played in stage {
+        let name = played.name;
+        played.ends_refused(&watch).with_context(|| name)?;
     }
     watch.unharmed(64 * 1024 * 1024, 64)?;
     arena.neighbour()

@@ -117,10 +117,19 @@ impl Arena {
         let watch = Watch::start(&self.lab, "b")?;
         inside(origin, ATTACK, async |origin| work(origin, to).await)?;
         if !reason.is_empty() {
-            watch.explained(reason)?;
+            watch.explained_of(reason, self.address(origin)?)?;
         }
         watch.unharmed(MEMORY, DESCRIPTORS)?;
         self.neighbour.unharmed(&self.lab)
+    }
+
+    /// Where an attack comes from.
+    fn address(&self, origin: &Origin) -> Result<IpAddr> {
+        let pod = match origin.marked {
+            true => "member",
+            false => "stranger",
+        };
+        self.lab.pod_ip(pod, Family::V4)
     }
 
     /// An attack by a member with a good certificate over one tunnel.

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use lab::{Lab, Process};
 
 /// How long one request of a neighbour may take before it counts as harmed.
-const PATIENCE: &str = "5";
+const PATIENCE: &str = "15";
 
 /// Two clients in one pod: one makes a new connection for each request (curl), the other keeps one for ever (socat).
 pub struct Neighbour {
@@ -27,8 +27,8 @@ impl Neighbour {
         let ticks = format!("while echo tick; do sleep 0.1; done | exec socat -t5 - TCP:{echo}");
         let requests = lab.spawn(pod, &["sh", "-c", &requests])?;
         let established = lab.spawn(pod, &["sh", "-c", &ticks])?;
-        requests.wait_stdout("\n", Duration::from_secs(10))?;
-        established.wait_stdout("tick", Duration::from_secs(10))?;
+        requests.wait_stdout("\n", Duration::from_secs(20))?;
+        established.wait_stdout("tick", Duration::from_secs(20))?;
         Ok(Self {
             requests,
             established,
@@ -52,7 +52,7 @@ impl Neighbour {
         let before = self.answers();
         lab.wait_until(
             "the neighbour's next answers",
-            Duration::from_secs(8),
+            Duration::from_secs(20),
             || {
                 let now = self.answers();
                 (now.0 > before.0 && now.1 > before.1).then_some(())

@@ -1,6 +1,7 @@
 //! What a daemon says and costs while something is done to it.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ use crate::access_log::{self, Access};
 use crate::metrics::{self, Sample};
 
 /// How long a reason may take to appear in log and metric after its cause.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(15);
 
 /// Counts failures by direction and reason.
 const FAILURES: &str = "ambit_connection_failures_total";
@@ -63,8 +64,27 @@ impl<'a> Watch<'a> {
     /// returns the line of the log.
     ///
     /// # Errors
-    /// It has not within 5 s; the error shows the reasons that it gave instead.
+    /// It has not within 15 s; the error shows the reasons that it gave instead.
     pub fn explained(&self, reason: &str) -> Result<Access> {
+        self.explained_where(reason, |_| true)
+    }
+
+    /// The same of a connection from or to this address.
+    ///
+    /// # Errors
+    /// As [`Self::explained`].
+    pub fn explained_of(&self, reason: &str, peer: IpAddr) -> Result<Access> {
+        let is_peer = |line: &Access, side| {
+            let address: Option<SocketAddr> = line.field(side).parse().ok();
+            address.is_some_and(|address| address.ip() == peer)
+        };
+        self.explained_where(reason, |line| {
+            is_peer(line, "src.addr") || is_peer(line, "dst.addr")
+        })
+        .with_context(|| format!("of {peer}"))
+    }
+
+    fn explained_where(&self, reason: &str, is: impl Fn(&Access) -> bool) -> Result<Access> {
         let lines = || {
             self.log()
                 .map(|log| access_log::parse(&log))
@@ -75,7 +95,7 @@ impl<'a> Watch<'a> {
             .wait_until(&format!("a line with reason {reason}"), SOON, || {
                 lines()
                     .into_iter()
-                    .find(|line| line.field("reason") == reason)
+                    .find(|line| line.field("reason") == reason && is(line))
             })
             .with_context(|| {
                 let reasons: BTreeSet<_> = lines()
@@ -102,7 +122,7 @@ impl<'a> Watch<'a> {
     }
 
     /// That it is the same process, never took more than `bytes` of memory above what it had, and holds no more than
-    /// `fds` file descriptors above what it held, or comes back to that within 5 s.
+    /// `fds` file descriptors above what it held, or comes back to that within 15 s.
     ///
     /// # Errors
     /// It crashed or grew.
