@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ambit_e2e::capture::{
     MARKER, REPAIR, Traffic, answered_by, as_before, netfilter, server, shell, up,
 };
-use ambit_e2e::manifest::{Pod, namespace};
+use ambit_e2e::manifest::{Pod, Service, namespace};
 use ambit_e2e::metrics;
 use ambit_e2e::programs::{PORT, url};
 use anyhow::{Result, ensure};
@@ -27,6 +27,8 @@ impl Stage {
             Pod::new("shop", "client").on("a").into(),
             Pod::new("shop", "near").on("a").runs(server("near")).into(),
             Pod::new("shop", "web").on("b").runs(server("web")).into(),
+            Service::new("shop", "near", PORT, PORT).into(),
+            Service::new("shop", "web", PORT, PORT).into(),
         ])?;
         // Between pods of one node nothing crosses the bridge; what arrives at a pod is looked at
         // there. What leaves a pod that is broken has not arrived anywhere.
@@ -94,6 +96,19 @@ impl Stage {
             );
         }
         Ok(traffic)
+    }
+
+    /// Requests of the client to these pods are refused, by each of their own addresses and by those of their
+    /// services.
+    fn all_refused(&self, pods: &[&str]) -> Result<()> {
+        for pod in pods {
+            for family in Family::ALL {
+                refused(&self.lab, "client", self.lab.pod_ip(pod, family)?)?;
+                let service = self.lab.service_ip(&format!("shop/{pod}"), family)?;
+                refused(&self.lab, "client", service)?;
+            }
+        }
+        Ok(())
     }
 
     fn nothing_in_clear(&self) -> Result<()> {
@@ -217,21 +232,28 @@ fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> 
 #[test]
 fn a_dead_daemon_means_no_traffic_and_no_plaintext_and_a_new_one_takes_over() -> Result<()> {
     let stage = Stage::up()?;
-    let (lab, web) = (&stage.lab, stage.lab.pod_ip("web", Family::V4)?);
-    for node in ["a", "b"] {
-        let [far, _] = stage.traffic()?;
+    let lab = &stage.lab;
+    // Of node a it is both the client's and the near server's daemon that dies, of node b the far server's.
+    for (node, pods, cut) in [
+        ("a", &["client", "near"][..], &["near", "web"][..]),
+        ("b", &["web"], &["web"]),
+    ] {
+        let [far, near] = stage.traffic()?;
         lab.kill_daemon(node)?;
         far.is_cut(lab)?;
-        refused(lab, "client", web)?;
-        // What the pod does to its own rules does not open a way while the daemon is dead.
-        shell(
-            lab,
-            if node == "a" { "client" } else { "web" },
-            "nft flush ruleset",
-        )?;
-        refused(lab, "client", web)?;
+        match node {
+            "a" => near.is_cut(lab)?,
+            _ => near.flows(lab, REPAIR)?,
+        }
+        stage.all_refused(cut)?;
+        // What a pod does to its own rules does not open a way while the daemon is dead.
+        for pod in pods {
+            shell(lab, pod, "nft flush ruleset")?;
+            stage.all_refused(cut)?;
+        }
         lab.restart_daemon(node)?;
         far.new_ones_flow(lab, REPAIR)?;
+        near.new_ones_flow(lab, REPAIR)?;
     }
     stage.nothing_in_clear()
 }
