@@ -260,10 +260,23 @@ pub fn manifests() -> String {
 /// It does not come up.
 pub fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| match Lab::up(manifests(), Options::default()) {
+    LAB.get_or_init(|| match up() {
         Ok(lab) => lab,
         Err(error) => panic!("{error:#}"),
     })
+}
+
+/// Buffers of its pods' sockets grow as far as Linux lets them by default, whatever this machine's do:
+/// that bounds what is in flight on a connection that nobody reads.
+fn up() -> Result<Lab> {
+    let lab = Lab::up(manifests(), Options::default())?;
+    let set = "cd /proc/sys/net/ipv4 && echo 4096 131072 6291456 >tcp_rmem && echo 4096 16384 4194304 >tcp_wmem";
+    for pod in ["mesh/client", "mesh/server", "plain/client", "plain/server"] {
+        lab.exec(pod, &["sh", "-c", set])?
+            .ok()
+            .with_context(|| format!("buffers of {pod}"))?;
+    }
+    Ok(lab)
 }
 
 /// The connection on one path, to its end.

@@ -7,7 +7,8 @@
                 COUNT connections of one exchange each, AT-ONCE of them at any time
     tcp_load.py abort ADDRESS PORT COUNT AT-ONCE SIZE
                 the same, but each is reset as soon as its bytes are sent
-    tcp_load.py rude                        resets each connection at its first byte; prints its port
+    tcp_load.py rude                        resets each connection at its first byte; prints its port, and a
+                line for each
     tcp_load.py deaf                        accepts and never reads; prints its port
     tcp_load.py flood ADDRESS PORT COUNT
                 COUNT connections, each filled until nothing moves for a second, and then held
@@ -42,6 +43,7 @@ def serve(rude=False):
                 accept(listener, poll, sockets)
             elif rude:
                 reset(sockets.pop(fd))
+                print("reset", flush=True)
             elif not echo(sockets[fd], fd, events, poll, waiting):
                 waiting.pop(fd, None)
                 sockets.pop(fd).close()

@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(110);
 /// An echo server for thousands of connections; it runs until this is dropped.
 #[derive(Debug)]
 pub struct Echo {
-    _process: Process,
+    process: Process,
     port: u16,
 }
 
@@ -45,6 +45,12 @@ impl Echo {
         Self::serving(lab, pod, "rude")
     }
 
+    /// How many connections [`Self::rude`] has reset so far.
+    pub fn resets(&self) -> usize {
+        let said = String::from_utf8_lossy(&self.process.stdout()).into_owned();
+        said.matches("reset\n").count()
+    }
+
     /// Where it listens.
     pub fn port(&self) -> u16 {
         self.port
@@ -63,7 +69,7 @@ impl Echo {
             .and_then(|port| port.parse().ok());
         Ok(Self {
             port: port.with_context(|| format!("echo server said {said:?}"))?,
-            _process: process,
+            process,
         })
     }
 }
@@ -162,6 +168,17 @@ impl Load {
 }
 
 impl Outcome {
+    /// How many connections ended by a reset, whether it was met in sending or in receiving.
+    pub fn resets(&self) -> u32 {
+        let count = |kind: &str| {
+            let behind = self.errors.split_once(kind)?.1;
+            let number = behind.trim_start_matches(['\'', ':', ' ']);
+            number.split([',', '}']).next()?.parse::<u32>().ok()
+        };
+        let kinds = ["Connection reset by peer", "Broken pipe"];
+        kinds.into_iter().filter_map(count).sum()
+    }
+
     /// Of a started load, which is waited for.
     ///
     /// # Errors

@@ -124,6 +124,13 @@ class End:
             self.event("send: " + BROKEN.get(error.errno, str(error)))
             return False
 
+    def push(self, end):
+        """Sends until the kernel has taken all up to `end`."""
+        while self.sent < end:
+            self.wait_ready(select.POLLOUT, "send")
+            if not self.write(end - self.sent):
+                raise Ended
+
     def check(self, data):
         if not self.theirs.startswith(data, self.received % PERIOD):
             self.event(f"corrupt within {len(data)} bytes at {self.received}")
@@ -135,16 +142,15 @@ class End:
     # The steps.
 
     def send(self, count):
-        """Sends; says so when the kernel has taken all of it, and when it is blocked meanwhile."""
-        end, blocked = self.sent + amount(count), False
-        while self.sent < end:
-            if not blocked and not self.ready(select.POLLOUT, BLOCKED):
-                blocked = True
-                print(f"# blocked after {self.sent}")
-                self.event("blocked")
-            self.wait_ready(select.POLLOUT, "send")
-            if not self.write(end - self.sent):
-                raise Ended
+        """Sends; says so when the kernel has taken all of it."""
+        self.push(self.sent + amount(count))
+        self.event(f"sent {amount(count)}")
+
+    def overfill(self, count):
+        """Sends more than all buffers take, to an end that does not read before this one is blocked."""
+        end = self.sent + amount(count)
+        self.fill(end)
+        self.push(end)
         self.event(f"sent {amount(count)}")
 
     def send_until_broken(self):
@@ -153,10 +159,13 @@ class End:
             if not self.write(CHUNK):
                 return
 
-    def fill(self):
+    def fill(self, end=sys.maxsize):
         """Sends until it is blocked."""
         while self.ready(select.POLLOUT, BLOCKED):
-            if not self.write(CHUNK):
+            if self.sent == end:
+                self.event("never blocked")
+                raise Ended
+            if not self.write(end - self.sent):
                 raise Ended
         print(f"# blocked after {self.sent}")
         self.event("blocked")
@@ -185,10 +194,7 @@ class End:
         for part in range(1, parts + 1):
             time.sleep(max(0.0, start + part / 4 - time.monotonic()))
             goal = end - amount(count) * (parts - part) // parts
-            while self.sent < goal:
-                self.wait_ready(select.POLLOUT, "send")
-                if not self.write(goal - self.sent):
-                    raise Ended
+            self.push(goal)
         self.event(f"sent {amount(count)}")
 
     def dribble(self, count):
@@ -237,11 +243,16 @@ class End:
             raise Ended
         self.event("quiet")
 
+    def stop(self, seconds):
+        """Reads nothing for this long, whatever there is."""
+        time.sleep(float(seconds))
+
     def keepalive(self, seconds):
-        """Lets the kernel probe an idle connection this often."""
+        """Lets the kernel probe an idle connection this often; five in a row are answered late at worst."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
             self.socket.setsockopt(socket.IPPROTO_TCP, option, int(seconds))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
 
     def small_window(self):
         """From now on little is accepted ahead of being read."""

@@ -21,6 +21,10 @@ const MEMORY_GROWN_KIB: u64 = 4 * 1024;
 /// How long the last sockets and idle buffers may take to be given back.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(30);
 
+/// A neighbour that waits behind a reader that has stopped waits until that is released, which is after the
+/// neighbour has finished: for ever. This is more than a busy machine makes anybody wait.
+const LONG_MS: f64 = 20_000.0;
+
 const WARM_UP: Load = Load::Short {
     connections: 200,
     at_once: 16,
@@ -149,6 +153,12 @@ fn a_server_that_resets_under_what_it_is_sent_does_not_hurt_its_neighbours() {
         let outcome = load.run(lab, Path::Meshed, &rude).unwrap();
         println!("{outcome:?}");
         assert_eq!(outcome.completed, 0);
+        // Each was made, came as far as the server, was reset there, and the client was told so.
+        assert_eq!(outcome.resets(), 5000, "{outcome:?}");
+        lab.wait_until("the server to have reset all", GIVEN_BACK_WITHIN, || {
+            (rude.resets() == 5000).then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{error:#}: {}", rude.resets()));
     });
 }
 
@@ -212,7 +222,7 @@ fn a_reader_that_stalls_under_single_bytes_does_not_hurt_its_neighbours() {
     );
     assert_eq!(seen.client.events.last().map(String::as_str), Some("fin"));
     assert!(
-        beside.slowest_ms < 2000.0,
+        beside.slowest_ms < LONG_MS,
         "a neighbour waited: {beside:?}, alone {alone:?}"
     );
 }
@@ -222,7 +232,7 @@ fn a_reader_that_stalls_under_single_bytes_does_not_hurt_its_neighbours() {
 fn readers_that_stop_do_not_hurt_their_neighbours() {
     let lab = Lab::up(manifests(), Options::default()).unwrap();
     let echo = Echo::start(&lab, Path::Meshed.server()).unwrap();
-    let (writer, reader) = (["send 64M", "close"], ["hold", "drain", "close"]);
+    let (writer, reader) = (["overfill 64M", "close"], ["hold", "drain", "close"]);
     let start = |client, server| Running::start(&lab, Path::Meshed, client, server).unwrap();
     let mut uploads: Vec<_> = (0..4).map(|_| start(&writer, &reader)).collect();
     let mut downloads: Vec<_> = (0..4).map(|_| start(&reader, &writer)).collect();
@@ -238,7 +248,10 @@ fn readers_that_stop_do_not_hurt_their_neighbours() {
     let beside = neighbours.run(&lab, Path::Meshed, &echo).unwrap();
     println!("neighbours {beside:?}");
     all_completed(neighbours, &beside);
-    assert!(beside.slowest_ms < 2000.0, "a neighbour waited: {beside:?}");
+    assert!(
+        beside.slowest_ms < LONG_MS,
+        "a neighbour waited: {beside:?}"
+    );
     for (upload, download) in uploads.iter_mut().zip(&mut downloads) {
         upload.release_server().unwrap();
         download.release_client().unwrap();

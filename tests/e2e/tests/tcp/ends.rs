@@ -84,8 +84,8 @@ fn the_server_may_speak_first() {
     .is_the_same_on_every_path();
     for (path, observed) in runs {
         let waited = observed.client.number("first byte after").unwrap();
-        // Nothing waits for the client to speak, such as a detection of its protocol.
-        assert!(waited < 1.0, "{path:?}: the greeting came after {waited} s");
+        // Nothing waits for the client to speak, such as a detection of its protocol, which takes 5 s or more.
+        assert!(waited < 5.0, "{path:?}: the greeting came after {waited} s");
     }
 }
 

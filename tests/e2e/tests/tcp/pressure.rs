@@ -2,13 +2,14 @@
 
 use ambit_e2e::tcp::{Connection, Path};
 
-/// More than this in flight between two ends of which one does not read is a buffer without bound.
+/// More than this in flight between two ends of which one does not read is a buffer without bound: over both
+/// daemons there are three sockets that send (4 MiB at most) and three that receive (6 MiB), and what the daemons hold.
 const MOST_IN_FLIGHT: f64 = 40.0 * 1024.0 * 1024.0;
 
 #[test]
 fn a_client_is_blocked_by_a_server_that_does_not_read() {
     let runs = Connection {
-        client: &["send 64M", "shut", "drain"],
+        client: &["overfill 64M", "shut", "drain"],
         client_sees: &["blocked", "sent 67108864", "shut", "fin"],
         server: &["await blocked", "drain", "close"],
         server_sees: &["received 67108864 intact", "fin", "closed"],
@@ -29,7 +30,7 @@ fn a_server_is_blocked_by_a_client_that_does_not_read() {
     let runs = Connection {
         client: &["await blocked", "drain", "close"],
         client_sees: &["received 67108864 intact", "fin", "closed"],
-        server: &["send 64M", "shut", "drain"],
+        server: &["overfill 64M", "shut", "drain"],
         server_sees: &["blocked", "sent 67108864", "shut", "fin"],
     }
     .is_the_same_on_every_path();

@@ -1,16 +1,30 @@
-//! Long connections: half-closed, one-way, idle. Most of the time of this suite is spent here.
+//! Long connections: half-closed, one-way, idle, stopped. Most of the time of this suite is spent here.
 
 use ambit_e2e::tcp::Connection;
 
+/// Makes both at the same time.
+fn together(one: Connection<'_>, other: Connection<'_>) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| one.is_the_same_on_every_path());
+        other.is_the_same_on_every_path();
+    });
+}
+
 #[test]
-fn a_client_that_has_finished_is_sent_to_for_a_minute() {
-    Connection {
+fn an_end_that_has_finished_is_sent_to_for_a_minute() {
+    let the_client = Connection {
         client: &["send 1000", "shut", "drain"],
         client_sees: &["sent 1000", "shut", "received 31457280 intact", "fin"],
         server: &["drain", "drip 30M 60", "close"],
         server_sees: &["received 1000 intact", "fin", "sent 31457280", "closed"],
-    }
-    .is_the_same_on_every_path();
+    };
+    let the_server = Connection {
+        client: &["drain", "drip 30M 60", "close"],
+        client_sees: &["received 1000 intact", "fin", "sent 31457280", "closed"],
+        server: &["send 1000", "shut", "drain"],
+        server_sees: &["sent 1000", "shut", "received 31457280 intact", "fin"],
+    };
+    together(the_client, the_server);
 }
 
 /// Longer than conntrack keeps a half-closed connection by default (60 s in state CLOSE_WAIT): were
@@ -41,10 +55,26 @@ fn a_half_closed_connection_survives_more_than_a_minute_of_silence() {
             "fin",
         ],
     };
-    std::thread::scope(|scope| {
-        scope.spawn(|| by_the_client.is_the_same_on_every_path());
-        by_the_server.is_the_same_on_every_path();
-    });
+    together(by_the_client, by_the_server);
+}
+
+/// No byte moves for longer than the daemons' ping interval and ping deadline together, because one end's
+/// window is closed; when it opens again, all that was sent before and since arrives.
+#[test]
+fn a_reader_may_stop_for_long_and_nothing_is_lost() {
+    let the_server_stops = Connection {
+        client: &["overfill 64M", "shut", "drain"],
+        client_sees: &["blocked", "sent 67108864", "shut", "fin"],
+        server: &["await blocked", "stop 35", "drain", "close"],
+        server_sees: &["received 67108864 intact", "fin", "closed"],
+    };
+    let the_client_stops = Connection {
+        client: &["await blocked", "stop 35", "drain", "close"],
+        client_sees: &["received 67108864 intact", "fin", "closed"],
+        server: &["overfill 64M", "shut", "drain"],
+        server_sees: &["blocked", "sent 67108864", "shut", "fin"],
+    };
+    together(the_server_stops, the_client_stops);
 }
 
 /// Longer than the daemons' ping interval and ping deadline together.
