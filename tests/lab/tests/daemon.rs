@@ -12,6 +12,9 @@ use tempfile::TempDir;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// For what comes at once, but on a busy machine.
+const SOON: Duration = Duration::from_secs(15);
+
 const MANIFESTS: &str = "\
 {apiVersion: v1, kind: Node, metadata: {name: a}}
 ---
@@ -89,13 +92,13 @@ fn an_opted_in_pod_starts_only_when_its_daemon_has_enrolled_it() {
             && status.nodes[0].daemon == DaemonState::Ready
             && pod.message.contains("has not enrolled the pod (pending)")
     };
-    lab.wait_status("the meshed pod to wait", 5 * SECOND, waits)
+    lab.wait_status("the meshed pod to wait", SOON, waits)
         .unwrap();
     assert_eq!(processes(&lab, "meshed"), 0);
     std::fs::write(bin.path().join("enrol"), "").unwrap();
     let ready = |status: &lab::Status| status.pod("meshed").unwrap().ready;
     let status = lab
-        .wait_status("the meshed pod to start", 5 * SECOND, ready)
+        .wait_status("the meshed pod to start", SOON, ready)
         .unwrap();
     assert_eq!(status.pod("meshed").unwrap().message, "");
 }
@@ -105,13 +108,12 @@ fn a_pod_that_opts_out_while_it_waits_starts() {
     let bin = bin_dir(SCRIPT);
     let lab = Lab::up(MANIFESTS, options(&bin)).unwrap();
     let waits = |status: &lab::Status| !status.pod("meshed").unwrap().message.is_empty();
-    lab.wait_status("the meshed pod to wait", 5 * SECOND, waits)
+    lab.wait_status("the meshed pod to wait", SOON, waits)
         .unwrap();
     lab.label("Namespace", "shop", &[("istio.io/dataplane-mode", None)])
         .unwrap();
     let ready = |status: &lab::Status| status.pod("meshed").unwrap().ready;
-    lab.wait_status("the pod to start", 5 * SECOND, ready)
-        .unwrap();
+    lab.wait_status("the pod to start", SOON, ready).unwrap();
 }
 
 #[test]
@@ -127,7 +129,7 @@ fn a_daemon_is_told_where_everything_is() {
             .ok()
             .filter(|log| log.contains("started with"))
     };
-    let log = lab.wait_until("the daemon's log", SECOND, log).unwrap();
+    let log = lab.wait_until("the daemon's log", SOON, log).unwrap();
     for (flag, folder) in [
         ("--source-folder", lab.source_folder()),
         ("--ca-dir", lab.ca_folder()),
@@ -144,7 +146,7 @@ fn a_daemon_is_told_where_everything_is() {
     );
     assert!(lab.ca_folder().join("root-cert.pem").exists());
     let uid = lab.status().unwrap().pod("meshed").unwrap().uid.clone();
-    let netns = lab.wait_until("the pod's file", SECOND, || {
+    let netns = lab.wait_until("the pod's file", SOON, || {
         std::fs::read_to_string(lab.netns_folder().join(&uid)).ok()
     });
     assert!(Path::new(&netns.unwrap()).exists());
@@ -247,7 +249,7 @@ fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_star
     assert!(lab.ca_log().unwrap().contains("--more"));
     let ask = |place: &Where| {
         let command = ["socat", "-u", &format!("TCP:{address}"), "-"];
-        lab.exec_within(place, &command, 5 * SECOND).unwrap()
+        lab.exec_within(place, &command, SOON).unwrap()
     };
     assert!(ask(&Where::node("a")).success());
     lab.kill_ca().unwrap();

@@ -34,6 +34,9 @@ spec: {selector: {app: web}, clusterIP: None, ipFamilyPolicy: PreferDualStack, p
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// For what comes at once, but on a busy machine.
+const SOON: Duration = Duration::from_secs(15);
+
 /// A server that answers with its pod's name and with the address of whoever asks.
 fn server(name: &str, node: &str, more: &str) -> String {
     format!(
@@ -68,11 +71,13 @@ fn up(manifests: &str) -> Lab {
 }
 
 fn ask(lab: &Lab, place: &Where, to: &str) -> String {
-    let cmd = ["socat", "-T2", "-", &format!("TCP:{to},connect-timeout=2")];
-    lab.exec_within(place, &cmd, 5 * SECOND)
-        .unwrap()
-        .ok()
-        .unwrap()
+    let cmd = [
+        "socat",
+        "-T10",
+        "-",
+        &format!("TCP:{to},connect-timeout=10"),
+    ];
+    lab.exec_within(place, &cmd, SOON).unwrap().ok().unwrap()
 }
 
 #[test]
@@ -120,11 +125,11 @@ fn names_lead_to_services_and_follow_their_pods() {
     let mut shell = lab.spawn("client", &["sh"]).unwrap();
     let address = |lab: &Lab, pod| lab.pod_ip(pod, Family::V4).unwrap().to_string();
     shell.write(b"getent ahostsv4 all; echo first.\n").unwrap();
-    shell.wait_stdout("first.", SECOND).unwrap();
+    shell.wait_stdout("first.", SOON).unwrap();
     lab.apply(server("two", "b", "")).unwrap();
     lab.wait_ready().unwrap();
     shell.write(b"getent ahostsv4 all; echo second.\n").unwrap();
-    shell.wait_stdout("second.", SECOND).unwrap();
+    shell.wait_stdout("second.", SOON).unwrap();
     let said = String::from_utf8(shell.stdout()).unwrap();
     let (before, after) = said.split_once("first.").unwrap();
     assert!(
@@ -150,13 +155,13 @@ fn a_cluster_ip_leads_pods_and_nodes_to_ready_endpoints() {
         for family in Family::ALL {
             let vip = lab.service_ip("shop/web", family).unwrap();
             let to = std::net::SocketAddr::new(vip, 80).to_string();
-            let mut seen: Vec<String> = (0..16).map(|_| ask(&lab, &place, &to)).collect();
+            let mut seen: Vec<String> = (0..32).map(|_| ask(&lab, &place, &to)).collect();
             seen.sort();
             let servers: std::collections::BTreeSet<_> = seen
                 .iter()
                 .filter_map(|answer| answer.split(' ').next())
                 .collect();
-            // One of two by chance, 16 times: all the same once in 32,768 runs.
+            // One of two by chance, 32 times: all the same once in two thousand million runs.
             assert_eq!(
                 servers.into_iter().collect::<Vec<_>>(),
                 ["far", "near"],
@@ -195,7 +200,7 @@ fn a_pod_is_ready_when_its_probe_says_so_and_only_then_an_endpoint() {
     )
     .unwrap();
     let running = |status: &lab::Status| status.pod("slow").is_ok_and(|pod| pod.phase == "Running");
-    let status = lab.wait_status("slow to run", 5 * SECOND, running).unwrap();
+    let status = lab.wait_status("slow to run", SOON, running).unwrap();
     assert!(!status.pod("slow").unwrap().ready);
     let endpoints = |status: &lab::Status| {
         status
@@ -207,10 +212,10 @@ fn a_pod_is_ready_when_its_probe_says_so_and_only_then_an_endpoint() {
     };
     assert_eq!(endpoints(&status), 0);
     lab.exec("slow", &["touch", "go"]).unwrap();
-    lab.wait_status("an endpoint", 5 * SECOND, |status| endpoints(status) == 2)
+    lab.wait_status("an endpoint", SOON, |status| endpoints(status) == 2)
         .unwrap();
     lab.exec("slow", &["rm", "go"]).unwrap();
-    lab.wait_status("no endpoint", 5 * SECOND, |status| endpoints(status) == 0)
+    lab.wait_status("no endpoint", SOON, |status| endpoints(status) == 0)
         .unwrap();
 }
 
@@ -225,7 +230,7 @@ fn probes_come_from_the_nodes_own_address() {
     let filter = format!("tcp dst port 8080 and src host {node}");
     let capture = lab.capture(Where::pod("web"), &filter).unwrap();
     let probed = || (capture.packets().ok()? > 0).then_some(());
-    lab.wait_until("a probe from the node", 5 * SECOND, probed)
+    lab.wait_until("a probe from the node", SOON, probed)
         .unwrap();
 }
 
@@ -234,7 +239,7 @@ fn a_program_that_fails_its_liveness_probe_is_started_again() {
     let probe = "    livenessProbe: {exec: {command: [test, -e, alive]}, periodSeconds: 1, failureThreshold: 1}";
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("web", "a", probe)));
     let again = |status: &lab::Status| status.pod("web").is_ok_and(|pod| pod.restarts > 0);
-    lab.wait_status("a restart", 5 * SECOND, again).unwrap();
+    lab.wait_status("a restart", SOON, again).unwrap();
 }
 
 #[test]
@@ -249,7 +254,7 @@ fn deletion_is_graceful_and_frees_the_address() {
     let lab = up(NODES_AND_PODS);
     lab.apply(pod("first", "10.244.1.77")).unwrap();
     lab.wait_ready().unwrap();
-    lab.wait_until("its log", SECOND, || {
+    lab.wait_until("its log", SOON, || {
         lab.pod_log("first").ok()?.contains("up").then_some(())
     })
     .unwrap();
@@ -270,8 +275,7 @@ fn deletion_is_graceful_and_frees_the_address() {
             .starts_with("up\nbye\nup")
             .then_some(())
     };
-    lab.wait_until("the log of both lives", SECOND, log)
-        .unwrap();
+    lab.wait_until("the log of both lives", SOON, log).unwrap();
 }
 
 #[test]
@@ -311,7 +315,7 @@ fn a_spawned_program_ends_with_its_handle() {
     let process = lab
         .spawn("client", &["sh", "-c", "sleep 100 & echo started; wait"])
         .unwrap();
-    process.wait_stdout("started", SECOND).unwrap();
+    process.wait_stdout("started", SOON).unwrap();
     let pid = process.id();
     drop(process);
     assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
@@ -330,7 +334,7 @@ fn a_pod_has_the_families_it_asks_for() {
         format!(
             "\n---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, annotations: {{lab.ambit.dev/ip-families: {families}}}}},
                spec: {{nodeName: a, containers: [{{name: c, command: [socat, 'TCP6-LISTEN:80,fork,ipv6only=0', 'SYSTEM:echo {name}'],
-               readinessProbe: {{tcpSocket: {{port: 80}}}}}}]}}}}"
+               startupProbe: {{tcpSocket: {{port: 80}}}}}}]}}}}"
         )
     };
     let four = pod("four", "IPv4").replace("TCP6-LISTEN:80,fork,ipv6only=0", "TCP-LISTEN:80,fork");
@@ -362,12 +366,12 @@ fn a_program_that_ignores_sigterm_is_killed_after_the_grace_period() {
     .unwrap();
     // Ready means that it runs, not that it has come to its trap.
     let said = || lab.pod_log("deaf").ok()?.contains("deaf").then_some(());
-    lab.wait_until("the program's trap", SECOND, said).unwrap();
+    lab.wait_until("the program's trap", SOON, said).unwrap();
     let started = std::time::Instant::now();
     lab.delete_pod_within("deaf", SECOND).unwrap();
     assert!(
-        (SECOND / 2..3 * SECOND).contains(&started.elapsed()),
-        "{:?}",
+        started.elapsed() >= SECOND,
+        "killed after {:?}",
         started.elapsed()
     );
     assert!(lab.status().unwrap().pod("deaf").is_err());

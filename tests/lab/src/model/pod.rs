@@ -215,6 +215,25 @@ pub(crate) fn validate(pod: &Pod) -> Result<()> {
         {
             bail!("{place}: envFrom is not known");
         }
+        if container
+            .volume_mounts
+            .as_ref()
+            .is_some_and(|mounts| !mounts.is_empty())
+        {
+            bail!("{place}: volumeMounts are not known");
+        }
+        let probes = [
+            &container.startup_probe,
+            &container.readiness_probe,
+            &container.liveness_probe,
+        ];
+        if probes
+            .into_iter()
+            .flatten()
+            .any(|probe| probe.grpc.is_some())
+        {
+            bail!("{place}: grpc probes are not known, only httpGet, tcpSocket and exec");
+        }
     }
     families(&pod.metadata)?;
     fixed_ips(&pod.metadata)?;
@@ -334,6 +353,20 @@ mod tests {
                 .to_string()
                 .contains("runs programs, not images")
         );
+    }
+
+    #[test]
+    fn what_the_lab_cannot_do_is_refused() {
+        for (wish, complaint) in [
+            ("livenessProbe: {grpc: {port: 9}}", "grpc probes"),
+            ("volumeMounts: [{name: v, mountPath: /v}]", "volumeMounts"),
+            ("envFrom: [{configMapRef: {name: c}}]", "envFrom"),
+        ] {
+            let spec = format!("containers: [{{name: c, command: [sh], {wish}}}]");
+            let pod = pod(&format!("{{metadata: {{name: p}}, spec: {{{spec}}}}}"));
+            let error = validate(&pod).unwrap_err().to_string();
+            assert!(error.contains(complaint), "{error}");
+        }
     }
 
     #[test]
