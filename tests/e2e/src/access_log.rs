@@ -1,12 +1,15 @@
 //! The daemon's access log, read as an operator reads it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use lab::Lab;
 
 /// How long after the end of a connection its line may take to appear.
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Seconds of a day.
+const DAY: f64 = 86_400.0;
 
 /// One line: a connection that has ended.
 #[derive(Debug, Clone)]
@@ -33,6 +36,23 @@ impl Access {
     /// When it was written, in seconds since midnight UTC.
     pub fn since_midnight(&self) -> Option<f64> {
         since_midnight(&self.line)
+    }
+
+    /// How many seconds after this time it was written; negative if before. Half a day at most.
+    pub fn after(&self, time: SystemTime) -> Option<f64> {
+        let time = time.duration_since(UNIX_EPOCH).ok()?.as_secs_f64();
+        let apart = (self.since_midnight()? - time).rem_euclid(DAY);
+        Some(if apart < DAY / 2.0 {
+            apart
+        } else {
+            apart - DAY
+        })
+    }
+
+    /// How many seconds the connection was open.
+    pub fn lasted(&self) -> Option<f64> {
+        let millis: f64 = self.field("duration").strip_suffix("ms")?.parse().ok()?;
+        Some(millis / 1000.0)
     }
 
     /// Whether the line has all of these fields with these values.
@@ -116,7 +136,7 @@ pub fn lines(lab: &Lab, node: &str) -> Result<Vec<Access>> {
 /// Waits for a line with all of these fields in the log of a node's daemon, and returns it.
 ///
 /// # Errors
-/// There is none after 5 s; the error shows the lines that there are.
+/// There is none after 15 s; the error shows the lines that there are.
 pub fn wait(lab: &Lab, node: &str, fields: &[(&str, &str)]) -> Result<Access> {
     let what = format!("an access-log line of node {node} with {fields:?}");
     lab.wait_until(&what, DEADLINE, || {
@@ -159,5 +179,17 @@ mod tests {
             all[0].since_midnight(),
             Some(3.0 * 3600.0 + 4.0 * 60.0 + 5.000_006)
         );
+    }
+
+    #[test]
+    fn a_line_is_dated_across_midnight() {
+        let line = "2026-01-02T00:00:01Z\tinfo\taccess\tconnection complete\tduration=\"1500ms\"";
+        let line = &parse(line)[0];
+        // 2026-01-02 began 20,455 days after the epoch.
+        let midnight = UNIX_EPOCH + Duration::from_secs(20_455 * 86_400);
+        let second = Duration::from_secs(1);
+        assert_eq!(line.after(midnight - second), Some(2.0));
+        assert_eq!(line.after(midnight + 3 * second), Some(-2.0));
+        assert_eq!(line.lasted(), Some(1.5));
     }
 }

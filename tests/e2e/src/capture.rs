@@ -18,6 +18,9 @@ pub const REPAIR: Duration = Duration::from_secs(10);
 /// In every request and in every answer.
 pub const MARKER: &str = "marker-4d61726b6572";
 
+/// The longest that a request of a client that is cut off may stand in the way of the next one, in seconds.
+const IMPATIENT: u32 = 2;
+
 /// Answers that prove that traffic flows, and not only that one packet got through.
 const FLOWING: usize = 3;
 
@@ -45,12 +48,19 @@ impl Traffic {
     /// # Errors
     /// One of them does not within 10 s.
     pub fn start(lab: &Lab, pod: &str, to: IpAddr, marker: &str) -> Result<Self> {
+        Self::patient(lab, pod, to, marker, IMPATIENT)
+    }
+
+    /// The same with requests that may take so many seconds, for where none may fail.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn patient(lab: &Lab, pod: &str, to: IpAddr, marker: &str, seconds: u32) -> Result<Self> {
         let place = Where::pod(pod);
         let url = url(to, PORT);
-        // Each line is one request: the answer, or curl's complaint. 2 s is the longest that a request of a client that
-        // is cut off may stand in the way of the next one.
+        // Each line is one request: the answer, or curl's complaint.
         let curl = format!(
-            "while :; do curl -sS -m 2 -H 'Connection: close' -H 'X-Marker: {marker}' '{url}' 2>&1; echo; \
+            "while :; do curl -sS -m {seconds} -H 'Connection: close' -H 'X-Marker: {marker}' '{url}' 2>&1; echo; \
              sleep 0.05; done"
         );
         let echo = SocketAddr::new(to, ECHO);
@@ -132,9 +142,8 @@ impl Traffic {
         let before = self.answers().len();
         lab.wait_until("requests to fail", Duration::from_secs(10), || {
             // The one that was under way, and then those that began since.
-            let since = self.answers().into_iter().skip(before + 1);
+            let mut since = self.answers().into_iter().skip(before + 1);
             since
-                .take(FLOWING)
                 .any(|answer| answer.starts_with("curl:"))
                 .then_some(())
         })

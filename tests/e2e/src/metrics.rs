@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use lab::Lab;
 
 /// How long after an event its count may take to appear.
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(15);
 
 /// One sample.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +79,7 @@ pub fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
 /// Waits until a metric, summed over all series with these labels, is at least `least`; returns it.
 ///
 /// # Errors
-/// It is not after 5 s; the error shows the metric's series.
+/// It is not after 15 s; the error shows the metric's series.
 pub fn wait(lab: &Lab, node: &str, name: &str, labels: &[(&str, &str)], least: f64) -> Result<f64> {
     let what = format!("{name}{labels:?} of node {node} to be {least}");
     lab.wait_until(&what, DEADLINE, || {

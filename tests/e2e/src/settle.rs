@@ -9,13 +9,13 @@ use lab::Lab;
 use crate::manifest::Service;
 
 /// A changed file is read within tens of milliseconds; this leaves room for a busy machine.
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Waits until every daemon has seen all objects that were applied before this call: one more is
 /// applied, and the daemons read changes in their order.
 ///
 /// # Errors
-/// A daemon does not show the last object after 5 s.
+/// A daemon does not show the last object after 15 s.
 pub fn caught_up(lab: &Lab) -> Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("fence-{}", NEXT.fetch_add(1, Ordering::Relaxed));

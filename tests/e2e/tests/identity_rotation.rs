@@ -23,8 +23,8 @@ const OUTAGE: Duration = Duration::from_secs(45);
 const TTL: Duration = Duration::from_secs(20);
 
 /// From the authority's return to certificates and connections that are good again: an identity that
-/// is waited for is asked for about once a second.
-const RECOVERY: Duration = Duration::from_secs(5);
+/// is waited for is asked for about once a second. This leaves room for a busy machine.
+const RECOVERY: Duration = Duration::from_secs(15);
 
 /// The new root is handed out for one life of a certificate before it signs, and the old one for one
 /// more; a daemon looks again at half of a life.

@@ -52,7 +52,7 @@ impl Stage {
         }
         let bridge = lab.capture(Where::Bridge, "tcp")?;
         // The established connection goes to the pod, new ones to the service as well.
-        let traffic = Traffic::start(&lab, "client", lab.pod_ip("web", Family::V4)?, MARKER)?;
+        let traffic = Traffic::patient(&lab, "client", lab.pod_ip("web", Family::V4)?, MARKER, 10)?;
         Ok(Self {
             lab,
             bridge,
@@ -113,113 +113,139 @@ fn service(name: &str, spec: &str) -> String {
     )
 }
 
-#[test]
-fn each_mistake_in_a_file_is_reported_by_file_object_and_field_and_harms_nothing_else() -> Result<()>
-{
-    let stage = Stage::up()?;
-    let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: shop, name: x, \
-                 labels: {kubernetes.io/service-name: web}}, addressType: IPv4, endpoints: [{addresses: [nowhere]}]}";
-    let mode = "{apiVersion: v1, kind: Namespace, metadata: {name: bank, labels: {istio.io/dataplane-mode: \"yes\"}}}";
+/// A file that holds a mistake, and what is to be said of it.
+#[derive(Clone)]
+struct Mistake {
+    what: &'static str,
+    yaml: String,
+    object: &'static str,
+    field: &'static str,
+    code: &'static str,
+}
+
+/// Files of which nothing can be told but that they are wrong.
+fn unreadable() -> Vec<Mistake> {
+    let of = |what, yaml: &str, field, code| Mistake {
+        what,
+        yaml: yaml.to_owned(),
+        object: "",
+        field,
+        code,
+    };
+    let no_kind = "{apiVersion: v1, metadata: {name: x}}";
+    vec![
+        of("broken YAML", "kind: [Service\n", "", "yaml_syntax"),
+        of("bytes that are no text", "\u{1}", "", "yaml_syntax"),
+        of("no kind", no_kind, "kind", "missing_field"),
+    ]
+}
+
+/// Services that are wrong in themselves, or among the pods that there are.
+fn services() -> Vec<Mistake> {
+    let of = |what, spec: &str, field, code| Mistake {
+        what,
+        yaml: service("x", spec),
+        object: "Service shop/x",
+        field,
+        code,
+    };
     let ports = |port: &str| {
         format!("{{selector: {{app: web}}, clusterIP: 10.96.200.1, ports: [{{port: {port}}}]}}")
     };
     let no_pod =
         "{selector: {app: web}, clusterIP: 10.96.200.2, ports: [{port: 80, targetPort: grpc}]}";
     let nobody = "{selector: {app: nobody}, clusterIP: 10.96.200.3, ports: [{port: 80}]}";
-    let mistakes: [(&str, String, &str, &str, &str); 11] = [
-        (
-            "broken YAML",
-            "kind: [Service\n".to_owned(),
-            "",
-            "",
-            "yaml_syntax",
+    vec![
+        of(
+            "a word for a port",
+            &ports("eighty"),
+            "spec.ports[0].port",
+            "bad_field",
         ),
-        (
-            "no kind",
-            "{apiVersion: v1, metadata: {name: x}}".to_owned(),
-            "",
-            "kind",
-            "missing_field",
+        of(
+            "a port beyond all ports",
+            &ports("99999"),
+            "spec.ports[0].port",
+            "bad_port",
         ),
-        (
+        of(
+            "a Service of no pod",
+            nobody,
+            "",
+            "service_without_endpoints",
+        ),
+        of(
+            "a named port that no pod has",
+            no_pod,
+            "spec.ports[0].targetPort",
+            "named_port_missing",
+        ),
+    ]
+}
+
+/// Objects of other kinds, and one that is there already.
+fn objects() -> Vec<Mistake> {
+    let of = |what, yaml: &str, object, field, code| Mistake {
+        what,
+        yaml: yaml.to_owned(),
+        object,
+        field,
+        code,
+    };
+    let slice = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: shop, name: x, \
+                 labels: {kubernetes.io/service-name: web}}, addressType: IPv4, endpoints: [{addresses: [nowhere]}]}";
+    let mode = "{apiVersion: v1, kind: Namespace, metadata: {name: bank, labels: {istio.io/dataplane-mode: \"yes\"}}}";
+    let unknown = "{apiVersion: v1, kind: ConfigMap, metadata: {namespace: shop, name: x}}";
+    let twice = service("web", "{clusterIP: 10.96.200.4, ports: [{port: 80}]}");
+    vec![
+        of(
             "an unknown kind",
-            "{apiVersion: v1, kind: ConfigMap, metadata: {namespace: shop, name: x}}".to_owned(),
+            unknown,
             "ConfigMap shop/x",
             "",
             "unknown_kind",
         ),
-        (
-            "a word for a port",
-            service("x", &ports("eighty")),
-            "Service shop/x",
-            "spec.ports[0].port",
-            "bad_field",
-        ),
-        (
-            "a port beyond all ports",
-            service("x", &ports("99999")),
-            "Service shop/x",
-            "spec.ports[0].port",
-            "bad_port",
-        ),
-        (
-            "a Service of no pod",
-            service("x", nobody),
-            "Service shop/x",
-            "",
-            "service_without_endpoints",
-        ),
-        (
-            "a named port that no pod has",
-            service("x", no_pod),
-            "Service shop/x",
-            "spec.ports[0].targetPort",
-            "named_port_missing",
-        ),
-        (
+        of(
             "a label value that means nothing",
-            mode.to_owned(),
+            mode,
             "Namespace bank",
             "metadata.labels[istio.io/dataplane-mode]",
             "bad_label_value",
         ),
-        (
+        of(
             "an endpoint that is no address",
-            slice.to_owned(),
+            slice,
             "EndpointSlice shop/x",
             "endpoints[0].addresses[0]",
             "bad_ip",
         ),
-        (
+        of(
             "an object that is written twice",
-            service("web", "{clusterIP: 10.96.200.4, ports: [{port: 80}]}"),
+            &twice,
             "Service shop/web",
             "",
             "duplicate_object",
         ),
-        (
-            "bytes that are no text",
-            "\u{1}".to_owned(),
-            "",
-            "",
-            "yaml_syntax",
-        ),
-    ];
-    for (what, yaml, object, field, code) in &mistakes {
+    ]
+}
+
+#[test]
+fn each_mistake_in_a_file_is_reported_by_file_object_and_field_and_harms_nothing_else() -> Result<()>
+{
+    let stage = Stage::up()?;
+    for mistake in [unreadable(), services(), objects()].concat() {
         // Last in the order of names, so that an object of the lab's own counts before one of ours.
         let file = "zz-mistake.yaml";
-        let mistake = Foreign::write(&stage.lab, file, yaml)?;
+        let report = Report {
+            file,
+            object: mistake.object,
+            field: mistake.field,
+            code: mistake.code,
+        };
+        let written = Foreign::write(&stage.lab, file, &mistake.yaml)?;
         stage
-            .reports(
-                mistake,
-                &Report {
-                    file,
-                    object,
-                    field,
-                    code,
-                },
-            )
-            .with_context(|| (*what).to_owned())?;
+            .reports(written, &report)
+            .with_context(|| mistake.what)?;
     }
     stage.is_clean()
 }

@@ -28,7 +28,7 @@ pub struct Attempt {
 }
 
 /// Clients and daemons write down the end of a connection so much apart at most.
-const NOTED: f64 = 2.0;
+const NOTED: f64 = 5.0;
 
 /// Seconds of a day.
 const DAY: f64 = 86_400.0;

@@ -1,9 +1,9 @@
 //! What an operator reads of a policy: denials in access log and metric, and what became of it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::Lab;
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::access_log::{self, Access};
 use crate::metrics::{self, Sample};
 
 /// A denial is told when it happens, but on a busy machine.
-const TOLD: Duration = Duration::from_secs(5);
+const TOLD: Duration = Duration::from_secs(15);
 
 /// The reason of every denial.
 pub const DENIED: &str = "policy_denied";
@@ -76,11 +76,33 @@ impl Mark {
         Ok(denials)
     }
 
+    /// How many seconds the longest-lived of the connections that were denied was open after a change, by
+    /// the clock of the servers' daemons; `None` if none was denied.
+    ///
+    /// # Errors
+    /// There is no log.
+    pub fn open_after(&self, lab: &Lab, change: SystemTime) -> Result<Option<f64>> {
+        let mut longest = None;
+        for node in ["a", "b"] {
+            let lines = self.lines(lab, node)?;
+            let inbound = [("direction", "inbound"), ("reason", DENIED)];
+            for line in lines.iter().filter(|line| line.has(&inbound)) {
+                let (Some(after), Some(lasted)) = (line.after(change), line.lasted()) else {
+                    bail!("no time or duration: {}", line.line);
+                };
+                // One that was opened after the change has had less time.
+                let open = after.min(lasted);
+                longest = Some(open.max(longest.unwrap_or(0.0)));
+            }
+        }
+        Ok(longest)
+    }
+
     /// Waits until exactly these connections have been denied since then, in the access log with
     /// their reason and policy, and as many in the metric.
     ///
     /// # Errors
-    /// It is not so after 5 s; the error has both.
+    /// It is not so after 15 s; the error has both.
     pub fn wait_denials(&self, lab: &Lab, expected: &BTreeMap<Denial, usize>) -> Result<()> {
         lab.wait_until("the access log to tell of the denials", TOLD, || {
             (self.denials(lab).ok()? == *expected).then_some(())
@@ -102,7 +124,7 @@ impl Mark {
     /// Waits until a metric has grown by exactly this much since then, over both daemons.
     ///
     /// # Errors
-    /// It has not after 5 s.
+    /// It has not after 15 s.
     pub fn wait_counted(
         &self,
         lab: &Lab,

@@ -58,7 +58,7 @@ impl Prober {
             "--rate",
             RATE,
             "-m",
-            "5",
+            "15",
             "-H",
             "Connection: close",
             "-w",
@@ -149,6 +149,8 @@ impl Listener {
             heard.len()
         );
         let said = String::from_utf8_lossy(&self.bash.stderr()).to_lowercase();
+        // The last line may be half of one.
+        let said = said.rsplit_once('\n').map_or("", |(complete, _)| complete);
         let otherwise: Vec<_> = said
             .lines()
             .filter(|line| !line.contains("reset by peer"))

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Family, Lab, Process, Where};
@@ -181,17 +181,15 @@ impl Transfers {
         lines.lines().map(str::to_owned).collect()
     }
 
-    /// Waits until every one of them has been reset; returns how long after `since` that was.
+    /// Waits until every one of them has been reset.
     ///
     /// # Errors
     /// One is open after `within`, or ended in another way.
-    pub fn all_reset(&mut self, lab: &Lab, since: Instant, within: Duration) -> Result<Duration> {
-        let left = within.saturating_sub(since.elapsed());
-        lab.wait_until("all connections to be reset", left, || {
+    pub fn all_reset(&mut self, lab: &Lab, within: Duration) -> Result<()> {
+        lab.wait_until("all connections to be reset", within, || {
             self.none_open().then_some(())
         })
         .with_context(|| format!("of {}, ended: {:?}", self.count(), self.ended()))?;
-        let took = since.elapsed();
         let ended = self.ended();
         // CURLE_RECV_ERROR: the transfer was reset.
         let reset = |line: &&String| line.starts_with("ended 56 ");
@@ -203,7 +201,7 @@ impl Transfers {
             let said = String::from_utf8_lossy(&silent.stderr()).to_lowercase();
             ensure!(said.contains("reset by peer"), "not by a reset: {said:?}");
         }
-        Ok(took)
+        Ok(())
     }
 
     /// Waits until every transfer is complete: each byte as it was sent, no reset. The silent
