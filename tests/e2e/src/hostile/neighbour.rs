@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::{Lab, Process};
+
+use crate::access_log;
 
 /// How long one request of a neighbour may take before it counts as harmed.
 const PATIENCE: &str = "15";
@@ -27,8 +29,11 @@ impl Neighbour {
         let ticks = format!("while echo tick; do sleep 0.1; done | exec socat -t5 - TCP:{echo}");
         let requests = lab.spawn(pod, &["sh", "-c", &requests])?;
         let established = lab.spawn(pod, &["sh", "-c", &ticks])?;
-        requests.wait_stdout("\n", Duration::from_secs(20))?;
-        established.wait_stdout("tick", Duration::from_secs(20))?;
+        let soon = Duration::from_secs(20);
+        requests
+            .wait_stdout("\n", soon)
+            .and_then(|()| established.wait_stdout("tick", soon))
+            .with_context(|| format!("the daemons say {:#?}", failures(lab)))?;
         Ok(Self {
             requests,
             established,
@@ -62,14 +67,25 @@ impl Neighbour {
         let bad: Vec<_> = said.lines().filter(|line| *line != "200").collect();
         ensure!(
             bad.is_empty(),
-            "the neighbour had {} bad answers of {}: {bad:?}",
+            "the neighbour had {} bad answers of {}: {bad:?}; the daemons say {:#?}",
             bad.len(),
-            before.0
+            before.0,
+            failures(lab)
         );
         ensure!(
             self.established.running(),
-            "the neighbour's established connection has ended"
+            "the neighbour's established connection has ended; the daemons say {:#?}",
+            failures(lab)
         );
         Ok(())
     }
+}
+
+/// What the daemons say of the neighbour's connections that failed, for the reader of an error.
+fn failures(lab: &Lab) -> Vec<String> {
+    let lines = ["a", "b"].map(|node| access_log::lines(lab, node).unwrap_or_default());
+    let of_neighbour = lines.into_iter().flatten().filter(|line| {
+        line.field("src.workload") == "neighbour" && !line.field("error").is_empty()
+    });
+    of_neighbour.map(|line| line.line).collect()
 }

@@ -198,8 +198,9 @@ impl Transfers {
             "not all of them by a reset: {ended:?}"
         );
         for silent in &self.silent {
-            let said = String::from_utf8_lossy(&silent.stderr()).to_lowercase();
-            ensure!(said.contains("reset by peer"), "not by a reset: {said:?}");
+            silent
+                .wait_stderr("reset by peer", BEGUN)
+                .context("not by a reset")?;
         }
         Ok(())
     }
