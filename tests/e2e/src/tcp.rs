@@ -260,16 +260,20 @@ pub fn manifests() -> String {
 /// It does not come up.
 pub fn lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| match up() {
+    LAB.get_or_init(|| match up(Options::default()) {
         Ok(lab) => lab,
         Err(error) => panic!("{error:#}"),
     })
 }
 
-/// Buffers of its pods' sockets grow as far as Linux lets them by default, whatever this machine's do:
-/// that bounds what is in flight on a connection that nobody reads.
-fn up() -> Result<Lab> {
-    let lab = Lab::up(manifests(), Options::default())?;
+/// A lab of [`manifests`]. Buffers of its pods' sockets grow as far as Linux lets them by default, whatever
+/// this machine's do: that bounds what is in flight on a connection that nobody reads, and what many of them
+/// take of the memory that all sockets of a machine share (`tcp_mem`), past which the kernel resets anybody's.
+///
+/// # Errors
+/// It does not come up.
+pub fn up(options: Options) -> Result<Lab> {
+    let lab = Lab::up(manifests(), options)?;
     let set = "cd /proc/sys/net/ipv4 && echo 4096 131072 6291456 >tcp_rmem && echo 4096 16384 4194304 >tcp_wmem";
     for pod in ["mesh/client", "mesh/server", "plain/client", "plain/server"] {
         lab.exec(pod, &["sh", "-c", set])?

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ambit_e2e::tcp::{Path, Running, manifests};
+use ambit_e2e::tcp::{Path, Running, up};
 use ambit_e2e::tcp_load::{Echo, Held, Load, Outcome, conntrack_failures, conntrack_fill};
 use lab::{Lab, Options};
 
@@ -43,7 +43,7 @@ const TEN_THOUSAND: Load = Load::Short {
 
 #[test]
 fn a_thousand_connections_and_ten_thousand_short_ones_work_and_leave_nothing_behind() {
-    let lab = Lab::up(manifests(), Options::default()).unwrap();
+    let lab = up(Options::default()).unwrap();
     let direct = Echo::start(&lab, Path::Direct.server()).unwrap();
     let meshed = Echo::start(&lab, Path::Meshed.server()).unwrap();
     let held = || {
@@ -165,7 +165,7 @@ fn a_server_that_resets_under_what_it_is_sent_does_not_hurt_its_neighbours() {
 /// Runs `load` beside connections that use the same tunnels, which must all work; afterwards nothing
 /// of it is left.
 fn neighbours_of(load: impl FnOnce(&Lab, &Echo)) {
-    let lab = Lab::up(manifests(), one_worker()).unwrap_or_else(|error| panic!("{error:#}"));
+    let lab = up(one_worker()).unwrap_or_else(|error| panic!("{error:#}"));
     let run = || -> anyhow::Result<()> {
         let echo = Echo::start(&lab, Path::Meshed.server())?;
         let held = || Held::by(&lab, "b", Path::Meshed.server());
@@ -193,7 +193,7 @@ fn neighbours_of(load: impl FnOnce(&Lab, &Echo)) {
 /// with its neighbours: they go on as if it were not there, and it has lost nothing in the end.
 #[test]
 fn a_reader_that_stalls_under_single_bytes_does_not_hurt_its_neighbours() {
-    let lab = Lab::up(manifests(), one_worker()).unwrap();
+    let lab = up(one_worker()).unwrap();
     let echo = Echo::start(&lab, Path::Meshed.server()).unwrap();
     let neighbours = Load::Together {
         connections: 20,
@@ -230,7 +230,7 @@ fn a_reader_that_stalls_under_single_bytes_does_not_hurt_its_neighbours() {
 /// Readers that stop, each behind more than all buffers hold, and neighbours in the same tunnels.
 #[test]
 fn readers_that_stop_do_not_hurt_their_neighbours() {
-    let lab = Lab::up(manifests(), Options::default()).unwrap();
+    let lab = up(Options::default()).unwrap();
     let echo = Echo::start(&lab, Path::Meshed.server()).unwrap();
     let (writer, reader) = (["overfill 64M", "close"], ["hold", "drain", "close"]);
     let start = |client, server| Running::start(&lab, Path::Meshed, client, server).unwrap();
@@ -269,7 +269,7 @@ const BLOCKED_KIB: u64 = 3 * 1024;
 #[test]
 fn two_hundred_readers_that_stop_cost_bounded_memory_that_is_given_back() {
     const READERS: u32 = 200;
-    let lab = Lab::up(manifests(), Options::default()).unwrap();
+    let lab = up(Options::default()).unwrap();
     let echo = Echo::start(&lab, Path::Meshed.server()).unwrap();
     let deaf = Echo::deaf(&lab, Path::Meshed.server()).unwrap();
     completes(WARM_UP, &lab, Path::Meshed, &echo);
