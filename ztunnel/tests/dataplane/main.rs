@@ -221,8 +221,8 @@ async fn the_data_planes_own_ports_cannot_be_reached_through_it() {
 #[tokio::test]
 async fn a_call_to_the_data_plane_itself_by_an_address_that_nobody_knows_ends_at_once() {
     let world = World::new(Options::default()).await;
-    world.ip("a", "address add 10.77.9.9/32 dev eth0");
-    world.ip("a", "address add fd77:9::9/128 dev eth0 nodad");
+    world.add_address("a", "10.77.9.9").await;
+    world.add_address("a", "fd77:9::9").await;
     for port in [15001, 15006] {
         refused(&world, "a", &format!("10.77.9.9:{port}")).await;
         refused(&world, "a", &format!("[fd77:9::9]:{port}")).await;

@@ -259,9 +259,22 @@ impl World {
         within(TcpSocket::from_std_stream(socket.into()).connect(to)).await
     }
 
-    /// Runs `ip` with these arguments in a pod.
-    pub(crate) fn ip(&self, pod: &str, arguments: &str) {
-        ip(&format!("-n {} {arguments}", self.namespaces.name(pod)));
+    /// Gives a pod one more address, of which no object knows. Returns when the pod's kernel takes it
+    /// for its own, which for IPv6 is a moment later.
+    pub(crate) async fn add_address(&self, pod: &str, address: &str) {
+        let pod = self.namespaces.name(pod);
+        let unchecked = if address.contains(':') { " nodad" } else { "" };
+        ip(&format!(
+            "-n {pod} address add {address} dev eth0{unchecked}"
+        ));
+        let is_own = |_: &Self| {
+            let output = Command::new("ip")
+                .args(["-n", &pod, "route", "get", address])
+                .output()
+                .expect("iproute2 is there");
+            output.stdout.starts_with(b"local")
+        };
+        self.until("the address is the pod's", is_own).await;
     }
 
     /// What pod `b` answers to a CONNECT that comes from pod `c` with a certificate of the mesh's
