@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -15,6 +16,9 @@ use crate::process;
 use crate::protocol::{DaemonState, Status};
 use crate::registry::{self, LabDir};
 use crate::{agent, demo, tools};
+
+/// Daemons read what was applied within tens of milliseconds; this leaves room for a busy machine.
+const READ: Duration = Duration::from_secs(15);
 
 /// Nodes and pods as network namespaces, from Kubernetes manifests.
 #[derive(Debug, Parser)]
@@ -80,7 +84,7 @@ enum Command {
         /// `ca`, or `node/NAME` for its daemon.
         program: Kept,
     },
-    /// Create or update the objects of a file or folder.
+    /// Create or update the objects of a file or folder; returns when every daemon has read them.
     Apply {
         /// A folder of *.yaml, or one file.
         manifests: PathBuf,
@@ -209,6 +213,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let lab = Lab::attach(name)?;
             lab.apply(manifests)?;
             lab.wait_ready()?;
+            lab.wait_read(READ)?;
             print(&lab.status()?);
         }
         Command::Delete { kind, object } => Lab::attach(name)?.delete(&kind, &object)?,

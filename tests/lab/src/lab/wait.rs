@@ -1,5 +1,6 @@
 //! Waiting: for events of the lab, and for what has no event.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -60,6 +61,32 @@ impl Lab {
         });
         let lacking = lacking.unwrap_or_default();
         caught_up.with_context(|| format!("the daemon of node {node} is not up to date: {lacking}"))
+    }
+
+    /// Waits until every daemon that runs has read all that was applied before this call, whatever
+    /// kind it is: one more object is applied and taken away again, and daemons read changes in
+    /// their order.
+    ///
+    /// # Errors
+    /// A daemon does not show that object at the deadline.
+    pub fn wait_read(&self, within: Duration) -> Result<()> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let fence = format!("fence-{}-{number}", std::process::id());
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {fence}, namespace: default}}\n\
+             spec: {{ports: [{{port: 80}}]}}\n"
+        );
+        self.apply(service).context("the fence")?;
+        let nodes = self.status()?.nodes.into_iter();
+        for node in nodes.filter(|node| node.daemon == DaemonState::Ready) {
+            let what = format!("the daemon of node {} to know service {fence}", node.name);
+            self.wait_until(&what, within, || {
+                let dump = self.config_dump(&node.name).ok()?;
+                dump.to_string().contains(&fence).then_some(())
+            })?;
+        }
+        self.delete("Service", &format!("default/{fence}"))
     }
 
     /// Waits for a condition of the lab's status, without polling: the agent says when it changes.
