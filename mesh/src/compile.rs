@@ -24,6 +24,7 @@ use crate::objects::{Object, Objects, Origin};
 use crate::problem::{ObjectRef, Problem};
 
 pub(crate) use fault::{Fault, Faults};
+pub(crate) use read::names;
 
 /// What the mesh is told about itself rather than finds in objects.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! The first step: each object by itself.
 
-mod names;
+pub(crate) mod names;
 mod namespace;
 mod node;
 mod owner;

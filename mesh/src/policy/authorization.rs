@@ -114,24 +114,30 @@ pub(super) fn read(
 
 /// Whether it is bound to a waypoint or gateway. A reference that cannot be read binds to nothing.
 fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
-    let mut attached = false;
+    let (mut attached, mut certain) = (false, true);
     for key in ["targetRef", "targetRefs"] {
         let Some(value) = spec.value.get(key) else {
             continue;
         };
-        let readable = match value {
-            Value::Object(fields) => key == "targetRef" && !fields.is_empty(),
-            Value::Array(items) => {
-                key == "targetRefs" && !items.is_empty() && items.iter().all(Value::is_object)
+        let field = spec.get_or_null(key);
+        let before = reader.count();
+        match value {
+            Value::Object(_) if key == "targetRef" => target(&field, reader),
+            Value::Array(items) if key == "targetRefs" && !items.is_empty() => {
+                spec.items(key, reader)
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .for_each(|item| target(item, reader));
             }
-            _ => false,
-        };
-        if !readable {
-            let message = "is no reference; the policy holds for pods instead".to_owned();
-            spec.get_or_null(key).fault("bad_field", message, reader);
+            _ => {
+                let message = "is no reference; the policy holds for pods instead".to_owned();
+                field.fault("bad_field", message, reader);
+            }
         }
-        attached |= readable;
+        attached = true;
+        certain &= reader.count() == before;
     }
+    attached &= certain;
     if attached && spec.value.get("selector").is_some() {
         let message = "stands beside targetRefs; the policy holds for pods".to_owned();
         let selector = spec.get_or_null("selector");
@@ -139,6 +145,23 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
         return false;
     }
     attached
+}
+
+/// A reference to something: without knowing what, nobody can say that it is not this daemon's.
+fn target(field: &Field<'_>, reader: &mut Reader<'_>) {
+    if !field.value.is_object() {
+        return field.fault("bad_field", "is no reference".to_owned(), reader);
+    }
+    field.expect_keys(
+        &["group", "kind", "name", "namespace", "sectionName"],
+        reader,
+    );
+    for key in ["kind", "name"] {
+        let at = field.get_or_null(key);
+        if at.text(reader) == Some("") {
+            at.fault("bad_field", "is empty".to_owned(), reader);
+        }
+    }
 }
 
 /// `None` if it is not certain.

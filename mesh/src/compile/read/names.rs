@@ -39,6 +39,16 @@ fn is_label(name: &str) -> bool {
         && alphanumeric(bytes[bytes.len() - 1])
 }
 
+/// What a namespace can be called.
+pub(crate) fn is_namespace(name: &str) -> bool {
+    Form::Label.admits(name)
+}
+
+/// What an object can be called whose kind asks for no more than most do.
+pub(crate) fn is_object_name(name: &str) -> bool {
+    Form::Subdomain.admits(name)
+}
+
 /// A uid becomes part of keys and of file names, so it may hold nothing that means something there.
 pub(super) fn is_uid(uid: &str) -> bool {
     (1..=128).contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')

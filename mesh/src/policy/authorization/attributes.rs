@@ -1,5 +1,6 @@
 //! What the fields of a rule compare, and how their values are written.
 
+use crate::compile::names;
 use crate::policy::aliases::TrustDomains;
 use crate::policy::cidr::Cidr;
 use crate::policy::rule::{ServiceAccount, Values};
@@ -112,7 +113,11 @@ impl Values {
         match self {
             Values::Principals(patterns) => patterns.extend(principals(text, trust_domains)?),
             Values::Namespaces(patterns) => {
-                patterns.push(pattern(text, "a namespace", is_of_label)?);
+                let pattern = pattern(text, "a namespace", is_of_label)?;
+                match is_part_of_name(&pattern, names::is_namespace) {
+                    true => patterns.push(pattern),
+                    false => return Err(format!("{text:?}: no namespace can be called like this")),
+                }
             }
             Values::ServiceAccounts(accounts) => accounts.push(service_account(text, namespace)?),
             Values::TrustDomains(patterns) => {
@@ -153,7 +158,12 @@ fn principals(text: &str, trust_domains: &TrustDomains) -> Result<Vec<Pattern>, 
             "{text:?}: principals are written without spiffe://"
         ));
     }
-    pattern(text, "a principal", is_of_principal)?;
+    let parsed = pattern(text, "a principal", is_of_principal)?;
+    if !can_match_principal(&parsed) {
+        return Err(format!(
+            "{text:?} matches nobody; a principal is <trust domain>/ns/<namespace>/sa/<account>"
+        ));
+    }
     // Trust domains are lower case, whatever their certificate says.
     let text = match text.split_once('/') {
         Some((trust_domain, path)) => format!("{}/{path}", trust_domain.to_ascii_lowercase()),
@@ -171,6 +181,65 @@ fn pattern(text: &str, what: &str, admits: fn(u8) -> bool) -> Result<Pattern, St
     }
 }
 
+/// Whether something that has such a name can match the pattern.
+fn is_part_of_name(pattern: &Pattern, is_name: fn(&str) -> bool) -> bool {
+    match pattern {
+        Pattern::Exact(text) => is_name(text),
+        // What the rest can be is of no interest, so the shortest will do.
+        Pattern::Prefix(text) => is_name(text) || is_name(&format!("{text}0")),
+        Pattern::Suffix(text) => is_name(text) || is_name(&format!("0{text}")),
+        Pattern::Presence(_) => true,
+    }
+}
+
+/// Whether any identity can match: `<trust domain>/<path>`, of which no segment is empty, and in
+/// Istio's form the third and fifth are names of Kubernetes. A value that none can match was meant
+/// for somebody, whom a DENY rule would spare.
+fn can_match_principal(pattern: &Pattern) -> bool {
+    let segments: Vec<&str> = pattern.literal().split('/').collect();
+    // The segments that are there in full.
+    let (first, last) = match pattern {
+        Pattern::Exact(_) => (0, segments.len()),
+        Pattern::Prefix(_) => (0, segments.len() - 1),
+        Pattern::Suffix(_) => (1, segments.len()),
+        Pattern::Presence(_) => return true,
+    };
+    let is_legal = |segment: &&str| !matches!(*segment, "" | "." | "..");
+    // Of one segment only the end is there, which may be the end of any.
+    let is_whole = match pattern {
+        Pattern::Exact(_) => segments.len() > 1,
+        Pattern::Prefix(_) => true,
+        _ => segments.last().is_some_and(|last| !last.is_empty()),
+    };
+    let has_trust_domain = first > 0 || !matches!(&segments[..last], ["ns", _, "sa", ..]);
+    is_whole
+        && has_trust_domain
+        && segments[first..last].iter().all(is_legal)
+        && has_legal_names(pattern, &segments, first, last)
+}
+
+/// Namespace and account of Istio's form, as far as they are there.
+fn has_legal_names(pattern: &Pattern, segments: &[&str], first: usize, last: usize) -> bool {
+    let is_name = |i: usize, is_name: fn(&str) -> bool| match segments.get(i) {
+        None | Some(&"") => true,
+        Some(segment) if (first..last).contains(&i) => is_name(segment),
+        Some(segment) => match pattern {
+            Pattern::Prefix(_) => is_name(&format!("{segment}0")),
+            _ => is_name(&format!("0{segment}")),
+        },
+    };
+    let is_account =
+        |i: &usize| segments[*i] == "sa" || (*i >= last && "sa".starts_with(segments[*i]));
+    let is_form = |i: &usize| match i.checked_sub(2) {
+        Some(ns) => ns >= first && segments[ns] == "ns",
+        None => *i == 1 && first == 1,
+    };
+    let ends_in_namespace = matches!(segments, [_, "ns", _]) && first == 0;
+    let mut forms = (0..segments.len()).filter(|i| is_account(i) && is_form(i));
+    forms.all(|i| is_name(i - 1, names::is_namespace) && is_name(i + 1, names::is_object_name))
+        && (!ends_in_namespace || is_name(2, names::is_namespace))
+}
+
 fn is_of_label(b: u8) -> bool {
     b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'
 }
@@ -186,9 +255,7 @@ fn is_of_principal(b: u8) -> bool {
 /// `namespace/account`, or an account of the policy's own namespace.
 fn service_account(text: &str, namespace: &str) -> Result<ServiceAccount, String> {
     let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
-    let is_name =
-        |name: &str| !name.is_empty() && name.bytes().all(|b| is_of_label(b) || b == b'.');
-    match is_name(namespace) && is_name(name) {
+    match names::is_namespace(namespace) && names::is_object_name(name) {
         true => Ok(ServiceAccount {
             namespace: namespace.into(),
             name: name.into(),

@@ -4,7 +4,7 @@ use super::*;
 
 /// A rule that holds for `shop`, spoilt in one place, and the fault. `true` where what is left of
 /// it as DENY still spares `BANK`.
-const RULES: [(&str, &str, bool); 47] = [
+const RULES: [(&str, &str, bool); 49] = [
     (
         "from: [{source: {namespaces: [shop], future: [x]}}]",
         "unknown_field@spec.rules[0].from[0].source.future",
@@ -106,6 +106,16 @@ const RULES: [(&str, &str, bool); 47] = [
     (
         "from: [{source: {principals: ['cluster.local/ns/shop/sa/web ']}}]",
         "bad_value@spec.rules[0].from[0].source.principals[0]",
+        false,
+    ),
+    (
+        "from: [{source: {principals: ['cluster.local/ns/shop/sa/']}}]",
+        "bad_value@spec.rules[0].from[0].source.principals[0]",
+        false,
+    ),
+    (
+        "from: [{source: {namespaces: [shop-]}}]",
+        "bad_value@spec.rules[0].from[0].source.namespaces[0]",
         false,
     ),
     (
@@ -269,7 +279,7 @@ fn an_allow_in_doubt_leaves_the_other_allows_as_they_are() {
 fn a_policy_that_is_spoilt_as_a_whole_denies_all_it_selects() {
     let both: &[&str] = &["shop/web", "shop/db"];
     let one: &[&str] = &["shop/db"];
-    let cases: [(&str, &[&str], &str); 21] = [
+    let cases: [(&str, &[&str], &str); 27] = [
         (
             "{action: DNEY, rules: [{from: [{source: {namespaces: [x]}}]}]}",
             both,
@@ -359,6 +369,36 @@ fn a_policy_that_is_spoilt_as_a_whole_denies_all_it_selects() {
             "bad_field@spec.targetRefs",
         ),
         (
+            "{rules: [{}], targetRefs: [{}]}",
+            both,
+            "bad_field@spec.targetRefs[0].kind,bad_field@spec.targetRefs[0].name",
+        ),
+        (
+            "{rules: [{}], targetRefs: [{kind: Service, name: x, foo: 1}]}",
+            both,
+            "unknown_field@spec.targetRefs[0].foo",
+        ),
+        (
+            "{rules: [{}], targetRefs: [{kind: Service, name: x}, {kind: Service, name: ''}]}",
+            both,
+            "bad_field@spec.targetRefs[1].name",
+        ),
+        (
+            "{rules: [{}], targetRefs: [{kind: 5, name: x}]}",
+            both,
+            "bad_field@spec.targetRefs[0].kind",
+        ),
+        (
+            "{rules: [{}], targetRef: {name: x}}",
+            both,
+            "bad_field@spec.targetRef.kind",
+        ),
+        (
+            "{rules: [{}], targetRef: {kind: Service, name: x}, targetRefs: []}",
+            both,
+            "bad_field@spec.targetRefs",
+        ),
+        (
             "{rules: [{}], selector: {matchLabels: {app: db}}, targetRefs: [{kind: Service, name: x}]}",
             one,
             "selector_and_target@spec.selector",
@@ -372,7 +412,69 @@ fn a_policy_that_is_spoilt_as_a_whole_denies_all_it_selects() {
             .collect();
         assert_eq!(found, denied, "{spec}");
         assert_eq!(world.report("shop/p").state, PolicyState::Invalid, "{spec}");
-        assert_eq!(world.messages("shop/p"), [fault], "{spec}");
+        assert_eq!(world.messages("shop/p").join(","), fault, "{spec}");
+    }
+}
+
+/// A DENY rule for nobody would look as if it denied somebody.
+#[test]
+fn a_value_that_can_match_nobody_is_a_fault() {
+    let verdicts = [
+        ("cluster.local/ns/shop/sa/web", true),
+        ("cluster.local/workload/x", true),
+        ("CLUSTER.local/ns/shop/sa/web", true),
+        ("*", true),
+        ("*/sa/web", true),
+        ("*web", true),
+        ("*/ns/shop/sa/web", true),
+        ("*p/sa/web", true),
+        ("cluster.local/*", true),
+        ("cluster.*", true),
+        ("cluster.local/ns/*", true),
+        ("cluster.local/ns/sho*", true),
+        ("cluster.local/ns/shop/*", true),
+        ("cluster.local/ns/shop/sa/w*", true),
+        ("cluster.local", false),
+        ("web", false),
+        ("ns/shop/sa/web", false),
+        ("/ns/shop/sa/web", false),
+        ("/ns/*", false),
+        ("cluster.local//ns/shop/sa/web", false),
+        ("cluster.local/ns/shop/sa/web/", false),
+        ("cluster.local/ns//sa/web", false),
+        ("cluster.local/../sa/web", false),
+        ("cluster.local/ns/./*", false),
+        ("cluster.local/ns/Shop/sa/web", false),
+        ("cluster.local/ns/shop/sa/Web", false),
+        ("cluster.local/ns/Shop/*", false),
+        ("cluster.local/ns/Sh*", false),
+        ("cluster.local/ns/shop/sa/W*", false),
+        ("*/", false),
+        ("*//web", false),
+        ("*/sa/Web", false),
+        ("*Shop/sa/web", false),
+    ];
+    for (principal, good) in verdicts {
+        let source = format!("[{{source: {{principals: ['{principal}']}}}}]");
+        let world = world(&[authz(
+            "shop/p",
+            &format!("{{action: DENY, rules: [{{from: {source}}}]}}"),
+        )]);
+        let state = world.report("shop/p").state;
+        assert_eq!(state == PolicyState::Accepted, good, "{principal}");
+        assert!(good || !world.allows("shop/db", BANK), "{principal}");
+    }
+    for (namespace, good) in [
+        ("s*", true),
+        ("*-x", true),
+        ("shop", true),
+        ("-*", false),
+        ("*-", false),
+    ] {
+        let rule = format!("rules: [{{from: [{{source: {{namespaces: ['{namespace}']}}}}]}}]");
+        let world = world(&[authz("shop/p", &rule)]);
+        let state = world.report("shop/p").state;
+        assert_eq!(state == PolicyState::Accepted, good, "{namespace}");
     }
 }
 
