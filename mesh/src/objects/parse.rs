@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::kind::{BadField, Known, known, policy};
-use super::unreadable::unreadable_policy;
-use super::{Object, Origin};
+use super::kind::{BadField, Known, known};
+use super::unreadable::{read_policy, unreadable_policies};
+use super::{Object, Origin, PolicyKind};
 use crate::problem::{ObjectRef, Problem};
 
 /// What a file holds.
@@ -19,8 +19,8 @@ pub struct Parsed {
     /// version of such an object keeps it; where `object` is not known, that may be any object of
     /// the file.
     pub broken: Vec<Problem>,
-    /// What stands for policies in documents that are no YAML: it denies. Whoever holds an earlier
-    /// version of such a policy keeps that instead.
+    /// What stands for policies that cannot be read: it denies. Whoever holds an earlier version of
+    /// such a policy keeps that instead.
     pub unreadable: Vec<(Object, Origin)>,
     /// Documents of kinds that the mesh does not read.
     pub ignored: Vec<Problem>,
@@ -44,7 +44,13 @@ pub fn parse(file: &Arc<str>, bytes: &[u8]) -> Parsed {
         }
         Err(error) => {
             let message = format!("is not UTF-8 from byte {} on", error.valid_up_to());
-            at(0).unreadable(&String::from_utf8_lossy(bytes), message, &mut parsed);
+            at(0).unreadable(
+                documents(&String::from_utf8_lossy(bytes))
+                    .iter()
+                    .map(|(_, text)| *text),
+                BadField::syntax(message),
+                &mut parsed,
+            );
         }
     }
     parsed
@@ -59,18 +65,38 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// A document that is no YAML.
-    fn unreadable(&self, text: &str, message: String, parsed: &mut Parsed) {
-        let problem = self.problem(None, String::new(), "yaml_syntax", message);
-        parsed.broken.push(problem);
-        let origin = Origin {
+    /// Documents that are no objects. What seems to be a policy in them has something that stands
+    /// for it.
+    fn unreadable<'t>(
+        &self,
+        texts: impl IntoIterator<Item = &'t str>,
+        bad: BadField,
+        parsed: &mut Parsed,
+    ) {
+        for text in texts {
+            let policies = unreadable_policies(text, &self.name(), &bad);
+            let policies = policies.into_iter().map(|policy| (policy, self.origin()));
+            parsed.unreadable.extend(policies);
+        }
+        parsed.broken.push(self.bad(None, bad));
+    }
+
+    fn origin(&self) -> Origin {
+        Origin {
             file: self.file.clone(),
             document: self.document,
-        };
-        let policy = unreadable_policy(text);
-        parsed
-            .unreadable
-            .extend(policy.map(|object| (object, origin)));
+        }
+    }
+
+    /// `shop.yaml#3`, or `shop.yaml#3 items[1]`.
+    fn name(&self) -> String {
+        let prefix = self.prefix.trim_end_matches('.');
+        let name = format!("{}#{} {prefix}", self.file, self.document);
+        name.trim_end().to_owned()
+    }
+
+    fn bad(&self, object: Option<ObjectRef>, bad: BadField) -> Problem {
+        self.problem(object, bad.field, bad.code, bad.message)
     }
 
     fn problem(
@@ -137,7 +163,8 @@ fn read_document(place: &Place<'_>, line: usize, text: &str, parsed: &mut Parsed
         Ok(Value::Null) => {}
         Ok(value) => read_object(place, value, parsed),
         Err(error) => {
-            place.unreadable(text, located(&error, line), parsed);
+            let bad = BadField::syntax(located(&error, line));
+            place.unreadable([text], bad, parsed);
         }
     }
 }
@@ -197,50 +224,42 @@ fn located(error: &serde_yaml_ng::Error, first_line: usize) -> String {
 }
 
 fn read_object(place: &Place<'_>, value: Value, parsed: &mut Parsed) {
-    let text = |pointer: &str| {
-        value
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+    let text = |key: &str| {
+        let text = value.get(key).and_then(Value::as_str);
+        text.unwrap_or_default().to_owned()
     };
-    let (api_version, kind) = (text("/apiVersion").to_owned(), text("/kind").to_owned());
-    if api_version.is_empty() || kind.is_empty() {
-        let field = if kind.is_empty() {
-            "kind"
-        } else {
-            "apiVersion"
-        };
-        let message = "is missing, so it cannot be told what this is".to_owned();
-        parsed
-            .broken
-            .push(place.problem(None, field.into(), "missing_field", message));
-        return;
-    }
-    let reference = reference(&kind, &value);
-    match known(&api_version, &kind) {
-        Known::Yes(typed) => read_typed(place, reference, typed(value), parsed),
-        Known::Policy(kind) => read_typed(place, reference, policy(kind, value), parsed),
-        Known::List => read_list(place, value, parsed),
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    match known(&api_version, &kind, &value) {
+        Known::Yes(typed) => {
+            let reference = reference(&kind, &value);
+            read_typed(place, reference, typed(value), parsed);
+        }
+        Known::Policy(kind) => read_as_policy(place, kind, value, parsed),
+        Known::List(of) => read_list(place, of, value, parsed),
+        Known::Nothing => {
+            let field = if kind.is_empty() {
+                "kind"
+            } else {
+                "apiVersion"
+            };
+            let message = "is missing, so it cannot be told what this is".to_owned();
+            let bad = BadField::missing(field, message);
+            place.unreadable([&*value.to_string()], bad, parsed);
+        }
         Known::NotEnforced => {
             let message = format!(
                 "{kind} ({api_version}) is NOT enforced by this version: traffic that it should \
                  refuse is let through"
             );
-            parsed.ignored.push(place.problem(
-                Some(reference),
-                String::new(),
-                "unsupported_kind",
-                message,
-            ));
+            let reference = Some(reference(&kind, &value));
+            let problem = place.problem(reference, String::new(), "unsupported_kind", message);
+            parsed.ignored.push(problem);
         }
         Known::No => {
             let message = format!("the mesh does not read {kind} ({api_version}); ignored");
-            parsed.ignored.push(place.problem(
-                Some(reference),
-                String::new(),
-                "unknown_kind",
-                message,
-            ));
+            let reference = Some(reference(&kind, &value));
+            let problem = place.problem(reference, String::new(), "unknown_kind", message);
+            parsed.ignored.push(problem);
         }
     }
 }
@@ -252,51 +271,54 @@ fn read_typed(
     parsed: &mut Parsed,
 ) {
     match object {
-        Ok(object) if reference.name.is_empty() => {
-            let message = "is missing".to_owned();
-            let reference = Some(object.reference());
-            let problem =
-                place.problem(reference, "metadata.name".into(), "missing_field", message);
-            parsed.broken.push(Problem {
-                object: None,
-                ..problem
-            });
+        Ok(_) if reference.name.is_empty() => {
+            let bad = BadField::missing("metadata.name", "is missing".to_owned());
+            parsed.broken.push(place.bad(None, bad));
         }
-        Ok(object) => {
-            let origin = Origin {
-                file: place.file.clone(),
-                document: place.document,
-            };
-            parsed.objects.push((object, origin));
-        }
-        Err(BadField { field, message }) => {
+        Ok(object) => parsed.objects.push((object, place.origin())),
+        Err(bad) => {
             let reference = Some(reference).filter(|r| !r.name.is_empty());
-            parsed
-                .broken
-                .push(place.problem(reference, field, "bad_field", message));
+            parsed.broken.push(place.bad(reference, bad));
         }
     }
 }
 
-fn read_list(place: &Place<'_>, mut value: Value, parsed: &mut Parsed) {
-    let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
-        let message = "is missing or no list".to_owned();
-        parsed
-            .broken
-            .push(place.problem(None, "items".into(), "missing_field", message));
-        return;
-    };
-    for (index, item) in items.into_iter().enumerate() {
-        let prefix = format!("{}items[{index}].", place.prefix);
-        // A list within a list is no Kubernetes object; not following it bounds the recursion.
-        if item.get("kind").and_then(Value::as_str) == Some("List") {
-            let message = "a List within a List".to_owned();
-            parsed
-                .broken
-                .push(place.problem(None, prefix, "bad_field", message));
-            continue;
+fn read_as_policy(place: &Place<'_>, kind: PolicyKind, value: Value, parsed: &mut Parsed) {
+    match read_policy(kind, value, &place.name()) {
+        Ok(object) => parsed.objects.push((object, place.origin())),
+        Err((stand_in, bad)) => {
+            parsed.unreadable.push((stand_in, place.origin()));
+            parsed.broken.push(place.bad(None, bad));
         }
-        read_object(&Place { prefix, ..*place }, item, parsed);
+    }
+}
+
+/// A list within a list is followed too; the parser bounds how deep they can be.
+fn read_list(place: &Place<'_>, of: Option<PolicyKind>, mut value: Value, parsed: &mut Parsed) {
+    let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
+        let bad = BadField::missing("items", "is missing or no list".to_owned());
+        return place.unreadable([&*value.to_string()], bad, parsed);
+    };
+    for (index, mut item) in items.into_iter().enumerate() {
+        let prefix = format!("{}items[{index}].", place.prefix);
+        let place = Place { prefix, ..*place };
+        match (of, &mut item) {
+            (Some(kind), Value::Object(fields)) => {
+                inherit(fields, "kind", kind.as_str().into());
+                inherit(fields, "apiVersion", value["apiVersion"].clone());
+                read_object(&place, item, parsed);
+            }
+            (Some(kind), _) => read_as_policy(&place, kind, item, parsed),
+            (None, _) => read_object(&place, item, parsed),
+        }
+    }
+}
+
+/// What the items of a list of one kind may leave to the list.
+fn inherit(fields: &mut Map<String, Value>, key: &str, value: Value) {
+    let field = fields.entry(key).or_insert(Value::Null);
+    if field.is_null() {
+        *field = value;
     }
 }
 

@@ -106,15 +106,152 @@ fn a_policy_is_kept_whatever_is_in_it() {
             panic!("{text}")
         };
         assert_eq!(policy.metadata.name.as_deref(), Some("x"));
-        assert!(policy.metadata_fault().is_some());
+        assert!(policy.faults().next().is_some());
     }
-    for text in [
-        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: [x]}",
-        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namespace: 5}",
-        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {}",
-    ] {
-        assert_eq!(read(text).broken.len(), 1, "{text}");
+}
+
+/// The policies of a file, in force or standing for one, as `Kind namespace/name`.
+fn policies(text: &str) -> Vec<String> {
+    let parsed = read(text);
+    let all = parsed.objects.iter().chain(&parsed.unreadable);
+    let policies = all.filter(|(object, _)| matches!(object, Object::Policy(_)));
+    policies.map(|(o, _)| o.reference().to_string()).collect()
+}
+
+#[test]
+fn a_policy_that_cannot_be_called_by_its_name_has_something_that_stands_for_it() {
+    let cases = [
+        ("{name: [x], namespace: shop}", "shop/(unnamed, f.yaml#0)"),
+        (
+            "{name: Deny_All, namespace: shop}",
+            "shop/(unnamed, f.yaml#0)",
+        ),
+        (
+            "{generateName: x-, namespace: shop}",
+            "shop/(unnamed, f.yaml#0)",
+        ),
+        ("{}", "default/(unnamed, f.yaml#0)"),
+        ("{name: x, namespace: 5}", "default/(unnamed, f.yaml#0)"),
+        ("{name: x, namespace: Shop}", "default/(unnamed, f.yaml#0)"),
+        ("x", "default/(unnamed, f.yaml#0)"),
+        ("[]", "default/(unnamed, f.yaml#0)"),
+    ];
+    for kind in ["AuthorizationPolicy", "PeerAuthentication", "NetworkPolicy"] {
+        for (metadata, name) in cases {
+            let text = format!("apiVersion: v1\nkind: {kind}\nmetadata: {metadata}");
+            let parsed = read(&text);
+            assert_eq!(policies(&text), [format!("{kind} {name}")], "{text}");
+            assert!(parsed.objects.is_empty(), "{text}");
+            let [broken] = &parsed.broken[..] else {
+                panic!("{text}: {:?}", parsed.broken)
+            };
+            assert!(broken.field.starts_with("metadata"), "{broken}");
+            assert_eq!(broken.object, None, "it may be any of the file");
+        }
     }
+}
+
+#[test]
+fn a_policy_is_told_by_its_kind_however_that_is_written() {
+    let cases = [
+        (
+            "security.istio.io",
+            "AuthorizationPolicy",
+            "AuthorizationPolicy",
+        ),
+        (
+            "security.istio.io/v7",
+            "authorizationpolicy",
+            "AuthorizationPolicy",
+        ),
+        ("v1", "PeerAuthentication", "PeerAuthentication"),
+        (
+            "security.istoi.io/v1",
+            "PEERAUTHENTICATION",
+            "PeerAuthentication",
+        ),
+        ("''", "AuthorizationPolicy", "AuthorizationPolicy"),
+        ("5", "AuthorizationPolicy", "AuthorizationPolicy"),
+        ("networking.k8s.io", "networkPolicy", "NetworkPolicy"),
+        ("apps/v1", "NetworkPolicy", "NetworkPolicy"),
+        // Its group has no other kind that it could be.
+        (
+            "security.istio.io/v1",
+            "AuthorisationPolicy",
+            "AuthorizationPolicy",
+        ),
+        ("security.istio.io/v1", "''", "AuthorizationPolicy"),
+    ];
+    for (version, kind, expected) in cases {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}");
+        assert_eq!(policies(&text), [format!("{expected} default/x")], "{text}");
+    }
+    let by_spec = [
+        ("security.istio.io/v1", "mtls", "PeerAuthentication"),
+        ("networking.k8s.io/v1", "podSelector", "NetworkPolicy"),
+    ];
+    for (version, field, expected) in by_spec {
+        let text = format!(
+            "apiVersion: {version}\nkind: Polcy\nmetadata: {{name: x}}\nspec: {{{field}: {{}}}}"
+        );
+        assert_eq!(policies(&text), [format!("{expected} default/x")], "{text}");
+    }
+}
+
+#[test]
+fn what_is_another_products_is_ignored_and_said() {
+    let cases = [
+        ("policy.linkerd.io/v1alpha1", "AuthorizationPolicy"),
+        ("policy.linkerd.io", "authorizationpolicy"),
+        ("projectcalico.org/v3", "NetworkPolicy"),
+        ("crd.projectcalico.org/v1", "NetworkPolicyList"),
+        ("crd.antrea.io/v1beta1", "NetworkPolicy"),
+        ("security.istio.io/v1", "RequestAuthentication"),
+        ("networking.k8s.io/v1", "Ingress"),
+    ];
+    for (version, kind) in cases {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}");
+        assert_eq!(policies(&text), [""; 0], "{text}");
+        assert_eq!(read(&text).ignored.len(), 1, "{text}");
+    }
+}
+
+#[test]
+fn a_list_of_policies_is_its_items() {
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicyList\nmetadata: {resourceVersion: '1'}\nitems:\n\
+                - metadata: {name: a, namespace: shop}\n\
+                - {apiVersion: security.istio.io/v1beta1, kind: AuthorizationPolicy, metadata: {name: b}}\n\
+                - {kind: List, items: [{kind: NetworkPolicy, metadata: {name: c}}]}\n- 5\n";
+    let found = [
+        "AuthorizationPolicy shop/a",
+        "AuthorizationPolicy default/b",
+        "NetworkPolicy default/c",
+        "AuthorizationPolicy default/(unnamed, f.yaml#0 items[3])",
+    ];
+    assert_eq!(policies(text), found);
+    assert_eq!(
+        policies("kind: peerauthenticationlist\nitems: {}\n"),
+        ["PeerAuthentication default/(unnamed, f.yaml#0)"]
+    );
+    // A document that does not say what it is may hold one as well.
+    assert_eq!(
+        policies("- {kind: NetworkPolicy, metadata: {name: x, namespace: shop}}"),
+        ["NetworkPolicy shop/x"]
+    );
+}
+
+#[test]
+fn each_document_of_a_file_that_is_no_text_has_its_stand_in() {
+    let text = b"kind: AuthorizationPolicy\nmetadata: {name: a}\n---\n\xff\n---\nkind: NetworkPolicy\nmetadata: {name: b}\n";
+    let found = parse(&Arc::from("f.yaml"), text).unreadable;
+    let names: Vec<_> = found
+        .iter()
+        .map(|(o, _)| o.reference().to_string())
+        .collect();
+    assert_eq!(
+        names,
+        ["AuthorizationPolicy default/a", "NetworkPolicy default/b"]
+    );
 }
 
 #[test]

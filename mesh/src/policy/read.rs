@@ -118,20 +118,22 @@ pub(super) fn name(policy: &Policy) -> String {
     format!("{} {namespace}/{name}", policy.kind.as_str())
 }
 
-/// Checks what is around the spec; false if the version is none of these, so that its fields may
-/// mean something else.
+/// Checks what is around the spec; false if the version is none of these, or the kind has another
+/// spelling, so that its fields may mean something else.
 pub(super) fn envelope(policy: &Policy, versions: &[&str], reader: &mut Reader<'_>) -> bool {
     for key in policy.document.keys() {
         if !DOCUMENT.contains(&key.as_str()) {
             reader.unknown_field(key.clone());
         }
     }
-    if let Some((field, message)) = policy.metadata_fault() {
-        let field = match field {
-            "" => "metadata".to_owned(),
-            field => format!("metadata.{field}"),
-        };
-        reader.fault(field, "bad_field", message.to_owned());
+    for (field, code, message) in policy.faults() {
+        reader.fault(field, code, message.to_owned());
+    }
+    let kind = policy.document.get("kind").and_then(Value::as_str);
+    let is_spelt = kind == Some(policy.kind.as_str());
+    if !is_spelt {
+        let message = format!("is not spelt {}; taken as one", policy.kind.as_str());
+        reader.fault("kind", "bad_kind", message);
     }
     let version = policy.document.get("apiVersion").and_then(Value::as_str);
     let known = version.is_some_and(|version| versions.contains(&version));
@@ -139,7 +141,7 @@ pub(super) fn envelope(policy: &Policy, versions: &[&str], reader: &mut Reader<'
         let message = format!("is none of {}", versions.join(" and "));
         reader.fault("apiVersion", "unknown_version", message);
     }
-    known
+    known && is_spelt
 }
 
 /// A spec may be left out, but it cannot be something else than an object.

@@ -7,6 +7,7 @@
 
 mod documents;
 mod files;
+mod listing;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -15,14 +16,14 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch::{Receiver, Sender};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::problem::Problem;
 use crate::{Changes, Params, Store, compile};
 
-use files::Files;
+use files::{AGREE, Files, Look, Patience};
 use watch::Watch;
 
 /// How long the folder must be quiet before it is read. Writers save several files, and one file
@@ -32,6 +33,12 @@ const QUIET: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How often the folder is looked at without being told to.
 const RESCAN: Duration = Duration::from_secs(3);
+/// How long it may take until two looks at a folder that changes see the same; what is seen then
+/// counts.
+const PATIENCE_TO_AGREE: Duration = Duration::from_millis(300);
+/// How long the start waits for a file that cannot be read, and how often it tries.
+const UNREADABLE: Duration = Duration::from_secs(3);
+const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// The same while the kernel gives no notifications.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
 
@@ -56,6 +63,18 @@ pub enum FolderError {
         #[source]
         source: io::Error,
     },
+    /// A file in it cannot be read when the daemon starts, and nobody knows which policies it holds.
+    #[error(
+        "cannot read a file of the source folder {dir}, and without the policies that it may hold \
+         nothing is let through; is it readable for this user, or a link that leads nowhere? \
+         {problem}"
+    )]
+    File {
+        /// The folder.
+        dir: PathBuf,
+        /// The file, and the system's reason.
+        problem: Box<Problem>,
+    },
     /// A bug: reading panicked.
     #[error("reading the source folder failed")]
     Failed(#[source] tokio::task::JoinError),
@@ -77,18 +96,36 @@ impl FolderSource {
         self.loaded.subscribe()
     }
 
-    /// Reads the folder and follows its changes until cancelled. Fails only when the folder
-    /// cannot be read at the start; later, the last state stays.
+    /// Reads the folder and follows its changes until cancelled. Fails only when the folder, or a
+    /// file in it, cannot be read at the start; later, the last state stays.
     pub async fn run(self, stop: CancellationToken) -> Result<(), FolderError> {
         let mut watch = Watch::new(&self.dir);
         let mut reader = Reader::new(self.dir.clone(), self.params, self.store);
-        reader = reader.read().await?;
-        if let Some(source) = reader.files.failure.take() {
-            return Err(FolderError::Unreadable {
-                dir: self.dir,
-                source,
-            });
+        let patience = Instant::now() + UNREADABLE;
+        loop {
+            reader = reader.settle().await?;
+            if let Some(source) = reader.files.failure.take() {
+                return Err(FolderError::Unreadable {
+                    dir: self.dir,
+                    source,
+                });
+            }
+            let Some(problem) = reader.files.never_read() else {
+                break;
+            };
+            if Instant::now() >= patience {
+                let problem = Box::new(problem.clone());
+                return Err(FolderError::File {
+                    dir: self.dir,
+                    problem,
+                });
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = sleep(TRY_AGAIN) => {}
+            }
         }
+        reader = reader.publish().await?;
         self.loaded.send_replace(true);
         while !stop.is_cancelled() {
             let rescan = if watch.is_working() {
@@ -101,7 +138,7 @@ impl FolderSource {
                 () = settled(&mut watch) => {}
                 () = sleep_until(Instant::now() + rescan) => watch.renew(&self.dir),
             }
-            reader = reader.read().await?;
+            reader = reader.settle().await?.publish().await?;
         }
         Ok(())
     }
@@ -125,6 +162,8 @@ struct Reader {
     params: Params,
     store: Store,
     reported: BTreeSet<Problem>,
+    /// The files have changed since their model was published.
+    changed: bool,
 }
 
 impl Reader {
@@ -134,27 +173,45 @@ impl Reader {
             params,
             store,
             reported: BTreeSet::new(),
+            changed: false,
         }
     }
 
-    /// One look at the folder. Not cancelled in between: it is short, and its outcome is whole.
-    async fn read(mut self) -> Result<Self, FolderError> {
-        let read = move || {
-            self.look();
+    /// Looks at the folder until two looks see the same.
+    async fn settle(mut self) -> Result<Self, FolderError> {
+        let deadline = Instant::now() + PATIENCE_TO_AGREE;
+        loop {
+            let patience = match Instant::now() < deadline {
+                true => Patience::Some,
+                false => Patience::None,
+            };
+            let (reader, look) = blocking(move || {
+                let look = self.files.scan(&self.params, SystemTime::now(), patience);
+                (self, look)
+            })
+            .await?;
+            self = reader;
+            self.changed |= look == Look::Changed;
+            if look != Look::Unsettled {
+                return Ok(self);
+            }
+            // A little more, for the clock that the looks are compared by is not this one.
+            sleep(AGREE + Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Makes the model of what was read, if that changed, and puts it into the store.
+    async fn publish(mut self) -> Result<Self, FolderError> {
+        if !std::mem::take(&mut self.changed) {
+            return Ok(self);
+        }
+        blocking(move || {
+            let (model, problems) = compile(&self.files.objects(), &self.params);
+            self.log_problems(&problems);
+            log_changes(&self.store.apply(model, problems));
             self
-        };
-        tokio::task::spawn_blocking(read)
-            .await
-            .map_err(FolderError::Failed)
-    }
-
-    fn look(&mut self) {
-        if !self.files.scan(&self.params, SystemTime::now()) {
-            return;
-        }
-        let (model, problems) = compile(&self.files.objects(), &self.params);
-        self.log_problems(&problems);
-        log_changes(&self.store.apply(model, problems));
+        })
+        .await
     }
 
     /// Each problem once, when it appears.
@@ -169,6 +226,15 @@ impl Reader {
         }
         self.reported = now;
     }
+}
+
+/// Not cancelled in between: each step is short, and its outcome is whole.
+async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, FolderError> {
+    tokio::task::spawn_blocking(step)
+        .await
+        .map_err(FolderError::Failed)
 }
 
 fn log_changes(changes: &Changes) {

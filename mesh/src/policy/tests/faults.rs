@@ -497,7 +497,7 @@ fn what_is_around_the_spec_is_checked_too() {
             "{action: DENY, rules: [{to: [{operation: {ports: ['9']}}]}]}",
         )
     };
-    let cases: [(Doc, &str, bool); 8] = [
+    let cases: [(Doc, &str, bool); 11] = [
         (
             open().set("apiVersion", "security.istio.io/v2"),
             "unknown_version@apiVersion",
@@ -507,6 +507,21 @@ fn what_is_around_the_spec_is_checked_too() {
         (
             deny().set("apiVersion", "security.istio.io/v1alpha1"),
             "unknown_version@apiVersion",
+            true,
+        ),
+        (
+            deny().set("apiVersion", "security.istio.io"),
+            "unknown_version@apiVersion",
+            true,
+        ),
+        (
+            deny().set("apiVersion", Value::Null),
+            "unknown_version@apiVersion",
+            true,
+        ),
+        (
+            deny().set("kind", "authorizationpolicy"),
+            "bad_kind@kind",
             true,
         ),
         (open().set("rules", json!([])), "unknown_field@rules", true),

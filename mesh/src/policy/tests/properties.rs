@@ -239,6 +239,91 @@ fn at_least(before: &[bool], after: &[bool]) -> bool {
         .all(|(before, after)| !before || *after)
 }
 
+/// A mistake around the spec.
+#[derive(Clone, Debug)]
+struct Spoil {
+    /// `None` to take it away.
+    value: Option<Value>,
+    field: &'static str,
+    /// It can still be read where the policy holds.
+    keeps_namespace: bool,
+}
+
+fn spoil() -> impl Strategy<Value = Spoil> {
+    let junk =
+        || prop::option::of(junk().prop_filter("it says nothing", |v| *v != json!({"a": "b"})));
+    let of = |field, keeps_namespace| {
+        move |value| Spoil {
+            value,
+            field,
+            keeps_namespace,
+        }
+    };
+    let version = pick(&["security.istio.io", "v1", "networking.k8s.io/v2", "x.io/v1"]);
+    prop_oneof![
+        version.prop_map(Some).prop_map(of("apiVersion", true)),
+        junk().prop_map(of("apiVersion", true)),
+        junk().prop_map(of("metadata.name", true)),
+        pick(&["'A B'", "x/y"])
+            .prop_map(Some)
+            .prop_map(of("metadata.name", true)),
+        pick(&["5", "[]", "{}", "'A'", "true"])
+            .prop_map(Some)
+            .prop_map(of("metadata.namespace", false)),
+        pick(&["5", "[]", "x"])
+            .prop_map(Some)
+            .prop_map(of("metadata", false)),
+        Just(Spoil {
+            value: None,
+            field: "kind",
+            keeps_namespace: true
+        }),
+    ]
+}
+
+impl Spoil {
+    fn of(&self, doc: &Doc) -> Doc {
+        let mut doc = match (&self.value, self.field) {
+            (_, "kind") => {
+                let kind = doc.0["kind"]
+                    .as_str()
+                    .expect("it has one")
+                    .to_ascii_lowercase();
+                return doc.clone().set("kind", kind);
+            }
+            (Some(value), field) => return doc.clone().set(field, value.clone()),
+            (None, _) => doc.clone(),
+        };
+        let (parent, key) = self.field.rsplit_once('.').unwrap_or(("", self.field));
+        let parent = if parent.is_empty() {
+            String::new()
+        } else {
+            format!("/{parent}")
+        };
+        let fields = doc.0.pointer_mut(&parent).and_then(Value::as_object_mut);
+        fields.expect("it is an object").remove(key);
+        doc
+    }
+}
+
+/// A daemon that starts with these policies, of which one may not be readable.
+fn read_world(others: &[Doc], victim: &Doc) -> World {
+    let stray = in_namespace("stray", "default", "10.0.0.9");
+    let docs: Vec<Doc> = pods()
+        .into_iter()
+        .chain([stray])
+        .chain(others.iter().cloned())
+        .collect();
+    let text = crate::testing::text(&docs) + &crate::testing::text(std::slice::from_ref(victim));
+    let parsed = parse(&"p.yaml".into(), text.as_bytes());
+    let mut objects = Objects::default();
+    for (object, origin) in parsed.objects.into_iter().chain(parsed.unreadable) {
+        objects.insert(object, origin);
+    }
+    let (model, problems) = compile(&objects, &params());
+    World { model, problems }
+}
+
 fn named(doc: Doc, name: &str) -> Doc {
     doc.set("metadata.name", name)
 }
@@ -275,6 +360,31 @@ proptest! {
         if !is_invalid(&before, &victim) && is_invalid(&after, &spoilt) {
             prop_assert!(at_least(&denials(&before), &denials(&after)), "{} -> {}", victim.0, spoilt.0);
         }
+    }
+
+    /// The same for what is around the spec, as long as the document says by its kind or by its group
+    /// that it is a policy.
+    #[test]
+    fn to_spoil_what_is_around_the_spec_lets_nothing_through_that_was_denied(
+        others in prop::collection::vec(any_policy(), 0..3),
+        victim in any_policy(), spoil in spoil(), namespaced: bool,
+    ) {
+        let mut victim = named(victim, "victim");
+        if !namespaced {
+            victim = victim.set("metadata.namespace", "default");
+        }
+        let spoilt = spoil.of(&victim);
+        let (before, after) = (read_world(&others, &victim), read_world(&others, &spoilt));
+        if !is_invalid(&before, &victim) && spoil.keeps_namespace {
+            prop_assert!(
+                at_least(&denials(&before), &denials(&after)), "{} -> {}", victim.0, spoilt.0
+            );
+        }
+        // Nobody knows where it holds: `default` is denied, where `stray` lives.
+        let denies_default = !after.allows("default/stray", PLAIN);
+        prop_assert!(spoil.keeps_namespace || denies_default, "{}", spoilt.0);
+        let faults = after.model.policies().iter().filter(|r| r.state == PolicyState::Invalid);
+        prop_assert!(faults.count() > 0, "it is said: {}", spoilt.0);
     }
 
     /// Neither its place among the others nor the place in the files counts.

@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 
 use crate::Params;
 use crate::compile::faults;
-use crate::objects::{Object, Origin, Parsed};
+use crate::objects::{Object, Origin, Parsed, PolicyKind};
 use crate::problem::{ObjectRef, Problem};
 
 /// The objects of one file, and what is wrong with their newest versions.
@@ -22,12 +22,16 @@ pub(super) struct Documents {
 /// Finds an object in the state before the file was read again: in the same file, else in any.
 pub(super) trait Before {
     fn last(&self, object: &ObjectRef) -> Option<&(Object, Origin)>;
+    /// All of the same file, and of those that it may have been until now.
     fn of_file(&self) -> Vec<(Object, Origin)>;
+    /// The same file had this object already, and nothing was made of it.
+    fn was_ignored(&self, object: &ObjectRef) -> bool;
 }
 
 /// Nothing of it needs an earlier version.
 pub(super) fn is_good(parsed: &Parsed, params: &Params) -> bool {
     parsed.broken.is_empty()
+        && parsed.ignored.is_empty()
         && parsed
             .objects
             .iter()
@@ -38,7 +42,6 @@ pub(super) fn is_good(parsed: &Parsed, params: &Params) -> bool {
 /// one edit in a file of thousands of policies does not have all of them worked out, and compared,
 /// again.
 pub(super) fn reuse(parsed: &mut Parsed, before: &Documents) {
-    let is_policy = |object: &Object| matches!(object, Object::Policy(_));
     if !parsed.objects.iter().any(|(object, _)| is_policy(object)) {
         return;
     }
@@ -83,29 +86,96 @@ pub(super) fn merge(parsed: Parsed, before: &impl Before, params: &Params) -> Do
             merged.objects.push(new);
         }
     }
+    keep_ignored(before, &mut merged);
     let read = merged.objects.len();
-    keep_broken(&broken, before, &mut merged);
+    keep_broken(&broken, &unreadable, before, &mut merged);
     deny_unreadable(unreadable, read, &mut merged);
     merged.problems.extend(broken);
     merged
 }
 
-/// Adds what stands for a policy that cannot be read, unless an earlier version was kept that may
-/// be one of it: those from `kept` on.
+/// Keeps the policies of the file in whose place there is something new now that the mesh does not
+/// read: more likely its kind is a slip of the hand than that another object took over the name.
+fn keep_ignored(before: &impl Before, merged: &mut Documents) {
+    if merged.problems.is_empty() {
+        return;
+    }
+    let mut present = references(&merged.objects);
+    let policies = before
+        .of_file()
+        .into_iter()
+        .filter(|(object, _)| is_policy(object));
+    for (object, _) in policies {
+        let reference = object.reference();
+        let is_it = |problem: &&mut Problem| {
+            let ignored = problem.object.as_ref();
+            ignored.is_some_and(|o| {
+                let is_named = o.namespace == reference.namespace && o.name == reference.name;
+                is_named && !before.was_ignored(o)
+            })
+        };
+        let Some(problem) = merged.problems.iter_mut().find(is_it) else {
+            continue;
+        };
+        if !present.insert(reference.clone()) {
+            continue;
+        }
+        let (file, document) = (problem.file.clone(), problem.document);
+        problem.object = Some(reference);
+        problem.code = "bad_kind";
+        *problem = still(problem.clone());
+        merged.objects.push((object, Origin { file, document }));
+    }
+}
+
+/// Adds what stands for policies that cannot be read, unless an earlier version was kept that may
+/// be one of it: those from `kept` on. An earlier version of the same name is it for certain; of
+/// the others each can be one more, so there have to be as many.
 fn deny_unreadable(unreadable: Vec<(Object, Origin)>, kept: usize, merged: &mut Documents) {
+    let mut go_on: Vec<ObjectRef> = merged.objects[kept..]
+        .iter()
+        .filter(|(object, _)| !is_stand_in(object))
+        .map(|(object, _)| object.reference())
+        .collect();
+    let present = references(&merged.objects);
+    let mut missing = Vec::new();
     for (object, origin) in unreadable {
         let reference = object.reference();
-        let goes_on = merged.objects[kept..]
-            .iter()
-            .any(|(kept, _)| kept.kind() == object.kind());
-        let is_there = merged
-            .objects
-            .iter()
-            .any(|(o, _)| o.reference() == reference);
-        if !goes_on && !is_there {
-            merged.objects.push((object, origin));
+        go_on.retain(|kept| *kept != reference);
+        if !present.contains(&reference) {
+            missing.push((object, origin));
         }
     }
+    for kind in POLICIES {
+        let of_kind = |(object, _): &(Object, Origin)| object.kind() == kind;
+        let wanted = missing.iter().filter(|entry| of_kind(entry)).count();
+        let there = go_on.iter().filter(|kept| *kept.kind == *kind).count();
+        if there >= wanted {
+            missing.retain(|entry| !of_kind(entry));
+        }
+    }
+    merged.objects.extend(missing);
+}
+
+const POLICIES: [&str; 3] = [
+    PolicyKind::Authorization.as_str(),
+    PolicyKind::PeerAuthentication.as_str(),
+    PolicyKind::Network.as_str(),
+];
+
+fn is_policy(object: &Object) -> bool {
+    matches!(object, Object::Policy(_))
+}
+
+fn is_stand_in(object: &Object) -> bool {
+    matches!(object, Object::Policy(policy) if policy.is_stand_in())
+}
+
+fn references(objects: &[(Object, Origin)]) -> BTreeSet<ObjectRef> {
+    objects
+        .iter()
+        .map(|(object, _)| object.reference())
+        .collect()
 }
 
 /// The last good version of an object whose new one has a fault. A pod of another uid is not
@@ -121,8 +191,14 @@ fn last_good(new: &(Object, Origin), before: &impl Before, params: &Params) -> O
 }
 
 /// Keeps the objects whose new version could not even be read. A document that does not say which
-/// object it is may be any of the file's that are missing now.
-fn keep_broken(broken: &[Problem], before: &impl Before, merged: &mut Documents) {
+/// object it is may be any of the file's that are missing now. What stood for a document goes on
+/// only while the same document is broken and says even less.
+fn keep_broken(
+    broken: &[Problem],
+    unreadable: &[(Object, Origin)],
+    before: &impl Before,
+    merged: &mut Documents,
+) {
     let mut keep: Vec<(Object, Origin)> = Vec::new();
     for problem in broken {
         let last = problem
@@ -135,16 +211,17 @@ fn keep_broken(broken: &[Problem], before: &impl Before, merged: &mut Documents)
         }));
     }
     if broken.iter().any(|problem| problem.object.is_none()) {
-        keep.extend(before.of_file());
+        let is_silent = |document: usize| {
+            broken.iter().any(|problem| problem.document == document)
+                && unreadable.iter().all(|(_, at)| at.document != document)
+        };
+        let file = before.of_file().into_iter();
+        keep.extend(file.filter(|(o, at)| !is_stand_in(o) || is_silent(at.document)));
     }
     if keep.is_empty() {
         return;
     }
-    let mut present: BTreeSet<ObjectRef> = merged
-        .objects
-        .iter()
-        .map(|(object, _)| object.reference())
-        .collect();
+    let mut present = references(&merged.objects);
     let missing = keep
         .into_iter()
         .filter(|(object, _)| present.insert(object.reference()));

@@ -1,6 +1,6 @@
 //! The files of a folder: which of them changed, and what they hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read};
@@ -15,15 +15,42 @@ use crate::Params;
 use crate::objects::{Object, Objects, Origin, Parsed, parse};
 use crate::problem::{ObjectRef, Problem};
 
+use super::RESCAN;
 use super::documents::{Before, Documents, is_good, merge, reuse};
+use super::listing::{Listing, list};
 
 /// Larger files are refused. A pod is a few kilobytes; this is thousands of them in one file.
 const MAX_FILE: u64 = 64 << 20;
-/// Folders within folders are followed this deep, which also ends a circle of links.
-const MAX_DEPTH: usize = 16;
 /// A file that was written within this time before it was read is read again: time stamps are too
 /// coarse to tell whether it was written once more since.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Two looks that are this far apart have to see the same before it counts: between a writer's
+/// truncation and its last write, or the two halves of a move, a folder is in no state that anybody
+/// meant.
+pub(super) const AGREE: Duration = Duration::from_millis(20);
+/// A file that was emptied is most likely about to be written, by somebody who thinks. It counts
+/// as empty when it still is at the next look that nobody asked for.
+const EMPTIED: Duration = RESCAN.saturating_sub(Duration::from_millis(500));
+
+/// What a look at the folder found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Nothing new.
+    Same,
+    /// Something that has to be seen once more, [`AGREE`] from now.
+    Unsettled,
+    /// The objects or problems may be others now.
+    Changed,
+}
+
+/// Whether a look may wait for the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It may.
+    Some,
+    /// What is seen counts.
+    None,
+}
 
 /// The files as they were last read.
 #[derive(Debug)]
@@ -33,6 +60,23 @@ pub(super) struct Files {
     /// Why the folder could not be listed the last time.
     pub(super) failure: Option<io::Error>,
     scanned: bool,
+    /// What the last look saw that was new, and when it was seen first.
+    unsettled: Option<(News, SystemTime)>,
+}
+
+/// What is another than it was, by file.
+type News = BTreeMap<Arc<str>, Seen>;
+
+/// A file as a look sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    Gone,
+    /// By its hash.
+    Content(u64),
+    /// Why it cannot be read.
+    Unreadable(String),
+    /// It can be read again, and is as it was.
+    Readable,
 }
 
 #[derive(Debug, Default)]
@@ -54,8 +98,6 @@ struct Stamp {
     inode: u64,
 }
 
-type Listing = BTreeMap<Arc<str>, PathBuf>;
-
 impl Files {
     pub(super) fn new(dir: PathBuf) -> Self {
         Self {
@@ -63,44 +105,128 @@ impl Files {
             files: BTreeMap::new(),
             failure: None,
             scanned: false,
+            unsettled: None,
         }
     }
 
-    /// Reads what changed; true if the objects or problems may be others now.
-    pub(super) fn scan(&mut self, params: &Params, now: SystemTime) -> bool {
+    /// Looks what changed, and takes it if it has been seen before.
+    pub(super) fn scan(&mut self, params: &Params, now: SystemTime, patience: Patience) -> Look {
         let listing = match self.list() {
             Ok(listing) => listing,
             Err(error) => {
                 let news = self.failure.is_none();
                 self.failure = Some(error);
-                return news;
+                self.unsettled = None;
+                return if news { Look::Changed } else { Look::Same };
             }
         };
-        let mut changed = self.failure.take().is_some() | !self.scanned;
-        self.scanned = true;
-        let mut parsed = Vec::new();
-        for (name, path) in &listing {
-            let file = self.files.entry(name.clone()).or_default();
-            changed |= file.read(name, path, now, &mut parsed);
+        let (news, contents) = self.news(&listing, now);
+        if patience == Patience::Some && !self.is_settled(&news, now) {
+            return Look::Unsettled;
         }
-        for (name, new) in &mut parsed {
-            if let Some(file) = self.files.get(name) {
-                reuse(new, &file.documents);
+        self.unsettled = None;
+        let changed = self.failure.take().is_some() | !self.scanned | !news.is_empty();
+        self.scanned = true;
+        self.take(news, contents, params);
+        if changed { Look::Changed } else { Look::Same }
+    }
+
+    /// A file that could not be read yet, not once, and why: what it holds is not known.
+    pub(super) fn never_read(&self) -> Option<&Problem> {
+        let never = self.files.values().filter(|file| file.hash == NEVER);
+        never.filter_map(|file| file.unreadable.as_ref()).next()
+    }
+
+    /// What is another than it was, with the new contents.
+    fn news(&mut self, listing: &Listing, now: SystemTime) -> (News, BTreeMap<Arc<str>, Vec<u8>>) {
+        let (mut news, mut contents) = (News::new(), BTreeMap::new());
+        for (name, path) in &listing.files {
+            let file = self.files.entry(name.clone()).or_default();
+            let seen = match file.changed_bytes(path, now) {
+                Ok(Some((bytes, hash))) => {
+                    contents.insert(name.clone(), bytes);
+                    Some(Seen::Content(hash))
+                }
+                Ok(None) if file.unreadable.is_some() => Some(Seen::Readable),
+                Ok(None) => None,
+                Err(error) => file.unreadable(error.to_string()),
+            };
+            news.extend(seen.map(|seen| (name.clone(), seen)));
+        }
+        for (name, error) in listing.unknown_files() {
+            let file = self.files.entry(name.clone()).or_default();
+            let seen = file.unreadable(error.to_string());
+            news.extend(seen.map(|seen| (name.clone(), seen)));
+        }
+        for (name, file) in &mut self.files {
+            if listing.files.contains_key(name) || listing.unknown.contains_key(name) {
+                continue;
+            }
+            let seen = match listing.unknown_above(name) {
+                Some(error) => file.unreadable(error.to_string()),
+                None => Some(Seen::Gone),
+            };
+            news.extend(seen.map(|seen| (name.clone(), seen)));
+        }
+        (news, contents)
+    }
+
+    /// Whether the last look saw the same.
+    fn is_settled(&mut self, news: &News, now: SystemTime) -> bool {
+        if news.is_empty() {
+            return true;
+        }
+        match &self.unsettled {
+            Some((seen, since)) if seen == news && *since <= now => now
+                .duration_since(*since)
+                .is_ok_and(|passed| passed >= AGREE),
+            _ => {
+                self.unsettled = Some((news.clone(), now));
+                false
+            }
+        }
+    }
+
+    /// What was seen counts from now on.
+    fn take(&mut self, news: News, mut contents: BTreeMap<Arc<str>, Vec<u8>>, params: &Params) {
+        let mut parsed = Vec::new();
+        let (mut gone, mut new) = (BTreeSet::new(), BTreeSet::new());
+        for (name, seen) in news {
+            let file = self.files.entry(name.clone()).or_default();
+            file.unreadable = None;
+            match seen {
+                Seen::Gone => drop(gone.insert(name)),
+                Seen::Readable => {}
+                Seen::Unreadable(reason) => {
+                    let message = format!("{reason}; what it held stays in use");
+                    file.unreadable = Some(file_problem(&name, "file_unreadable", message));
+                }
+                Seen::Content(hash) => {
+                    if std::mem::replace(&mut file.hash, hash) == NEVER {
+                        new.insert(name.clone());
+                    }
+                    let bytes = contents.remove(&name).unwrap_or_default();
+                    let mut found = parse(&name, &bytes);
+                    reuse(&mut found, &file.documents);
+                    parsed.push((name, found));
+                }
             }
         }
         let before = self.before(&parsed, params);
-        changed |= !parsed.is_empty();
-        for (name, new) in parsed {
+        for (name, found) in parsed {
+            let reported =
+                std::mem::take(&mut self.files.entry(name.clone()).or_default().documents);
             let before = LastGood {
                 file: &name,
+                reported: &reported.problems,
+                is_new: new.contains(&name),
+                gone: &gone,
                 all: &before,
             };
-            let documents = merge(new, &before, params);
+            let documents = merge(found, &before, params);
             self.files.entry(name).or_default().documents = documents;
         }
-        let files = self.files.len();
-        self.files.retain(|name, _| listing.contains_key(name));
-        changed | (self.files.len() < files)
+        self.files.retain(|name, _| !gone.contains(name));
     }
 
     /// All objects, and the problems that were found while reading.
@@ -124,7 +250,11 @@ impl Files {
     /// show neither name.
     fn list(&self) -> io::Result<Listing> {
         let listing = list(&self.dir)?;
-        match self.files.keys().all(|file| listing.contains_key(file)) {
+        match self
+            .files
+            .keys()
+            .all(|file| listing.files.contains_key(file))
+        {
             true => Ok(listing),
             false => list(&self.dir),
         }
@@ -150,67 +280,20 @@ impl Files {
 /// Objects by name, with the files that hold them.
 type Last = FxHashMap<ObjectRef, Vec<(Arc<str>, (Object, Origin))>>;
 
-fn list(dir: &Path) -> io::Result<Listing> {
-    let mut listing = Listing::new();
-    list_into(dir, "", 0, &mut listing)?;
-    Ok(listing)
-}
-
-/// Takes `.yaml`, `.yml` and `.json`. Hidden names are left out: editors and Kubernetes' own
-/// volumes keep unfinished things under them. Links are followed, as those volumes are made of them.
-fn list_into(dir: &Path, prefix: &str, depth: usize, listing: &mut Listing) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let (path, name) = (entry.path(), entry.file_name());
-        let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else {
-            continue;
-        };
-        // A file that is gone by now is simply not listed.
-        let Ok(meta) = fs::metadata(&path) else {
-            continue;
-        };
-        let relative = format!("{prefix}{name}");
-        if meta.is_dir() && depth < MAX_DEPTH {
-            match list_into(&path, &format!("{relative}/"), depth + 1, listing) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        } else if meta.is_file() && is_manifest(name) {
-            listing.insert(relative.into(), path);
-        }
-    }
-    Ok(())
-}
-
-fn is_manifest(name: &str) -> bool {
-    let extension = Path::new(name).extension().and_then(|e| e.to_str());
-    matches!(extension, Some("yaml" | "yml" | "json"))
-}
-
 impl File {
-    /// Reads the file if it changed; true if a problem with reading it came or went.
-    fn read(
+    /// That it cannot be read, if this is news.
+    fn unreadable(&self, reason: String) -> Option<Seen> {
+        let known = self.unreadable.as_ref();
+        let is_known = known.is_some_and(|known| known.message.starts_with(&*reason));
+        (!is_known).then_some(Seen::Unreadable(reason))
+    }
+
+    /// The content, with its hash, if it is not what was taken the last time.
+    fn changed_bytes(
         &mut self,
-        name: &Arc<str>,
         path: &Path,
         now: SystemTime,
-        parsed: &mut Vec<(Arc<str>, Parsed)>,
-    ) -> bool {
-        let unreadable = match self.changed_bytes(path, now) {
-            Ok(bytes) => {
-                parsed.extend(bytes.map(|bytes| (name.clone(), parse(name, &bytes))));
-                None
-            }
-            Err(error) => {
-                let message = format!("{error}; what it held stays in use");
-                Some(file_problem(name, "file_unreadable", message))
-            }
-        };
-        std::mem::replace(&mut self.unreadable, unreadable.clone()) != unreadable
-    }
-
-    /// The content if it is not what was read the last time.
-    fn changed_bytes(&mut self, path: &Path, now: SystemTime) -> io::Result<Option<Vec<u8>>> {
+    ) -> io::Result<Option<(Vec<u8>, u64)>> {
         let mut file = fs::File::open(path)?;
         let meta = file.metadata()?;
         let stamp = Stamp::of(&meta);
@@ -228,17 +311,19 @@ impl File {
         if self.is_being_written(&bytes, now) {
             return Ok(None);
         }
+        let hash = hash(&bytes);
+        if self.hash != hash {
+            self.stamp = None;
+            return Ok(Some((bytes, hash)));
+        }
         let settled = meta
             .modified()
             .is_ok_and(|at| now.duration_since(at).is_ok_and(|d| d > SETTLE));
         self.stamp = settled.then_some(stamp);
-        let hash = hash(&bytes);
-        let same = std::mem::replace(&mut self.hash, hash) == hash;
-        Ok((!same).then_some(bytes))
+        Ok(None)
     }
 
-    /// A file that held objects and is empty now is most likely about to be written. It counts as
-    /// empty only when it stays so.
+    /// A file that held objects and is empty now.
     fn is_being_written(&mut self, bytes: &[u8], now: SystemTime) -> bool {
         if !bytes.is_empty() || self.documents.objects.is_empty() {
             self.empty_since = None;
@@ -246,7 +331,7 @@ impl File {
         }
         let since = *self.empty_since.get_or_insert(now);
         now.duration_since(since)
-            .is_ok_and(|waited| waited < SETTLE)
+            .is_ok_and(|waited| waited < EMPTIED)
     }
 }
 
@@ -264,9 +349,11 @@ impl Stamp {
 fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
-    // Zero stands for "never read".
     hasher.finish() | 1
 }
+
+/// The hash of what has never been read.
+const NEVER: u64 = 0;
 
 fn file_problem(file: &Arc<str>, code: &'static str, message: String) -> Problem {
     let (file, field) = (file.clone(), String::new());
@@ -282,6 +369,12 @@ fn file_problem(file: &Arc<str>, code: &'static str, message: String) -> Problem
 
 struct LastGood<'a> {
     file: &'a Arc<str>,
+    /// What was said of it before.
+    reported: &'a [Problem],
+    /// It was not there before.
+    is_new: bool,
+    /// Files that vanish as this one changes: it may be one of them, under another name.
+    gone: &'a BTreeSet<Arc<str>>,
     all: &'a Last,
 }
 
@@ -292,10 +385,33 @@ impl Before for LastGood<'_> {
         own.or(known.first()).map(|(_, object)| object)
     }
 
+    fn was_ignored(&self, object: &ObjectRef) -> bool {
+        let ignored = |p: &&Problem| matches!(p.code, "unknown_kind" | "unsupported_kind");
+        let mut objects = self.reported.iter().filter(ignored);
+        objects.any(|problem| problem.object.as_ref() == Some(object))
+    }
+
+    /// Of a file that vanished the policies always, all else only if this file is new: a pod whose
+    /// file was deleted must not live on for a mistake elsewhere.
     fn of_file(&self) -> Vec<(Object, Origin)> {
-        let all = self.all.values().flatten();
-        all.filter(|(file, _)| file == self.file)
-            .map(|(_, object)| object.clone())
-            .collect()
+        let is_of = |(file, (object, _)): &&(Arc<str>, (Object, Origin))| {
+            let may_move = self.is_new || matches!(object, Object::Policy(_));
+            file == self.file || (may_move && self.gone.contains(file))
+        };
+        let all = self.all.values().flatten().filter(is_of);
+        all.map(|(file, (object, origin))| match file == self.file {
+            true => (object.clone(), origin.clone()),
+            false => {
+                let file = self.file.clone();
+                (
+                    object.clone(),
+                    Origin {
+                        file,
+                        ..origin.clone()
+                    },
+                )
+            }
+        })
+        .collect()
     }
 }

@@ -3,6 +3,7 @@
 mod files;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
@@ -127,4 +128,39 @@ async fn a_folder_that_is_not_there_at_the_start_is_an_error() {
     let source = FolderSource::new("/nonexistent/ambit", params(), Store::new());
     let error = source.run(CancellationToken::new()).await.unwrap_err();
     assert!(error.to_string().contains("/nonexistent/ambit"), "{error}");
+}
+
+/// It may hold the policy that denies.
+#[tokio::test]
+async fn a_start_waits_for_a_file_that_cannot_be_read_and_then_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "a.yaml", &[pod("web", "10.0.0.1")]);
+    symlink("..nowhere", dir.path().join("policy.yaml")).unwrap();
+    let store = Store::new();
+    let source = FolderSource::new(dir.path(), params(), store.clone());
+    let loaded = source.loaded();
+    let ended = source.run(CancellationToken::new());
+    let error = timeout(SOON, ended).await.unwrap().unwrap_err();
+    assert!(
+        error.to_string().contains("policy.yaml#0: file_unreadable"),
+        "{error}"
+    );
+    assert!(!*loaded.borrow() && store.load().workloads().next().is_none());
+}
+
+#[tokio::test]
+async fn a_file_that_can_be_read_in_time_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    symlink("..late", dir.path().join("a.yaml")).unwrap();
+    let store = Store::new();
+    let source = FolderSource::new(dir.path(), params(), store.clone());
+    let (stop, mut loaded) = (CancellationToken::new(), source.loaded());
+    let write_late = async {
+        write(dir.path(), "..late", &[pod("web", "10.0.0.1")]);
+        loaded.wait_for(|loaded| *loaded).await.unwrap();
+        stop.cancel();
+    };
+    let both = async { tokio::join!(source.run(stop.clone()), write_late).0 };
+    timeout(SOON, both).await.unwrap().unwrap();
+    assert!(has("web")(&store.load()));
 }

@@ -2,7 +2,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 
 use super::*;
-use crate::source::folder::files::Files;
+use crate::source::folder::files::{AGREE, Files, Look, Patience};
 use crate::testing::{namespace, service};
 use crate::{Attempt, PolicyState};
 
@@ -27,8 +27,18 @@ impl Folder {
         fs::write(self.dir.path().join(file), content).unwrap();
     }
 
+    /// Looks until two looks see the same; true if something is another than it was.
     fn scan(&mut self) -> bool {
-        self.files.scan(&params(), self.now)
+        loop {
+            match self.look() {
+                Look::Unsettled => self.now += AGREE,
+                look => return look == Look::Changed,
+            }
+        }
+    }
+
+    fn look(&mut self) -> Look {
+        self.files.scan(&params(), self.now, Patience::Some)
     }
 
     fn later(&mut self) {
@@ -197,6 +207,8 @@ fn an_emptied_file_counts_only_when_it_stays_empty() {
     folder.scan();
     folder.write("a.yaml", "");
     assert_eq!(folder.state().0.len(), 2, "its writer is at work");
+    folder.now += Duration::from_secs(2);
+    assert_eq!(folder.state().0.len(), 2, "it may be a slow one");
     folder.later();
     assert!(folder.state().0.is_empty());
 }
@@ -291,6 +303,227 @@ fn a_policy_that_breaks_stays_in_force_as_it_was() {
         fs::remove_file(folder.dir.path().join("policy.yaml")).unwrap();
         assert_eq!(folder.open(), (vec![1, 2, 3], None), "{broken}");
     }
+}
+
+/// Whatever is around the spec: the document is still the same policy, or there is none beside it.
+#[test]
+fn a_policy_whose_envelope_breaks_stays_in_force_as_it_was() {
+    let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
+    let broken = [
+        good.replace("istio.io/v1", "istio.io"),
+        good.replace("security.istio.io/v1", "v1"),
+        good.replace("security.istio.io/v1", "security.istio.oi/v1"),
+        good.replace("apiVersion: security.istio.io/v1\n", ""),
+        good.replace("Policy", "policy"),
+        good.replace("AuthorizationPolicy", "AuthorisationPolicy"),
+        good.replace("kind: AuthorizationPolicy", "kind: [AuthorizationPolicy]"),
+        good.replace("security.istio.io/v1", "policy.linkerd.io/v1"),
+        good.replace("security.istio.io/v1", "example.com/v1")
+            .replace("Policy", "Polciy"),
+        good.replace("name: deny, ", ""),
+        good.replace("name: deny", "generateName: deny"),
+        good.replace("name: deny", "name: Deny"),
+        good.replace("namespace: shop", "namespace: 5"),
+        good.replace("{name: deny, namespace: shop}", "deny"),
+    ];
+    for broken in broken {
+        let mut folder = Folder::new();
+        folder.write("pods.yaml", &text(&both()));
+        folder.write("policy.yaml", &good);
+        assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
+        for _ in 0..2 {
+            folder.write("policy.yaml", &broken);
+            assert_eq!(folder.open().0, [2, 3], "{broken}");
+            folder.write("policy.yaml", &(broken.clone() + "# as broken as before"));
+        }
+        assert_eq!(folder.open().0, [2, 3], "{broken}");
+        folder.write("policy.yaml", &good.replace("'1'", "'3'"));
+        assert_eq!(folder.open(), (vec![1, 2], Some(PolicyState::Accepted)));
+        fs::remove_file(folder.dir.path().join("policy.yaml")).unwrap();
+        assert_eq!(folder.open(), (vec![1, 2, 3], None), "{broken}");
+    }
+}
+
+/// Something else of the same name that was there all the time does not keep a policy alive.
+#[test]
+fn a_policy_can_be_removed_beside_its_namesake() {
+    let good = deny("{action: DENY, rules: [{}]}");
+    let namesake =
+        "---\napiVersion: example.com/v1\nkind: Gate\nmetadata: {name: deny, namespace: shop}\n";
+    let mut folder = Folder::new();
+    folder.write("pods.yaml", &text(&both()));
+    folder.write("policy.yaml", &(good + namesake));
+    assert_eq!(folder.open().0, [0u16; 0]);
+    folder.write("policy.yaml", namesake);
+    assert_eq!(folder.open(), (vec![1, 2, 3], None));
+}
+
+#[test]
+fn a_policy_without_a_readable_name_or_namespace_is_not_left_out_at_the_start() {
+    let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
+    let allow = deny("{rules: [{}]}");
+    let home = |doc: &str| doc.replace("namespace: shop", "namespace: default");
+    let cases: [(String, &[u16]); 7] = [
+        (good.replace("name: deny, ", ""), &[2, 3]),
+        (good.replace("name: deny", "generateName: deny"), &[2, 3]),
+        (allow.replace("name: deny, ", ""), &[]),
+        (
+            good.replace("name: deny, ", "") + "---\n" + &allow.replace("name: deny", "name: []"),
+            &[],
+        ),
+        // Nobody can say where these hold.
+        (good.replace("namespace: shop", "namespace: 5"), &[1, 2, 3]),
+        (
+            good.replace("{name: deny, namespace: shop}", "[]"),
+            &[1, 2, 3],
+        ),
+        (home(&good).replace("name: deny, ", ""), &[1, 2, 3]),
+    ];
+    for (broken, open) in cases {
+        let mut folder = Folder::new();
+        folder.write("pods.yaml", &text(&both()));
+        folder.write("policy.yaml", &broken);
+        assert_eq!(
+            folder.open(),
+            (open.to_vec(), Some(PolicyState::Invalid)),
+            "{broken}"
+        );
+        let (model, _) = compile(&folder.files.objects(), &params());
+        let report = &model.policies()[0];
+        let [message] = &report.messages[..] else {
+            panic!("{report:?}")
+        };
+        assert_eq!(message.code, "policy_stand_in");
+        assert!(
+            message.message.contains("stands for the policy and denies"),
+            "{message:?}"
+        );
+        // Mended, it is itself again, and nothing stands for it any more.
+        folder.write("policy.yaml", &good);
+        assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
+    }
+}
+
+#[test]
+fn what_stands_for_a_policy_of_no_known_namespace_denies_default_and_no_more() {
+    let mut folder = Folder::new();
+    let at_home = pod("db", "10.0.0.2").set("metadata.namespace", "default");
+    folder.write("pods.yaml", &text(&[pod("web", "10.0.0.1"), at_home]));
+    let broken = deny("{rules: [{}]}").replace("namespace: shop", "namespace: 5");
+    folder.write("policy.yaml", &broken);
+    assert_eq!(folder.open(), (vec![], Some(PolicyState::Invalid)));
+    let (model, _) = compile(&folder.files.objects(), &params());
+    assert!(crate::testing::workload(&model, "web").policies.is_empty());
+}
+
+#[test]
+fn a_policy_of_a_file_that_is_renamed_while_it_breaks_stays_in_force() {
+    let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
+    for broken in [
+        good.replace("spec", "\tspec"),
+        good.replace("name: deny, ", ""),
+    ] {
+        let mut folder = Folder::new();
+        folder.write("pods.yaml", &text(&both()));
+        folder.write("a.yaml", &good);
+        folder.scan();
+        fs::remove_file(folder.dir.path().join("a.yaml")).unwrap();
+        folder.write("b.yaml", &broken);
+        assert_eq!(folder.open().0, [2, 3], "{broken}");
+        let dir = folder.dir.path().to_owned();
+        fs::rename(dir.join("b.yaml"), dir.join("c.yaml")).unwrap();
+        assert_eq!(folder.open().0, [2, 3], "{broken}");
+    }
+}
+
+#[test]
+fn what_a_writer_is_in_the_middle_of_does_not_count() {
+    let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
+    let other = good
+        .replace("name: deny", "name: other")
+        .replace("'1'", "'2'");
+    let whole = format!("{good}---\n{other}");
+    let mut folder = Folder::new();
+    folder.write("pods.yaml", &text(&both()));
+    folder.write("policy.yaml", &whole);
+    assert_eq!(folder.open().0, [3]);
+    let path = folder.dir.path().join("policy.yaml");
+    let aside = folder.dir.path().join("aside");
+    for torn in [&whole[..good.len()], &whole[..whole.len() / 2], ""] {
+        folder.write("policy.yaml", torn);
+        folder.look();
+        folder.now += AGREE / 2;
+        folder.look();
+        folder.write("policy.yaml", &whole);
+        assert_eq!(folder.open().0, [3], "{torn}");
+    }
+    fs::rename(&path, &aside).unwrap();
+    assert_eq!(folder.look(), Look::Unsettled, "a move has two halves");
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(folder.open().0, [3]);
+    // What lasts is meant.
+    folder.write("policy.yaml", &good);
+    assert_eq!(folder.open().0, [2, 3]);
+}
+
+/// What was cut off in the middle of its second policy, and stays so.
+#[test]
+fn a_torn_file_of_many_documents_keeps_what_it_no_longer_says_whole() {
+    let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
+    let other = good
+        .replace("name: deny", "name: other")
+        .replace("'1'", "'2'");
+    let whole = format!("{good}---\n{other}");
+    for cut in good.len() + 4..whole.len() - 1 {
+        let torn = &whole[..cut];
+        let mut folder = Folder::new();
+        folder.write("pods.yaml", &text(&both()));
+        folder.write("policy.yaml", &whole);
+        assert_eq!(folder.open().0, [3]);
+        folder.write("policy.yaml", torn);
+        let says_something = !torn[good.len() + 4..].trim().is_empty();
+        let open = folder.open().0;
+        assert!(!open.contains(&1), "{torn}");
+        assert!(!says_something || !open.contains(&2), "{torn}: {open:?}");
+    }
+}
+
+#[test]
+fn a_writer_that_never_pauses_is_believed_in_the_end() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", &text(&both()));
+    assert_eq!(folder.look(), Look::Unsettled);
+    let look = folder.files.scan(&params(), folder.now, Patience::None);
+    assert_eq!(look, Look::Changed);
+    assert_eq!(folder.state().0.len(), 2);
+}
+
+#[test]
+fn a_file_of_which_nothing_is_known_is_not_one_that_is_gone() {
+    let mut folder = Folder::new();
+    let dir = folder.dir.path().to_owned();
+    fs::create_dir(dir.join("..data")).unwrap();
+    folder.write("..data/a.yaml", &text(&both()[..1]));
+    folder.write("..data/b.yaml", &text(&both()[1..]));
+    symlink("..data/a.yaml", dir.join("a.yaml")).unwrap();
+    symlink("..data", dir.join("sub")).unwrap();
+    assert_eq!(folder.state().0.len(), 2);
+    fs::remove_file(dir.join("a.yaml")).unwrap();
+    let (names, problems) = folder.state();
+    assert_eq!(
+        (names.len(), problems),
+        (2, vec![]),
+        "the other way to it is left"
+    );
+    fs::rename(dir.join("..data"), dir.join("..gone")).unwrap();
+    symlink("..data/a.yaml", dir.join("a.yaml")).unwrap();
+    let (names, problems) = folder.state();
+    assert_eq!(names, ["db", "web"], "links that lead nowhere");
+    assert_eq!(problems, ["file_unreadable"; 3]);
+    assert!(!folder.scan(), "said once");
+    fs::remove_file(dir.join("sub")).unwrap();
+    fs::remove_file(dir.join("a.yaml")).unwrap();
+    assert_eq!(folder.state(), (vec![], vec![]), "now they are gone");
 }
 
 #[test]
