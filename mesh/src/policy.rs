@@ -85,7 +85,9 @@ impl Decision {
 pub struct Denial {
     /// For the operator: `AuthorizationPolicy shop/deny-9090`, `AuthorizationPolicy: no ALLOW
     /// matched`, `PeerAuthentication istio-system/default`, `NetworkPolicy: no ingress rule matched
-    /// (shop/only-web)`. There is one per object, so it is fit for a metric's label.
+    /// (shop/only-web)`. As a metric's label it is bounded by what is configured, not by traffic: one
+    /// per AuthorizationPolicy and PeerAuthentication, and one per combination of NetworkPolicies that
+    /// select some pod together, of which four are named and the rest is counted.
     pub policy: Arc<str>,
 }
 
