@@ -14,7 +14,7 @@ pub use file::BundleFile;
 pub(super) use file::LOOK;
 
 /// More roots than any mesh has; a bundle is searched in every handshake.
-const MAX_ROOTS: usize = 64;
+pub(super) const MAX_ROOTS: usize = 64;
 
 /// Root certificates, each of which was parsed, none twice.
 ///

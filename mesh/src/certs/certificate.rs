@@ -60,6 +60,16 @@ impl Certificate {
     }
 }
 
+/// As it came: for a source that has verified what it hands on.
+impl From<Certificate> for Issued {
+    fn from(certificate: Certificate) -> Self {
+        Self {
+            chain: certificate.chain,
+            key: certificate.key,
+        }
+    }
+}
+
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Certificate")

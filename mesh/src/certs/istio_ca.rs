@@ -22,10 +22,12 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::ServerName;
 use spiffe::SpiffeId;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::slots::Now;
+use super::verify::verify;
 use super::{CertificateSource, IssueError, Issued, Issuing, Running, TrustBundle};
 use address::Address;
 use answer::Answer;
@@ -142,14 +144,20 @@ impl IstioCa {
         let asking = Asking::new(identity, ttl).map_err(error)?;
         let answer = self.call(&asking).await.map_err(error)?;
         let Answer { chain, roots } = answer::read(&answer.cert_chain).map_err(error)?;
-        let now = SystemTime::now();
-        self.trust
-            .learn(&roots, answer::end(&chain, now, ttl), now)
-            .map_err(|message| error((GARBAGE, message)))?;
-        Ok(Issued {
-            chain,
-            key: asking.key,
-        })
+        let now = Now {
+            wall: SystemTime::now(),
+            steady: Instant::now(),
+        };
+        let end = answer::end(&chain, now.wall, ttl);
+        let lesson = self
+            .trust
+            .lesson(&roots, end, now.wall)
+            .map_err(|failure| error((GARBAGE, failure.to_string())))?;
+        let key = asking.key;
+        // Before anything is learned of it: an answer that is refused widens nothing.
+        let certificate = verify(Issued { chain, key }, identity, lesson.bundle(), now)?;
+        lesson.take();
+        Ok(certificate.into())
     }
 
     /// A connection that was open already may have been closed by the other end just now, which only

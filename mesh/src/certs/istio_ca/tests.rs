@@ -133,6 +133,45 @@ async fn a_root_that_is_none_is_garbage_and_leaves_the_good_ones() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_refused_teaches_no_root() {
+    let hostile = Hostile::start(Answering::Well).await;
+    let client = hostile.client();
+    let other = authority::root();
+    for (first, code) in [
+        (leaf(&hostile), "key_mismatch"),
+        (pem(&other), "issued_garbage"),
+    ] {
+        hostile.answer(Answering::Saying(vec![first, pem(&other)]));
+        let error = client.issue(&web(), TTL).await.unwrap_err();
+        assert_eq!(error.code, code, "{error}");
+        assert_eq!(client.bundle().borrow().roots(), [hostile.root()]);
+    }
+    let another = "spiffe://cluster.local/ns/shop/sa/other";
+    for (by, named, code) in [
+        (hostile.authority(), another, "wrong_identity"),
+        (authority::authority(), WEB, "chain_untrusted"),
+    ] {
+        let (identity, roots) = (named.parse().unwrap(), vec![other.clone()]);
+        hostile.answer(Answering::Signing {
+            by,
+            identity,
+            roots,
+        });
+        let error = client.issue(&web(), TTL).await.unwrap_err();
+        assert_eq!(error.code, code, "{error}");
+        assert_eq!(client.bundle().borrow().roots(), [hostile.root()]);
+    }
+    // The same answer, had it been a good one.
+    hostile.answer(Answering::Signing {
+        by: hostile.authority(),
+        identity: web(),
+        roots: vec![other.clone()],
+    });
+    client.issue(&web(), TTL).await.unwrap();
+    assert!(client.bundle().borrow().roots().contains(&other));
+}
+
+#[tokio::test]
 async fn several_roots_are_found_in_the_last_element_or_in_elements_of_their_own() {
     let (one, two) = (authority::root(), authority::root());
     let hostile = Hostile::start(Answering::Well).await;

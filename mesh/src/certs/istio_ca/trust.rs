@@ -3,14 +3,15 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::super::TrustBundle;
+use super::super::bundle::MAX_ROOTS;
+use super::super::{BundleError, TrustBundle};
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -28,10 +29,20 @@ pub(super) struct Trust {
     bundle: watch::Sender<Arc<TrustBundle>>,
 }
 
-#[derive(Debug, Default)]
+/// Together no more than a bundle holds.
+#[derive(Clone, Debug, Default)]
 struct Roots {
     in_file: Vec<CertificateDer<'static>>,
+    /// And until when each is trusted, whatever the file says.
     seen: Vec<(CertificateDer<'static>, SystemTime)>,
+}
+
+/// Roots that came with an answer, until it is known whether that is any good.
+pub(super) struct Lesson<'a> {
+    trust: &'a Trust,
+    known: MutexGuard<'a, Roots>,
+    roots: Roots,
+    bundle: TrustBundle,
 }
 
 impl Trust {
@@ -90,28 +101,50 @@ impl Trust {
         }
     }
 
-    /// These roots came with a certificate that is valid until `end`. All of them are taken, or none.
-    pub(super) fn learn(
+    /// What is to be learned of roots that came with a certificate valid until `end`: all of them, or
+    /// none. Nothing is learned before it is [taken](Lesson::take), and nobody else learns meanwhile.
+    pub(super) fn lesson(
         &self,
         came: &[CertificateDer<'static>],
         end: SystemTime,
         now: SystemTime,
-    ) -> Result<(), String> {
-        if !came.is_empty() {
-            TrustBundle::new(came.to_vec()).map_err(|error| error.to_string())?;
-        }
-        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = came.iter().chain(&roots.in_file).cloned();
-        for root in current.collect::<Vec<_>>() {
-            match roots.seen.iter_mut().find(|(seen, _)| *seen == root) {
+    ) -> Result<Lesson<'_>, BundleError> {
+        let known = lock(&self.roots);
+        let mut roots = known.clone();
+        roots.forget(now);
+        for root in came.iter().chain(&known.in_file) {
+            match roots.seen.iter_mut().find(|(seen, _)| seen == root) {
                 Some((_, until)) => *until = end.max(*until),
-                None => roots.seen.push((root, end)),
+                None => roots.seen.push((root.clone(), end)),
             }
         }
-        self.publish(&mut roots, now)
+        roots.make_room(came);
+        let bundle = roots.bundle()?;
+        Ok(Lesson {
+            trust: self,
+            known,
+            roots,
+            bundle,
+        })
     }
 
     fn look(&self, now: SystemTime) -> Result<(), String> {
+        let found = self.read();
+        let mut known = lock(&self.roots);
+        let mut roots = known.clone();
+        roots.forget(now);
+        let outcome = found.map(|found| {
+            roots.in_file = found.roots().to_vec();
+            roots.make_room(&[]);
+        });
+        if let Ok(bundle) = roots.bundle() {
+            *known = roots;
+            self.publish(bundle);
+        }
+        outcome
+    }
+
+    fn read(&self) -> Result<TrustBundle, String> {
         let read = || -> io::Result<Vec<u8>> {
             let mut text = Vec::new();
             File::open(&self.file)?
@@ -119,22 +152,11 @@ impl Trust {
                 .read_to_end(&mut text)?;
             Ok(text)
         };
-        let found = read()
-            .map_err(|error| error.to_string())
-            .and_then(|text| TrustBundle::from_pem(&text).map_err(|error| error.to_string()));
-        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = found.map(|found| roots.in_file = found.roots().to_vec());
-        outcome.and(self.publish(&mut roots, now))
+        let text = read().map_err(|error| error.to_string())?;
+        TrustBundle::from_pem(&text).map_err(|error| error.to_string())
     }
 
-    fn publish(&self, roots: &mut Roots, now: SystemTime) -> Result<(), String> {
-        roots.seen.retain(|(_, until)| *until > now);
-        let seen = roots.seen.iter().map(|(root, _)| root);
-        let all: Vec<_> = roots.in_file.iter().chain(seen).cloned().collect();
-        if all.is_empty() {
-            return Ok(());
-        }
-        let found = TrustBundle::new(all).map_err(|error| error.to_string())?;
+    fn publish(&self, found: TrustBundle) {
         self.bundle.send_if_modified(|bundle| {
             let changed = **bundle != found;
             if changed {
@@ -147,8 +169,58 @@ impl Trust {
             }
             changed
         });
-        Ok(())
     }
+}
+
+impl Lesson<'_> {
+    /// Whom peers would be checked against.
+    pub(super) fn bundle(&self) -> &TrustBundle {
+        &self.bundle
+    }
+
+    /// Learns it.
+    pub(super) fn take(mut self) {
+        *self.known = self.roots;
+        self.trust.publish(self.bundle);
+    }
+}
+
+impl Roots {
+    /// What no certificate that is valid now came with.
+    fn forget(&mut self, now: SystemTime) {
+        self.seen.retain(|(_, until)| *until > now);
+    }
+
+    /// There is a limit to what a bundle holds, and an authority that hands out ever new roots is
+    /// not to stop renewals by reaching it: the file and what came last stay, and of the others
+    /// those are let go first whose certificates expire first.
+    fn make_room(&mut self, came: &[CertificateDer<'static>]) {
+        let in_file = &self.in_file;
+        let other = |root: &CertificateDer<'static>| !in_file.contains(root);
+        while in_file.len() + self.seen.iter().filter(|(root, _)| other(root)).count() > MAX_ROOTS {
+            let seen = self.seen.iter().enumerate();
+            let spare = seen.filter(|(_, (root, _))| other(root) && !came.contains(root));
+            let Some((first, _)) = spare.min_by_key(|(_, (_, until))| *until) else {
+                break;
+            };
+            self.seen.swap_remove(first);
+            warn!(
+                target: "mesh::certs",
+                most = MAX_ROOTS,
+                "more roots than a bundle holds; the one whose certificates expire first is let go"
+            );
+        }
+    }
+
+    fn bundle(&self) -> Result<TrustBundle, BundleError> {
+        let seen = self.seen.iter().map(|(root, _)| root);
+        TrustBundle::new(self.in_file.iter().chain(seen).cloned())
+    }
+}
+
+/// What is behind the lock is replaced as a whole.
+fn lock(roots: &Mutex<Roots>) -> MutexGuard<'_, Roots> {
+    roots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -42,6 +42,12 @@ pub(super) enum Answering {
     Well,
     Refusing(Code, String),
     Saying(Vec<String>),
+    /// Signs, but what it likes.
+    Signing {
+        by: Arc<Authority>,
+        identity: SpiffeId,
+        roots: Vec<CertificateDer<'static>>,
+    },
     Never,
     /// Ends the connection.
     Closing,
@@ -70,7 +76,7 @@ struct Shared {
     closing: AtomicBool,
 }
 
-fn authority() -> Arc<Authority> {
+pub(super) fn authority() -> Arc<Authority> {
     let folder = tempfile::tempdir().unwrap();
     Arc::new(Authority::create(folder.path()).unwrap())
 }
@@ -82,9 +88,8 @@ pub(super) fn root() -> CertificateDer<'static> {
 
 /// Some leaf of the authority, PEM.
 pub(super) fn leaf(hostile: &Hostile) -> String {
-    let authority = hostile.shared.authority.lock().unwrap().clone();
     let validity = Validity::new(SystemTime::now(), Duration::from_secs(60));
-    pem(&authority.issue(&web(), validity).unwrap().chain[0])
+    pem(&hostile.authority().issue(&web(), validity).unwrap().chain[0])
 }
 
 impl Hostile {
@@ -128,9 +133,12 @@ impl Hostile {
         self.shared.asked.lock().unwrap().clone()
     }
 
+    pub(super) fn authority(&self) -> Arc<Authority> {
+        self.shared.authority.lock().unwrap().clone()
+    }
+
     pub(super) fn root(&self) -> CertificateDer<'static> {
-        let authority = self.shared.authority.lock().unwrap();
-        authority.bundle().roots()[0].clone()
+        self.authority().bundle().roots()[0].clone()
     }
 
     pub(super) fn write_roots(&self, roots: &[CertificateDer<'static>]) {
@@ -218,7 +226,16 @@ impl IstioCertificateService for Shared {
         self.note(&request);
         let answering = self.answering.lock().unwrap().clone();
         let cert_chain = match answering {
-            Answering::Well => self.signed(&request.get_ref().csr),
+            Answering::Well => {
+                let authority = self.authority.lock().unwrap().clone();
+                let roots = authority.bundle().roots().to_vec();
+                signed(&request.get_ref().csr, &authority, &web(), &roots)
+            }
+            Answering::Signing {
+                by,
+                identity,
+                roots,
+            } => signed(&request.get_ref().csr, &by, &identity, &roots),
             Answering::Refusing(code, message) => return Err(Status::new(code, message)),
             Answering::Saying(chain) => chain,
             Answering::Never => std::future::pending().await,
@@ -249,13 +266,16 @@ impl Shared {
             cluster: header("clusterid"),
         });
     }
+}
 
-    fn signed(&self, csr: &str) -> Vec<String> {
-        let authority = self.authority.lock().unwrap().clone();
-        let csr = CertificateSigningRequestParams::from_pem(csr).unwrap();
-        let validity = Validity::new(SystemTime::now(), Duration::from_secs(60));
-        let chain = authority.sign(&csr.public_key, &web(), validity).unwrap();
-        let roots = authority.bundle().roots();
-        chain.iter().chain(roots).map(|der| pem(der)).collect()
-    }
+fn signed(
+    csr: &str,
+    authority: &Authority,
+    identity: &SpiffeId,
+    roots: &[CertificateDer<'static>],
+) -> Vec<String> {
+    let csr = CertificateSigningRequestParams::from_pem(csr).unwrap();
+    let validity = Validity::new(SystemTime::now(), Duration::from_secs(60));
+    let chain = authority.sign(&csr.public_key, identity, validity).unwrap();
+    chain.iter().chain(roots).map(|der| pem(der)).collect()
 }
