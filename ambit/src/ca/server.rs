@@ -16,14 +16,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh::certs::istio_ca::proto::istio_certificate_service_server::IstioCertificateServiceServer;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codegen::Service as _;
+use tonic::{Code, Status};
 
 use super::metrics::Metrics;
+use super::refusal::Refusal;
 use super::service::{Peer, Service};
 
 /// One per node, and some that are being replaced. More wait in the backlog.
@@ -32,13 +35,21 @@ const CONNECTIONS: usize = 4096;
 /// not keep a place.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
-/// A connection ends after this, so that callers spread over several authorities again.
+/// For reading a request and answering it. More than the service takes, which then says why.
+const REQUEST: Duration = Duration::from_secs(10);
+/// A connection takes no more requests after this, so that callers spread over several authorities
+/// again.
 const AGE: Duration = Duration::from_secs(3600);
+/// For what is open then: more than a request takes, and what is left is an answer that nobody reads.
+const LAST: Duration = Duration::from_secs(15);
 /// A peer that vanished without a word is noticed after these two.
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(10);
-/// Requests of one connection at a time.
-const STREAMS: u32 = 1024;
+/// Requests of one connection at a time; callers wait with more, which are worked on no sooner. Not
+/// below the 100 that clients begin with before they are told: those would be refused.
+const STREAMS: u32 = 128;
+/// And before one of them was granted: others are not even read.
+const STREAMS_UNKNOWN: usize = 8;
 /// The head of a request holds a token, its body a certificate signing request.
 const HEAD_MOST: u32 = 32 * 1024;
 const REQUEST_MOST: usize = 32 * 1024;
@@ -118,29 +129,34 @@ impl Server {
         gauge.dec();
     }
 
-    async fn requests<I>(self, io: I, peer: SocketAddr, stop: CancellationToken)
+    /// Answers what comes on one connection.
+    pub(super) async fn requests<I>(self, io: I, peer: SocketAddr, stop: CancellationToken)
     where
         I: hyper::rt::Read + hyper::rt::Write + Unpin,
     {
-        let known = Arc::new(AtomicBool::new(false));
-        let (grpc, metrics) = (self.grpc.clone(), self.metrics.clone());
-        let knows = known.clone();
+        let caller = Arc::new(Caller::new(peer));
+        let (grpc, metrics, known) = (self.grpc.clone(), self.metrics.clone(), caller.clone());
         let service = service_fn(move |request| {
-            answered(grpc.clone(), request, peer, knows.clone(), metrics.clone())
+            answered(grpc.clone(), request, known.clone(), metrics.clone())
         });
         let connection = builder(self.streams).serve_connection(io, service);
         let mut connection = pin!(connection);
         let (mut first, mut age) = (pin!(sleep(FIRST_REQUEST)), pin!(sleep(AGE)));
+        let mut last = pin!(sleep(AGE + LAST));
         let (mut waiting, mut open) = (true, true);
         loop {
             tokio::select! {
                 // A peer that breaks the protocol, or goes away, has lost only its own connection.
                 _ = connection.as_mut() => return,
+                () = last.as_mut() => {
+                    tracing::debug!(%peer, "answers were not read");
+                    return;
+                }
                 () = stop.cancelled(), if open => open = false,
                 () = age.as_mut(), if open => open = false,
                 () = first.as_mut(), if waiting => {
                     waiting = false;
-                    if !known.load(Ordering::Relaxed) {
+                    if !caller.is_known() {
                         tracing::debug!(%peer, "nothing was asked, or nothing allowed");
                         return;
                     }
@@ -148,12 +164,42 @@ impl Server {
                 }
             }
             connection.as_mut().graceful_shutdown();
+            last.as_mut().reset(Instant::now() + LAST);
         }
     }
 }
 
-/// Streams of all connections in one place, to be waited for at the end. Each has a deadline of its
-/// own.
+/// Whoever is at the other end of a connection.
+struct Caller {
+    peer: SocketAddr,
+    known: AtomicBool,
+    /// Places for requests.
+    places: Semaphore,
+}
+
+impl Caller {
+    fn new(peer: SocketAddr) -> Self {
+        Self {
+            peer,
+            known: AtomicBool::new(false),
+            places: Semaphore::new(STREAMS_UNKNOWN),
+        }
+    }
+
+    fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
+
+    /// Something is granted.
+    fn grant(&self) {
+        if !self.known.swap(true, Ordering::Relaxed) {
+            self.places.add_permits(STREAMS as usize - STREAMS_UNKNOWN);
+        }
+    }
+}
+
+/// Streams of all connections in one place, to be waited for at the end. Each ends with its answer,
+/// for which there is a deadline, or with its connection.
 #[derive(Clone)]
 struct Tracked(TaskTracker);
 
@@ -183,20 +229,32 @@ fn builder(streams: TaskTracker) -> http2::Builder<Tracked> {
 async fn answered(
     mut grpc: Grpc,
     mut request: Request<Incoming>,
-    peer: SocketAddr,
-    known: Arc<AtomicBool>,
+    caller: Arc<Caller>,
     metrics: Metrics,
 ) -> Result<Response<tonic::body::Body>, Infallible> {
+    let peer = caller.peer;
     request.extensions_mut().insert(Peer(peer));
-    let response = grpc.call(request).await?;
+    let answer = async {
+        let _place = caller.places.acquire().await;
+        grpc.call(request).await
+    };
+    let refused = |reason| {
+        metrics.refused(reason);
+        tracing::info!(target: "access", outcome = "refused", reason, %peer);
+    };
+    let Ok(response) = timeout(REQUEST, answer).await else {
+        let message = format!("the request was not there within {REQUEST:?}");
+        let refusal = Refusal::new("request_too_slow", Code::DeadlineExceeded, message);
+        refused(refusal.reason);
+        return Ok(Status::from(&refusal).into_http());
+    };
+    let response = response?;
     match response.headers().get("grpc-status") {
         // Only an answer that holds a certificate has its status at the end.
-        None => known.store(true, Ordering::Relaxed),
+        None => caller.grant(),
         Some(status) => {
-            let code = tonic::Code::from_bytes(status.as_bytes());
-            if let Some(reason) = unread(code) {
-                metrics.refused(reason);
-                tracing::info!(target: "access", outcome = "refused", reason, %peer);
+            if let Some(reason) = unread(Code::from_bytes(status.as_bytes())) {
+                refused(reason);
             }
         }
     }
@@ -204,11 +262,11 @@ async fn answered(
 }
 
 /// Codes that the service itself never answers with.
-fn unread(code: tonic::Code) -> Option<&'static str> {
+fn unread(code: Code) -> Option<&'static str> {
     match code {
-        tonic::Code::OutOfRange => Some("request_too_large"),
-        tonic::Code::Unimplemented => Some("unknown_method"),
-        tonic::Code::Internal | tonic::Code::Unknown => Some("request_garbled"),
+        Code::OutOfRange => Some("request_too_large"),
+        Code::Unimplemented => Some("unknown_method"),
+        Code::Internal | Code::Unknown => Some("request_garbled"),
         _ => None,
     }
 }

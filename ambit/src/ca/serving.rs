@@ -1,7 +1,7 @@
 //! The certificate that the service itself shows, signed by the authority that it is.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -24,6 +24,8 @@ pub(super) struct Serving {
     names: Vec<SanType>,
     provider: Arc<CryptoProvider>,
     shown: ArcSwapOption<Shown>,
+    /// Tried every second; told when it changes.
+    complaint: Mutex<Option<String>>,
 }
 
 struct Shown {
@@ -38,6 +40,7 @@ impl Serving {
             names,
             provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
             shown: ArcSwapOption::empty(),
+            complaint: Mutex::default(),
         })
     }
 
@@ -49,16 +52,22 @@ impl Serving {
         if shown.as_deref().is_some_and(good) {
             return;
         }
-        match self.sign(&signing, now) {
+        let complains = match self.sign(&signing, now) {
             Ok(shown) => {
                 tracing::info!("the service shows a new certificate");
                 self.shown.store(Some(Arc::new(shown)));
+                None
             }
-            Err(error) => tracing::error!(
-                error = told(&*error),
-                "the certificate of the service cannot be renewed"
-            ),
+            Err(error) => Some(told(&*error)),
+        };
+        let mut complaint = self
+            .complaint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = complains.as_ref().filter(|_| complains != *complaint) {
+            tracing::error!(error, "the certificate of the service cannot be renewed");
         }
+        *complaint = complains;
     }
 
     /// Whether there is one to show.
@@ -74,6 +83,8 @@ impl Serving {
         let mut pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut validity = Validity::new(now, TTL);
         validity.not_after = validity.not_after.min(authority.not_after());
+        let left = validity.not_after.duration_since(now);
+        let left = left.map_err(|_| "the authority's own certificate has expired")?;
         let chain = authority.sign_server(&pair, self.names.clone(), validity);
         let key = Zeroizing::new(pair.serialize_der());
         pair.zeroize();
@@ -82,7 +93,6 @@ impl Serving {
             .provider
             .key_provider
             .load_private_key(key.clone_key())?;
-        let left = validity.not_after.duration_since(now)?;
         Ok(Shown {
             key: Arc::new(CertifiedKey::new(chain?, key)),
             by: authority.clone(),

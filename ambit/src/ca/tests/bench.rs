@@ -132,10 +132,7 @@ impl Bench {
 
     /// A node's token: for everybody in the namespace `shop`.
     pub(super) fn token(&self) -> String {
-        let account = Account::new("istio-system", "ztunnel").unwrap();
-        let minutes = Duration::from_secs(600);
-        let claims = Claims::new(&account, "istio-ca", minutes, vec!["shop/*".to_owned()]);
-        self.key.sign(&claims).unwrap()
+        token(&self.key)
     }
 
     /// The client of the daemon.
@@ -174,6 +171,13 @@ impl Bench {
     }
 }
 
+pub(super) fn token(key: &TokenKey) -> String {
+    let account = Account::new("istio-system", "ztunnel").unwrap();
+    let hours = Duration::from_secs(4 * 3600);
+    let claims = Claims::new(&account, "istio-ca", hours, vec!["shop/*".to_owned()]);
+    key.sign(&claims).unwrap()
+}
+
 /// The body of a page for operators.
 pub(super) async fn page(address: SocketAddr, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -186,6 +190,12 @@ pub(super) async fn page(address: SocketAddr, path: &str) -> String {
 }
 
 pub(super) async fn call(channel: Channel, ask: Ask<'_>) -> Result<Vec<String>, Status> {
+    let mut client = IstioCertificateServiceClient::new(channel);
+    let answer = client.create_certificate(request(ask)).await?;
+    Ok(answer.into_inner().cert_chain)
+}
+
+pub(super) fn request(ask: Ask<'_>) -> Request<IstioCertificateRequest> {
     let fields = ask.identity.map(|identity| {
         let value = Value {
             kind: Some(Kind::StringValue(identity.to_owned())),
@@ -201,12 +211,7 @@ pub(super) async fn call(channel: Channel, ask: Ask<'_>) -> Result<Vec<String>, 
         let bearer = format!("Bearer {token}").parse().unwrap();
         request.metadata_mut().insert("authorization", bearer);
     }
-    let mut client = IstioCertificateServiceClient::new(channel);
-    Ok(client
-        .create_certificate(request)
-        .await?
-        .into_inner()
-        .cert_chain)
+    request
 }
 
 pub(super) fn pair() -> KeyPair {
