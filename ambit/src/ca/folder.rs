@@ -30,6 +30,18 @@ pub enum FolderError {
         #[source]
         source: AuthorityError,
     },
+    /// The folder is empty, and the state says that there was an authority.
+    #[error(
+        "there is no certificate authority in {dir}, and {state} remembers one: put its files back \
+         (copies are in {state}), or put a new one there, or remove {state} to begin anew, with a \
+         root that nobody has yet"
+    )]
+    Missing {
+        /// The folder.
+        dir: PathBuf,
+        /// That of the state.
+        state: PathBuf,
+    },
     /// A file of the state cannot be read or written.
     #[error("cannot keep the state of the authority in {path}; give it a folder by --state-dir")]
     State {
@@ -51,13 +63,17 @@ pub enum FolderError {
 
 /// The authority in the folder; a new one, with a root of its own, if there is nothing of one.
 pub(super) fn open_or_create(dir: &Path) -> Result<Authority, FolderError> {
-    let empty = FILES.iter().all(|name| !dir.join(name).exists());
-    let found = match empty {
+    let found = match is_empty(dir) {
         true => Authority::create(dir)
             .inspect(|_| tracing::info!(dir = %dir.display(), "a new root was made")),
         false => Authority::open(dir),
     };
     found.map_err(|source| failed(dir, source))
+}
+
+/// Whether there is nothing of an authority in the folder.
+pub(super) fn is_empty(dir: &Path) -> bool {
+    FILES.iter().all(|name| !dir.join(name).exists())
 }
 
 /// The authority in the folder as it is now.

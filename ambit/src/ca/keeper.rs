@@ -50,17 +50,30 @@ pub(super) struct Standing {
 }
 
 impl Keeper {
-    /// Opens the authority's folder, or makes it, and goes on where the state was left.
+    /// Opens the authority's folder, and goes on where the state was left. Where there is no state,
+    /// this is the first start, and an authority that is missing is made.
+    ///
+    /// With a state, one that is missing is an error: a new root would part everybody from those who
+    /// have the old one. One that cannot be used, because its files are just being replaced, is
+    /// waited for, while the authority of before signs.
     ///
     /// # Errors
     /// Fails if one of the folders cannot be used, or holds what is none.
     pub fn open(dir: &Path, state_dir: &Path, clock: Clock) -> Result<Self, FolderError> {
         let now = clock();
-        let found = folder::open_or_create(dir)?;
         let (mut state, left) = State::open(state_dir)?;
-        let rotation = match left {
-            Some(rotation) => rotation,
-            None => Rotation::new(state.keep(dir)?, now),
+        if folder::is_empty(dir) && state.remembers() {
+            return Err(FolderError::Missing {
+                dir: dir.to_owned(),
+                state: state_dir.to_owned(),
+            });
+        }
+        let (rotation, found) = match left {
+            Some(rotation) => (rotation, folder::open(dir)),
+            None => {
+                let found = folder::open_or_create(dir)?;
+                (Rotation::new(state.keep(dir)?, now), Ok(found))
+            }
         };
         let mut kept = Kept {
             written: rotation.last_end(),
@@ -69,7 +82,8 @@ impl Keeper {
             complaint: None,
         };
         kept.write()?;
-        kept.take_over(dir, &found, now)?;
+        let taken = found.and_then(|found| kept.take_over(dir, &found, now));
+        kept.complain(taken);
         kept.told(now);
         Ok(Self {
             dir: dir.to_owned(),
@@ -146,11 +160,7 @@ impl Keeper {
             folder::open(&self.dir).and_then(|found| kept.take_over(&self.dir, &found, now));
         // Time goes on even if the folder is not good.
         let advanced = kept.advance(now);
-        let complaint = taken.and(advanced).err().map(|error| told(&error));
-        if let Some(error) = complaint.as_ref().filter(|_| complaint != kept.complaint) {
-            warn!(error, "the authority goes on as it was");
-        }
-        kept.complaint = complaint;
+        kept.complain(taken.and(advanced));
     }
 }
 
@@ -175,6 +185,15 @@ impl Kept {
             self.told(now);
         }
         Ok(())
+    }
+
+    /// Reports what is wrong, once.
+    fn complain(&mut self, outcome: Result<(), FolderError>) {
+        let complaint = outcome.err().map(|error| told(&error));
+        if let Some(error) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            warn!(error, "the authority goes on as it was");
+        }
+        self.complaint = complaint;
     }
 
     fn advance(&mut self, now: SystemTime) -> Result<(), FolderError> {

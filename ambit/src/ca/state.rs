@@ -65,6 +65,17 @@ impl State {
         Ok((state, left))
     }
 
+    /// Whether there has been an authority, whatever else is left of the state.
+    pub(super) fn remembers(&self) -> bool {
+        self.entries().next().is_some() || self.dir.join(FILE).exists()
+    }
+
+    /// Copies of authorities, in use or not.
+    fn entries(&self) -> impl Iterator<Item = fs::DirEntry> + use<> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(COPY))
+    }
+
     fn read(&mut self) -> Result<Option<Rotation>, FolderError> {
         let path = self.dir.join(FILE);
         let text = match fs::read(&path) {
@@ -141,13 +152,10 @@ impl State {
         let next = rotation.next().map(|(next, _)| next);
         self.copies
             .retain(|(_, copy)| copy == rotation.signing() || Some(copy) == next);
-        let Ok(entries) = fs::read_dir(&self.dir) else {
-            return;
-        };
-        for entry in entries.flatten() {
+        for entry in self.entries() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(COPY) && self.copies.iter().all(|(copy, _)| *copy != name) {
+            if self.copies.iter().all(|(copy, _)| *copy != name) {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
