@@ -1,6 +1,6 @@
 //! The files of a local certificate authority.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -10,11 +10,12 @@ use rcgen::{Issuer, KeyPair};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use spiffe::SpiffeId;
+use x509_parser::prelude::X509Certificate;
 use zeroize::Zeroizing;
 
 use super::{Authority, AuthorityError, Validity};
 use crate::certs::TrustBundle;
-use crate::certs::verify::{at, chains};
+use crate::certs::verify::{SKEW, at, chains};
 
 const ROOT: &str = "root-cert.pem";
 const CERT: &str = "ca-cert.pem";
@@ -23,46 +24,94 @@ const KEY: &str = "ca-key.pem";
 /// None of the files is larger than a few kilobytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Key and root of a new authority: both are there afterwards, or what was begun is finished or made
+/// anew by whoever comes next.
 pub(super) fn write(dir: &Path, key: &str, root: &str) -> Result<(), AuthorityError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|source| AuthorityError::File {
-        file: dir.to_owned(),
-        source,
-    })?;
-    for file in [ROOT, CERT].map(|name| dir.join(name)) {
+    made.map_err(|source| unusable(dir, source))?;
+    let _alone = alone(dir)?;
+    for file in [ROOT, CERT, KEY].map(|name| dir.join(name)) {
         if file.exists() {
             return Err(AuthorityError::Exists { file });
         }
     }
-    // The key goes first: whoever of two writers makes it goes on, and the other stops here.
-    write_new(&dir.join(KEY), key, 0o600)?;
-    write_new(&dir.join(ROOT), root, 0o644)
+    for (name, content, mode) in [(KEY, key, 0o600), (ROOT, root, 0o644)] {
+        let file = unfinished(dir, name);
+        write_new(&file, content, mode).map_err(|source| unusable(&file, source))?;
+    }
+    sync(dir)?;
+    // In this order, and nothing before both are on the disk: a key without its root is finished.
+    show(dir, KEY)?;
+    show(dir, ROOT)?;
+    sync(dir)
 }
 
-fn write_new(file: &Path, content: &str, mode: u32) -> Result<(), AuthorityError> {
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(file);
-    let written = written.and_then(|mut file| {
-        file.write_all(content.as_bytes())?;
-        file.sync_all()
-    });
-    written.map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => AuthorityError::Exists {
-            file: file.to_owned(),
-        },
-        _ => AuthorityError::File {
-            file: file.to_owned(),
-            source,
-        },
-    })
+/// Finishes what a process that died has begun to write.
+fn finish(dir: &Path) -> Result<(), AuthorityError> {
+    let there = |name| dir.join(name).exists();
+    let begun = || there(KEY) && !there(ROOT) && !there(CERT) && unfinished(dir, ROOT).exists();
+    if !begun() {
+        return Ok(());
+    }
+    // Whoever is writing just now has finished when it is let go.
+    let _alone = alone(dir)?;
+    if !begun() {
+        return Ok(());
+    }
+    let key = read_key(&dir.join(KEY))?;
+    let roots = certificates(&unfinished(dir, ROOT))?;
+    match roots
+        .first()
+        .is_some_and(|root| belongs(root, key.public_key_raw()))
+    {
+        true => show(dir, ROOT).and_then(|()| sync(dir)),
+        // The key is another one: that a root is missing is for whoever put it there to hear.
+        false => Ok(()),
+    }
+}
+
+/// Of all processes, while it is held; and let go by one that dies.
+fn alone(dir: &Path) -> Result<File, AuthorityError> {
+    let locked = File::open(dir).and_then(|folder| folder.lock().map(|()| folder));
+    locked.map_err(|source| unusable(dir, source))
+}
+
+fn unfinished(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.new"))
+}
+
+fn show(dir: &Path, name: &str) -> Result<(), AuthorityError> {
+    let file = dir.join(name);
+    fs::rename(unfinished(dir, name), &file).map_err(|source| unusable(&file, source))
+}
+
+fn sync(dir: &Path) -> Result<(), AuthorityError> {
+    let synced = File::open(dir).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| unusable(dir, source))
+}
+
+fn write_new(file: &Path, content: &str, mode: u32) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(mode).open(file)?;
+    file.write_all(content.as_bytes())?;
+    file.sync_all()
+}
+
+fn unusable(file: &Path, source: io::Error) -> AuthorityError {
+    AuthorityError::File {
+        file: file.to_owned(),
+        source,
+    }
 }
 
 /// Everything in the folder has to fit together: files that are being replaced one after the other
 /// are an error until the last is there.
 pub(super) fn read(dir: &Path) -> Result<Authority, AuthorityError> {
+    finish(dir)?;
     let [root_file, cert_file, key_file] = [ROOT, CERT, KEY].map(|name| dir.join(name));
     let in_file = |file: &Path, message: String| AuthorityError::Content {
         file: file.to_owned(),
@@ -84,13 +133,15 @@ pub(super) fn read(dir: &Path) -> Result<Authority, AuthorityError> {
         }
     };
     let content = |message: String| in_file(file, message);
-    let (not_before, not_after) = check(&signer, &public_key).map_err(content)?;
+    check(&signer, &public_key).map_err(content)?;
     let issuer = Issuer::from_ca_cert_der(&signer, key).map_err(|e| content(e.to_string()))?;
     // A root among the intermediates would be sent to every peer for nothing.
     let intermediates = intermediates
         .into_iter()
         .filter(|certificate| !bundle.roots().contains(certificate))
         .collect::<Vec<_>>();
+    let now = SystemTime::now();
+    let (not_before, not_after) = validity(&signer, &intermediates, now).map_err(content)?;
     let authority = Authority {
         issuer,
         public_key,
@@ -98,7 +149,7 @@ pub(super) fn read(dir: &Path) -> Result<Authority, AuthorityError> {
         bundle,
         not_after,
     };
-    try_out(&authority, not_before).map_err(content)?;
+    try_out(&authority, not_before, now).map_err(content)?;
     Ok(authority)
 }
 
@@ -132,7 +183,7 @@ pub(in crate::certs) struct Stamp {
 /// Those of the authority's files; none for what is not there.
 pub(in crate::certs) fn stamps(dir: &Path) -> [Option<Stamp>; 4] {
     [ROOT, CERT, CHAIN, KEY].map(|name| {
-        let metadata = std::fs::metadata(dir.join(name)).ok()?;
+        let metadata = fs::metadata(dir.join(name)).ok()?;
         Some(Stamp {
             device: metadata.dev(),
             inode: metadata.ino(),
@@ -179,27 +230,51 @@ fn read_file(path: &Path) -> Result<(Zeroizing<String>, u32), AuthorityError> {
         file.take(MAX_FILE).read_to_string(&mut text)?;
         Ok((text, mode))
     };
-    read().map_err(|source| AuthorityError::File {
-        file: PathBuf::from(path),
-        source,
-    })
+    read().map_err(|source| unusable(path, source))
 }
 
-/// The signer's validity, if it is an authority and the key is its own.
-fn check(signer: &CertificateDer<'_>, key: &[u8]) -> Result<(SystemTime, SystemTime), String> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(signer)
-        .map_err(|error| format!("is no certificate: {error}"))?;
-    if !parsed.is_ca() {
+/// Whether it is an authority's certificate, and the key its own.
+fn check(signer: &CertificateDer<'_>, key: &[u8]) -> Result<(), String> {
+    if !parsed(signer)?.is_ca() {
         return Err("is no certificate of an authority".to_owned());
     }
-    if !belongs(signer, key) {
-        return Err(format!("does not belong to the key in {KEY}"));
+    match belongs(signer, key) {
+        true => Ok(()),
+        false => Err(format!("does not belong to the key in {KEY}")),
     }
-    let validity = parsed.validity();
-    Ok((
-        at(validity.not_before.timestamp()),
-        at(validity.not_after.timestamp()),
-    ))
+}
+
+fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
+    x509_parser::parse_x509_certificate(der)
+        .map(|(_, parsed)| parsed)
+        .map_err(|error| format!("is no certificate: {error}"))
+}
+
+/// From when to when the signer and all that is between it and the root are valid: what they sign is
+/// worth nothing before and after. Of several certificates of one name the one counts that has begun,
+/// and ends last.
+fn validity(
+    signer: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: SystemTime,
+) -> Result<(SystemTime, SystemTime), String> {
+    let others = intermediates.iter().map(parsed);
+    let mut others = others.collect::<Result<Vec<_>, _>>()?;
+    let mut of = parsed(signer)?;
+    let start = |of: &X509Certificate<'_>| at(of.validity().not_before.timestamp());
+    let end = |of: &X509Certificate<'_>| at(of.validity().not_after.timestamp());
+    let (mut not_before, mut not_after) = (start(&of), end(&of));
+    loop {
+        others.retain(|other| other.subject() != of.subject());
+        let issuers = others.iter().filter(|other| other.subject() == of.issuer());
+        let best = issuers.max_by_key(|other| (start(other) <= now + SKEW, end(other)));
+        let Some(issuer) = best.cloned() else {
+            return Ok((not_before, not_after));
+        };
+        not_before = not_before.max(start(&issuer));
+        not_after = not_after.min(end(&issuer));
+        of = issuer;
+    }
 }
 
 fn belongs(certificate: &CertificateDer<'_>, key: &[u8]) -> bool {
@@ -208,15 +283,24 @@ fn belongs(certificate: &CertificateDer<'_>, key: &[u8]) -> bool {
 }
 
 /// A signer whose signatures nobody would accept is not used, however well its key fits: it is tried
-/// with a leaf that nobody gets, at the start of its own validity.
-fn try_out(authority: &Authority, start: SystemTime) -> Result<(), String> {
+/// with a leaf that nobody gets, now. One that has expired is tried when it had not: that it signs no
+/// more is for whoever asks it to hear.
+fn try_out(authority: &Authority, start: SystemTime, now: SystemTime) -> Result<(), String> {
+    const BLINK: Duration = Duration::from_secs(1);
+    if start > now + SKEW {
+        let ahead = start.duration_since(now).unwrap_or_default();
+        return Err(format!(
+            "is not valid for another {ahead:.0?}, it or what is between it and the root"
+        ));
+    }
     let probe = SpiffeId::new("spiffe://probe.invalid/probe").map_err(|e| e.to_string())?;
+    let from = now.min(authority.not_after - BLINK * 2).max(start);
     let validity = Validity {
-        not_before: start,
-        not_after: start + Duration::from_secs(1),
+        not_before: from,
+        not_after: from + BLINK * 2,
     };
     let issued = authority.issue(&probe, validity);
     let issued = issued.map_err(|error| format!("cannot sign: {error}"))?;
-    chains(&issued.chain, &authority.bundle, start)
+    chains(&issued.chain, &authority.bundle, from + BLINK)
         .map_err(|error| format!("does not chain to {ROOT}: {error}"))
 }

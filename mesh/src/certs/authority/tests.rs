@@ -279,3 +279,87 @@ fn files_that_do_not_belong_together_are_refused_by_name() {
         Err(AuthorityError::File { .. })
     ));
 }
+
+#[test]
+fn a_creation_that_died_on_the_way_is_finished_or_begun_anew() {
+    let unfinished = |dir: &Path, names: &[&str]| {
+        for name in names {
+            let file = dir.join(name);
+            fs::rename(&file, dir.join(format!("{name}.new"))).unwrap();
+        }
+    };
+    // Before the key appeared: as if there had been nothing.
+    let (dir, first) = ca();
+    let dir = dir.path().join("ca");
+    unfinished(&dir, &["ca-key.pem", "root-cert.pem"]);
+    assert!(Authority::create(&dir).unwrap() != first);
+
+    // Between the two.
+    let (dir, first) = ca();
+    let dir = dir.path().join("ca");
+    unfinished(&dir, &["root-cert.pem"]);
+    assert!(Authority::open(&dir).unwrap() == first);
+    assert!(!dir.join("root-cert.pem.new").exists());
+
+    // Not for a key of somebody else's.
+    let (dir, _) = ca();
+    let dir = dir.path().join("ca");
+    unfinished(&dir, &["root-cert.pem"]);
+    write_key(&dir, &new_key().unwrap());
+    assert!(matches!(
+        Authority::open(&dir),
+        Err(AuthorityError::File { .. })
+    ));
+    assert!(!dir.join("root-cert.pem").exists());
+}
+
+/// An authority below another that is below the root, each valid from and to so many hours from now.
+fn below(policy: [i64; 2], signer: [i64; 2]) -> Result<Authority, AuthorityError> {
+    let dir = tempfile::tempdir().unwrap();
+    let params = |name: &str, hours: [i64; 2]| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let now = OffsetDateTime::now_utc();
+        let [from, to] = hours.map(|hours| now + time::Duration::hours(hours));
+        (params.not_before, params.not_after) = (from, to);
+        params
+    };
+    let keys = [(); 3].map(|()| new_key().unwrap());
+    let [root_key, policy_key, signer_key] = keys;
+    let top = params("root", [-1000, 1000]);
+    let root = top.self_signed(&root_key).unwrap();
+    let root_issuer = Issuer::new(top, root_key);
+    let middle = params("policy", policy);
+    let policy = middle.signed_by(&policy_key, &root_issuer).unwrap();
+    let policy_issuer = Issuer::new(middle, policy_key);
+    let signer = params("signer", signer).signed_by(&signer_key, &policy_issuer);
+    fs::write(dir.path().join("root-cert.pem"), root.pem()).unwrap();
+    let chain = signer.unwrap().pem() + &policy.pem();
+    fs::write(dir.path().join("ca-cert.pem"), chain).unwrap();
+    write_key(dir.path(), &signer_key);
+    Authority::open(dir.path())
+}
+
+#[test]
+fn an_authority_is_valid_while_all_that_is_between_it_and_the_root_is() {
+    let now = SystemTime::now();
+    let hours = |hours: u32| HOUR * hours;
+    let near = |time: SystemTime, expected: SystemTime| {
+        let apart = |a: SystemTime, b: SystemTime| a.duration_since(b).unwrap_or_default();
+        apart(time, expected).max(apart(expected, time)) < Duration::from_secs(60)
+    };
+    let ends = |policy, signer| below(policy, signer).unwrap().not_after();
+    assert!(near(ends([-9, 9], [-9, 5]), now + hours(5)));
+    assert!(near(ends([-9, 5], [-9, 9]), now + hours(5)));
+    // What is above was renewed after the signer was made.
+    assert!(near(ends([-1, 9], [-9, 5]), now + hours(5)));
+    // Expired: whoever asks is told so.
+    assert!(near(ends([-9, -1], [-9, 5]), now - hours(1)));
+    assert!(near(ends([-9, 9], [-9, -1]), now - hours(1)));
+    for (policy, signer) in [([1, 9], [-9, 5]), ([-9, 9], [1, 5])] {
+        let error = below(policy, signer).unwrap_err().to_string();
+        assert!(error.contains("is not valid for another"), "{error}");
+    }
+}
