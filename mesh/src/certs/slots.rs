@@ -62,12 +62,23 @@ pub(super) struct Attempt {
 /// What an outcome has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Finished {
-    /// The identity had a certificate before this one.
-    pub(super) renewed: bool,
+    /// What came, if anything did.
+    pub(super) got: Option<Got>,
     /// The source answers again after an outage.
     pub(super) recovered: bool,
     /// It failed for the reason that the attempt before failed for.
     pub(super) repeated: bool,
+}
+
+/// What a certificate that was issued is to its identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Got {
+    /// The identity had none before.
+    First,
+    /// It takes the place of another.
+    Renewal,
+    /// The source has none that is newer than the one that there is.
+    Same,
 }
 
 impl Slots {
@@ -177,12 +188,13 @@ impl Slots {
             .slots
             .get_mut(&attempt.identity)
             .filter(|slot| slot.is_at(attempt.number));
-        let (renewed, repeated) = match (slot, outcome) {
+        let (got, repeated) = match (slot, outcome) {
             (Some(slot), Ok(certificate)) => {
-                (slot.issued(certificate, self.ttl, now, fortune()), false)
+                let got = slot.issued(certificate, self.ttl, now, fortune());
+                (Some(got), false)
             }
-            (Some(slot), Err(error)) => (false, slot.failed(error, now, fortune())),
-            (None, _) if recovered => (false, false),
+            (Some(slot), Err(error)) => (None, slot.failed(error, now, fortune())),
+            (None, _) if recovered => (None, false),
             (None, _) => return None,
         };
         if recovered {
@@ -191,7 +203,7 @@ impl Slots {
             }
         }
         Some(Finished {
-            renewed,
+            got,
             recovered,
             repeated,
         })

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{CertificatesConfig, CertificatesState, Shared, Tally};
-use crate::certs::slots::{Attempt, Finished, Slots};
+use crate::certs::slots::{Attempt, Finished, Got, Slots};
 use crate::certs::verify::verify;
 use crate::certs::{CertificateSource, IssueError, Issued, Rotations, TrustBundle};
 
@@ -238,7 +238,7 @@ impl RenewalTask {
         };
         let finished = self.slots.finish(attempt, outcome, now, fastrand::f64);
         let Some(Finished {
-            renewed,
+            got,
             recovered,
             repeated,
         }) = finished
@@ -248,12 +248,21 @@ impl RenewalTask {
         self.dirty = true;
         match told {
             Ok(serial) => {
-                info!(target: "mesh::certs", %identity, serial, renewed, "certificate issued");
-                let count = match renewed {
-                    true => &mut self.tally.renewals,
-                    false => &mut self.tally.first,
-                };
-                *count += 1;
+                let renewed = got == Some(Got::Renewal);
+                match got {
+                    Some(Got::First) => self.tally.first += 1,
+                    Some(Got::Renewal) => self.tally.renewals += 1,
+                    Some(Got::Same) | None => {}
+                }
+                match got {
+                    Some(Got::First | Got::Renewal) => {
+                        info!(target: "mesh::certs", %identity, serial, renewed, "certificate issued");
+                    }
+                    // Nothing new, or for somebody who is not wanted any more.
+                    Some(Got::Same) | None => {
+                        debug!(target: "mesh::certs", %identity, serial, "no newer certificate yet");
+                    }
+                }
             }
             Err(error) => {
                 // Whoever waits has it tried every second; once is enough to be told why it fails.

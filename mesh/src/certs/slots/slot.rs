@@ -7,7 +7,7 @@ use spiffe::SpiffeId;
 use tokio::time::Instant;
 
 use super::outage::Outage;
-use super::{IdentityState, IdentityStatus, Need, Now, Rank};
+use super::{Got, IdentityState, IdentityStatus, Need, Now, Rank};
 use crate::certs::verify::chains;
 use crate::certs::{Certificate, IssueError, TrustBundle};
 
@@ -117,28 +117,37 @@ impl Slot {
         self.due = now;
     }
 
-    /// True if it had a certificate before.
+    /// What it is to the identity. If it is the one that there is already, nothing is gained, and the
+    /// next is asked for when half of what is left has passed.
     pub(super) fn issued(
         &mut self,
         certificate: Certificate,
         ttl: Duration,
         now: Now,
         fortune: f64,
-    ) -> bool {
-        let renewed = self.certificate.is_some() || self.ended.is_some();
+    ) -> Got {
+        let held = self.certificate.as_deref();
+        let got = match held.is_some() || self.ended.is_some() {
+            _ if held.is_some_and(|held| same(held, &certificate)) => Got::Same,
+            true => Got::Renewal,
+            false => Got::First,
+        };
         self.attempt = None;
         self.due = now.steady + half_life(&certificate, ttl, now, fortune);
         if std::mem::take(&mut self.again) {
             self.due = now.steady;
         }
-        self.certificate = Some(Arc::new(certificate));
+        let chain = self.certificate.as_ref().map(|held| &held.chain);
+        if got != Got::Same || chain != Some(&certificate.chain) {
+            self.certificate = Some(Arc::new(certificate));
+        }
         self.untrusted = false;
         self.ended = None;
         self.failures = 0;
         self.failed = None;
         self.error = None;
         self.needed = None;
-        renewed
+        got
     }
 
     /// True if the attempt before has failed for the same reason.
@@ -155,8 +164,9 @@ impl Slot {
         self.due = now.steady + wait.max(BACKOFF).mul_f64(0.8 + 0.4 * fortune);
         self.failed = Some(now.steady);
         self.failures += 1;
+        let code = error.code;
         let before = self.error.replace(error);
-        before == self.error
+        before.is_some_and(|before| before.code == code)
     }
 
     /// The source answers again: whoever was waiting for that goes on now, one after the other.
@@ -212,6 +222,12 @@ impl Slot {
             error: self.error.clone(),
         }
     }
+}
+
+/// Whether the leaf is one and the same.
+fn same(held: &Certificate, came: &Certificate) -> bool {
+    let leaf = came.chain.first();
+    leaf.is_some() && held.chain.first() == leaf
 }
 
 /// What is left of a certificate's life. Both clocks have to agree that there is more.

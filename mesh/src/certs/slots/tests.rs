@@ -394,3 +394,38 @@ fn an_attempt_that_was_given_up_has_no_outcome() {
     bench.slots.give_up(&second, bench.now);
     assert_eq!(bench.started(1), ["web"]);
 }
+
+#[test]
+fn the_certificate_that_there_is_already_is_no_renewal_and_makes_no_haste() {
+    let mut bench = Bench::new(&["web"]);
+    let begun = bench.now;
+    let issued = || Certificate {
+        chain: vec![vec![0x30, 0x00].into()],
+        ..certificate(&id("web"), begun, HOUR)
+    };
+    let finish = |bench: &mut Bench| {
+        let attempt = bench.start(1).remove(0);
+        let finished = bench
+            .slots
+            .finish(&attempt, Ok(issued()), bench.now, MIDDLE);
+        finished.unwrap().got
+    };
+    assert_eq!(finish(&mut bench), Some(Got::First));
+    let held = bench.slots.status()[0].certificate.clone().unwrap();
+    let mut asked = 0;
+    while bench.now.steady < begun.steady + HOUR - Duration::from_secs(60) {
+        bench.pass(bench.until_due());
+        assert_eq!(finish(&mut bench), Some(Got::Same));
+        asked += 1;
+    }
+    assert!(asked < 10, "asked {asked} times in the hour");
+    let kept = bench.slots.status()[0].certificate.clone().unwrap();
+    assert!(
+        std::sync::Arc::ptr_eq(&held, &kept),
+        "nothing is built again"
+    );
+    // And each second at the most towards the end.
+    bench.pass(bench.until_due());
+    assert_eq!(finish(&mut bench), Some(Got::Same));
+    assert!(bench.until_due() >= Duration::from_secs(1));
+}
