@@ -111,6 +111,38 @@ impl IstioCaConfig {
             timeout: Duration::from_secs(8),
         }
     }
+
+    /// All that cannot be understood in it; without any, a client can be made.
+    pub fn problems(&self) -> Vec<IstioCaError> {
+        let address = Address::parse(&self.address);
+        // What the host is good for as a name is not known without one.
+        let name = match &address {
+            Err(_) if self.server_name.is_none() => None,
+            address => Some(self.name(address.as_ref().map_or("", Address::host))),
+        };
+        let names = name.and_then(Result::err);
+        address
+            .err()
+            .into_iter()
+            .chain(names)
+            .chain(self.cluster().err())
+            .collect()
+    }
+
+    fn name(&self, host: &str) -> Result<ServerName<'static>, IstioCaError> {
+        let name = self.server_name.as_deref().unwrap_or(host);
+        ServerName::try_from(name.to_owned())
+            .map_err(|_| IstioCaError::ServerName { name: name.into() })
+    }
+
+    fn cluster(&self) -> Result<(), IstioCaError> {
+        match request::is_header(&self.cluster_id) {
+            true => Ok(()),
+            false => Err(IstioCaError::ClusterId {
+                id: self.cluster_id.clone(),
+            }),
+        }
+    }
 }
 
 impl IstioCa {
@@ -121,14 +153,8 @@ impl IstioCa {
     /// cannot be read are no error: they may come later, and until then every call says so.
     pub fn new(config: IstioCaConfig) -> Result<Self, IstioCaError> {
         let address = Address::parse(&config.address)?;
-        let name = config.server_name.as_deref().unwrap_or(address.host());
-        let server_name = ServerName::try_from(name.to_owned())
-            .map_err(|_| IstioCaError::ServerName { name: name.into() })?;
-        if !request::is_header(&config.cluster_id) {
-            return Err(IstioCaError::ClusterId {
-                id: config.cluster_id,
-            });
-        }
+        let server_name = config.name(address.host())?;
+        config.cluster()?;
         let trust = Arc::new(Trust::new(config.root_cert.clone()));
         Ok(Self {
             address,

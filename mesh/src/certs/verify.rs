@@ -15,7 +15,8 @@ use super::{Certificate, IssueError, Issued, TrustBundle};
 /// How far clocks may be apart. A certificate that starts this much in the future is one that was
 /// issued now, by somebody whose clock is ahead.
 pub(super) const SKEW: Duration = Duration::from_secs(300);
-/// Longest chain, with a root that may come at its end. Every handshake carries it.
+/// Longest chain, with a root that may come at its end; what is left of it without that is in every
+/// handshake.
 const MAX_CHAIN: usize = 6;
 /// Largest chain in bytes, for the same reason.
 const MAX_CHAIN_BYTES: usize = 32 << 10;

@@ -1,6 +1,7 @@
 //! The connection to an authority: TCP, then TLS by the roots of the moment, then HTTP/2.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,8 +11,8 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
@@ -83,7 +84,11 @@ impl Service<Uri> for Connector {
 impl Connector {
     async fn connect(&self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
         let tls = self.tls()?;
-        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let addresses: Vec<_> = lookup_host((self.host.as_str(), self.port))
+            .await?
+            .collect();
+        // A part is for TLS.
+        let tcp = first(&addresses, self.limit.mul_f64(0.75), TcpStream::connect).await?;
         tcp.set_nodelay(true)?;
         let name = self.server_name.clone();
         Ok(TokioIo::new(tls.connect(name, tcp).await?))
@@ -104,5 +109,72 @@ impl Connector {
         // Its roots may have changed since the session began.
         config.resumption = rustls::client::Resumption::disabled();
         Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+/// The first address that answers, one after the other. Each has its share of the time that is left:
+/// one that is dead does not take it from the others.
+async fn first<T, F>(
+    addresses: &[SocketAddr],
+    limit: Duration,
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let end = Instant::now() + limit;
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (tried, address) in addresses.iter().enumerate() {
+        let left = end.saturating_duration_since(Instant::now());
+        let shares = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        match timeout(left / shares, connect(*address)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => failed = error,
+            Err(_) => {
+                let message = format!("{address} does not answer");
+                failed = io::Error::new(io::ErrorKind::TimedOut, message);
+            }
+        }
+    }
+    Err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(3);
+
+    fn addresses(count: u16) -> Vec<SocketAddr> {
+        (1..=count)
+            .map(|port| ([192, 0, 2, 1], port).into())
+            .collect()
+    }
+
+    /// The first so many are dead; the others answer with their port.
+    async fn answer(address: SocketAddr, dead: u16) -> io::Result<u16> {
+        match address.port() <= dead {
+            true => std::future::pending().await,
+            false => Ok(address.port()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_address_leaves_time_for_the_next() {
+        let began = Instant::now();
+        let found = first(&addresses(2), LIMIT, |address| answer(address, 1)).await;
+        assert_eq!((found.unwrap(), began.elapsed()), (2, LIMIT / 2));
+        let found = first(&addresses(3), LIMIT, |address| answer(address, 2)).await;
+        assert_eq!(found.unwrap(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_dead_addresses_take_no_longer_than_one() {
+        let began = Instant::now();
+        let failed = first(&addresses(5), LIMIT, |address| answer(address, 5)).await;
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() < LIMIT + Duration::from_millis(50));
+        let failed = first(&[], LIMIT, |address| answer(address, 0)).await;
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

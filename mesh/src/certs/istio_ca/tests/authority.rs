@@ -161,7 +161,7 @@ impl Hostile {
 
     pub(super) fn impatient_client(&self) -> IstioCa {
         IstioCa::new(IstioCaConfig {
-            timeout: Duration::from_millis(800),
+            timeout: Duration::from_secs(3),
             ..self.config()
         })
         .unwrap()
