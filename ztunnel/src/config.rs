@@ -101,6 +101,7 @@ impl Config {
     /// Fails with every missing and every malformed value.
     pub fn from_arguments(arguments: Arguments) -> Result<Self, ConfigError> {
         let mut errors = Errors::default();
+        arguments.filled(&mut errors);
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let identities = IdentityProvider::chosen(&arguments, &mut errors);
         let mesh = params(&arguments, &mut errors);

@@ -185,7 +185,9 @@ impl Identities {
             let identity = &status.identity;
             let old = before.get(identity).and_then(|old| old.as_ref().ok());
             let Some(certificate) = &status.certificate else {
-                if let IdentityState::Expired { .. } = status.state {
+                if let IdentityState::Expired { at } = status.state {
+                    // Who watches for ends that are near is not to be left without the worst one.
+                    telemetry.certificate(identity, Some(at));
                     after.insert(identity.clone(), Err(IdentityError::Expired));
                 }
                 continue;
@@ -205,10 +207,7 @@ impl Identities {
                 yield_now().await;
             }
         }
-        for identity in before
-            .keys()
-            .filter(|one| !matches!(after.get(one), Some(Ok(_))))
-        {
+        for identity in before.keys().filter(|one| !after.contains_key(one)) {
             telemetry.certificate(identity, None);
         }
         telemetry.certificates(&state);

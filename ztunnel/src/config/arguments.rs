@@ -1,8 +1,11 @@
 //! The command line as it is typed: every flag, its environment variable and its help.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
+
+use super::parse::Errors;
 
 /// What the command line says, before it is understood. Every value is text here, so that all of
 /// them can be judged together.
@@ -95,4 +98,76 @@ pub struct Arguments {
     /// How often the capture of every pod is verified [default: 2s]
     #[arg(long, env = "AMBIT_VERIFY_INTERVAL")]
     pub(super) verify_interval: Option<String>,
+}
+
+impl Arguments {
+    /// Complains of what is there and empty.
+    pub(super) fn filled(&self, errors: &mut Errors) {
+        fn text(value: &Option<String>) -> Option<&OsStr> {
+            value.as_deref().map(OsStr::new)
+        }
+        fn path(value: &Option<PathBuf>) -> Option<&OsStr> {
+            value.as_deref().map(Path::as_os_str)
+        }
+        errors.empty(&[
+            ("--node-name (NODE_NAME)", text(&self.node_name)),
+            (
+                "--source-folder (AMBIT_SOURCE_FOLDER)",
+                path(&self.source_folder),
+            ),
+            ("--ca-dir (AMBIT_CA_DIR)", path(&self.ca_dir)),
+            ("--ca-address (CA_ADDRESS)", text(&self.ca_address)),
+            ("--ca-root-cert (CA_ROOT_CA)", path(&self.ca_root_cert)),
+            ("--ca-token (AUTH_TOKEN)", path(&self.ca_token)),
+            (
+                "--ca-server-name (ALT_CA_HOSTNAME)",
+                text(&self.ca_server_name),
+            ),
+            (
+                "--spire-socket (AMBIT_SPIRE_SOCKET)",
+                path(&self.spire_socket),
+            ),
+            ("--netns-dir (AMBIT_NETNS_DIR)", path(&self.netns_dir)),
+            ("--cluster-id (CLUSTER_ID)", text(&self.cluster_id)),
+            ("--trust-domain (TRUST_DOMAIN)", text(&self.trust_domain)),
+            (
+                "--root-namespace (AMBIT_ROOT_NAMESPACE)",
+                text(&self.root_namespace),
+            ),
+            (
+                "--network-policy (AMBIT_NETWORK_POLICY)",
+                text(&self.network_policy),
+            ),
+            (
+                "--cluster-domain (CLUSTER_DOMAIN)",
+                text(&self.cluster_domain),
+            ),
+            (
+                "--worker-threads (ZTUNNEL_WORKER_THREADS)",
+                text(&self.worker_threads),
+            ),
+            (
+                "--termination-deadline (CONNECTION_TERMINATION_DEADLINE)",
+                text(&self.termination_deadline),
+            ),
+            ("--cert-ttl (SECRET_TTL)", text(&self.cert_ttl)),
+            ("--crl-path (CRL_PATH)", path(&self.crl_path)),
+            (
+                "--tunnel-max-age (AMBIT_TUNNEL_MAX_AGE)",
+                text(&self.tunnel_max_age),
+            ),
+            ("--log-format (LOG_FORMAT)", text(&self.log_format)),
+            ("--log-level (RUST_LOG)", text(&self.log_level)),
+            ("--admin-addr (AMBIT_ADMIN_ADDR)", text(&self.admin_addr)),
+            ("--stats-addr (AMBIT_STATS_ADDR)", text(&self.stats_addr)),
+            (
+                "--readiness-addr (AMBIT_READINESS_ADDR)",
+                text(&self.readiness_addr),
+            ),
+            (
+                "--verify-interval (AMBIT_VERIFY_INTERVAL)",
+                text(&self.verify_interval),
+            ),
+        ]);
+    }
 }

@@ -1,6 +1,7 @@
 //! Values of the command line: from text to what they mean, and all complaints in one place.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,6 +14,17 @@ use tracing_subscriber::EnvFilter;
 pub(super) struct Errors(Vec<String>);
 
 impl Errors {
+    /// Says which of these values are empty. A variable that a manifest sets to nothing is a mistake
+    /// there, and not a wish for the default.
+    pub(super) fn empty(&mut self, values: &[(&str, Option<&OsStr>)]) {
+        for (flag, _) in values
+            .iter()
+            .filter(|(_, value)| *value == Some(OsStr::new("")))
+        {
+            self.say(format!("{flag} is empty; leave it out if it has no value"));
+        }
+    }
+
     /// The value, or a complaint and a stand-in that nobody will see.
     pub(super) fn required<T: Default>(&mut self, flag: &str, value: Option<T>) -> T {
         value.unwrap_or_else(|| {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use mesh::certs::{IstioCaConfig, IstioCaError};
 use serde::Serialize;
 
 use super::Arguments;
@@ -74,24 +75,38 @@ impl IdentityProvider {
     }
 
     fn istio(address: &str, arguments: &Arguments, errors: &mut Errors) -> Self {
-        let address = address.strip_prefix("https://").unwrap_or(address);
-        let port = address
-            .rsplit_once(':')
-            .and_then(|(_, port)| port.parse::<u16>().ok());
-        if port.is_none_or(|port| port == 0) || address.contains('/') {
-            errors.say(format!("{ISTIO} {address:?}: a host and a port are needed, such as istiod.istio-system.svc:15012"));
-        }
-        Self::IstioCa {
-            address: address.to_owned(),
-            root_cert: errors.required(
+        let mut config = IstioCaConfig::new(
+            address,
+            errors.required(
                 "with --ca-address, --ca-root-cert (CA_ROOT_CA)",
                 arguments.ca_root_cert.clone(),
             ),
-            token: errors.required(
+            errors.required(
                 "with --ca-address, --ca-token (AUTH_TOKEN)",
                 arguments.ca_token.clone(),
             ),
-            server_name: arguments.ca_server_name.clone(),
+        );
+        config.server_name = arguments.ca_server_name.clone();
+        if let Some(cluster) = &arguments.cluster_id {
+            config.cluster_id = cluster.clone();
+        }
+        // What the client would say only when it is made, after everything else was started.
+        for problem in config.problems() {
+            let flag = match problem {
+                IstioCaError::Address { .. } => ISTIO,
+                IstioCaError::ServerName { .. } => "--ca-server-name (ALT_CA_HOSTNAME)",
+                IstioCaError::ClusterId { .. } => "--cluster-id (CLUSTER_ID)",
+            };
+            errors.say(format!("{flag}: {problem}"));
+        }
+        Self::IstioCa {
+            address: address
+                .strip_prefix("https://")
+                .unwrap_or(address)
+                .to_owned(),
+            root_cert: config.root_cert,
+            token: config.token,
+            server_name: config.server_name,
         }
     }
 }

@@ -103,6 +103,59 @@ fn a_certificate_authority_needs_an_address_a_root_and_a_token() {
 }
 
 #[test]
+fn what_the_client_of_an_authority_could_not_use_is_said_with_the_rest() {
+    let arguments = Arguments {
+        node_name: None,
+        ca_dir: None,
+        ca_address: Some("http://ca.mesh.svc:15012".into()),
+        ca_root_cert: Some("/root.pem".into()),
+        ca_token: Some("/token".into()),
+        ca_server_name: Some("no name".into()),
+        cluster_id: Some("a\nb".into()),
+        ..complete()
+    };
+    let message = Config::from_arguments(arguments)
+        .expect_err("four mistakes")
+        .to_string();
+    for flag in [
+        "--node-name (NODE_NAME) is required",
+        "--ca-address (CA_ADDRESS): ",
+        "--ca-server-name (ALT_CA_HOSTNAME): \"no name\"",
+        "--cluster-id (CLUSTER_ID): ",
+    ] {
+        assert!(message.contains(flag), "{flag} is not in\n{message}");
+    }
+    assert_eq!(message.lines().count(), 5, "{message}");
+}
+
+#[test]
+fn a_value_that_is_empty_is_a_mistake_and_not_a_default() {
+    let arguments = Arguments {
+        node_name: Some(String::new()),
+        source_folder: Some("".into()),
+        cluster_id: Some(String::new()),
+        log_level: Some(String::new()),
+        crl_path: Some("".into()),
+        // An empty list is one.
+        excluded_namespaces: Some(String::new()),
+        ..complete()
+    };
+    let message = Config::from_arguments(arguments)
+        .expect_err("five mistakes")
+        .to_string();
+    for flag in [
+        "--node-name (NODE_NAME) is empty",
+        "--source-folder (AMBIT_SOURCE_FOLDER) is empty",
+        "--cluster-id (CLUSTER_ID) is empty",
+        "--log-level (RUST_LOG) is empty",
+        "--crl-path (CRL_PATH) is empty",
+    ] {
+        assert!(message.contains(flag), "{flag} is not in\n{message}");
+    }
+    assert_eq!(message.lines().count(), 6, "{message}");
+}
+
+#[test]
 fn policies_have_istios_root_namespace_and_network_policies_hold() {
     let config = Config::from_arguments(complete()).expect("a complete configuration");
     assert_eq!(&*config.mesh.root_namespace, "istio-system");

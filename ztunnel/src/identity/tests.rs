@@ -150,6 +150,14 @@ impl Bench {
     }
 }
 
+/// The time of day, as metrics have it.
+fn seconds(bench: &Bench) -> f64 {
+    let now = (bench.source.clock)();
+    now.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64()
+}
+
 const SECOND: Duration = Duration::from_secs(1);
 const EXPIRY: &str = "ambit_certificate_expiry_timestamp_seconds{identity=\"spiffe://cluster.local/ns/shop/sa/web\"}";
 
@@ -168,13 +176,15 @@ async fn an_identity_expires_says_so_and_comes_back_for_those_that_wait() {
     assert_eq!(error, Some(IdentityError::Expired));
     assert_eq!(error.unwrap().code(), "certificate_expired");
     assert_eq!(start.elapsed(), FIRST_CERTIFICATE);
-    assert_eq!(bench.scraped(EXPIRY), None);
+    let ended = bench.scraped(EXPIRY).unwrap();
+    assert!(ended <= seconds(&bench), "{ended}");
     let unreachable = "ambit_certificate_failures_total{reason=\"ca_unreachable\"}";
     assert!(bench.scraped(unreachable).unwrap() > 5.0);
     bench.source.down.store(false, SeqCst);
     let start = tokio::time::Instant::now();
     bench.identities.ready(&id("web")).await.unwrap();
     assert!(start.elapsed() < 2 * SECOND, "{:?}", start.elapsed());
+    assert!(bench.scraped(EXPIRY).unwrap() > seconds(&bench));
     assert_eq!(bench.scraped("ambit_certificate_renewals_total"), Some(1.0));
     assert_eq!(
         bench.scraped("ambit_certificate_first_issues_total"),
@@ -214,4 +224,19 @@ async fn tls_is_built_again_when_the_certificate_or_the_bundle_is_another() {
     assert_eq!(trusting.bundle.roots().len(), 2);
     let expiry = bench.scraped("ambit_trust_bundle_expiry_timestamp_seconds");
     assert!(expiry.unwrap() > 1e9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_expired_certificate_is_shown_until_its_identity_leaves() {
+    let bench = Bench::new(60 * SECOND);
+    bench.identities.wanted(BTreeSet::from([id("web")]));
+    bench.identities.ready(&id("web")).await.unwrap();
+    bench.source.down.store(true, SeqCst);
+    for _ in 0..3 {
+        tokio::time::sleep(100 * SECOND).await;
+        assert!(bench.scraped(EXPIRY).unwrap() < seconds(&bench));
+    }
+    bench.identities.wanted(BTreeSet::new());
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(bench.scraped(EXPIRY), None);
 }
