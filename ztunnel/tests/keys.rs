@@ -125,6 +125,9 @@ async fn a_key_is_nowhere_in_memory_when_the_last_pod_of_its_identity_is_gone() 
         assert!(tokio::time::Instant::now() < deadline, "it is forgotten");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(secret.copies(), 0, "of {living}");
+    // Whoever held it last lets it go by itself.
+    while secret.copies() > 0 {
+        assert!(tokio::time::Instant::now() < deadline, "some of {living}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
