@@ -162,6 +162,8 @@ impl Peers {
 pub(super) struct View {
     /// Takes streams, and has an identity that is expected.
     pub(super) usable: bool,
+    /// Takes no streams from anybody.
+    pub(super) retired: bool,
     pub(super) streams: usize,
     pub(super) limit: usize,
     pub(super) busy: bool,
@@ -170,6 +172,7 @@ pub(super) struct View {
 impl View {
     fn of(tunnel: &Tunnel, expect: &[SpiffeId]) -> Self {
         Self {
+            retired: !tunnel.usable(),
             usable: tunnel.usable() && expect.contains(tunnel.peer()),
             streams: tunnel.streams(),
             limit: tunnel.limit(),
@@ -194,7 +197,7 @@ pub(super) fn decide(tunnels: &[View], config: &PoolConfig) -> Decision {
         .enumerate()
         .filter(|(_, t)| t.usable && t.streams < t.limit);
     let usable = tunnels.iter().filter(|t| t.usable).count();
-    let retired = tunnels.len() - usable;
+    let retired = tunnels.iter().filter(|t| t.retired).count();
     match open.min_by_key(|(_, t)| (t.busy, t.streams)) {
         Some((index, best)) => {
             let loaded = best.busy || best.streams >= config.busy_streams;

@@ -3,6 +3,7 @@ use super::*;
 
 const IDLE: View = View {
     usable: true,
+    retired: false,
     streams: 0,
     limit: 100,
     busy: false,
@@ -81,6 +82,11 @@ fn full_or_unusable_tunnels_are_never_chosen_and_their_number_is_bounded() {
     };
     let retired = View {
         usable: false,
+        retired: true,
+        ..IDLE
+    };
+    let of_another_identity = View {
+        usable: false,
         ..IDLE
     };
     let config = PoolConfig {
@@ -91,4 +97,8 @@ fn full_or_unusable_tunnels_are_never_chosen_and_their_number_is_bounded() {
     assert_eq!(decide(&[full, retired], &config), Decision::Dial);
     assert_eq!(decide(&[full, retired, full], &config), Decision::Full);
     assert_eq!(decide(&[retired, retired], &config), Decision::Full);
+    assert_eq!(
+        decide(&[of_another_identity, of_another_identity], &config),
+        Decision::Dial
+    );
 }
