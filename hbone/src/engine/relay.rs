@@ -159,6 +159,9 @@ impl Relay<'_> {
         error: h2::Error,
     ) -> Outcome {
         let mut app = ResetOnDrop::new(app);
+        if let Some(reason) = self.stop.reason() {
+            return Outcome::Stopped { reason };
+        }
         let (_, mut write) = app.split();
         let filled = poll_fn(|cx| {
             let filled = inbox.poll_fill(cx);
