@@ -22,6 +22,9 @@ pub enum NotSpiffe {
     /// SPIFFE X509-SVID, section 4.1: a leaf is not a CA.
     #[error("the leaf is a CA certificate")]
     Authority,
+    /// SPIFFE X509-SVID, section 4.3: a leaf signs neither certificates nor revocation lists.
+    #[error("the leaf's key may sign certificates or revocation lists")]
+    Signer,
     /// The URI is not a SPIFFE id.
     #[error("the leaf's URI name is not a well-formed SPIFFE id")]
     Malformed(#[source] SpiffeIdError),
@@ -38,6 +41,10 @@ pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, NotSpiffe> 
     }
     if certificate.is_ca() {
         return Err(NotSpiffe::Authority);
+    }
+    let usage = certificate.key_usage().map_err(|_| NotSpiffe::NotX509)?;
+    if usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()) {
+        return Err(NotSpiffe::Signer);
     }
     let names = certificate
         .subject_alternative_name()

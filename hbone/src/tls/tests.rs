@@ -1,5 +1,5 @@
 use super::*;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 
 fn authority() -> (CertificateDer<'static>, Issuer<'static, KeyPair>) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -10,11 +10,16 @@ fn authority() -> (CertificateDer<'static>, Issuer<'static, KeyPair>) {
 }
 
 fn leaf_with(names: Vec<SanType>, ca: IsCa) -> Credentials {
+    leaf_for(names, ca, &[])
+}
+
+fn leaf_for(names: Vec<SanType>, ca: IsCa, usages: &[KeyUsagePurpose]) -> Credentials {
     let (root, issuer) = authority();
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.subject_alt_names = names;
     params.is_ca = ca;
+    params.key_usages = usages.to_vec();
     let leaf = params.signed_by(&key, &issuer).unwrap();
     Credentials {
         chain: vec![leaf.der().clone()],
@@ -34,6 +39,20 @@ fn a_certificate_with_one_spiffe_id_has_that_identity() {
     let expected = SpiffeId::new("spiffe://td/ns/a/sa/b").unwrap();
     assert_eq!(ClientTls::new(&credentials).unwrap().identity(), &expected);
     assert_eq!(ServerTls::new(&credentials).unwrap().identity(), &expected);
+}
+
+#[test]
+fn a_leaf_whose_key_signs_certificates_or_revocation_lists_is_refused() {
+    let leaf = |usages: &[KeyUsagePurpose]| {
+        let name = vec![uri("spiffe://td/ns/a/sa/b")];
+        let credentials = leaf_for(name, IsCa::NoCa, usages);
+        identity::of_leaf(&credentials.chain[0])
+    };
+    let with = |usage| leaf(&[KeyUsagePurpose::DigitalSignature, usage]);
+    assert!(leaf(&[KeyUsagePurpose::DigitalSignature]).is_ok());
+    assert!(with(KeyUsagePurpose::KeyEncipherment).is_ok());
+    assert_eq!(with(KeyUsagePurpose::KeyCertSign), Err(NotSpiffe::Signer));
+    assert_eq!(with(KeyUsagePurpose::CrlSign), Err(NotSpiffe::Signer));
 }
 
 #[test]
