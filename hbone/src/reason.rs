@@ -162,6 +162,21 @@ impl Reason {
         }
     }
 
+    /// Like [`Reason::retryable`], for a connection of which not one byte was sent: then a tunnel that broke or stayed
+    /// silent may also be left for another endpoint. At worst the application behind the peer has seen a connection that
+    /// ended without a byte. What the peer has decided is never asked again elsewhere.
+    pub const fn retryable_unsent(self) -> bool {
+        self.retryable()
+            || matches!(
+                self,
+                Self::ConnectResponseTimeout
+                    | Self::TunnelClosed
+                    | Self::PingTimeout
+                    | Self::ProtocolError
+                    | Self::StreamReset
+            )
+    }
+
     /// What the operator reads, with the likely cause where there is one.
     const fn message(self) -> &'static str {
         match self {
@@ -227,6 +242,26 @@ mod tests {
         assert!(!Reason::ConnectRejected(401).retryable());
         assert!(!Reason::StreamReset.retryable());
         assert!(!Reason::ConnectResponseTimeout.retryable());
+    }
+
+    #[test]
+    fn a_tunnel_that_fails_before_a_byte_was_sent_is_left_and_a_decision_is_not() {
+        for reason in [
+            Reason::ConnectResponseTimeout,
+            Reason::TunnelClosed,
+            Reason::PingTimeout,
+            Reason::StreamReset,
+            Reason::ConnectRefused,
+        ] {
+            assert!(reason.retryable_unsent(), "{reason:?}");
+        }
+        for reason in [
+            Reason::ConnectRejected(401),
+            Reason::Stopped,
+            Reason::Draining,
+        ] {
+            assert!(!reason.retryable_unsent(), "{reason:?}");
+        }
     }
 
     #[test]

@@ -99,9 +99,9 @@ pub struct ServeConfig {
     /// The peer is asked to open another tunnel after at least this time, so that both ends prove again who they are.
     /// Streams that are open live on.
     pub max_age: Duration,
-    /// Between pings to the peer.
+    /// Silence of the peer after which it is pinged.
     pub ping_interval: Duration,
-    /// For the answer to a ping; after it the tunnel is dead.
+    /// Further silence after a ping, at which the tunnel is dead.
     pub ping_timeout: Duration,
 }
 

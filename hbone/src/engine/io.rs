@@ -39,7 +39,7 @@ impl Io {
                 _ => Poll::Ready(Ok(inbox)),
             },
             Answer::Failed(error) => Poll::Ready(Err(broken(error.clone()))),
-            Answer::Awaited(_) => Poll::Ready(Err(broken(Reason::Internal.into()))),
+            Answer::Awaited(..) => Poll::Ready(Err(broken(Reason::Internal.into()))),
         }
     }
 

@@ -111,7 +111,8 @@ impl<C: Connect + 'static> Server<C> {
         let old_at = Instant::now() + age(config.max_age, fastrand::f64());
         let ended = {
             let mut revoked = pin!(self.shown.revoked());
-            let mut heart = Heart::new(config.ping_interval, config.ping_timeout, Instant::now());
+            let pulse = self.cause.pulse().clone();
+            let mut heart = Heart::new(config.ping_interval, config.ping_timeout, pulse);
             loop {
                 tokio::select! {
                     biased;
@@ -135,7 +136,8 @@ impl<C: Connect + 'static> Server<C> {
                             self.cause.set(Reason::PingTimeout.into());
                             break Ended::Failed;
                         }
-                        Beat::Nothing => {}
+                        // Nobody waits here for a peer, and so none is doubted.
+                        Beat::Unproven | Beat::Nothing => {}
                     },
                     Some(_) = tasks.join_next() => {}
                     request = connection.accept() => match request {

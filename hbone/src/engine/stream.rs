@@ -3,13 +3,14 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use h2::SendStream;
 use h2::client::ResponseFuture;
 use spiffe::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Timeout, timeout_at};
+use tokio::time::{Instant, Timeout, timeout, timeout_at};
 
 use super::head;
 use super::inbox::Inbox;
@@ -31,8 +32,8 @@ pub struct Stream {
 
 /// The peer's answer to a CONNECT.
 pub(super) enum Answer {
-    /// Not here yet, within its deadline.
-    Awaited(Pin<Box<Timeout<ResponseFuture>>>),
+    /// Not here yet, within its deadline; and when it was asked for.
+    Awaited(Pin<Box<Timeout<ResponseFuture>>>, Instant),
     /// Yes.
     Accepted(ConnectResponse, Box<Inbox>),
     /// No, or never.
@@ -48,7 +49,7 @@ impl Stream {
     ) -> Self {
         Self {
             send,
-            answer: Answer::Awaited(Box::pin(timeout_at(deadline, response))),
+            answer: Answer::Awaited(Box::pin(timeout_at(deadline, response)), Instant::now()),
             tunnel,
         }
     }
@@ -60,8 +61,19 @@ impl Stream {
             Answer::Accepted(response, _) => Ok(response.clone()),
             Answer::Failed(error) => Err(error.clone()),
             // `wait` never leaves this behind.
-            Answer::Awaited(_) => Err(Reason::Internal.into()),
+            Answer::Awaited(..) => Err(Reason::Internal.into()),
         }
+    }
+
+    /// Like [`Stream::response`], with less patience than the pool: for one who can go elsewhere.
+    pub async fn response_within(&mut self, limit: Duration) -> Result<ConnectResponse, Error> {
+        let late = timeout(limit, self.answer.wait(&self.tunnel))
+            .await
+            .is_err();
+        if late {
+            self.answer.late(&self.tunnel);
+        }
+        self.response().await
     }
 
     /// The peer's verified identity.
@@ -103,7 +115,7 @@ impl Stream {
             match answer {
                 Answer::Accepted(_, inbox) => Ok(*inbox),
                 Answer::Failed(error) => Err(Broken::Tunnel(error)),
-                Answer::Awaited(_) => Err(Broken::Tunnel(Reason::Internal.into())),
+                Answer::Awaited(..) => Err(Broken::Tunnel(Reason::Internal.into())),
             }
         };
         let outcome = relay.run(downstream, prefix, send, inbox).await;
@@ -126,7 +138,7 @@ impl Answer {
     }
 
     pub(super) fn poll_wait(&mut self, cx: &mut Context<'_>, tunnel: &Tunnel) -> Poll<()> {
-        let Self::Awaited(response) = self else {
+        let Self::Awaited(response, _) = self else {
             return Poll::Ready(());
         };
         let failed = |error: Error| Self::Failed(error.at(tunnel.address()));
@@ -136,9 +148,20 @@ impl Answer {
                 Err(reason) => failed(reason.into()),
             },
             Ok(Err(error)) => failed(tunnel.cause().explain(error)),
-            Err(_) => failed(Reason::ConnectResponseTimeout.into()),
+            Err(_) => {
+                self.late(tunnel);
+                return Poll::Ready(());
+            }
         };
         Poll::Ready(())
+    }
+
+    /// It has not come in time.
+    fn late(&mut self, tunnel: &Tunnel) {
+        if let Self::Awaited(_, since) = self {
+            tunnel.unanswered(*since);
+            *self = Self::Failed(Error::new(Reason::ConnectResponseTimeout).at(tunnel.address()));
+        }
     }
 }
 

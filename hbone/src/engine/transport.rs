@@ -12,7 +12,9 @@ use bytes::Buf;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
+use super::heart::Pulse;
 use crate::error::Error;
 use crate::reason::Reason;
 use crate::relay::{Chunk, LARGE};
@@ -58,7 +60,7 @@ impl Transport {
 impl Drop for Transport {
     /// A tunnel that we end by force says so with RST, at once and without waiting for a peer that may be dead.
     fn drop(&mut self) {
-        let forced = [Reason::Stopped, Reason::PingTimeout];
+        let forced = [Reason::Stopped, Reason::PingTimeout, Reason::PeerRevoked];
         if self
             .cause
             .error()
@@ -85,6 +87,7 @@ impl AsyncRead for Transport {
             }
             this.read = ready!(Chunk::poll_read(Pin::new(&mut this.tcp), cx, LARGE))?;
             this.turn = this.turn.saturating_sub(this.read.remaining());
+            this.cause.pulse().felt(Instant::now());
         }
         let bytes = this.read.as_slice();
         let n = bytes.len().min(buf.remaining());
@@ -127,26 +130,44 @@ impl AsyncWrite for Transport {
     }
 }
 
-/// Why a tunnel died, known to all who hold it. The first cause stays: what follows is its consequence.
+/// Whether and why a tunnel died, known to all who hold it. The first cause stays: what follows is its consequence.
 #[derive(Clone)]
-pub(super) struct Cause(Rc<(SocketAddr, RefCell<Option<Error>>)>);
+pub(super) struct Cause(Rc<Fate>);
+
+struct Fate {
+    peer: SocketAddr,
+    error: RefCell<Option<Error>>,
+    pulse: Pulse,
+}
 
 impl Cause {
     /// For the tunnel to or from `peer`.
     pub(super) fn new(peer: SocketAddr) -> Self {
-        Self(Rc::new((peer, RefCell::new(None))))
+        Self(Rc::new(Fate {
+            peer,
+            error: RefCell::default(),
+            pulse: Pulse::new(Instant::now()),
+        }))
     }
 
     pub(super) fn peer(&self) -> SocketAddr {
-        self.0.0
+        self.0.peer
+    }
+
+    /// The peer's last sign of life.
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.0.pulse
     }
 
     pub(super) fn set(&self, error: Error) {
-        self.0.1.borrow_mut().get_or_insert(error.at(self.peer()));
+        self.0
+            .error
+            .borrow_mut()
+            .get_or_insert(error.at(self.peer()));
     }
 
     pub(super) fn error(&self) -> Option<Error> {
-        self.0.1.borrow().clone()
+        self.0.error.borrow().clone()
     }
 
     /// An error of h2, on this tunnel.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use h2::client::{Connection, SendRequest};
 use h2::{Ping, PingPong};
 use spiffe::SpiffeId;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,7 @@ pub(crate) struct Tunnel {
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     load: Load,
+    doubted: Notify,
 }
 
 /// A tunnel whose handshakes are done.
@@ -77,6 +79,7 @@ pub(super) fn open(
         streams: Cell::new(0),
         idle_since: Cell::new(Instant::now()),
         load: Load::default(),
+        doubted: Notify::new(),
     });
     let driver = Driver {
         connection,
@@ -121,6 +124,20 @@ impl Tunnel {
     /// Takes no more streams, and closes when those that are open have ended.
     pub(crate) fn retire(&self) {
         self.send.borrow_mut().take();
+    }
+
+    /// A CONNECT sent at `since` was not answered in time. If the peer has sent nothing at all since then, it is asked
+    /// whether it still lives, and the tunnel takes no more streams unless it says so.
+    pub(super) fn unanswered(&self, since: Instant) {
+        if self.cause.pulse().last() <= since {
+            self.doubted.notify_one();
+        }
+    }
+
+    /// When it closes for want of streams, if none comes before.
+    fn idle_at(&self) -> Option<Instant> {
+        let idle = self.streams() == 0 && self.usable();
+        idle.then(|| self.idle_since.get() + self.config.idle_timeout)
     }
 
     /// Whether new streams may be opened.
@@ -204,18 +221,17 @@ pub(crate) async fn drive(driver: Driver, abort: CancellationToken) {
     } = driver;
     let Tunnel { config, cause, .. } = &*tunnel;
     let mut revoked = pin!(shown.revoked());
-    let mut heart = Heart::new(config.ping_interval, config.ping_timeout, Instant::now());
+    let mut heart = Heart::new(
+        config.ping_interval,
+        config.ping_timeout,
+        cause.pulse().clone(),
+    );
     loop {
-        let idle_at = tunnel.idle_since.get() + config.idle_timeout;
-        let usable = tunnel.usable();
-        let idle = tunnel.streams() == 0 && usable;
-        let mut due = heart.due();
-        if usable {
-            due = due.min(old_at);
-        }
-        if idle {
-            due = due.min(idle_at);
-        }
+        let old = tunnel.usable().then_some(old_at);
+        let due = [old, tunnel.idle_at()]
+            .into_iter()
+            .flatten()
+            .fold(heart.due(), Instant::min);
         tokio::select! {
             biased;
             () = abort.cancelled() => return cause.set(Reason::Stopped.into()),
@@ -231,13 +247,21 @@ pub(crate) async fn drive(driver: Driver, abort: CancellationToken) {
                 return tunnel.retire();
             }
             () = pong(&mut ping) => heart.pong(Instant::now()),
+            () = tunnel.doubted.notified() => {
+                if heart.doubt(Instant::now()) {
+                    send_ping(&mut ping);
+                }
+            }
             () = sleep_until(due) => {
                 let now = Instant::now();
-                if now >= old_at || (idle && now >= idle_at) {
+                // Asked again: a stream may have come while this slept.
+                let idle = tunnel.idle_at().is_some_and(|idle_at| now >= idle_at);
+                if now >= old_at || idle {
                     tunnel.retire();
                 }
-                match heart.beat(Instant::now()) {
+                match heart.beat(now) {
                     Beat::Ping => send_ping(&mut ping),
+                    Beat::Unproven => tunnel.retire(),
                     Beat::Dead => {
                         cause.set(Reason::PingTimeout.into());
                         return tunnel.retire();

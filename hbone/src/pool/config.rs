@@ -30,9 +30,9 @@ pub struct PoolConfig {
     /// A tunnel takes no new streams after at most this time, so that both ends prove again who they are. Streams that
     /// are open live on.
     pub max_age: Duration,
-    /// Between pings to the peer.
+    /// Silence of the peer after which it is pinged.
     pub ping_interval: Duration,
-    /// For the answer to a ping; after it the tunnel is dead.
+    /// Further silence after a ping, at which the tunnel is dead.
     pub ping_timeout: Duration,
     /// Bytes that the peer may send on one stream before the application takes them. The connection's window is this
     /// times `streams_per_tunnel`, so that readers that stall can never use up their neighbours' share.

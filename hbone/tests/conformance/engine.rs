@@ -1,6 +1,7 @@
 //! The interface under test, as a trait.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use hbone::{
     ClientTls, Connect, ConnectRequest, ConnectResponse, Error, Pool, PoolConfig, PoolKey,
@@ -29,6 +30,10 @@ pub trait Engine: 'static {
     async fn close(pool: &Self::Pool, deadline: Instant);
 
     async fn response(stream: &mut Self::Stream) -> Result<ConnectResponse, Error>;
+    async fn response_within(
+        stream: &mut Self::Stream,
+        limit: Duration,
+    ) -> Result<ConnectResponse, Error>;
     fn peer(stream: &Self::Stream) -> SpiffeId;
     async fn relay(stream: Self::Stream, downstream: TcpStream, opts: RelayOpts) -> RelayEnd;
     fn into_io(stream: Self::Stream) -> Box<dyn Duplex>;
@@ -82,6 +87,13 @@ impl Engine for H2 {
 
     async fn response(stream: &mut Stream) -> Result<ConnectResponse, Error> {
         stream.response().await
+    }
+
+    async fn response_within(
+        stream: &mut Stream,
+        limit: Duration,
+    ) -> Result<ConnectResponse, Error> {
+        stream.response_within(limit).await
     }
 
     fn peer(stream: &Stream) -> SpiffeId {

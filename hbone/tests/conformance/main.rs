@@ -10,6 +10,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test is nobody's library")]
 
 mod engine;
+mod heart;
 mod limits;
 mod pool;
 mod raw;
@@ -102,6 +103,13 @@ mod h2 {
         stalled_readers_on_all_but_one_stream_leave_it_its_window,
         streams_reset_under_load_harm_nobody,
         applications_that_open_and_reset_at_once_harm_nobody,
+    } }
+
+    conformance! { crate::engine::H2: heart {
+        pings_do_not_disturb_bulk_in_both_directions,
+        a_tunnel_whose_peer_has_vanished_is_left_before_it_is_dead,
+        a_peer_that_is_slow_to_answer_keeps_its_tunnel,
+        a_stream_that_comes_at_the_last_moment_keeps_its_tunnel,
     } }
 
     conformance! { crate::engine::H2: pool {

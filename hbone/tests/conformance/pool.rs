@@ -260,10 +260,10 @@ pub async fn a_peer_that_no_longer_answers_is_noticed<E: Engine>() {
 }
 
 /// A wire that can be cut without anybody being told.
-struct Silence(Rc<std::cell::Cell<bool>>);
+pub struct Silence(Rc<std::cell::Cell<bool>>);
 
 impl Silence {
-    async fn before<E: Engine>(world: &mut World<E>) -> Self {
+    pub async fn before<E: Engine>(world: &mut World<E>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = std::mem::replace(&mut world.key.address, listener.local_addr().unwrap());
         let cut = Rc::new(std::cell::Cell::new(false));
@@ -276,7 +276,7 @@ impl Silence {
         Self(cut)
     }
 
-    fn begin(&self) {
+    pub fn begin(&self) {
         self.0.set(true);
     }
 }

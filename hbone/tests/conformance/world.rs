@@ -18,6 +18,7 @@ use rcgen::{
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use socket2::SockRef;
 use spiffe::SpiffeId;
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -142,16 +143,23 @@ pub fn server_tls() -> ServerTls {
 #[derive(Default)]
 pub struct Loopback {
     pub dials: Cell<usize>,
+    /// SO_SNDBUF and SO_RCVBUF.
+    pub buffers: Cell<Option<u32>>,
 }
 
 impl Sockets for Loopback {
     fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
         self.dials.set(self.dials.get() + 1);
-        if to.is_ipv4() {
+        let socket = if to.is_ipv4() {
             TcpSocket::new_v4()
         } else {
             TcpSocket::new_v6()
+        }?;
+        if let Some(size) = self.buffers.get() {
+            socket.set_send_buffer_size(size)?;
+            socket.set_recv_buffer_size(size)?;
         }
+        Ok(socket)
     }
 }
 
@@ -237,6 +245,7 @@ pub struct World<E: Engine> {
     pub upstream_ends: mpsc::UnboundedReceiver<RelayEnd>,
     pub serve_ends: mpsc::UnboundedReceiver<ServeEnd>,
     listener: JoinHandle<()>,
+    listening: Option<Rc<TcpListener>>,
     app: TcpListener,
 }
 
@@ -251,8 +260,8 @@ impl<E: Engine> World<E> {
         config: PoolConfig,
         serve: ServeConfig,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listening = Rc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let address = listening.local_addr().unwrap();
         let (ends, upstream_ends) = mpsc::unbounded_channel();
         let (serve_end, serve_ends) = mpsc::unbounded_channel();
         let dialer = Rc::new(Dialer {
@@ -268,9 +277,10 @@ impl<E: Engine> World<E> {
         let accepted = Rc::new(Cell::new(0));
         let tokens = (drain.clone(), abort.clone());
         let (connect, count) = (Rc::clone(&dialer), Rc::clone(&accepted));
+        let listens = Rc::clone(&listening);
         let listener = spawn_local(async move {
             loop {
-                let (transport, _) = listener.accept().await.unwrap();
+                let (transport, _) = listens.accept().await.unwrap();
                 count.set(count.get() + 1);
                 let (server, serve, connect) = (server.clone(), serve.clone(), Rc::clone(&connect));
                 let ((drain, abort), serve_end) = (tokens.clone(), serve_end.clone());
@@ -297,6 +307,7 @@ impl<E: Engine> World<E> {
             upstream_ends,
             serve_ends,
             listener,
+            listening: Some(listening),
             app: TcpListener::bind("127.0.0.1:0").await.unwrap(),
         }
     }
@@ -327,6 +338,16 @@ impl<E: Engine> World<E> {
         self
     }
 
+    /// Makes the kernel hold next to nothing of a tunnel, so that what is written waits for its reader at once.
+    pub fn with_small_tunnel_buffers(self) -> Self {
+        const SMALL: u32 = 32 * 1024;
+        self.sockets.buffers.set(Some(SMALL));
+        let listening = SockRef::from(&**self.listening.as_ref().unwrap());
+        listening.set_send_buffer_size(SMALL as usize).unwrap();
+        listening.set_recv_buffer_size(SMALL as usize).unwrap();
+        self
+    }
+
     /// The next connection at the application behind the server.
     pub async fn upstream(&self) -> TcpStream {
         self.app.accept().await.unwrap().0
@@ -335,6 +356,7 @@ impl<E: Engine> World<E> {
     /// No more tunnels are accepted.
     pub async fn stop_listening(&mut self) {
         self.listener.abort();
+        self.listening = None;
         let _cancelled = (&mut self.listener).await;
     }
 }
