@@ -54,8 +54,8 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The code that stands in the access log, in the metric and, for refused CONNECTs, in the
-    /// peer's answer.
+    /// The code that stands in the access log and in the metric. The peer of a refused CONNECT
+    /// learns the status only.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::OriginalDestination(_) => "original_destination_unknown",
@@ -108,7 +108,7 @@ impl Error {
     pub(crate) fn retryable(&self) -> bool {
         match self {
             Self::Dial { .. } | Self::DialTimeout { .. } => true,
-            Self::Tunnel(error) => error.retryable(),
+            Self::Tunnel(error) => error.reason().retryable_unsent(),
             _ => false,
         }
     }
@@ -203,6 +203,10 @@ mod tests {
         assert!(!Error::Socket(io::ErrorKind::OutOfMemory.into()).retryable());
         assert!(!Error::Stopped("workload_gone").retryable());
         assert!(!Error::ConnectionLimit.retryable());
+        let tunnel = |reason| Error::Tunnel(hbone::Error::from(reason));
+        assert!(tunnel(Reason::TunnelClosed).retryable());
+        assert!(tunnel(Reason::ConnectResponseTimeout).retryable());
+        assert!(!tunnel(Reason::ConnectRejected(401)).retryable());
     }
 
     #[test]

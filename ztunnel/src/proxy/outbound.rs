@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{
-    Authority, ConnectRequest, Forwarded, PoolKey, Reason, Stream, TraceParent, relay_tcp,
+    Authority, ConnectRequest, Forwarded, Outcome, PoolKey, Reason, RelayEnd, Side, Stream,
+    TraceParent, broken, relay_tcp,
 };
 use mesh::{EndpointKey, Route, Service, Workload, route};
 use tokio::net::TcpStream;
@@ -27,6 +28,10 @@ const ATTEMPTS: usize = 3;
 /// which is often 30 s.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long one endpoint may take to answer where another could: so that all attempts together begin
+/// within [`PATIENCE`]. A peer whose own application takes longer to accept is no loss.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// Carries one connection that the pod opened.
 pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: SocketAddr) {
     let peer = canonical(peer);
@@ -43,6 +48,7 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
     let connected = tokio::select! {
         biased;
         reason = stop.stopped() => Err(Error::Stopped(reason)),
+        _ = broken(&downstream) => return flow.closed(&GIVEN_UP),
         // Boxed, because it is large and a connection spends its life in the relay and not here.
         connected = Box::pin(connect(&pod, &mut flow, peer, wanted)) => connected,
     };
@@ -55,6 +61,15 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
         }
     }
 }
+
+/// The application did not wait for its connection. That is no failure of the mesh.
+const GIVEN_UP: RelayEnd = RelayEnd {
+    sent: 0,
+    received: 0,
+    outcome: Outcome::Reset {
+        by: Side::Downstream,
+    },
+};
 
 /// The other side of a connection.
 enum Upstream {
@@ -86,8 +101,9 @@ async fn connect(
     let started = Instant::now();
     let mut tried: Vec<EndpointKey> = Vec::new();
     let mut failure = None;
-    for _ in 0..ATTEMPTS {
+    for last in (1..=ATTEMPTS).map(|n| n == ATTEMPTS) {
         let (source, route) = decide(pod, wanted, &tried)?;
+        let others = Others::of(&route, &tried, last);
         if failure.is_some() && matches!(route, Route::NoEndpoint { .. }) {
             // How the last endpoint failed says more than that none is left.
             break;
@@ -95,7 +111,7 @@ async fn connect(
         let endpoint = route
             .endpoint()
             .map(|endpoint| (endpoint, route.may_retry()));
-        let again = match attempt(pod, flow, peer, source, route).await {
+        let again = match attempt(pod, flow, peer, source, route, others).await {
             Ok(upstream) => return Ok(upstream),
             Err(error) => {
                 let again = (error.retryable() && started.elapsed() < PATIENCE)
@@ -151,12 +167,41 @@ fn next(error: &Error, endpoint: Option<(EndpointKey, bool)>) -> Option<Retry> {
     }
 }
 
+/// The endpoints beside the one that is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// There are none: the answer need not be awaited.
+    None,
+    /// There are, and there is an attempt left.
+    Left,
+    /// All were tried, or enough of them: the last one has all the time that it needs.
+    Tried,
+}
+
+impl Others {
+    fn of(route: &Route, tried: &[EndpointKey], last: bool) -> Self {
+        let endpoints = match route {
+            Route::Mesh {
+                service: Some(service),
+                ..
+            } => service.endpoints.len(),
+            _ => 0,
+        };
+        match endpoints {
+            0 | 1 => Self::None,
+            n if !last && tried.len() + 1 < n => Self::Left,
+            _ => Self::Tried,
+        }
+    }
+}
+
 async fn attempt(
     pod: &PodContext,
     flow: &mut Flow,
     peer: SocketAddr,
     source: Arc<Workload>,
     route: Route,
+    others: Others,
 ) -> Result<Upstream, Error> {
     match route {
         Route::Mesh {
@@ -172,7 +217,10 @@ async fn attempt(
             flow.via(tunnel, Some(Authority::from(target)));
             flow.hold(lease);
             let service = service.as_deref();
-            open_tunnel(pod, &source, &workload, service, target, tunnel, peer).await
+            let parties = (&*source, &*workload, service);
+            let mut stream = open_tunnel(pod, parties, target, tunnel, peer).await?;
+            let answered = answer(&mut stream, others).await?;
+            Ok(Upstream::Tunnel { stream, answered })
         }
         Route::Plain {
             target,
@@ -206,13 +254,11 @@ async fn attempt(
 /// Through the mesh or not at all: whatever fails here, nothing is sent in clear.
 async fn open_tunnel(
     pod: &PodContext,
-    source: &Workload,
-    workload: &Workload,
-    service: Option<&Service>,
+    (source, workload, service): (&Workload, &Workload, Option<&Service>),
     target: SocketAddr,
     tunnel: SocketAddr,
     peer: SocketAddr,
-) -> Result<Upstream, Error> {
+) -> Result<Box<Stream>, Error> {
     let identity = pod.identities.ready(&source.identity).await?;
     let key = PoolKey {
         source: source.identity.clone(),
@@ -235,21 +281,18 @@ async fn open_tunnel(
         all_names = pod.under_all_names(&workload.identity);
         &all_names
     };
-    let mut stream = Box::new(
-        pod.pool
-            .open(&key, expect, &identity.client, request)
-            .await
-            .map_err(Error::Tunnel)?,
-    );
-    // Where another endpoint could take over, the answer is awaited before the application's first
-    // byte leaves. Where none could, the first byte travels with the CONNECT and saves a round
-    // trip.
-    let elsewhere = service.is_some_and(|service| service.endpoints.len() > 1);
-    if elsewhere {
-        stream.response().await.map_err(Error::Tunnel)?;
+    let opened = pod.pool.open(&key, expect, &identity.client, request);
+    opened.await.map(Box::new).map_err(Error::Tunnel)
+}
+
+/// Where another endpoint could take over, the answer is awaited before the application's first
+/// byte leaves. Where none could, the first byte travels with the CONNECT and saves a round trip.
+async fn answer(stream: &mut Stream, others: Others) -> Result<bool, Error> {
+    match others {
+        Others::None => return Ok(false),
+        Others::Left => stream.response_within(ANSWER).await,
+        Others::Tried => stream.response().await,
     }
-    Ok(Upstream::Tunnel {
-        stream,
-        answered: elsewhere,
-    })
+    .map(|_| true)
+    .map_err(Error::Tunnel)
 }
