@@ -232,7 +232,12 @@ impl Daemon {
         let address = SocketAddr::from(([127, 0, 0, 1], 15000));
         let connect = || TcpStream::connect_timeout(&address, rig::SOON);
         let stream = self.node.enter(connect).expect("the admin page");
-        Admin(BufReader::new(stream))
+        let timeout = stream.set_read_timeout(Some(rig::SOON));
+        timeout.expect("a socket option");
+        let mut admin = Admin(BufReader::new(stream));
+        // The kernel connects before the daemon accepts, which may be when it no longer can.
+        admin.dump().expect("the admin page");
+        admin
     }
 
     /// Leaves the daemon so many free descriptors; what it has open stays so.
