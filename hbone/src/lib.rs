@@ -48,7 +48,7 @@ pub use engine::{Stream, serve};
 pub use error::Error;
 pub use pool::{Pool, PoolConfig, PoolKey, Sockets};
 pub use reason::{Fault, Reason};
-pub use relay::{Counters, Outcome, RelayEnd, RelayOpts, Side, broken, relay_tcp};
+pub use relay::{Counters, Outcome, RelayEnd, RelayOpts, Side, relay_tcp};
 pub use server::{Accepted, Connect, Ended, Peer, Rejected, ServeConfig, ServeEnd};
 pub use stop::Stop;
 pub use tls::{

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use buffer::{Chunk, Flight, LARGE};
-pub(crate) use tcp::{READS_PER_TURN, ResetOnDrop, finish_writing, read_now};
-pub use tcp::{broken, relay_tcp};
+pub use tcp::relay_tcp;
+pub(crate) use tcp::{READS_PER_TURN, ResetOnDrop, broken, finish_writing, read_now};
 
 use crate::error::Error;
 use crate::stop::Stop;

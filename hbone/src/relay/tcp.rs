@@ -71,7 +71,7 @@ impl Drop for ResetOnDrop {
 }
 
 /// Resolves when the socket has been reset, also while nobody reads it. A FIN is no error.
-pub async fn broken(tcp: &TcpStream) -> io::Error {
+pub(crate) async fn broken(tcp: &TcpStream) -> io::Error {
     match tcp.ready(Interest::ERROR).await {
         Ok(_) => match tcp.take_error() {
             Ok(Some(error)) | Err(error) => error,

@@ -1,5 +1,6 @@
 //! What the pod opens: original destination, route, tunnel or plain TCP, relay.
 
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,9 +8,11 @@ use std::time::Duration;
 
 use hbone::{
     Authority, ConnectRequest, Forwarded, Outcome, PoolKey, Reason, RelayEnd, Side, Stream,
-    TraceParent, broken, relay_tcp,
+    TraceParent, relay_tcp,
 };
 use mesh::{EndpointKey, Route, Service, Workload, route};
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -48,7 +51,7 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
     let connected = tokio::select! {
         biased;
         reason = stop.stopped() => Err(Error::Stopped(reason)),
-        _ = broken(&downstream) => return flow.closed(&GIVEN_UP),
+        () = given_up(&downstream) => return flow.closed(&GIVEN_UP),
         // Boxed, because it is large and a connection spends its life in the relay and not here.
         connected = Box::pin(connect(&pod, &mut flow, peer, wanted)) => connected,
     };
@@ -59,6 +62,17 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
             flow.failed(&error);
             reset(downstream);
         }
+    }
+}
+
+/// Resolves when the application has reset its connection and had said nothing. What it had said goes
+/// its way, and the reset after it, as without a mesh.
+async fn given_up(downstream: &TcpStream) {
+    let reset = downstream.ready(Interest::ERROR).await;
+    // Bytes come before the error, which stays for the relay if there are any.
+    let first = SockRef::from(downstream).peek(&mut [MaybeUninit::uninit()]);
+    if reset.is_ok() && first.is_ok_and(|bytes| bytes > 0) {
+        std::future::pending::<()>().await;
     }
 }
 
