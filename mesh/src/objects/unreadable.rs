@@ -6,6 +6,7 @@
 //! holds, all of its namespace is denied. Of a document that is no YAML kind, namespace and name
 //! are looked for in the text.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -92,13 +93,13 @@ fn name(document: &Map<String, Value>) -> Result<(), BadField> {
 /// What stands for the policies that a broken document seems to hold: for each that can be told
 /// one that denies its namespace.
 pub(super) fn unreadable_policies(text: &str, place: &str, reason: &BadField) -> Vec<Object> {
-    let mut found: Vec<Object> = Vec::new();
+    let (mut found, mut references) = (Vec::new(), BTreeSet::new());
     for seen in Seen::all(text) {
         let name = seen.name.map_or_else(|| unnamed(place), str::to_owned);
         let namespace = seen.namespace.unwrap_or(DEFAULT);
         let policy = Policy::deny_all(seen.kind, namespace, &name, reason);
         let object = Object::Policy(Arc::new(policy));
-        if found.iter().all(|o| o.reference() != object.reference()) {
+        if references.insert(object.reference()) {
             found.push(object);
         }
     }

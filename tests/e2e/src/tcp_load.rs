@@ -74,6 +74,17 @@ impl Echo {
     }
 }
 
+/// Longer than a busy machine makes anybody wait: who waits for a reader that has stopped, waits for
+/// ever.
+pub const LONG_MS: f64 = 20_000.0;
+
+/// A thousand connections at once.
+pub const THOUSAND: Load = Load::Together {
+    connections: 1000,
+    exchanges: 10,
+    size: 1024,
+};
+
 /// A load of many connections.
 #[derive(Debug, Clone, Copy)]
 pub enum Load {

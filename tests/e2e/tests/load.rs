@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use ambit_e2e::tcp::{Path, Running, up};
-use ambit_e2e::tcp_load::{Echo, Held, Load, Outcome, conntrack_failures, conntrack_fill};
+use ambit_e2e::tcp_load::{
+    Echo, Held, LONG_MS, Load, Outcome, THOUSAND, conntrack_failures, conntrack_fill,
+};
 use lab::{Lab, Options};
 
 /// Files that a daemon may hold more than before any load: its threads that work in pods start when
@@ -21,19 +23,10 @@ const MEMORY_GROWN_KIB: u64 = 4 * 1024;
 /// How long the last sockets and idle buffers may take to be given back.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(30);
 
-/// A neighbour that waits behind a reader that has stopped waits until that is released, which is after the
-/// neighbour has finished: for ever. This is more than a busy machine makes anybody wait.
-const LONG_MS: f64 = 20_000.0;
-
 const WARM_UP: Load = Load::Short {
     connections: 200,
     at_once: 16,
     size: 100,
-};
-const THOUSAND: Load = Load::Together {
-    connections: 1000,
-    exchanges: 10,
-    size: 1024,
 };
 const TEN_THOUSAND: Load = Load::Short {
     connections: 10_000,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ambit_e2e::metrics;
 use ambit_e2e::programs::ztunnel;
 use ambit_e2e::tcp::{Path as Way, manifests};
-use ambit_e2e::tcp_load::{Echo, Load, Outcome};
+use ambit_e2e::tcp_load::{Echo, LONG_MS, Load, Outcome, THOUSAND};
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Options};
 use nix::sys::stat::Mode;
@@ -24,15 +24,6 @@ const FILLS: Load = Load::Short {
     at_once: 64,
     size: 100,
 };
-
-const THOUSAND: Load = Load::Together {
-    connections: 1000,
-    exchanges: 10,
-    size: 1024,
-};
-
-/// What waits for a reader that does not come waits for ever. This is more than a busy machine delays anybody.
-const LONG_MS: f64 = 20_000.0;
 
 /// The shipped daemon with a pipe as its standard output, and the pipe's reader, which reads when it is told to.
 struct Pipe {

@@ -16,6 +16,9 @@ const OUTCOMES: usize = 256;
 /// What became of a wait so far: the pod can prove who it is, or cannot yet.
 pub(super) type Outcome = Result<(), IdentityError>;
 
+/// Which pod's wait for which identity has had what outcome.
+pub(super) type Told = (WorkloadUid, SpiffeId, Outcome);
+
 /// One pod's wait.
 pub(super) struct FirstCertificate {
     of: SpiffeId,
@@ -52,8 +55,8 @@ impl FirstCertificate {
 pub(super) struct FirstCertificates {
     identities: Identities,
     waits: JoinSet<()>,
-    tell: mpsc::Sender<(WorkloadUid, Outcome)>,
-    told: mpsc::Receiver<(WorkloadUid, Outcome)>,
+    tell: mpsc::Sender<Told>,
+    told: mpsc::Receiver<Told>,
 }
 
 impl FirstCertificates {
@@ -76,7 +79,8 @@ impl FirstCertificates {
             loop {
                 // Takes seconds when there is none.
                 let outcome = identities.warm_up(&wanted).await.map(drop);
-                if tell.send((uid.clone(), outcome)).await.is_err() || outcome.is_ok() {
+                let told = (uid.clone(), wanted.clone(), outcome);
+                if tell.send(told).await.is_err() || outcome.is_ok() {
                     return;
                 }
             }
@@ -96,7 +100,7 @@ impl FirstCertificates {
     }
 
     /// The next outcome of any pod.
-    pub(super) async fn next(&mut self) -> (WorkloadUid, Outcome) {
+    pub(super) async fn next(&mut self) -> Told {
         loop {
             tokio::select! {
                 biased;

@@ -160,9 +160,11 @@ impl Entry {
         }
     }
 
-    /// Takes in what came of the wait for the first certificate.
-    pub(super) fn certified(&mut self, uid: &WorkloadUid, outcome: Outcome) {
-        let Some(first) = self.certificate.as_mut() else {
+    /// Takes in what came of the wait for the first certificate; unless another identity is waited
+    /// for by now.
+    pub(super) fn certified(&mut self, uid: &WorkloadUid, identity: &SpiffeId, outcome: Outcome) {
+        let waiting = self.certificate.as_mut();
+        let Some(first) = waiting.filter(|first| first.identity() == identity) else {
             return;
         };
         if !first.tell(outcome) {

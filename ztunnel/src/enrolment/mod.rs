@@ -177,7 +177,7 @@ impl Enrolment {
                 Some(uid) = self.heard.recv() => {
                     self.entries.get_mut(&uid).into_iter().for_each(Entry::hear);
                 }
-                (uid, outcome) = self.certificates.next() => self.certified(&uid, outcome),
+                told = self.certificates.next() => self.certified(&told),
                 () = sleep_until(next) => {}
             }
         }
@@ -301,10 +301,10 @@ impl Enrolment {
         }
     }
 
-    fn certified(&mut self, uid: &WorkloadUid, outcome: certificates::Outcome) {
+    fn certified(&mut self, (uid, identity, outcome): &certificates::Told) {
         if let Some(entry) = self.entries.get_mut(uid) {
             let before = entry.mark();
-            entry.certified(uid, outcome);
+            entry.certified(uid, identity, *outcome);
             self.unpublished |= entry.mark() != before;
         }
     }

@@ -159,17 +159,20 @@ enum Standing {
     Refused,
 }
 
+impl Tunnel {
+    /// Counts and logs that nothing of what a known peer wants is looked at.
+    fn turned_away(&self, peer: &Peer, error: &Error) {
+        let from = canonical(peer.address);
+        let local = Some(self.local);
+        refused(&self.pod, Direction::Inbound, from, local, error);
+    }
+}
+
 impl Connect for Tunnel {
     async fn connect(&self, peer: &Peer, request: ConnectRequest) -> Result<Accepted, Rejected> {
         let from = canonical(peer.address);
         let Some(slot) = self.pod.admit() else {
-            refused(
-                &self.pod,
-                Direction::Inbound,
-                from,
-                Some(self.local),
-                &Error::ConnectionLimit,
-            );
+            self.turned_away(peer, &Error::ConnectionLimit);
             return Err(rejected(&Error::ConnectionLimit));
         };
         let mut flow = Flow::begin(&self.pod, slot, Direction::Inbound, from, self.local);
@@ -195,15 +198,7 @@ impl Connect for Tunnel {
         let slot = self.pod.admit();
         let admitted = slot.is_some();
         if !admitted {
-            let from = canonical(peer.address);
-            let error = Error::ConnectionLimit;
-            refused(
-                &self.pod,
-                Direction::Inbound,
-                from,
-                Some(self.local),
-                &error,
-            );
+            self.turned_away(peer, &Error::ConnectionLimit);
         }
         self.standing
             .replace(slot.map_or(Standing::Refused, Standing::Proven));
@@ -216,14 +211,7 @@ impl Connect for Tunnel {
         if self.overloaded.replace(true) {
             return self.pod.telemetry.failed(Direction::Inbound, error.code());
         }
-        let from = canonical(peer.address);
-        refused(
-            &self.pod,
-            Direction::Inbound,
-            from,
-            Some(self.local),
-            &error,
-        );
+        self.turned_away(peer, &error);
     }
 
     fn refused(&self, peer: &Peer, reason: Reason, detail: &str) {

@@ -4,6 +4,7 @@
 //! slip of the hand in a file never takes a pod out of the mesh.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
@@ -69,10 +70,7 @@ pub(super) fn merge(parsed: Parsed, before: &impl Before, params: &Params) -> Do
         unreadable,
         ignored,
     } = parsed;
-    let mut merged = Documents {
-        objects: Vec::new(),
-        problems: ignored,
-    };
+    let mut merged = Documents::default();
     for (object, origin) in objects {
         let new = (object, origin);
         let kept = last_good(&new, before, params);
@@ -86,7 +84,7 @@ pub(super) fn merge(parsed: Parsed, before: &impl Before, params: &Params) -> Do
             merged.objects.push(new);
         }
     }
-    keep_ignored(before, &mut merged);
+    keep_ignored(ignored, before, &mut merged);
     let read = merged.objects.len();
     keep_broken(&broken, &unreadable, before, &mut merged);
     deny_unreadable(unreadable, read, &mut merged);
@@ -96,35 +94,30 @@ pub(super) fn merge(parsed: Parsed, before: &impl Before, params: &Params) -> Do
 
 /// Keeps the policies of the file in whose place there is something new now that the mesh does not
 /// read: more likely its kind is a slip of the hand than that another object took over the name.
-fn keep_ignored(before: &impl Before, merged: &mut Documents) {
-    if merged.problems.is_empty() {
+fn keep_ignored(ignored: Vec<Problem>, before: &impl Before, merged: &mut Documents) {
+    if ignored.is_empty() {
         return;
     }
-    let mut present = references(&merged.objects);
-    let policies = before
+    let present = references(&merged.objects);
+    let mut missing: FxHashMap<(Arc<str>, Arc<str>), Object> = before
         .of_file()
         .into_iter()
-        .filter(|(object, _)| is_policy(object));
-    for (object, _) in policies {
-        let reference = object.reference();
-        let is_it = |problem: &&mut Problem| {
-            let ignored = problem.object.as_ref();
-            ignored.is_some_and(|o| {
-                let is_named = o.namespace == reference.namespace && o.name == reference.name;
-                is_named && !before.was_ignored(o)
-            })
-        };
-        let Some(problem) = merged.problems.iter_mut().find(is_it) else {
-            continue;
-        };
-        if !present.insert(reference.clone()) {
-            continue;
+        .map(|(object, _)| (object.reference(), object))
+        .filter(|(reference, object)| is_policy(object) && !present.contains(reference))
+        .map(|(reference, object)| ((reference.namespace, reference.name), object))
+        .collect();
+    for mut problem in ignored {
+        let new = problem.object.as_ref();
+        let new = new.filter(|object| !before.was_ignored(object));
+        let namesake = |new: &ObjectRef| (new.namespace.clone(), new.name.clone());
+        if let Some(kept) = new.map(namesake).and_then(|name| missing.remove(&name)) {
+            let (file, document) = (problem.file.clone(), problem.document);
+            problem.object = Some(kept.reference());
+            problem.code = "bad_kind";
+            problem = still(problem);
+            merged.objects.push((kept, Origin { file, document }));
         }
-        let (file, document) = (problem.file.clone(), problem.document);
-        problem.object = Some(reference);
-        problem.code = "bad_kind";
-        *problem = still(problem.clone());
-        merged.objects.push((object, Origin { file, document }));
+        merged.problems.push(problem);
     }
 }
 

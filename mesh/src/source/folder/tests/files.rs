@@ -526,6 +526,22 @@ fn a_file_of_which_nothing_is_known_is_not_one_that_is_gone() {
     assert_eq!(folder.state(), (vec![], vec![]), "now they are gone");
 }
 
+/// A namesake that the mesh reads has a mistake of its own, and says nothing about the policy.
+#[test]
+fn a_policy_that_is_removed_does_not_stay_for_a_mistake_in_an_object_of_its_name() {
+    let denies = deny("{action: DENY, rules: [{}]}");
+    let namesake = text(&[service("deny", "10.1.0.1").set("spec.clusterIP", "none at all")]);
+    let mut folder = Folder::new();
+    folder.write("pods.yaml", &text(&both()));
+    folder.write(
+        "policy.yaml",
+        &format!("{denies}---\n{}", text(&[service("deny", "10.1.0.1")])),
+    );
+    assert_eq!(folder.open().0, Vec::<u16>::new());
+    folder.write("policy.yaml", &namesake);
+    assert_eq!(folder.open(), (vec![1, 2, 3], None));
+}
+
 #[test]
 fn a_policy_that_was_never_good_denies_what_it_selects() {
     let mut folder = Folder::new();
