@@ -1,8 +1,6 @@
 //! Identities from SPIRE: its own server and an agent for each node, its own ways to rotate, to be
 //! away, and to have no or another answer.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::thread;
 use std::time::Duration;
 

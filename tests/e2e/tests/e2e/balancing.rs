@@ -1,7 +1,5 @@
 //! Which endpoint of a service a connection gets.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,7 +1,5 @@
 //! The daemon as a process: its flags, its readiness, its end.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};

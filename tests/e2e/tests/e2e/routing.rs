@@ -1,7 +1,5 @@
 //! Where a connection goes: services, ports, families, and what the mesh does not know.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::net::IpAddr;
 use std::time::Duration;
 

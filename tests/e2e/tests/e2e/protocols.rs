@@ -1,7 +1,5 @@
 //! Programs that are no web browsers, through the mesh and not knowing it.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::time::{Duration, Instant};
 
 use ambit_e2e::manifest::{self, Pod, Service};

@@ -1,7 +1,5 @@
 //! The kubelet's probes reach the applications of enrolled pods as they do without a mesh.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::time::Duration;
 
 use ambit_e2e::manifest::{self, Pod};

@@ -1,7 +1,5 @@
 //! Any client reaches any server, and only what must be encrypted is.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::collections::BTreeMap;
 
 use ambit_e2e::detector::Detector;

@@ -1,7 +1,5 @@
 //! What operators read: metric names and labels, and the access log, exactly as Istio's.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 

@@ -1,7 +1,5 @@
 //! Who is in the mesh: labels, their precedence, and coming and going at run time.
 
-#![allow(clippy::unwrap_used, reason = "a test ends at its first failure")]
-
 use std::time::Duration;
 
 use ambit_e2e::detector::Detector;
