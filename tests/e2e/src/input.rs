@@ -17,9 +17,9 @@ const PROBLEMS: &str = "ambit_configuration_problems";
 
 /// A file in the folder that all daemons of a lab read, which was not written by the lab. It is removed with this value.
 #[derive(Debug)]
-pub struct Foreign(PathBuf);
+pub struct SourceFile(PathBuf);
 
-impl Foreign {
+impl SourceFile {
     /// Writes it.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Foreign {
     }
 }
 
-impl Drop for Foreign {
+impl Drop for SourceFile {
     fn drop(&mut self) {
         // Gone with the lab at the latest.
         let _ = std::fs::remove_file(&self.0);
@@ -68,12 +68,12 @@ impl Drop for Foreign {
 
 /// One of the lab's own files, changed by somebody else; as it was again when this value is dropped.
 #[derive(Debug)]
-pub struct Changed {
+pub struct EditedFile {
     path: PathBuf,
     before: Vec<u8>,
 }
 
-impl Changed {
+impl EditedFile {
     /// Changes the text of `name`, for example `service.shop.web.yaml`.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ impl Changed {
     }
 }
 
-impl Drop for Changed {
+impl Drop for EditedFile {
     fn drop(&mut self) {
         let _ = std::fs::write(&self.path, &self.before);
     }
@@ -95,7 +95,7 @@ impl Drop for Changed {
 
 /// What is to be said of a mistake.
 #[derive(Debug, Clone, Copy)]
-pub struct Report<'a> {
+pub struct ExpectedProblem<'a> {
     /// The file, relative to the folder.
     pub file: &'a str,
     /// `Kind namespace/name`; empty if it cannot be told.
@@ -106,7 +106,7 @@ pub struct Report<'a> {
     pub code: &'a str,
 }
 
-impl Report<'_> {
+impl ExpectedProblem<'_> {
     /// Waits until the daemon of `node` reports it in its dump, its metric and its log; returns its message.
     ///
     /// # Errors
@@ -174,7 +174,7 @@ pub fn problems(lab: &Lab, node: &str) -> Result<Vec<Value>> {
 ///
 /// # Errors
 /// It does not answer.
-pub fn count(lab: &Lab, node: &str) -> Result<f64> {
+pub fn problem_count(lab: &Lab, node: &str) -> Result<f64> {
     Ok(metrics::sum(&metrics::scrape(lab, node)?, PROBLEMS, &[]))
 }
 

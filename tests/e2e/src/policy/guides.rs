@@ -11,8 +11,8 @@ use lab::{Family, Lab};
 use super::attempt::{Attempt, Seen};
 use super::evidence::{Denial, Mark, at_once};
 use super::town::{BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE, SERVERS, TCP};
-use crate::input::Foreign;
-use crate::settle::caught_up;
+use crate::input::SourceFile;
+use crate::sync::wait_synced;
 
 /// The denial of a workload that has ALLOW policies, of which none matched.
 pub const NO_ALLOW: &str = "AuthorizationPolicy: no ALLOW matched";
@@ -158,8 +158,8 @@ impl Guide {
     /// # Errors
     /// They do not; the error has every connection that went otherwise.
     pub fn holds(&self, lab: &Lab) -> Result<()> {
-        let file = Foreign::write(lab, &format!("{}.yaml", self.name), self.yaml)?;
-        caught_up(lab)?;
+        let file = SourceFile::write(lab, &format!("{}.yaml", self.name), self.yaml)?;
+        wait_synced(lab)?;
         let mark = Mark::now(lab)?;
         let wrong = at_once(CLIENTS, |client| self.wrong(lab, client))?;
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));

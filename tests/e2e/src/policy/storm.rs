@@ -14,7 +14,7 @@ use lab::{Family, Lab, Process, Where};
 
 use super::attempt::GREETED;
 use super::town::{HTTP, PRODUCTPAGE, SERVERS, TCP};
-use crate::input::Foreign;
+use crate::input::SourceFile;
 
 /// Requests per second of each [`Prober`].
 const RATE: &str = "40/s";
@@ -164,9 +164,9 @@ impl Listener {
 /// The files that are edited.
 #[derive(Debug)]
 pub struct Storm {
-    guard: Foreign,
-    base: Foreign,
-    others: Vec<Option<Foreign>>,
+    guard: SourceFile,
+    base: SourceFile,
+    others: Vec<Option<SourceFile>>,
     random: Rng,
     /// What was done, for the reader of an error.
     edits: Vec<String>,
@@ -179,8 +179,8 @@ impl Storm {
     /// The folder cannot be written to.
     pub fn begin(lab: &Lab, seed: u64) -> Result<Self> {
         Ok(Self {
-            guard: Foreign::write(lab, GUARD, guard(0))?,
-            base: Foreign::write(lab, BASE, base(0))?,
+            guard: SourceFile::write(lab, GUARD, guard(0))?,
+            base: SourceFile::write(lab, BASE, base(0))?,
             others: (0..OTHERS).map(|_| None).collect(),
             random: Rng::with_seed(seed),
             edits: Vec::new(),
@@ -231,7 +231,7 @@ impl Storm {
         let did = format!("{file} {text}");
         match &self.others[index] {
             Some(other) => other.replace(text)?,
-            None => self.others[index] = Some(Foreign::write(lab, &file, text)?),
+            None => self.others[index] = Some(SourceFile::write(lab, &file, text)?),
         }
         Ok(did)
     }
@@ -266,7 +266,7 @@ impl Storm {
 }
 
 /// Writes one of the versions of a policy in one of the ways in which files are written.
-fn rewrite(file: &Foreign, version: fn(usize) -> String, random: &mut Rng) -> Result<String> {
+fn rewrite(file: &SourceFile, version: fn(usize) -> String, random: &mut Rng) -> Result<String> {
     let text = match random.u8(..10) {
         0..7 => version(random.usize(..)),
         _ => broken(&version(0), random),

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ambit_e2e::held::Held;
 use ambit_e2e::manifest::{Pod, Service};
+use ambit_e2e::open_connections::OpenConnections;
 use ambit_e2e::programs::{self, PORT, curl, curl_many, greeter, url};
-use ambit_e2e::web::{client, greets, lab_with, tally, web};
-use ambit_e2e::{metrics, settle};
+use ambit_e2e::web_service::{client, count_answers, endpoint, greeting_endpoint, lab_with};
+use ambit_e2e::{metrics, sync};
 use lab::{Family, Where};
 use serde_json::json;
 
@@ -17,9 +17,14 @@ fn an_endpoint_that_is_not_ready_gets_nothing_unless_its_service_publishes_it() 
     let early = Service::new("in", "early", 80, PORT)
         .of("web")
         .spec("publishNotReadyAddresses", true);
-    let lab = lab_with([service.into(), early.into(), web("in", "ready", "b").into()]).unwrap();
+    let lab = lab_with([
+        service.into(),
+        early.into(),
+        endpoint("in", "ready", "b").into(),
+    ])
+    .unwrap();
     let probe = json!({"exec": {"command": ["false"]}, "periodSeconds": 1});
-    let starting = web("in", "starting", "b").container("readinessProbe", probe);
+    let starting = endpoint("in", "starting", "b").container("readinessProbe", probe);
     lab.apply(String::from(starting)).unwrap();
     lab.wait_status("the pod to run", Duration::from_secs(10), |status| {
         status
@@ -37,23 +42,24 @@ fn an_endpoint_that_is_not_ready_gets_nothing_unless_its_service_publishes_it() 
     )
     .unwrap();
     let answers = curl_many(&lab, &client(), &to("web"), 30).unwrap();
-    assert_eq!(tally(&answers), BTreeMap::from([("ready", 30)]));
+    assert_eq!(count_answers(&answers), BTreeMap::from([("ready", 30)]));
 }
 
 #[test]
 fn a_terminating_endpoint_gets_no_new_connection_and_keeps_those_that_it_has() {
     let service = Service::new("in", "web", PORT, PORT);
-    let leaving = greets("in", "leaving", "b").runs(programs::stubborn(greeter(PORT, "leaving")));
+    let leaving =
+        greeting_endpoint("in", "leaving", "b").runs(programs::stubborn(greeter(PORT, "leaving")));
     let leaving = leaving.spec("terminationGracePeriodSeconds", 30);
     let lab = lab_with([
         service.into(),
         leaving.into(),
-        greets("in", "staying", "b").into(),
+        greeting_endpoint("in", "staying", "b").into(),
     ])
     .unwrap();
     let ip = lab.service_ip("web", Family::V4).unwrap();
-    let mut old = Held::open(&lab, "in/client", ip, 12).unwrap();
-    assert_eq!(tally(&old.greetings).len(), 2, "{old:?}");
+    let mut old = OpenConnections::open(&lab, "in/client", ip, 12).unwrap();
+    assert_eq!(count_answers(&old.greetings).len(), 2, "{old:?}");
     std::thread::scope(|scope| {
         let deletion = scope.spawn(|| lab.delete("Pod", "in/leaving"));
         lab.wait_status("the pod to terminate", Duration::from_secs(5), |status| {
@@ -62,15 +68,21 @@ fn a_terminating_endpoint_gets_no_new_connection_and_keeps_those_that_it_has() {
                 .is_ok_and(|pod| pod.phase == "Terminating")
         })
         .unwrap();
-        settle::caught_up(&lab).unwrap();
-        let new = Held::open(&lab, "in/client", ip, 20).unwrap();
-        assert_eq!(tally(&new.greetings), BTreeMap::from([("staying", 20)]));
-        old.says(&lab, "still").unwrap();
+        sync::wait_synced(&lab).unwrap();
+        let new = OpenConnections::open(&lab, "in/client", ip, 20).unwrap();
+        assert_eq!(
+            count_answers(&new.greetings),
+            BTreeMap::from([("staying", 20)])
+        );
+        old.echo(&lab, "still").unwrap();
         // As kube-proxy: what is going away still serves when nothing else does.
         lab.delete_pod_within("in/staying", Duration::ZERO).unwrap();
-        settle::caught_up(&lab).unwrap();
-        let last = Held::open(&lab, "in/client", ip, 3).unwrap();
-        assert_eq!(tally(&last.greetings), BTreeMap::from([("leaving", 3)]));
+        sync::wait_synced(&lab).unwrap();
+        let last = OpenConnections::open(&lab, "in/client", ip, 3).unwrap();
+        assert_eq!(
+            count_answers(&last.greetings),
+            BTreeMap::from([("leaving", 3)])
+        );
         lab.delete_pod_within("in/leaving", Duration::ZERO).unwrap();
         deletion.join().unwrap().unwrap();
     });
@@ -79,7 +91,8 @@ fn a_terminating_endpoint_gets_no_new_connection_and_keeps_those_that_it_has() {
 #[test]
 fn client_ip_affinity_survives_a_restart_of_the_daemon() {
     let service = Service::new("in", "web", 80, PORT).spec("sessionAffinity", "ClientIP");
-    let servers = ["w1", "w2", "w3", "w4", "w5"].map(|name| String::from(web("in", name, "b")));
+    let servers =
+        ["w1", "w2", "w3", "w4", "w5"].map(|name| String::from(endpoint("in", name, "b")));
     let other = String::from(Pod::new("in", "other").on("a"));
     let lab = lab_with(servers.into_iter().chain([other, service.into()])).unwrap();
     let chosen = || -> Vec<String> {
@@ -88,7 +101,11 @@ fn client_ip_affinity_survives_a_restart_of_the_daemon() {
             for family in Family::ALL {
                 let to = url(lab.service_ip("web", family).unwrap(), 80);
                 let answers = curl_many(&lab, &Where::pod(pod), &to, 8).unwrap();
-                assert_eq!(tally(&answers).len(), 1, "{pod} {family:?}: {answers:?}");
+                assert_eq!(
+                    count_answers(&answers).len(),
+                    1,
+                    "{pod} {family:?}: {answers:?}"
+                );
                 chosen.push(answers[0].clone());
             }
         }
@@ -108,34 +125,34 @@ fn client_ip_affinity_survives_a_restart_of_the_daemon() {
 fn prefer_close_stays_in_the_zone_while_it_has_an_endpoint() {
     let service = Service::new("in", "web", 80, PORT).spec("trafficDistribution", "PreferClose");
     let lab = lab_with([
-        web("in", "near", "a").into(),
-        web("in", "far", "b").into(),
+        endpoint("in", "near", "a").into(),
+        endpoint("in", "far", "b").into(),
         service.into(),
     ])
     .unwrap();
     for family in Family::ALL {
         let to = url(lab.service_ip("web", family).unwrap(), 80);
         let answers = curl_many(&lab, &client(), &to, 20).unwrap();
-        assert_eq!(tally(&answers), BTreeMap::from([("near", 20)]));
+        assert_eq!(count_answers(&answers), BTreeMap::from([("near", 20)]));
     }
     lab.delete("Pod", "in/near").unwrap();
-    settle::caught_up(&lab).unwrap();
+    sync::wait_synced(&lab).unwrap();
     let to = url(lab.service_ip("web", Family::V4).unwrap(), 80);
     let answers = curl_many(&lab, &client(), &to, 5).unwrap();
-    assert_eq!(tally(&answers), BTreeMap::from([("far", 5)]));
+    assert_eq!(count_answers(&answers), BTreeMap::from([("far", 5)]));
 }
 
 #[test]
 fn open_connections_spread_evenly_over_equal_endpoints() {
     let service = String::from(Service::new("in", "web", PORT, PORT));
-    let servers =
-        [("w1", "a"), ("w2", "b"), ("w3", "b")].map(|(name, node)| greets("in", name, node).into());
+    let servers = [("w1", "a"), ("w2", "b"), ("w3", "b")]
+        .map(|(name, node)| greeting_endpoint("in", name, node).into());
     let lab = lab_with(servers.into_iter().chain([service])).unwrap();
     let ip = lab.service_ip("web", Family::V4).unwrap();
-    let held = Held::open(&lab, "in/client", ip, 30).unwrap();
+    let held = OpenConnections::open(&lab, "in/client", ip, 30).unwrap();
     // The better of two random ones, by open connections: by chance alone 1 run in 20 would be as
     // uneven as 5 to 15; with it, 7 is never undercut in practice.
-    let tally = tally(&held.greetings);
+    let tally = count_answers(&held.greetings);
     assert_eq!(tally.len(), 3, "{tally:?}");
     assert!(
         tally.values().all(|count| (7..=13).contains(count)),
@@ -153,7 +170,7 @@ fn a_client_does_not_notice_an_endpoint_that_refuses() {
             .label("app", "web")
             .port(Some("web"), PORT);
         all.push(deaf.into());
-        all.push(web(namespace, "good", "b").into());
+        all.push(endpoint(namespace, "good", "b").into());
         all.push(Service::new(namespace, "web", 80, PORT).into());
     }
     let lab = lab_with(all).unwrap();
@@ -165,7 +182,7 @@ fn a_client_does_not_notice_an_endpoint_that_refuses() {
             );
             let answers = curl_many(&lab, &client(), &to, 20).unwrap();
             assert_eq!(
-                tally(&answers),
+                count_answers(&answers),
                 BTreeMap::from([("good", 20)]),
                 "{namespace} {family:?}"
             );
@@ -176,16 +193,19 @@ fn a_client_does_not_notice_an_endpoint_that_refuses() {
 #[test]
 fn a_client_does_not_notice_a_node_whose_daemon_has_died() {
     let service = Service::new("in", "web", 80, PORT);
-    let servers = [web("in", "near", "a").into(), web("in", "far", "b").into()];
+    let servers = [
+        endpoint("in", "near", "a").into(),
+        endpoint("in", "far", "b").into(),
+    ];
     let lab = lab_with(servers.into_iter().chain([service.into()])).unwrap();
     let to = |family| url(lab.service_ip("web", family).unwrap(), 80);
     // Warm tunnels to both, which die with the daemon.
     let answers = curl_many(&lab, &client(), &to(Family::V4), 20).unwrap();
-    assert_eq!(tally(&answers).len(), 2);
+    assert_eq!(count_answers(&answers).len(), 2);
     lab.kill_daemon("b").unwrap();
     for family in Family::ALL {
         let answers = curl_many(&lab, &client(), &to(family), 20).unwrap();
-        assert_eq!(tally(&answers), BTreeMap::from([("near", 20)]));
+        assert_eq!(count_answers(&answers), BTreeMap::from([("near", 20)]));
     }
     let wanted = [("reporter", "source"), ("destination_workload", "far")];
     let failed = "istio_tcp_connections_failed_total";

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ambit_e2e::held::Held;
 use ambit_e2e::manifest::{self, Pod};
+use ambit_e2e::open_connections::OpenConnections;
 use ambit_e2e::programs::{self, PORT, connection_end, greeter};
 use lab::{DaemonState, Family, Lab, Options, Where};
 
@@ -75,9 +75,10 @@ fn lab_with(deadline: &str) -> Lab {
 }
 
 /// One connection from the client to the server, held open.
-fn held(lab: &Lab) -> Held {
-    let mut held = Held::open(lab, "client", lab.pod_ip("server", Family::V4).unwrap(), 1).unwrap();
-    held.says(lab, "one").unwrap();
+fn held(lab: &Lab) -> OpenConnections {
+    let mut held =
+        OpenConnections::open(lab, "client", lab.pod_ip("server", Family::V4).unwrap(), 1).unwrap();
+    held.echo(lab, "one").unwrap();
     held
 }
 
@@ -139,7 +140,7 @@ fn sigterm_lets_connections_end_and_exits_with_0_as_soon_as_they_have() {
     let lab = lab_with("12s");
     let mut connection = held(&lab);
     let (ended, took) = terminate(&lab, "b", || {
-        connection.says(&lab, "two").unwrap();
+        connection.echo(&lab, "two").unwrap();
         // What is new is refused, neither served nor sent in clear.
         let to = SocketAddr::new(lab.pod_ip("server", Family::V4).unwrap(), PORT);
         let (end, _) = connection_end(&lab, &Where::pod("client"), to).unwrap();

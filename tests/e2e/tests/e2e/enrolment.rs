@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ambit_e2e::detector::Detector;
-use ambit_e2e::held::Held;
 use ambit_e2e::manifest::{self, Pod};
+use ambit_e2e::open_connections::OpenConnections;
 use ambit_e2e::programs::{PORT, greeter};
 use lab::{Family, Lab, Options};
 use serde_json::json;
@@ -110,9 +110,10 @@ fn wait_enrolled(lab: &Lab, state: Option<&str>) {
 }
 
 /// A connection from the client to the server, on which something was said.
-fn open(lab: &Lab, family: Family, word: &str) -> Held {
-    let mut held = Held::open(lab, "client", lab.pod_ip("server", family).unwrap(), 1).unwrap();
-    held.says(lab, word).unwrap();
+fn open(lab: &Lab, family: Family, word: &str) -> OpenConnections {
+    let mut held =
+        OpenConnections::open(lab, "client", lab.pod_ip("server", family).unwrap(), 1).unwrap();
+    held.echo(lab, word).unwrap();
     held
 }
 
@@ -148,7 +149,7 @@ fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trac
 
         opt_in(&lab, Some("ambient"));
         wait_enrolled(&lab, Some("enrolled"));
-        before.says(&lab, &mark("before-still")).unwrap();
+        before.echo(&lab, &mark("before-still")).unwrap();
         let mut inside = open(&lab, family, &mark("inside"));
         assert!(!seen("inside"), "in clear on the wire");
         assert!(seen("before-still"), "the detector is blind");
@@ -161,8 +162,8 @@ fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trac
             })
             .unwrap();
         }
-        before.says(&lab, &mark("before-again")).unwrap();
-        inside.says(&lab, &mark("inside-still")).unwrap();
+        before.echo(&lab, &mark("before-again")).unwrap();
+        inside.echo(&lab, &mark("inside-still")).unwrap();
         assert!(!seen("inside-still"), "in clear on the wire");
         let mut after = open(&lab, family, &mark("after"));
         assert!(seen("after"), "still captured");
@@ -172,8 +173,8 @@ fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trac
         for pod in ["client", "server"] {
             assert_eq!(traces(&lab, pod), "", "in {pod}");
         }
-        before.says(&lab, &mark("before-at-last")).unwrap();
-        after.says(&lab, &mark("after-at-last")).unwrap();
+        before.echo(&lab, &mark("before-at-last")).unwrap();
+        after.echo(&lab, &mark("after-at-last")).unwrap();
     }
 }
 

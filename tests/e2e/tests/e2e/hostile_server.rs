@@ -6,7 +6,7 @@ use std::time::Duration;
 use ambit_e2e::hostile::{
     Act, Arena, Authority, Impostor, Kind, MEMBER, Watch, frame, no_settings, status,
 };
-use ambit_e2e::input::Foreign;
+use ambit_e2e::input::SourceFile;
 use ambit_e2e::programs::PORT;
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Process, Where};
@@ -102,7 +102,7 @@ struct Played {
     ip: IpAddr,
     impostor: Impostor,
     request: Process,
-    _pod: Foreign,
+    _pod: SourceFile,
 }
 
 impl Played {
@@ -113,7 +113,7 @@ impl Played {
         lab.exec_within(&Where::Bridge, &add, soon)?.ok()?;
         let impostor = Impostor::start(lab.netns(&Where::Bridge)?, ip, part.act)?;
         let name = part.name;
-        let pod = Foreign::write(lab, &format!("impostor-{name}.yaml"), at(ip, name))?;
+        let pod = SourceFile::write(lab, &format!("impostor-{name}.yaml"), at(ip, name))?;
         lab.wait_until("the daemon to know the pod", soon, || {
             let dump = lab.config_dump("a").ok()?;
             let mut workloads = dump.get("workloads")?.as_array()?.iter();

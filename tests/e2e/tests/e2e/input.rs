@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ambit_e2e::access_log;
 use ambit_e2e::capture::{Traffic, server};
-use ambit_e2e::input::{Changed, Foreign, Report, count, problems};
+use ambit_e2e::input::{EditedFile, ExpectedProblem, SourceFile, problem_count, problems};
 use ambit_e2e::manifest::{self, Pod, Service, namespace};
 use ambit_e2e::programs::{PORT, curl, url};
 use anyhow::{Context, Result, ensure};
@@ -81,7 +81,7 @@ impl Stage {
     }
 
     /// Both daemons report it while traffic goes on, and no longer once `mistake` is dropped.
-    fn reports(&self, mistake: impl Drop, report: &Report<'_>) -> Result<Vec<String>> {
+    fn reports(&self, mistake: impl Drop, report: &ExpectedProblem<'_>) -> Result<Vec<String>> {
         let said: Result<Vec<_>> = ["a", "b"]
             .map(|node| report.wait(&self.lab, node))
             .into_iter()
@@ -99,7 +99,7 @@ impl Stage {
         for node in ["a", "b"] {
             self.lab
                 .wait_until("the metric to say that nothing is wrong", SOON, || {
-                    (count(&self.lab, node).ok()? < 0.5).then_some(())
+                    (problem_count(&self.lab, node).ok()? < 0.5).then_some(())
                 })?;
         }
         self.goes_on()
@@ -236,13 +236,13 @@ fn each_mistake_in_a_file_is_reported_by_file_object_and_field_and_harms_nothing
     for mistake in [unreadable(), services(), objects()].concat() {
         // Last in the order of names, so that an object of the lab's own counts before one of ours.
         let file = "zz-mistake.yaml";
-        let report = Report {
+        let report = ExpectedProblem {
             file,
             object: mistake.object,
             field: mistake.field,
             code: mistake.code,
         };
-        let written = Foreign::write(&stage.lab, file, &mistake.yaml)?;
+        let written = SourceFile::write(&stage.lab, file, &mistake.yaml)?;
         stage
             .reports(written, &report)
             .with_context(|| mistake.what)?;
@@ -279,9 +279,9 @@ fn a_policy_that_is_not_enforced_is_said_loudly() -> Result<()> {
         let policy = format!(
             "{{apiVersion: {api}, kind: {kind}, metadata: {{namespace: shop, name: elsewhere}}, spec: {spec}}}"
         );
-        let mistake = Foreign::write(&stage.lab, "policy.yaml", policy)?;
+        let mistake = SourceFile::write(&stage.lab, "policy.yaml", policy)?;
         let object = format!("{kind} shop/elsewhere");
-        let report = Report {
+        let report = ExpectedProblem {
             file: "policy.yaml",
             object: &object,
             field,
@@ -311,7 +311,7 @@ fn a_policy_that_is_enforced_is_no_problem() -> Result<()> {
     let stage = Stage::up()?;
     let policy = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, \
                   metadata: {namespace: shop, name: allow-nothing}, spec: {}}";
-    let file = Foreign::write(&stage.lab, "policy.yaml", policy)?;
+    let file = SourceFile::write(&stage.lab, "policy.yaml", policy)?;
     stage.traffic.is_cut(&stage.lab)?;
     for node in ["a", "b"] {
         let problems = problems(&stage.lab, node)?;
@@ -324,12 +324,12 @@ fn a_policy_that_is_enforced_is_no_problem() -> Result<()> {
 #[test]
 fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<()> {
     let stage = Stage::up()?;
-    let broken = |name: &str, edit: fn(&str) -> String| Changed::edit(&stage.lab, name, edit);
+    let broken = |name: &str, edit: fn(&str) -> String| EditedFile::edit(&stage.lab, name, edit);
     let file = "service.shop.web.yaml";
     let mistake = broken(file, |_| "spec: {ports: [".to_owned())?;
     stage.reports(
         mistake,
-        &Report {
+        &ExpectedProblem {
             file,
             object: "",
             field: "",
@@ -341,7 +341,7 @@ fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<(
     let object = "Service shop/web";
     stage.reports(
         mistake,
-        &Report {
+        &ExpectedProblem {
             file,
             object,
             field: "spec.ports[0].port",
@@ -355,7 +355,7 @@ fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<(
     let field = "metadata.labels[istio.io/dataplane-mode]";
     stage.reports(
         mistake,
-        &Report {
+        &ExpectedProblem {
             file,
             object: "Namespace shop",
             field,
@@ -367,7 +367,7 @@ fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<(
     let mistake = broken(file, |_| "\u{0}".to_owned())?;
     stage.reports(
         mistake,
-        &Report {
+        &ExpectedProblem {
             file,
             object: "",
             field: "",
@@ -388,8 +388,8 @@ fn an_address_that_two_pods_claim_leads_to_neither_until_that_is_settled() -> Re
          spec: {{nodeName: a, serviceAccountName: thief, containers: [{{name: main}}]}}, \
          status: {{phase: Running, podIPs: [{{ip: {spare}}}]}}}}"
     );
-    let mistake = Foreign::write(lab, file, thief)?;
-    let report = Report {
+    let mistake = SourceFile::write(lab, file, thief)?;
+    let report = ExpectedProblem {
         file,
         object: "Pod shop/thief",
         field: "status.podIPs",
@@ -440,7 +440,7 @@ fn a_folder_that_goes_away_and_comes_back_changes_nothing() -> Result<()> {
     let folder = stage.lab.source_folder();
     let aside = folder.with_extension("aside");
     std::fs::rename(&folder, &aside)?;
-    let report = Report {
+    let report = ExpectedProblem {
         file: "",
         object: "",
         field: "",
@@ -451,10 +451,10 @@ fn a_folder_that_goes_away_and_comes_back_changes_nothing() -> Result<()> {
     seen?;
     report.wait_gone(&stage.lab, "a")?;
     // It is followed again.
-    let mistake = Foreign::write(&stage.lab, "zz.yaml", "kind: [")?;
+    let mistake = SourceFile::write(&stage.lab, "zz.yaml", "kind: [")?;
     stage.reports(
         mistake,
-        &Report {
+        &ExpectedProblem {
             file: "zz.yaml",
             object: "",
             field: "",

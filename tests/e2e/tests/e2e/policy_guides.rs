@@ -4,14 +4,14 @@
 use std::net::SocketAddr;
 
 use ambit_e2e::access_log;
-use ambit_e2e::input::Foreign;
+use ambit_e2e::input::SourceFile;
 use ambit_e2e::manifest::Service;
 use ambit_e2e::metrics;
 use ambit_e2e::policy::attempt::{Attempt, Seen};
 use ambit_e2e::policy::evidence::{self, DENIED, Mark};
 use ambit_e2e::policy::guides::{AUTHENTICATION, AUTHORIZATION, Guide, NETWORK};
 use ambit_e2e::policy::town::{self, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
-use ambit_e2e::settle::caught_up;
+use ambit_e2e::sync::wait_synced;
 use anyhow::{Result, ensure};
 use lab::{Family, Lab, Options};
 
@@ -85,8 +85,8 @@ fn a_policys_port_is_the_pods_own() -> Result<()> {
             "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: by-port}}, \
              spec: {{action: DENY, rules: [{{to: [{{operation: {{ports: [\"{port}\"]}}}}]}}]}}}}"
         );
-        let _file = Foreign::write(&lab, "by-port.yaml", policy)?;
-        caught_up(&lab)?;
+        let _file = SourceFile::write(&lab, "by-port.yaml", policy)?;
+        wait_synced(&lab)?;
         for family in Family::ALL {
             let to = SocketAddr::new(lab.service_ip("foo/httpbin", family)?, 80);
             for from in [PRODUCTPAGE, LEGACY] {
@@ -112,8 +112,8 @@ fn a_denial_names_its_policy_wherever_an_operator_looks() -> Result<()> {
     let guide = AUTHORIZATION
         .iter()
         .find(|guide| guide.name == "deny-by-port");
-    let _file = Foreign::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
-    caught_up(&lab)?;
+    let _file = SourceFile::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
+    wait_synced(&lab)?;
     for from in [FOO, LEGACY] {
         let denied = Attempt {
             from,
@@ -183,8 +183,8 @@ fn the_dump_says_what_became_of_each_policy() -> Result<()> {
     let guide = AUTHORIZATION
         .iter()
         .find(|guide| guide.name == "deny-by-port");
-    let _file = Foreign::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
-    caught_up(&lab)?;
+    let _file = SourceFile::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
+    wait_synced(&lab)?;
     for node in ["a", "b"] {
         let policy = evidence::policy(&lab, node, "AuthorizationPolicy", "foo", "tcp-policy")?;
         println!("{policy:#}");

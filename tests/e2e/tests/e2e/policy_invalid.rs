@@ -1,12 +1,12 @@
 //! A policy that is not as it should be never lets anybody in: it denies, it is reported by object
 //! and field, and where there was a good version that one goes on.
 
-use ambit_e2e::input::{Foreign, Report};
+use ambit_e2e::input::{ExpectedProblem, SourceFile};
 use ambit_e2e::policy::attempt::Seen;
 use ambit_e2e::policy::evidence::{self, Mark, at_once};
 use ambit_e2e::policy::guides::{NO_ALLOW, attempts};
 use ambit_e2e::policy::town::{self, BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE};
-use ambit_e2e::settle::caught_up;
+use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
 use lab::Lab;
 
@@ -161,7 +161,7 @@ impl Mistake {
 
     fn is_reported(&self, lab: &Lab, name: &str) -> Result<()> {
         let object = format!("{} {}/{name}", self.kind, self.namespace);
-        let report = Report {
+        let report = ExpectedProblem {
             file: "mistake.yaml",
             object: &object,
             field: self.field,
@@ -199,7 +199,7 @@ fn each_mistake_denies_and_is_reported_by_object_and_field() -> Result<()> {
     let lab = town::up()?;
     let mut broken = Vec::new();
     for mistake in &MISTAKES {
-        let file = Foreign::write(&lab, "mistake.yaml", mistake.yaml("mistake"))?;
+        let file = SourceFile::write(&lab, "mistake.yaml", mistake.yaml("mistake"))?;
         let result = mistake
             .is_reported(&lab, "mistake")
             .and_then(|()| is_invalid(&lab, mistake))
@@ -208,7 +208,7 @@ fn each_mistake_denies_and_is_reported_by_object_and_field() -> Result<()> {
             broken.push(format!("{}: {error:#}", mistake.what));
         }
         drop(file);
-        caught_up(&lab)?;
+        wait_synced(&lab)?;
     }
     ensure!(broken.is_empty(), "{}", broken.join("\n\n"));
     lets(&lab, |_, _| true)
@@ -251,8 +251,8 @@ fn a_broken_version_leaves_the_good_one_in_force() -> Result<()> {
         };
         let first = of_kind().next().context("no mistake")?;
         let good_version = Mistake { spec, ..*first };
-        let file = Foreign::write(&lab, "mistake.yaml", good_version.yaml("policy"))?;
-        caught_up(&lab)?;
+        let file = SourceFile::write(&lab, "mistake.yaml", good_version.yaml("policy"))?;
+        wait_synced(&lab)?;
         lets(&lab, good).context("the good version")?;
         for mistake in of_kind() {
             file.replace(mistake.yaml("policy"))?;
@@ -260,11 +260,11 @@ fn a_broken_version_leaves_the_good_one_in_force() -> Result<()> {
             lets(&lab, good).context(mistake.what)?;
         }
         file.replace("kind: [")?;
-        caught_up(&lab)?;
+        wait_synced(&lab)?;
         lets(&lab, good).context("no YAML at all")?;
         // The last mistake is mended, and the next version holds.
         file.replace(good_version.yaml("policy").replace("foo,", "bar,"))?;
-        caught_up(&lab)?;
+        wait_synced(&lab)?;
         lets(&lab, |_, _| true).context("mended")?;
     }
     Ok(())
@@ -278,7 +278,7 @@ fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
     let broken = mistake.yaml("policy");
     let good = broken.replace("10.244.1.300", "10.244.1.0/24, \"fd00:10:244:1::/64\"");
     let from_node_a: Lets = |client, _| client != BAR;
-    let file = Foreign::write(&lab, "mistake.yaml", &good)?;
+    let file = SourceFile::write(&lab, "mistake.yaml", &good)?;
     for (broken, object, field, code) in [
         (
             broken,
@@ -289,10 +289,10 @@ fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
         (format!("{good} ]"), "", "", "yaml_syntax"),
     ] {
         file.replace(&good)?;
-        caught_up(&lab)?;
+        wait_synced(&lab)?;
         lets(&lab, from_node_a).context("the good version")?;
         file.replace(broken)?;
-        let report = Report {
+        let report = ExpectedProblem {
             file: "mistake.yaml",
             object,
             field,
@@ -306,7 +306,7 @@ fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
             lab.stop_daemon(node)?;
             lab.restart_daemon(node)?;
         }
-        caught_up(&lab)?;
+        wait_synced(&lab)?;
         lets(&lab, NOBODY).with_context(|| format!("after the restart, {code}"))?;
         for node in ["a", "b"] {
             report.wait(&lab, node)?;
@@ -314,7 +314,7 @@ fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
         }
     }
     file.remove()?;
-    caught_up(&lab)?;
+    wait_synced(&lab)?;
     lets(&lab, |_, _| true)
 }
 
@@ -334,8 +334,8 @@ fn a_policy_on_trial_is_counted_and_logged_and_denies_nobody() -> Result<()> {
         )
     };
     let everybody = CLIENTS.into_iter().flat_map(attempts).count();
-    let file = Foreign::write(&lab, "trial.yaml", trial("DENY", "[{}]"))?;
-    caught_up(&lab)?;
+    let file = SourceFile::write(&lab, "trial.yaml", trial("DENY", "[{}]"))?;
+    wait_synced(&lab)?;
     let mark = Mark::now(&lab)?;
     lets(&lab, |_, _| true)?;
     let policy = [("policy", "AuthorizationPolicy foo/trial")];
@@ -352,7 +352,7 @@ fn a_policy_on_trial_is_counted_and_logged_and_denies_nobody() -> Result<()> {
 
     // An ALLOW on trial takes nothing from anybody.
     file.replace(trial("ALLOW", "[{from: [{source: {namespaces: [foo]}}]}]"))?;
-    caught_up(&lab)?;
+    wait_synced(&lab)?;
     let mark = Mark::now(&lab)?;
     lets(&lab, |_, _| true)?;
     let others = everybody - attempts(FOO).count();
@@ -380,8 +380,8 @@ fn what_is_not_enforced_here_is_said() -> Result<()> {
             "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, \
              metadata: {{namespace: foo, name: {name}}}, spec: {spec}}}"
         );
-        let _file = Foreign::write(&lab, "elsewhere.yaml", yaml)?;
-        caught_up(&lab)?;
+        let _file = SourceFile::write(&lab, "elsewhere.yaml", yaml)?;
+        wait_synced(&lab)?;
         for node in ["a", "b"] {
             let policy = evidence::policy(&lab, node, AUTHORIZATION, "foo", name)?;
             let said = policy.to_string().to_lowercase();

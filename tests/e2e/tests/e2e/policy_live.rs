@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use ambit_e2e::input::Foreign;
+use ambit_e2e::input::SourceFile;
 use ambit_e2e::manifest;
 use ambit_e2e::policy::evidence::{Denial, Mark};
 use ambit_e2e::policy::town::{self, BAR, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
 use ambit_e2e::policy::transfers::{Path, Swarm, Transfers, established, paths};
-use ambit_e2e::settle::caught_up;
+use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
 use lab::{Family, Lab};
 
@@ -114,12 +114,12 @@ fn a_deny_closes_its_half_of_a_hundred_transfers_and_leaves_the_other_alone() ->
     );
     let mut file = None;
     open.meets(&lab, "AuthorizationPolicy foo/no-productpage", || {
-        file = Some(Foreign::write(&lab, "deny.yaml", deny)?);
+        file = Some(SourceFile::write(&lab, "deny.yaml", deny)?);
         Ok(())
     })?;
     // And back again.
     drop(file);
-    caught_up(&lab)?;
+    wait_synced(&lab)?;
     Transfers::start(&lab, &paths(&[PRODUCTPAGE], &SERVERS), 1)?.all_intact(&lab)
 }
 
@@ -136,8 +136,8 @@ fn among_thousands_of_policies_a_deny_is_as_quick() -> Result<()> {
         );
         authorization(&format!("many-{number}"), &spec)
     });
-    let _many = Foreign::write(&lab, "many.yaml", manifest::all(many))?;
-    caught_up(&lab)?;
+    let _many = SourceFile::write(&lab, "many.yaml", manifest::all(many))?;
+    wait_synced(&lab)?;
     let open = Open {
         denied: each(paths(&[PRODUCTPAGE], &SERVERS), 3),
         allowed: each(paths(&[FOO], &SERVERS), 3),
@@ -148,7 +148,7 @@ fn among_thousands_of_policies_a_deny_is_as_quick() -> Result<()> {
     );
     let mut file = None;
     open.meets(&lab, "AuthorizationPolicy foo/no-productpage", || {
-        file = Some(Foreign::write(&lab, "deny.yaml", deny)?);
+        file = Some(SourceFile::write(&lab, "deny.yaml", deny)?);
         Ok(())
     })
 }
@@ -164,7 +164,7 @@ fn strict_closes_what_is_open_in_plaintext_and_nothing_else() -> Result<()> {
                   metadata: {namespace: istio-system, name: default}, spec: {mtls: {mode: STRICT}}}";
     let mut file = None;
     open.meets(&lab, "PeerAuthentication istio-system/default", || {
-        file = Some(Foreign::write(&lab, "strict.yaml", strict)?);
+        file = Some(SourceFile::write(&lab, "strict.yaml", strict)?);
         Ok(())
     })
 }
@@ -176,8 +176,8 @@ fn a_pods_label_brings_it_a_policy_that_was_there_before() -> Result<()> {
         "quarantine",
         "{selector: {matchLabels: {quarantine: \"yes\"}}, action: DENY, rules: [{}]}",
     );
-    let _file = Foreign::write(&lab, "quarantine.yaml", quarantine)?;
-    caught_up(&lab)?;
+    let _file = SourceFile::write(&lab, "quarantine.yaml", quarantine)?;
+    wait_synced(&lab)?;
     let clients = [PRODUCTPAGE, FOO, BAR, LEGACY];
     for (server, other) in [("foo/far", "foo/near"), ("foo/near", "foo/far")] {
         let open = Open {
@@ -188,7 +188,7 @@ fn a_pods_label_brings_it_a_policy_that_was_there_before() -> Result<()> {
             lab.label("Pod", server, &[("quarantine", Some("yes"))])
         })?;
         lab.label("Pod", server, &[("quarantine", None)])?;
-        caught_up(&lab)?;
+        wait_synced(&lab)?;
     }
     Ok(())
 }
@@ -201,8 +201,8 @@ fn a_namespaces_label_takes_its_pods_out_of_a_network_policy() -> Result<()> {
                   {from: [{namespaceSelector: {matchLabels: {purpose: production}}}]}, \
                   {from: [{namespaceSelector: {matchExpressions: [\
                   {key: kubernetes.io/metadata.name, operator: In, values: [foo, legacy]}]}}]}]}}";
-    let _file = Foreign::write(&lab, "friends.yaml", policy)?;
-    caught_up(&lab)?;
+    let _file = SourceFile::write(&lab, "friends.yaml", policy)?;
+    wait_synced(&lab)?;
     let open = Open {
         denied: each(paths(&[BAR], &SERVERS), 6),
         allowed: each(paths(&[FOO, LEGACY], &SERVERS), 3),
@@ -222,8 +222,8 @@ fn a_clients_label_takes_it_out_of_a_network_policy() -> Result<()> {
                   spec: {podSelector: {matchLabels: {app: httpbin}}, ingress: [\
                   {from: [{podSelector: {matchLabels: {role: frontend}}}]}, \
                   {from: [{namespaceSelector: {matchLabels: {purpose: production}}}]}]}}";
-    let _file = Foreign::write(&lab, "frontends.yaml", policy)?;
-    caught_up(&lab)?;
+    let _file = SourceFile::write(&lab, "frontends.yaml", policy)?;
+    wait_synced(&lab)?;
     let open = Open {
         denied: each(paths(&[FOO], &SERVERS), 6),
         allowed: each(paths(&[BAR], &SERVERS), 6),
@@ -258,7 +258,7 @@ fn what_is_opened_at_the_moment_of_a_change_does_not_slip_through() -> Result<()
         }
         let mark = Mark::now(&lab)?;
         let since = SystemTime::now();
-        let file = Foreign::write(&lab, "nobody.yaml", &deny)?;
+        let file = SourceFile::write(&lab, "nobody.yaml", &deny)?;
         for (path, swarm) in &swarms {
             lab.wait_until("all connections to be gone", PATIENCE, || {
                 (established(&lab, path).ok()? == 0).then_some(())
@@ -273,7 +273,7 @@ fn what_is_opened_at_the_moment_of_a_change_does_not_slip_through() -> Result<()
         }
         closed_in_time(&lab, &mark, since).with_context(|| format!("round {round}"))?;
         drop(file);
-        caught_up(&lab)?;
+        wait_synced(&lab)?;
     }
     Ok(())
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use ambit_e2e::access_log;
-use ambit_e2e::input::Foreign;
+use ambit_e2e::input::SourceFile;
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::policy::attempt::{Seen, asked};
 use ambit_e2e::policy::evidence::{DENIED, Mark};
 use ambit_e2e::programs::{PORT, nginx};
-use ambit_e2e::settle::caught_up;
+use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
 use lab::{Family, Lab, Options, Where};
 use serde_json::json;
@@ -76,14 +76,14 @@ fn answered(lab: &Lab, path: &str) -> Result<usize> {
 fn probes_succeed_under_every_policy_and_other_ports_are_closed_to_the_node() -> Result<()> {
     let lab = lab()?;
     for (policy, api, rest) in POLICIES {
-        let file = Foreign::write(&lab, "p.yaml", format!("{{apiVersion: {api}, {rest}}}"))?;
-        caught_up(&lab)?;
+        let file = SourceFile::write(&lab, "p.yaml", format!("{{apiVersion: {api}, {rest}}}"))?;
+        wait_synced(&lab)?;
         let mark = Mark::now(&lab)?;
         goes_on(&lab).with_context(|| policy.to_owned())?;
         refuses(&lab, policy, &mark).with_context(|| policy.to_owned())?;
         goes_on(&lab).with_context(|| policy.to_owned())?;
         drop(file);
-        caught_up(&lab)?;
+        wait_synced(&lab)?;
         let to = (lab.pod_ip("web", Family::V4)?, PORT).into();
         let node = lab.node_ip("a", Family::V4)?;
         let seen = asked(&lab, &Where::node("a"), to, node)?;

@@ -11,7 +11,7 @@ use ambit_e2e::policy::guides::attempts;
 use ambit_e2e::policy::storm::{Listener, Prober, Storm, denied_addresses, requests_from};
 use ambit_e2e::policy::town::{self, BAR, FOO, PRODUCTPAGE, SERVERS};
 use ambit_e2e::policy::transfers::{Transfers, paths};
-use ambit_e2e::settle::caught_up;
+use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
 use lab::Lab;
 use serde_json::Value;
@@ -28,7 +28,7 @@ fn a_storm_of_edits_opens_no_window_and_closes_none() -> Result<()> {
     println!("seed {seed}");
     let lab = town::up()?;
     let mut storm = Storm::begin(&lab, seed)?;
-    caught_up(&lab)?;
+    wait_synced(&lab)?;
     let mark = Mark::now(&lab)?;
     let denied = Prober::of(&lab, PRODUCTPAGE)?;
     let unheard = Listener::of(&lab, PRODUCTPAGE)?;
@@ -65,7 +65,7 @@ fn a_storm_of_edits_opens_no_window_and_closes_none() -> Result<()> {
         );
     }
     storm.settle()?;
-    caught_up(&lab)?;
+    wait_synced(&lab)?;
     as_a_fresh_daemon(&lab).with_context(told)
 }
 
@@ -103,7 +103,7 @@ fn as_a_fresh_daemon(lab: &Lab) -> Result<()> {
         decides(lab)?;
         lab.stop_daemon(node)?;
         lab.restart_daemon(node)?;
-        caught_up(lab)?;
+        wait_synced(lab)?;
         let after = state()?;
         ensure!(before == after, "{}", difference(&before, &after));
         decides(lab)?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ambit_e2e::manifest::{Pod, Service, endpoint_slice};
 use ambit_e2e::programs::{PORT, connection_end, curl, curl_many, nginx, url};
-use ambit_e2e::web::{client, lab_with, tally, web};
-use ambit_e2e::{access_log, metrics, settle};
+use ambit_e2e::web_service::{client, count_answers, endpoint, lab_with};
+use ambit_e2e::{access_log, metrics, sync};
 use lab::{Family, Lab, Process, Where};
 use serde_json::json;
 
@@ -19,7 +19,7 @@ fn a_target_port_may_be_a_number_or_a_name_that_each_pod_gives_a_number_of_its_o
             .on("b")
             .label("app", "web")
             .runs(other);
-        all.push(web(namespace, "web", "b").into());
+        all.push(endpoint(namespace, "web", "b").into());
         all.push(other.port(Some("web"), 9090).into());
         all.push(Service::new(namespace, "named", 80, "web").of("web").into());
         all.push(
@@ -36,7 +36,7 @@ fn a_target_port_may_be_a_number_or_a_name_that_each_pod_gives_a_number_of_its_o
                 .service_ip(&format!("{namespace}/named"), family)
                 .unwrap();
             let answers = curl_many(&lab, &client(), &url(named, 80), 24).unwrap();
-            let tally = tally(&answers);
+            let tally = count_answers(&answers);
             assert_eq!(
                 tally.keys().collect::<Vec<_>>(),
                 [&"other", &"web"],
@@ -52,7 +52,7 @@ fn a_service_without_selector_reaches_the_endpoints_that_are_written_by_hand() {
     let lab = lab_with([
         service("pods"),
         service("outside"),
-        web("in", "web", "b").into(),
+        endpoint("in", "web", "b").into(),
     ])
     .unwrap();
     let outside = nginx_outside(&lab, "outside $remote_addr");
@@ -62,7 +62,7 @@ fn a_service_without_selector_reaches_the_endpoints_that_are_written_by_hand() {
         lab.apply(endpoint_slice("in", "pods", pod, PORT)).unwrap();
         lab.apply(endpoint_slice("in", "outside", fabric, PORT))
             .unwrap();
-        settle::caught_up(&lab).unwrap();
+        sync::wait_synced(&lab).unwrap();
         let ask = |service: &str| {
             let ip = lab.service_ip(&format!("in/{service}"), family).unwrap();
             curl(&lab, &client(), &url(ip, 80), &[]).unwrap()
@@ -136,7 +136,7 @@ fn what_the_mesh_does_not_know_is_reached_as_it_is() {
 #[test]
 fn a_service_that_nobody_serves_resets_at_once_and_says_why() {
     let ill = json!({"exec": {"command": ["false"]}, "periodSeconds": 1});
-    let ill = web("in", "ill", "b").container("readinessProbe", ill);
+    let ill = endpoint("in", "ill", "b").container("readinessProbe", ill);
     let empty = Service::new("in", "empty", 80, PORT);
     let lab = lab_with([empty.into(), Service::new("in", "web", 80, PORT).into()]).unwrap();
     lab.apply(String::from(ill)).unwrap();
@@ -144,7 +144,7 @@ fn a_service_that_nobody_serves_resets_at_once_and_says_why() {
         status.pod("in/ill").is_ok_and(|pod| pod.phase == "Running")
     })
     .unwrap();
-    settle::caught_up(&lab).unwrap();
+    sync::wait_synced(&lab).unwrap();
     for (service, reason) in [("empty", "no_endpoint"), ("web", "no_healthy_endpoint")] {
         for family in Family::ALL {
             let to = lab.service_ip(service, family).unwrap();
@@ -194,7 +194,7 @@ fn one_family_is_enough_for_a_pod_and_for_a_service() {
     let lab = lab_with([
         service("four", "IPv4"),
         service("six", "IPv6"),
-        web("in", "web", "b").into(),
+        endpoint("in", "web", "b").into(),
     ])
     .unwrap();
     for (name, family) in [("four", Family::V4), ("six", Family::V6)] {

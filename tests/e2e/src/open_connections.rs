@@ -1,4 +1,4 @@
-//! Connections that a client pod holds open to a greeter.
+//! TCP connections that a client pod keeps open to a server that greets and echoes.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,43 +11,46 @@ use crate::programs::{PORT, words};
 /// An answer takes milliseconds; dozens of connections on a busy machine take seconds.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// Opens connections one after the other and prints the greeting of each, then `held`. For every
-/// line on its stdin it sends that line on each connection and prints what comes back.
+/// Opens connections one after the other and prints each greeting, then `all open`. Every line on stdin is sent on each
+/// connection, and its echo is printed.
 const SCRIPT: &str = "for i in $(seq \"$2\"); do exec {fd}<>\"/dev/tcp/$0/$1\" || exit 9; \
-                      fds+=($fd); read -r line <&$fd || exit 8; echo \"$line\"; done; echo held; \
+                      fds+=($fd); read -r line <&$fd || exit 8; echo \"$line\"; done; echo all open; \
                       while read -r word; do for fd in \"${fds[@]}\"; do echo \"$word\" >&$fd; \
                       read -r line <&$fd || exit 7; echo \"$line\"; done; done";
 
-/// Open connections; dropping it resets them.
+/// The line that [`SCRIPT`] prints after the last greeting.
+const ALL_OPEN: &str = "all open";
+
+/// Connections of one client program. Dropping the value kills the program, which resets them.
 #[derive(Debug)]
-pub struct Held {
+pub struct OpenConnections {
     process: Process,
-    /// What each was greeted with.
+    /// The greeting received on each connection.
     pub greetings: Vec<String>,
 }
 
-impl Held {
+impl OpenConnections {
     /// Opens `count` connections from a pod to [`PORT`] of an address, one after the other.
     ///
     /// # Errors
-    /// One of them was refused, or not greeted in time.
+    /// A connection was refused, or not greeted within 15 s.
     pub fn open(lab: &Lab, pod: &str, to: IpAddr, count: usize) -> Result<Self> {
         let (ip, port, number) = (to.to_string(), PORT.to_string(), count.to_string());
         let command = words(&["bash", "-c", SCRIPT, &ip, &port, &number]);
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         let process = lab.spawn(pod, &command)?;
         process
-            .wait_stdout("held\n", DEADLINE)
+            .wait_stdout(&format!("{ALL_OPEN}\n"), DEADLINE)
             .with_context(|| format!("{pod} to {to}"))?;
-        let said = String::from_utf8_lossy(&process.stdout()).into_owned();
-        let greetings: Vec<String> = said
+        let stdout = String::from_utf8_lossy(&process.stdout()).into_owned();
+        let greetings: Vec<String> = stdout
             .lines()
-            .take_while(|line| *line != "held")
+            .take_while(|line| *line != ALL_OPEN)
             .map(str::to_owned)
             .collect();
         ensure!(
             greetings.len() == count,
-            "{count} connections, {greetings:?}"
+            "expected {count} greetings, got {greetings:?}"
         );
         Ok(Self { process, greetings })
     }
@@ -55,8 +58,8 @@ impl Held {
     /// Sends a word on every connection and waits for all echoes.
     ///
     /// # Errors
-    /// One of them did not come back.
-    pub fn says(&mut self, lab: &Lab, word: &str) -> Result<()> {
+    /// An echo is missing after 15 s, or differs from the word.
+    pub fn echo(&mut self, lab: &Lab, word: &str) -> Result<()> {
         let line = format!("{word}\n");
         let expected = self.process.stdout().len() + line.len() * self.greetings.len();
         self.process.write(line.as_bytes())?;
@@ -65,19 +68,19 @@ impl Held {
             DEADLINE,
             || (self.process.stdout().len() == expected).then_some(()),
         )?;
-        let said = self.process.stdout();
-        let echoes = String::from_utf8_lossy(&said);
+        let stdout = self.process.stdout();
+        let echoes = String::from_utf8_lossy(&stdout);
         ensure!(
             echoes.ends_with(&line.repeat(self.greetings.len())),
-            "{echoes:?}"
+            "wrong echo: {echoes:?}"
         );
         Ok(())
     }
 
-    /// Closes all connections in order, and waits for the program's end.
+    /// Closes all connections with FIN, and waits until the client program ends.
     ///
     /// # Errors
-    /// It does not end.
+    /// The program still runs after 15 s.
     pub fn close(mut self) -> Result<Output> {
         self.process.close_stdin();
         self.process.wait(DEADLINE)

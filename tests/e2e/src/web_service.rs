@@ -1,4 +1,4 @@
-//! The scene of most routing tests: a meshed client, and the pods of a service `web`.
+//! The lab of most routing tests: a meshed client, and endpoints of a service `web`.
 
 use std::collections::BTreeMap;
 
@@ -8,45 +8,46 @@ use lab::{Lab, Options, Where};
 use crate::manifest::{self, Pod};
 use crate::programs::{PORT, greeter, nginx};
 
-/// A client in the mesh on node `a`, in namespace `in`; namespace `out` is not in the mesh.
+/// Brings up a meshed client on node `a` in namespace `in`, and the objects in `more`. Namespace `out` is not in the
+/// mesh.
 ///
 /// # Errors
 /// The lab does not come up.
 pub fn lab_with(more: impl IntoIterator<Item = String>) -> Result<Lab> {
-    let scene = [
+    let base = [
         manifest::two_nodes(),
         manifest::namespace("in", Some("ambient")),
         manifest::namespace("out", None),
         Pod::new("in", "client").on("a").into(),
     ];
     Lab::up(
-        manifest::all(scene.into_iter().chain(more)),
+        manifest::all(base.into_iter().chain(more)),
         Options::default(),
     )
 }
 
-/// The client.
+/// The client's pod.
 pub fn client() -> Where {
     Where::pod("in/client")
 }
 
-/// A pod that answers requests with its own name; an endpoint of the service `web`.
-pub fn web(namespace: &str, name: &str, node: &str) -> Pod {
+/// An endpoint of the service `web` that answers HTTP requests with its own name.
+pub fn endpoint(namespace: &str, name: &str, node: &str) -> Pod {
     let pod = Pod::new(namespace, name).on(node).label("app", "web");
     pod.runs(nginx(&[PORT], name)).port(Some("web"), PORT)
 }
 
-/// A pod that greets with its own name and echoes; an endpoint of the service `web`.
-pub fn greets(namespace: &str, name: &str, node: &str) -> Pod {
+/// An endpoint of the service `web` that sends its own name as a greeting and then echoes.
+pub fn greeting_endpoint(namespace: &str, name: &str, node: &str) -> Pod {
     let pod = Pod::new(namespace, name).on(node).label("app", "web");
     pod.runs(greeter(PORT, name)).port(Some("web"), PORT)
 }
 
-/// How often each answer was given.
-pub fn tally(answers: &[String]) -> BTreeMap<&str, usize> {
-    let mut tally = BTreeMap::new();
+/// Counts how often each answer was given.
+pub fn count_answers(answers: &[String]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
     for answer in answers {
-        *tally.entry(answer.as_str()).or_insert(0) += 1;
+        *counts.entry(answer.as_str()).or_insert(0) += 1;
     }
-    tally
+    counts
 }

@@ -1,4 +1,4 @@
-//! Knowing that the daemons know.
+//! Waits until the daemons have read what a test has changed.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use lab::Lab;
 /// A changed file is read within tens of milliseconds; this leaves room for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// Waits until every daemon has seen all objects that were applied before this call.
+/// Waits until every daemon has read all objects that were applied before this call.
 ///
 /// # Errors
-/// One has not after 15 s.
-pub fn caught_up(lab: &Lab) -> Result<()> {
+/// A daemon has not read them after 15 s.
+pub fn wait_synced(lab: &Lab) -> Result<()> {
     lab.wait_read(DEADLINE)
 }
