@@ -34,11 +34,13 @@ use tokio::sync::watch;
 
 pub use authority::{Authority, AuthorityError, BACKDATE, Validity};
 pub use bundle::{BundleError, BundleFile, TrustBundle};
-pub use certificate::{Certificate, Issued};
+pub use certificate::{Certificate, IssuedCertificate};
 pub use istio_ca::{IstioCa, IstioCaConfig, IstioCaError};
 pub use local_ca::LocalCa;
-pub use renewal::{Certificates, CertificatesConfig, CertificatesState, Clock, RenewalTask, Tally};
-pub use slots::{IdentityState, IdentityStatus, Need};
+pub use renewal::{
+    Certificates, CertificatesConfig, CertificatesState, Clock, Counters, RenewalTask,
+};
+pub use slots::{IdentityState, IdentityStatus, Priority};
 pub use spire::{Spire, SpireConfig};
 
 /// Issues certificates, and knows the roots that peers must chain to.
@@ -48,7 +50,7 @@ pub trait CertificateSource: Send + Sync {
     ///
     /// A source that learns roots together with a certificate publishes them first: the certificate
     /// is verified against what [`bundle`](Self::bundle) holds when it arrives.
-    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> Issuing<'a>;
+    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> IssueFuture<'a>;
 
     /// The roots, now and whenever they change; empty until they are known. Old and new roots are in
     /// it together while one replaces the other.
@@ -56,7 +58,7 @@ pub trait CertificateSource: Send + Sync {
 
     /// Identities for which the source has something newer than it has answered with, where it
     /// notices by itself. They are asked for again at once.
-    fn rotated(&self) -> Option<watch::Receiver<Rotations>> {
+    fn updates(&self) -> Option<watch::Receiver<UpdateCounts>> {
         None
     }
 
@@ -65,21 +67,22 @@ pub trait CertificateSource: Send + Sync {
 
     /// What the source does beside answering: streams, files that may change. Runs for as long as
     /// certificates are renewed, in one task, and is dropped at the end. Never returns.
-    fn run(&self) -> Running<'_> {
+    fn run(&self) -> RunFuture<'_> {
         Box::pin(std::future::pending())
     }
 }
 
 /// A certificate that is being issued.
-pub type Issuing<'a> = Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>>;
+pub type IssueFuture<'a> =
+    Pin<Box<dyn Future<Output = Result<IssuedCertificate, IssueError>> + Send + 'a>>;
 
 /// How often the source has had something new for an identity, counted by the source. An identity
 /// whose count has changed is asked for again, so that nothing is lost when two changes are seen as
 /// one.
-pub type Rotations = BTreeMap<SpiffeId, u64>;
+pub type UpdateCounts = BTreeMap<SpiffeId, u64>;
 
 /// A source at work.
-pub type Running<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+pub type RunFuture<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// Why a certificate could not be issued.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,7 +108,7 @@ impl IssueError {
     pub const DENIED: &'static str = "ca_denied";
 
     /// Whether nobody answered, so that others have nothing to hope for either.
-    pub(crate) fn is_silence(&self) -> bool {
+    pub(crate) fn is_unavailable(&self) -> bool {
         let codes = [
             Self::UNREACHABLE,
             Self::TIMEOUT,

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hbone::{ClientTls, Credentials, Revocations, ServerTls};
-use mesh::certs::{Certificate, Certificates, CertificatesState, IdentityState, Need, TrustBundle};
+use mesh::certs::{
+    Certificate, Certificates, CertificatesState, IdentityState, Priority, TrustBundle,
+};
 use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tokio::task::yield_now;
@@ -98,7 +100,7 @@ impl Identities {
 
     /// Says which identities run on this node now. Others are forgotten, key and all.
     pub fn wanted(&self, identities: BTreeSet<SpiffeId>) {
-        self.0.certificates.wanted(identities);
+        self.0.certificates.set_identities(identities);
     }
 
     /// Follows the certificates until cancelled.
@@ -128,7 +130,7 @@ impl Identities {
     /// The same for a connection, which waits a while for a certificate if there is none. It is
     /// served before all others.
     pub(crate) async fn ready(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
-        self.wait_for(identity, Need::Connection).await
+        self.wait_for(identity, Priority::Connection).await
     }
 
     /// The same for a pod that is being enrolled.
@@ -136,26 +138,30 @@ impl Identities {
         &self,
         identity: &SpiffeId,
     ) -> Result<Arc<Identity>, IdentityError> {
-        self.wait_for(identity, Need::Pod).await
+        self.wait_for(identity, Priority::Pod).await
     }
 
     async fn wait_for(
         &self,
         identity: &SpiffeId,
-        need: Need,
+        priority: Priority,
     ) -> Result<Arc<Identity>, IdentityError> {
         let found = self.current(identity);
         if found.is_ok() {
             return found;
         }
         // Most calls end above; the wait's state is none of theirs.
-        let wait = Box::pin(self.wait(identity, need));
+        let wait = Box::pin(self.wait(identity, priority));
         timeout(FIRST_CERTIFICATE, wait)
             .await
             .unwrap_or_else(|_| self.current(identity))
     }
 
-    async fn wait(&self, identity: &SpiffeId, need: Need) -> Result<Arc<Identity>, IdentityError> {
+    async fn wait(
+        &self,
+        identity: &SpiffeId,
+        priority: Priority,
+    ) -> Result<Arc<Identity>, IdentityError> {
         let mut changed = self.0.changed.subscribe();
         let mut again = interval(AGAIN);
         loop {
@@ -165,7 +171,7 @@ impl Identities {
                 return found;
             }
             tokio::select! {
-                _ = again.tick() => self.0.certificates.need(identity, need),
+                _ = again.tick() => self.0.certificates.prioritize(identity, priority),
                 changed = changed.changed() => if changed.is_err() { return found },
             }
         }

@@ -145,7 +145,11 @@ impl Keeper {
         let kept = self.kept();
         Standing {
             issuer_end: kept.rotation.signing().not_after(),
-            first_root_end: kept.rotation.bundle().ok().and_then(|b| b.earliest_end()),
+            first_root_end: kept
+                .rotation
+                .bundle()
+                .ok()
+                .and_then(|b| b.earliest_expiry()),
             roots: kept.rotation.roots().len(),
             moves_at: kept.rotation.next().map(|(_, at)| at),
         }

@@ -15,7 +15,7 @@ use spiffe::SpiffeId;
 use time::OffsetDateTime;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{Issued, TrustBundle};
+use super::{IssuedCertificate, TrustBundle};
 
 /// A certificate is valid this long before it was issued: five minutes for peers whose clocks are
 /// behind, and as much again for an authority whose own clock is ahead.
@@ -161,12 +161,16 @@ impl Authority {
     }
 
     /// A new key and its certificate.
-    pub fn issue(&self, identity: &SpiffeId, validity: Validity) -> Result<Issued, rcgen::Error> {
+    pub fn issue(
+        &self,
+        identity: &SpiffeId,
+        validity: Validity,
+    ) -> Result<IssuedCertificate, rcgen::Error> {
         let mut pair = new_key()?;
         let chain = self.sign(&pair, identity, validity);
         let key = Zeroizing::new(pair.serialize_der());
         pair.zeroize();
-        Ok(Issued { chain: chain?, key })
+        Ok(IssuedCertificate { chain: chain?, key })
     }
 
     fn certify(

@@ -100,7 +100,7 @@ impl TrustBundle {
     }
 
     /// When the first of the roots expires.
-    pub fn earliest_end(&self) -> Option<SystemTime> {
+    pub fn earliest_expiry(&self) -> Option<SystemTime> {
         self.ends
     }
 

@@ -11,23 +11,23 @@ use zeroize::Zeroizing;
 /// What a source answers: a chain and a key, of which nothing is known yet.
 ///
 /// The key is wiped from memory when this is dropped, and never printed.
-pub struct Issued {
+pub struct IssuedCertificate {
     /// Leaf first, then intermediates. Roots may follow; they are not sent to peers.
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's private key, PKCS#8.
     pub key: Zeroizing<Vec<u8>>,
 }
 
-impl Issued {
+impl IssuedCertificate {
     /// The private key (PKCS#8). The copy is the caller's to hand on or to wipe.
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(self.key.to_vec().into())
     }
 }
 
-impl fmt::Debug for Issued {
+impl fmt::Debug for IssuedCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Issued")
+        f.debug_struct("IssuedCertificate")
             .field("chain", &self.chain.len())
             .field("key", &"redacted")
             .finish()
@@ -61,7 +61,7 @@ impl Certificate {
 }
 
 /// As it came: for a source that has verified what it hands on.
-impl From<Certificate> for Issued {
+impl From<Certificate> for IssuedCertificate {
     fn from(certificate: Certificate) -> Self {
         Self {
             chain: certificate.chain,

@@ -28,7 +28,9 @@ use tonic::{Code, Request, Status};
 
 use super::slots::Now;
 use super::verify::verify;
-use super::{CertificateSource, IssueError, Issued, Issuing, Running, TrustBundle};
+use super::{
+    CertificateSource, IssueError, IssueFuture, IssuedCertificate, RunFuture, TrustBundle,
+};
 use address::Address;
 use answer::Answer;
 use proto::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -113,7 +115,7 @@ impl IstioCaConfig {
     }
 
     /// All that cannot be understood in it; without any, a client can be made.
-    pub fn problems(&self) -> Vec<IstioCaError> {
+    pub fn validation_errors(&self) -> Vec<IstioCaError> {
         let address = Address::parse(&self.address);
         // What the host is good for as a name is not known without one.
         let name = match &address {
@@ -165,7 +167,11 @@ impl IstioCa {
         })
     }
 
-    async fn ask(&self, identity: &SpiffeId, ttl: Duration) -> Result<Issued, IssueError> {
+    async fn ask(
+        &self,
+        identity: &SpiffeId,
+        ttl: Duration,
+    ) -> Result<IssuedCertificate, IssueError> {
         let error = |(code, message): Fault| IssueError::new(identity, code, message);
         let asking = Asking::new(identity, ttl).map_err(error)?;
         let answer = self.call(&asking).await.map_err(error)?;
@@ -181,7 +187,12 @@ impl IstioCa {
             .map_err(|failure| error((GARBAGE, failure.to_string())))?;
         let key = asking.key;
         // Before anything is learned of it: an answer that is refused widens nothing.
-        let certificate = verify(Issued { chain, key }, identity, lesson.bundle(), now)?;
+        let certificate = verify(
+            IssuedCertificate { chain, key },
+            identity,
+            lesson.bundle(),
+            now,
+        )?;
         lesson.take();
         Ok(certificate.into())
     }
@@ -307,7 +318,7 @@ fn said(status: &Status) -> String {
 }
 
 impl CertificateSource for IstioCa {
-    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> Issuing<'a> {
+    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> IssueFuture<'a> {
         Box::pin(async move {
             let limit = self.config.timeout;
             timeout(limit, self.ask(identity, ttl))
@@ -324,7 +335,7 @@ impl CertificateSource for IstioCa {
         self.trust.bundle()
     }
 
-    fn run(&self) -> Running<'_> {
+    fn run(&self) -> RunFuture<'_> {
         Box::pin(self.trust.run())
     }
 }

@@ -13,8 +13,8 @@ use tracing::{info, warn};
 use super::authority::files;
 use super::bundle::LOOK;
 use super::{
-    Authority, AuthorityError, CertificateSource, IssueError, Issued, Issuing, Running,
-    TrustBundle, Validity,
+    Authority, AuthorityError, CertificateSource, IssueError, IssueFuture, IssuedCertificate,
+    RunFuture, TrustBundle, Validity,
 };
 
 /// The source that needs nothing but a folder with an [`Authority`]'s files. Files that are replaced
@@ -64,7 +64,11 @@ impl LocalCa {
     }
 
     /// Issues a certificate for an identity, for at most as long as the authority itself is valid.
-    pub fn issue(&self, identity: &SpiffeId, ttl: Duration) -> Result<Issued, IssueError> {
+    pub fn issue(
+        &self,
+        identity: &SpiffeId,
+        ttl: Duration,
+    ) -> Result<IssuedCertificate, IssueError> {
         self.issue_at(identity, ttl, SystemTime::now())
     }
 
@@ -74,7 +78,7 @@ impl LocalCa {
         identity: &SpiffeId,
         ttl: Duration,
         now: SystemTime,
-    ) -> Result<Issued, IssueError> {
+    ) -> Result<IssuedCertificate, IssueError> {
         let authority = self.authority.load();
         if authority.not_after() <= now {
             let message = "the certificate authority has expired";
@@ -135,7 +139,7 @@ impl LocalCa {
 }
 
 impl CertificateSource for LocalCa {
-    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> Issuing<'a> {
+    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> IssueFuture<'a> {
         Box::pin(async move { LocalCa::issue(self, identity, ttl) })
     }
 
@@ -143,7 +147,7 @@ impl CertificateSource for LocalCa {
         self.bundle.subscribe()
     }
 
-    fn run(&self) -> Running<'_> {
+    fn run(&self) -> RunFuture<'_> {
         Box::pin(self.follow())
     }
 }

@@ -12,7 +12,7 @@ use spiffe::SpiffeId;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::slots::{IdentityStatus, Need, Now};
+use super::slots::{IdentityStatus, Now, Priority};
 use super::{Certificate, CertificateSource, TrustBundle};
 
 pub use task::RenewalTask;
@@ -62,7 +62,7 @@ pub struct Certificates(Arc<Shared>);
 
 struct Shared {
     wanted: watch::Sender<Arc<BTreeSet<SpiffeId>>>,
-    needed: Mutex<BTreeMap<SpiffeId, Need>>,
+    needed: Mutex<BTreeMap<SpiffeId, Priority>>,
     /// Something was added to `needed`.
     need: Notify,
     version: watch::Sender<u64>,
@@ -78,14 +78,14 @@ pub struct CertificatesState {
     /// Whom peers must chain to; empty until the source knows.
     pub bundle: Arc<TrustBundle>,
     /// What has happened so far.
-    pub tally: Tally,
+    pub counters: Counters,
 }
 
 /// Counts of what has happened since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct Counters {
     /// Certificates that were issued for identities that had none before.
-    pub first: u64,
+    pub first_issues: u64,
     /// Certificates that took the place of others.
     pub renewals: u64,
     /// Attempts that failed, by reason code.
@@ -113,7 +113,7 @@ impl Certificates {
 
     /// Says which identities run here now. New ones are issued at once; others are forgotten, and
     /// their keys wiped as soon as nobody uses them.
-    pub fn wanted(&self, identities: BTreeSet<SpiffeId>) {
+    pub fn set_identities(&self, identities: BTreeSet<SpiffeId>) {
         let identities = Arc::new(identities);
         self.0.wanted.send_if_modified(|wanted| {
             let modified = **wanted != *identities;
@@ -125,7 +125,7 @@ impl Certificates {
     /// Somebody waits for this identity's certificate: it is tried about once a second, whatever has
     /// failed before, and if it is a connection that waits, before all others. Holds for two seconds;
     /// whoever waits longer says it again. Says nothing of identities that are not wanted.
-    pub fn need(&self, identity: &SpiffeId, need: Need) {
+    pub fn prioritize(&self, identity: &SpiffeId, need: Priority) {
         if !self.0.wanted.borrow().contains(identity) {
             return;
         }

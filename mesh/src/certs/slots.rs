@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::verify::SKEW;
 use super::{Certificate, IssueError, TrustBundle};
-use outage::Outage;
-use slot::Slot;
+use outage::CircuitBreaker;
+use slot::CertEntry;
 
-pub use status::{IdentityState, IdentityStatus, Need};
+pub use status::{IdentityState, IdentityStatus, Priority};
 
 /// The present, by two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +38,9 @@ impl Now {
 
 /// All identities that are wanted.
 #[derive(Debug)]
-pub(super) struct Slots {
-    slots: BTreeMap<SpiffeId, Slot>,
-    outage: Outage,
+pub(super) struct CertStore {
+    slots: BTreeMap<SpiffeId, CertEntry>,
+    outage: CircuitBreaker,
     /// Life of a certificate as it is asked for.
     ttl: Duration,
     /// Counts the places that were given away.
@@ -81,11 +81,11 @@ pub(super) enum Got {
     Same,
 }
 
-impl Slots {
+impl CertStore {
     pub(super) fn new(ttl: Duration) -> Self {
         Self {
             slots: BTreeMap::new(),
-            outage: Outage::default(),
+            outage: CircuitBreaker::default(),
             ttl,
             turn: 0,
         }
@@ -101,16 +101,16 @@ impl Slots {
         self.slots.retain(|identity, _| wanted.contains(identity));
         for identity in wanted {
             if !self.slots.contains_key(identity) {
-                self.slots.insert(identity.clone(), Slot::new(now));
+                self.slots.insert(identity.clone(), CertEntry::new(now));
             }
         }
         gone
     }
 
     /// Somebody waits for this identity.
-    pub(super) fn need(&mut self, identity: &SpiffeId, need: Need, now: Now) {
+    pub(super) fn prioritize(&mut self, identity: &SpiffeId, need: Priority, now: Now) {
         if let Some(slot) = self.slots.get_mut(identity) {
-            slot.need(need, now);
+            slot.prioritize(need, now);
         }
     }
 
@@ -181,7 +181,7 @@ impl Slots {
         let reachable = outcome
             .as_ref()
             .err()
-            .is_none_or(|error| !Outage::is(error));
+            .is_none_or(|error| !CircuitBreaker::is(error));
         let recovered = self.outage.outcome(reachable);
         // Forgotten while it was issued: the certificate is dropped, and its key wiped.
         let slot = self
@@ -235,7 +235,7 @@ impl Slots {
     /// not for a time.
     pub(super) fn next(&self, now: Now, free: bool) -> Option<Instant> {
         let ends = self.slots.values().filter_map(|slot| slot.ends(now));
-        let due = self.slots.values().filter_map(Slot::due).min();
+        let due = self.slots.values().filter_map(CertEntry::due).min();
         let due = due.filter(|_| free).map(|due| self.outage.defer(due));
         ends.chain(due).min()
     }

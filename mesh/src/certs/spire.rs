@@ -27,7 +27,10 @@ use futures_util::stream::FuturesUnordered;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::{mpsc, watch};
 
-use super::{CertificateSource, IssueError, Issued, Issuing, Rotations, Running, TrustBundle};
+use super::{
+    CertificateSource, IssueError, IssueFuture, IssuedCertificate, RunFuture, TrustBundle,
+    UpdateCounts,
+};
 use agent::{Agent, ServiceAccount};
 use bundles::Bundles;
 use subscription::{Subscription, Turns};
@@ -106,13 +109,13 @@ impl Spire {
 
 impl CertificateSource for Spire {
     /// Lives as long as SPIRE's entry says, whatever is asked for.
-    fn issue<'a>(&'a self, identity: &'a SpiffeId, _ttl: Duration) -> Issuing<'a> {
+    fn issue<'a>(&'a self, identity: &'a SpiffeId, _ttl: Duration) -> IssueFuture<'a> {
         Box::pin(async move {
             let failed =
                 |failure: agent::Failure| IssueError::new(identity, failure.code, failure.message);
             let svid = self.subscription(identity)?.svid().await.map_err(failed)?;
             self.bundles.known().await.map_err(failed)?;
-            Ok(Issued {
+            Ok(IssuedCertificate {
                 chain: svid.chain,
                 key: svid.key,
             })
@@ -123,7 +126,7 @@ impl CertificateSource for Spire {
         self.bundles.subscribe()
     }
 
-    fn rotated(&self) -> Option<watch::Receiver<Rotations>> {
+    fn updates(&self) -> Option<watch::Receiver<UpdateCounts>> {
         Some(self.turns.subscribe())
     }
 
@@ -134,7 +137,7 @@ impl CertificateSource for Spire {
         self.turns.forget(identity);
     }
 
-    fn run(&self) -> Running<'_> {
+    fn run(&self) -> RunFuture<'_> {
         Box::pin(async move {
             let queue = lock(&self.queue).take();
             let Some(mut queue) = queue else {

@@ -10,7 +10,7 @@ use x509_parser::prelude::{GeneralName, X509Certificate};
 use zeroize::Zeroize;
 
 use super::slots::Now;
-use super::{Certificate, IssueError, Issued, TrustBundle};
+use super::{Certificate, IssueError, IssuedCertificate, TrustBundle};
 
 /// How far clocks may be apart. A certificate that starts this much in the future is one that was
 /// issued now, by somebody whose clock is ahead.
@@ -24,13 +24,13 @@ const MAX_CHAIN_BYTES: usize = 32 << 10;
 /// The certificate that an answer holds, if it is one for this identity, that peers with this bundle
 /// accept, now and for a while.
 pub(super) fn verify(
-    issued: Issued,
+    issued: IssuedCertificate,
     identity: &SpiffeId,
     bundle: &TrustBundle,
     now: Now,
 ) -> Result<Certificate, IssueError> {
     let error = |(code, message): Refusal| IssueError::new(identity, code, message);
-    let Issued { mut chain, key } = issued;
+    let IssuedCertificate { mut chain, key } = issued;
     bounded(&chain).map_err(error)?;
     // Peers know the roots; what they are sent is what they may lack.
     let own = |certificate: &CertificateDer<'_>| !bundle.roots().contains(certificate);

@@ -215,7 +215,7 @@ fn of_connection(connection: &ConnectionInfo) -> Value {
 
 /// One identity as `istioctl ztunnel-config certificate` shows it.
 fn of_identity(status: &IdentityStatus, roots: &[Value]) -> Value {
-    let error = status.error.as_ref();
+    let error = status.last_error.as_ref();
     let because = error.map(|error| format!(": {}: {}", error.code, error.message));
     let because = because.unwrap_or_default();
     let state = match status.state {

@@ -91,7 +91,7 @@ impl IdentityProvider {
             config.cluster_id = cluster.clone();
         }
         // What the client would say only when it is made, after everything else was started.
-        for problem in config.problems() {
+        for problem in config.validation_errors() {
             let flag = match problem {
                 IstioCaError::Address { .. } => ISTIO,
                 IstioCaError::ServerName { .. } => "--ca-server-name (ALT_CA_HOSTNAME)",

@@ -2,7 +2,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::SystemTime;
 
 use mesh::certs::{
-    Authority, CertificateSource, CertificatesConfig, Clock, IssueError, Issuing, LocalCa, Validity,
+    Authority, CertificateSource, CertificatesConfig, Clock, IssueError, IssueFuture, LocalCa,
+    Validity,
 };
 use tokio::task::JoinSet;
 
@@ -81,7 +82,7 @@ struct Source {
 }
 
 impl CertificateSource for Source {
-    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> Issuing<'a> {
+    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> IssueFuture<'a> {
         Box::pin(async move {
             self.attempts.fetch_add(1, SeqCst);
             if self.down.load(SeqCst) {

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use mesh::certs::{Tally, TrustBundle};
+use mesh::certs::{Counters, TrustBundle};
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry};
 use spiffe::SpiffeId;
 
@@ -72,18 +72,18 @@ impl Certificates {
     }
 
     pub(super) fn bundle(&self, bundle: &TrustBundle) {
-        let earliest = bundle.earliest_end();
+        let earliest = bundle.earliest_expiry();
         self.bundle_expiry.set(earliest.map_or(0.0, seconds));
     }
 
     /// Takes over counts, which only grow.
-    pub(super) fn tally(&self, tally: &Tally) {
+    pub(super) fn counters(&self, counters: &Counters) {
         let catch_up = |counter: &IntCounter, count: u64| {
             counter.inc_by(count.saturating_sub(counter.get()));
         };
-        catch_up(&self.issued, tally.first);
-        catch_up(&self.renewals, tally.renewals);
-        for (reason, count) in &tally.failures {
+        catch_up(&self.issued, counters.first_issues);
+        catch_up(&self.renewals, counters.renewals);
+        for (reason, count) in &counters.failures {
             catch_up(&self.failures.with_label_values(&[*reason]), *count);
         }
     }

@@ -156,7 +156,7 @@ impl Telemetry {
 
     /// Publishes what has become of certificates so far, and whom the mesh trusts.
     pub(crate) fn certificates(&self, state: &CertificatesState) {
-        self.metrics.certificates.tally(&state.tally);
+        self.metrics.certificates.counters(&state.counters);
         self.metrics.certificates.bundle(&state.bundle);
     }
 

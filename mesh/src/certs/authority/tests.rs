@@ -77,7 +77,7 @@ fn a_leaf_is_valid_from_before_now_until_its_ttl() {
 fn every_leaf_has_its_own_key_and_serial_number() {
     let (_dir, ca) = ca();
     let [a, b] = [(), ()].map(|()| ca.issue(&web(), for_an_hour()).unwrap());
-    let serial = |issued: &Issued| {
+    let serial = |issued: &IssuedCertificate| {
         let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
         leaf.raw_serial().to_vec()
     };

@@ -22,7 +22,7 @@ fn every_root_is_in_it_once() {
     let text = format!("{}comments are fine\n{}{}", a.pem(), b.pem(), a.pem());
     let bundle = TrustBundle::from_pem(text.as_bytes()).unwrap();
     assert_eq!(bundle.roots(), [a.der().clone(), b.der().clone()]);
-    assert!(bundle.earliest_end().is_some());
+    assert!(bundle.earliest_expiry().is_some());
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub(super) fn pem(certificate: &CertificateDer<'_>) -> String {
     text
 }
 
-async fn outcome(answering: Answering) -> Result<Issued, IssueError> {
+async fn outcome(answering: Answering) -> Result<IssuedCertificate, IssueError> {
     let hostile = Hostile::start(answering).await;
     hostile.client().issue(&web(), TTL).await
 }
@@ -277,8 +277,8 @@ fn what_cannot_be_asked_is_said_at_once() {
         server_name: Some("no name".to_owned()),
         ..cluster
     };
-    assert_eq!(wrong.problems().len(), 3);
-    assert!(config("10.0.0.1:15012").problems().is_empty());
+    assert_eq!(wrong.validation_errors().len(), 3);
+    assert!(config("10.0.0.1:15012").validation_errors().is_empty());
 }
 
 #[test]

@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{CertificatesConfig, CertificatesState, Shared, Tally};
-use crate::certs::slots::{Attempt, Finished, Got, Slots};
+use super::{CertificatesConfig, CertificatesState, Counters, Shared};
+use crate::certs::slots::{Attempt, CertStore, Finished, Got};
 use crate::certs::verify::verify;
-use crate::certs::{CertificateSource, IssueError, Issued, Rotations, TrustBundle};
+use crate::certs::{CertificateSource, IssueError, IssuedCertificate, TrustBundle, UpdateCounts};
 
 /// The time of day can be set, and timers stand still while a machine sleeps: the clocks are looked
 /// at this often whatever is due.
@@ -32,15 +32,15 @@ pub struct RenewalTask {
     config: CertificatesConfig,
     wanted: watch::Receiver<Arc<BTreeSet<SpiffeId>>>,
     bundles: watch::Receiver<Arc<TrustBundle>>,
-    rotations: Option<watch::Receiver<Rotations>>,
+    rotations: Option<watch::Receiver<UpdateCounts>>,
     /// What of each was taken over.
     taken: Arc<BTreeSet<SpiffeId>>,
-    seen: Rotations,
+    seen: UpdateCounts,
     /// The last bundle that was not empty.
     bundle: Arc<TrustBundle>,
-    slots: Slots,
-    tally: Tally,
-    jobs: JoinSet<Result<Issued, IssueError>>,
+    slots: CertStore,
+    counters: Counters,
+    jobs: JoinSet<Result<IssuedCertificate, IssueError>>,
     flights: HashMap<Id, Flight>,
     /// When something was last published, and whether something else is to be.
     published: Option<Instant>,
@@ -54,7 +54,7 @@ struct Flight {
     abort: AbortHandle,
 }
 
-type Landed = Result<(Id, Result<Issued, IssueError>), JoinError>;
+type Landed = Result<(Id, Result<IssuedCertificate, IssueError>), JoinError>;
 
 impl RenewalTask {
     pub(super) fn new(
@@ -67,12 +67,12 @@ impl RenewalTask {
             shared,
             wanted,
             bundles: source.bundle(),
-            rotations: source.rotated(),
+            rotations: source.updates(),
             taken: Arc::default(),
-            seen: Rotations::new(),
+            seen: UpdateCounts::new(),
             bundle: Arc::default(),
-            slots: Slots::new(config.ttl),
-            tally: Tally::default(),
+            slots: CertStore::new(config.ttl),
+            counters: Counters::default(),
             jobs: JoinSet::new(),
             flights: HashMap::new(),
             published: None,
@@ -133,7 +133,7 @@ impl RenewalTask {
                 .unwrap_or_else(PoisonError::into_inner),
         );
         for (identity, need) in &needed {
-            self.slots.need(identity, *need, now);
+            self.slots.prioritize(identity, *need, now);
         }
         let free = self.config.concurrency.saturating_sub(self.jobs.len());
         for attempt in self.slots.start(now, free) {
@@ -226,7 +226,7 @@ impl RenewalTask {
         }
     }
 
-    fn finish(&mut self, attempt: &Attempt, outcome: Result<Issued, IssueError>) {
+    fn finish(&mut self, attempt: &Attempt, outcome: Result<IssuedCertificate, IssueError>) {
         // The answer may have come with new roots.
         self.trust();
         let now = self.shared.now();
@@ -250,8 +250,8 @@ impl RenewalTask {
             Ok(serial) => {
                 let renewed = got == Some(Got::Renewal);
                 match got {
-                    Some(Got::First) => self.tally.first += 1,
-                    Some(Got::Renewal) => self.tally.renewals += 1,
+                    Some(Got::First) => self.counters.first_issues += 1,
+                    Some(Got::Renewal) => self.counters.renewals += 1,
                     Some(Got::Same) | None => {}
                 }
                 match got {
@@ -270,7 +270,7 @@ impl RenewalTask {
                     false => warn!(target: "mesh::certs", "{error}"),
                     true => debug!(target: "mesh::certs", "{error}"),
                 }
-                *self.tally.failures.entry(error.code).or_default() += 1;
+                *self.counters.failures.entry(error.code).or_default() += 1;
             }
         }
         if recovered {
@@ -293,7 +293,7 @@ impl RenewalTask {
         self.shared.publish(CertificatesState {
             identities: self.slots.status(),
             bundle: self.bundle.clone(),
-            tally: self.tally.clone(),
+            counters: self.counters.clone(),
         });
         self.published = Some(Instant::now());
         self.dirty = false;
@@ -317,7 +317,7 @@ impl RenewalTask {
     }
 }
 
-async fn changed(rotations: Option<&mut watch::Receiver<Rotations>>) {
+async fn changed(rotations: Option<&mut watch::Receiver<UpdateCounts>>) {
     let open = match rotations {
         Some(rotations) => rotations.changed().await.is_ok(),
         None => false,

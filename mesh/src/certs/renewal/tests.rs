@@ -9,7 +9,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::certs::{Authority, IdentityState, IssueError, Issued, Issuing, Rotations, Validity};
+use crate::certs::{
+    Authority, IdentityState, IssueError, IssueFuture, IssuedCertificate, UpdateCounts, Validity,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,7 +20,7 @@ const SECOND: Duration = Duration::from_secs(1);
 struct Source {
     authority: Mutex<Arc<Authority>>,
     bundle: watch::Sender<Arc<TrustBundle>>,
-    rotations: watch::Sender<Rotations>,
+    rotations: watch::Sender<UpdateCounts>,
     clock: Clock,
     mood: watch::Sender<Mood>,
     issued: Mutex<Vec<(SpiffeId, SystemTime)>>,
@@ -51,7 +53,7 @@ enum Hostile {
 }
 
 impl CertificateSource for Source {
-    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> Issuing<'a> {
+    fn issue<'a>(&'a self, identity: &'a SpiffeId, ttl: Duration) -> IssueFuture<'a> {
         Box::pin(async move {
             self.count(1);
             // An attempt that is dropped while it waits is no longer one.
@@ -82,7 +84,7 @@ impl CertificateSource for Source {
         self.bundle.subscribe()
     }
 
-    fn rotated(&self) -> Option<watch::Receiver<Rotations>> {
+    fn updates(&self) -> Option<watch::Receiver<UpdateCounts>> {
         Some(self.rotations.subscribe())
     }
 
@@ -106,12 +108,12 @@ impl Source {
         busy.1 = busy.1.max(busy.0);
     }
 
-    fn good(&self, identity: &SpiffeId, ttl: Duration) -> Issued {
+    fn good(&self, identity: &SpiffeId, ttl: Duration) -> IssuedCertificate {
         let validity = Validity::new((self.clock)(), ttl);
         self.authority().issue(identity, validity).unwrap()
     }
 
-    fn hostile(&self, how: Hostile, identity: &SpiffeId, ttl: Duration) -> Issued {
+    fn hostile(&self, how: Hostile, identity: &SpiffeId, ttl: Duration) -> IssuedCertificate {
         let now = (self.clock)();
         let mut good = self.good(identity, ttl);
         let valid = |not_before, not_after| {
@@ -235,7 +237,7 @@ impl Bench {
 
     fn want(&self, names: &[&str]) {
         self.certificates
-            .wanted(names.iter().map(|name| id(name)).collect());
+            .set_identities(names.iter().map(|name| id(name)).collect());
     }
 
     fn current(&self, name: &str) -> Option<Arc<Certificate>> {
@@ -251,7 +253,7 @@ impl Bench {
     }
 
     fn last_error(&self) -> &'static str {
-        self.status().error.unwrap().code
+        self.status().last_error.unwrap().code
     }
 
     async fn end(self) {
@@ -428,10 +430,10 @@ async fn every_hostile_answer_is_refused_by_its_reason_and_the_old_certificate_s
         pass(HOUR * 14).await;
         assert_eq!(bench.last_error(), code);
         assert!(Arc::ptr_eq(&bench.current("web").unwrap(), &good), "{code}");
-        let tally = bench.certificates.state().tally.clone();
+        let counters = bench.certificates.state().counters.clone();
         assert!(
-            tally.failures[code] > 10 && tally.failures.len() == 1,
-            "{tally:?}"
+            counters.failures[code] > 10 && counters.failures.len() == 1,
+            "{counters:?}"
         );
         pass(HOUR * 11).await;
         assert!(bench.current("web").is_none() && bench.current("liar").is_none());

@@ -16,15 +16,15 @@ const PROBE: Duration = Duration::from_millis(500);
 /// A source that does not answer is asked seldom, and for one identity at a time. The first answer
 /// of any kind ends that.
 #[derive(Debug, Default)]
-pub(super) struct Outage {
+pub(super) struct CircuitBreaker {
     unanswered: u32,
     probed: Option<Instant>,
 }
 
-impl Outage {
+impl CircuitBreaker {
     /// Whether an error says that nobody answered.
     pub(super) fn is(error: &IssueError) -> bool {
-        error.is_silence()
+        error.is_unavailable()
     }
 
     fn lasts(&self) -> bool {

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use spiffe::SpiffeId;
 use tokio::time::Instant;
 
-use super::outage::Outage;
-use super::{Got, IdentityState, IdentityStatus, Need, Now, Rank};
+use super::outage::CircuitBreaker;
+use super::{Got, IdentityState, IdentityStatus, Now, Priority, Rank};
 use crate::certs::verify::chains;
 use crate::certs::{Certificate, IssueError, TrustBundle};
 
@@ -23,7 +23,7 @@ const RECOVERY: Duration = Duration::from_secs(1);
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct CertEntry {
     certificate: Option<Arc<Certificate>>,
     /// When the last certificate ended, if there is none now.
     ended: Option<SystemTime>,
@@ -39,10 +39,10 @@ pub(super) struct Slot {
     /// What the attempt under way brings is outdated already.
     again: bool,
     /// Who waits for it, and until when they are believed to.
-    needed: Option<(Need, Instant)>,
+    needed: Option<(Priority, Instant)>,
 }
 
-impl Slot {
+impl CertEntry {
     pub(super) fn new(now: Now) -> Self {
         Self {
             certificate: None,
@@ -69,18 +69,18 @@ impl Slot {
 
     pub(super) fn rank(&self, now: Now) -> Rank {
         match &self.certificate {
-            _ if self.needed(now) == Some(Need::Connection) => Rank::Needed(self.due),
+            _ if self.needed(now) == Some(Priority::Connection) => Rank::Needed(self.due),
             Some(certificate) if !self.untrusted => Rank::Background(certificate.ends),
             _ => Rank::WarmUp(self.due),
         }
     }
 
-    fn needed(&self, now: Now) -> Option<Need> {
+    fn needed(&self, now: Now) -> Option<Priority> {
         let (need, until) = self.needed?;
         (until > now.steady).then_some(need)
     }
 
-    pub(super) fn need(&mut self, need: Need, now: Now) {
+    pub(super) fn prioritize(&mut self, need: Priority, now: Now) {
         // Issued since that was said.
         if self.certificate.is_some() {
             return;
@@ -171,7 +171,7 @@ impl Slot {
 
     /// The source answers again: whoever was waiting for that goes on now, one after the other.
     pub(super) fn recover(&mut self, now: Now, fortune: f64) {
-        if !self.error.as_ref().is_some_and(Outage::is) {
+        if !self.error.as_ref().is_some_and(CircuitBreaker::is) {
             return;
         }
         let spread = match &self.certificate {
@@ -219,7 +219,7 @@ impl Slot {
                 (None, None, None) => IdentityState::Initializing,
             },
             certificate: self.certificate.clone(),
-            error: self.error.clone(),
+            last_error: self.error.clone(),
         }
     }
 }

@@ -17,12 +17,12 @@ pub struct IdentityStatus {
     /// Its certificate, also while renewing it fails.
     pub certificate: Option<Arc<Certificate>>,
     /// Why the last attempt failed, if it did.
-    pub error: Option<IssueError>,
+    pub last_error: Option<IssueError>,
 }
 
 /// What waits for an identity's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Need {
+pub enum Priority {
     /// A pod that is being enrolled.
     Pod,
     /// A connection.
@@ -36,7 +36,7 @@ pub enum IdentityState {
     Initializing,
     /// It has a certificate that is valid.
     Available,
-    /// Issuing failed, and nothing was issued before.
+    /// IssueFuture failed, and nothing was issued before.
     Unavailable,
     /// Its certificate has expired, and no other came.
     Expired {

@@ -59,13 +59,13 @@ fn denied(identity: &SpiffeId) -> IssueError {
 }
 
 struct Bench {
-    slots: Slots,
+    slots: CertStore,
     now: Now,
 }
 
 impl Bench {
     fn new(names: &[&str]) -> Self {
-        let (mut slots, now) = (Slots::new(24 * HOUR), start());
+        let (mut slots, now) = (CertStore::new(24 * HOUR), start());
         slots.want(&ids(names), now);
         Self { slots, now }
     }
@@ -125,9 +125,13 @@ fn what_a_connection_waits_for_comes_first_then_what_has_nothing_then_what_expir
     bench.pass(6 * HOUR);
     let all = ids(&["late", "new", "soon", "waited", "zero"]);
     bench.slots.want(&all, bench.now);
-    bench.slots.need(&id("new"), Need::Pod, bench.now);
-    bench.slots.need(&id("waited"), Need::Connection, bench.now);
-    bench.slots.need(&id("waited"), Need::Pod, bench.now);
+    bench.slots.prioritize(&id("new"), Priority::Pod, bench.now);
+    bench
+        .slots
+        .prioritize(&id("waited"), Priority::Connection, bench.now);
+    bench
+        .slots
+        .prioritize(&id("waited"), Priority::Pod, bench.now);
     assert_eq!(bench.started(1), ["waited"]);
     // The fourth place is for who has been due for longest.
     assert_eq!(bench.started(1), ["soon"]);
@@ -144,7 +148,9 @@ fn a_rush_of_the_urgent_lets_one_in_four_of_the_others_through() {
     bench.pass(SECOND);
     bench.slots.want(&ids(&names), bench.now);
     for name in &urgent {
-        bench.slots.need(&id(name), Need::Connection, bench.now);
+        bench
+            .slots
+            .prioritize(&id(name), Priority::Connection, bench.now);
     }
     assert_eq!(bench.started(4)[3], "patient");
 }
@@ -173,11 +179,15 @@ fn while_a_connection_waits_it_is_tried_every_second() {
     let attempt = bench.start(1).remove(0);
     bench.fail(&attempt, denied);
     assert_eq!(bench.until_due(), 150 * SECOND);
-    bench.slots.need(&id("web"), Need::Connection, bench.now);
+    bench
+        .slots
+        .prioritize(&id("web"), Priority::Connection, bench.now);
     assert_eq!(bench.until_due(), SECOND);
     bench.pass(SECOND);
     let attempt = bench.start(1).remove(0);
-    bench.slots.need(&id("web"), Need::Connection, bench.now);
+    bench
+        .slots
+        .prioritize(&id("web"), Priority::Connection, bench.now);
     bench.fail(&attempt, denied);
     assert_eq!(bench.until_due(), SECOND);
     // Nobody says it again: back to the long waits.
@@ -212,7 +222,7 @@ fn a_renewal_that_fails_keeps_the_certificate_and_is_tried_more_often_towards_it
     let status = &bench.slots.status()[0];
     let at = held.not_after;
     assert_eq!(status.state, IdentityState::Expired { at });
-    assert_eq!(status.error.as_ref().unwrap().code, "ca_denied");
+    assert_eq!(status.last_error.as_ref().unwrap().code, "ca_denied");
 }
 
 #[test]
@@ -227,7 +237,7 @@ fn half_of_a_life_counts_from_now_and_not_from_before() {
 
 #[test]
 fn a_clock_that_is_behind_does_not_make_lives_longer() {
-    let (mut slots, now) = (Slots::new(20 * SECOND), start());
+    let (mut slots, now) = (CertStore::new(20 * SECOND), start());
     slots.want(&ids(&["web"]), now);
     let attempt = slots.start(now, 1).remove(0);
     // Issued for 20 seconds by somebody whose clock shows five minutes more.
@@ -276,7 +286,9 @@ fn in_an_outage_one_attempt_at_a_time_feels_for_its_end_and_then_all_go_on() {
     for _ in 0..400 {
         bench.pass(SECOND / 10);
         for name in &names {
-            bench.slots.need(&id(name), Need::Connection, bench.now);
+            bench
+                .slots
+                .prioritize(&id(name), Priority::Connection, bench.now);
         }
         for attempt in bench.start(8) {
             attempts += 1;
@@ -324,7 +336,12 @@ fn those_that_still_have_a_certificate_come_back_spread_out() {
     let mut bench = Bench::new(&names);
     bench.serve(HOUR);
     bench.pass(HOUR / 2);
-    while bench.slots.status().iter().any(|one| one.error.is_none()) {
+    while bench
+        .slots
+        .status()
+        .iter()
+        .any(|one| one.last_error.is_none())
+    {
         for attempt in bench.start(8) {
             bench.fail(&attempt, down);
         }
@@ -346,7 +363,13 @@ fn those_that_still_have_a_certificate_come_back_spread_out() {
             bench.succeed(&attempt, HOUR);
         }
     }
-    assert!(bench.slots.status().iter().all(|one| one.error.is_none()));
+    assert!(
+        bench
+            .slots
+            .status()
+            .iter()
+            .all(|one| one.last_error.is_none())
+    );
     assert!(most < 25, "{most} at once");
 }
 

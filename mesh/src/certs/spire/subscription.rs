@@ -14,7 +14,7 @@ use tonic::Streaming;
 
 use super::agent::{Agent, Failure, ServiceAccount};
 use super::answer::{Svid, wanted};
-use super::{Rotations, backoff};
+use super::{UpdateCounts, backoff};
 
 /// How long the agent may take for the first answer. It has what it needs in memory, unless the
 /// entry is new and its server has to sign.
@@ -22,10 +22,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// Which identities SPIRE has something new for.
 #[derive(Debug, Default)]
-pub(super) struct Turns(watch::Sender<Rotations>);
+pub(super) struct Turns(watch::Sender<UpdateCounts>);
 
 impl Turns {
-    pub(super) fn subscribe(&self) -> watch::Receiver<Rotations> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<UpdateCounts> {
         self.0.subscribe()
     }
 

@@ -45,7 +45,7 @@ impl Bench {
         }
     }
 
-    async fn issue(&self, name: &str) -> Result<Issued, IssueError> {
+    async fn issue(&self, name: &str) -> Result<IssuedCertificate, IssueError> {
         let identity = id(name);
         let issuing = self.spire.issue(&identity, HOUR);
         timeout(LONG, issuing).await.expect("an answer in time")
@@ -58,7 +58,7 @@ impl Bench {
 
     /// Waits until the source says that there is news of an identity.
     async fn rotated(&self, name: &str, count: u64) {
-        let mut rotated = self.spire.rotated().unwrap();
+        let mut rotated = self.spire.updates().unwrap();
         let news = rotated.wait_for(|turns| turns.get(&id(name)).is_some_and(|n| *n >= count));
         timeout(LONG, news).await.expect("news in time").unwrap();
     }
@@ -194,7 +194,7 @@ async fn a_rotation_is_told_of_once_and_handed_out_without_asking_again() {
     let bench = Bench::new();
     bench.agent.issues("shop/web", &id("web"), HOUR);
     let first = bench.issue("web").await.unwrap();
-    assert!(bench.spire.rotated().unwrap().borrow().is_empty());
+    assert!(bench.spire.updates().unwrap().borrow().is_empty());
     bench.agent.issues("shop/web", &id("web"), HOUR);
     bench.rotated("web", 1).await;
     let second = bench.issue("web").await.unwrap();
@@ -204,7 +204,7 @@ async fn a_rotation_is_told_of_once_and_handed_out_without_asking_again() {
     bench.agent.issues("shop/cart", &id("cart"), HOUR);
     bench.issue("cart").await.unwrap();
     bench.issue("web").await.unwrap();
-    let rotated = bench.spire.rotated().unwrap().borrow().clone();
+    let rotated = bench.spire.updates().unwrap().borrow().clone();
     assert_eq!(rotated.get(&id("web")), Some(&1));
 }
 
@@ -350,7 +350,7 @@ async fn certificates_are_renewed_by_what_spire_pushes() {
     let stop = tokio_util::sync::CancellationToken::new();
     bench.running.spawn(renewal.run(stop.clone()));
     bench.agent.issues("shop/web", &id("web"), HOUR);
-    certificates.wanted(BTreeSet::from([id("web")]));
+    certificates.set_identities(BTreeSet::from([id("web")]));
     let mut changed = certificates.subscribe();
     let mut serial = async |not: &str| {
         loop {
@@ -371,7 +371,7 @@ async fn certificates_are_renewed_by_what_spire_pushes() {
         let mut changed = certificates.subscribe();
         loop {
             let status = certificates.state().identities[0].clone();
-            if let Some(error) = &status.error {
+            if let Some(error) = &status.last_error {
                 assert_eq!(status.state, IdentityState::Available);
                 return error.code;
             }

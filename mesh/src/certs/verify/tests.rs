@@ -45,7 +45,7 @@ impl Forge {
     }
 
     /// A leaf that is as it should be, but for what `change` makes of it.
-    fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Issued {
+    fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> IssuedCertificate {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![uri(WEB)];
@@ -53,7 +53,7 @@ impl Forge {
         params.not_after = (SystemTime::now() + HOUR).into();
         change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        Issued {
+        IssuedCertificate {
             chain: vec![leaf.der().clone()],
             key: Zeroizing::new(key.serialize_der()),
         }
@@ -142,7 +142,7 @@ fn a_key_that_is_not_the_leafs_is_refused() {
 #[test]
 fn garbage_is_called_that() {
     let forge = Forge::new();
-    let with = |change: fn(&mut Issued)| {
+    let with = |change: fn(&mut IssuedCertificate)| {
         let mut issued = forge.issue(|_| {});
         change(&mut issued);
         code(verify(issued, &web(), &forge.bundle(), now()))

@@ -26,7 +26,7 @@ fn an_identity_without_a_certificate_is_shown_as_initializing() {
         identity: spiffe::SpiffeId::new("spiffe://cluster.local/ns/shop/sa/web").unwrap(),
         state: IdentityState::Initializing,
         certificate: None,
-        error: None,
+        last_error: None,
     };
     assert_eq!(
         of_identity(&status, &[]),
@@ -48,7 +48,7 @@ fn an_identity_whose_certificate_has_expired_says_since_when_and_why() {
         identity: web,
         state: IdentityState::Expired { at },
         certificate: None,
-        error: Some(error),
+        last_error: Some(error),
     };
     let shown = of_identity(&status, &[]);
     assert_eq!(

@@ -7,7 +7,9 @@ async fn waits_for(bench: &Bench, name: &str) -> Duration {
     let start = Instant::now();
     let mut version = bench.certificates.subscribe();
     while bench.current(name).is_none() {
-        bench.certificates.need(&id(name), Need::Connection);
+        bench
+            .certificates
+            .prioritize(&id(name), Priority::Connection);
         let _ = tokio::time::timeout(SECOND, version.changed()).await;
     }
     start.elapsed()
@@ -35,7 +37,9 @@ async fn with_twenty_second_certificates_and_an_outage_of_45_seconds_all_are_bac
                 "to the very end, and no longer"
             );
             if !has {
-                bench.certificates.need(&id(name), Need::Connection);
+                bench
+                    .certificates
+                    .prioritize(&id(name), Priority::Connection);
             }
         }
         pass(SECOND / 2).await;
@@ -90,9 +94,11 @@ async fn attempts_that_hang_on_what_was_there_before_are_made_again_when_the_sou
     bench.source.is(Mood::Hanging);
     // Nine identities on eight places: some hang for their whole deadline, again and again.
     for _ in 0..35 {
-        names
-            .iter()
-            .for_each(|name| bench.certificates.need(&id(name), Need::Connection));
+        names.iter().for_each(|name| {
+            bench
+                .certificates
+                .prioritize(&id(name), Priority::Connection)
+        });
         pass(SECOND).await;
     }
     bench.source.is(Mood::Willing);
@@ -132,7 +138,9 @@ async fn nobody_can_wait_for_an_identity_that_does_not_run_here() {
     let bench = Bench::new();
     bench.want(&["web"]);
     pass(MOMENT).await;
-    bench.certificates.need(&id("stranger"), Need::Connection);
+    bench
+        .certificates
+        .prioritize(&id("stranger"), Priority::Connection);
     pass(SECOND).await;
     assert_eq!(bench.source.attempts(), 1);
     assert!(bench.certificates.0.needed.lock().unwrap().is_empty());
@@ -224,9 +232,12 @@ async fn a_clock_that_is_set_by_five_minutes_drops_nothing_and_renewals_go_on() 
                 "{by}"
             );
         }
-        let renewals = bench.certificates.state().tally.renewals;
+        let renewals = bench.certificates.state().counters.renewals;
         assert!((70..=100).contains(&renewals), "{by}: {renewals}");
-        assert!(bench.certificates.state().tally.failures.is_empty(), "{by}");
+        assert!(
+            bench.certificates.state().counters.failures.is_empty(),
+            "{by}"
+        );
         // And back again.
         bench.skew.store(0, SeqCst);
         for _ in 0..60 {

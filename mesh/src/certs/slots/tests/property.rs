@@ -8,7 +8,7 @@ use super::*;
 #[derive(Clone, Debug)]
 enum Step {
     Want(BTreeSet<u8>),
-    Need(u8),
+    Priority(u8),
     Rotate(u8),
     Pass(u64),
     /// The time of day is set, to so many seconds from what is right.
@@ -33,7 +33,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     ];
     let step = prop_oneof![
         1 => proptest::collection::btree_set(0..12_u8, 0..12).prop_map(Step::Want),
-        2 => (0..12_u8).prop_map(Step::Need),
+        2 => (0..12_u8).prop_map(Step::Priority),
         1 => (0..12_u8).prop_map(Step::Rotate),
         3 => (0..200_000_u64).prop_map(Step::Pass),
         1 => (-149..149_i64).prop_map(Step::Set),
@@ -49,7 +49,7 @@ fn numbered(number: u8) -> SpiffeId {
 
 /// The slots, and what is known about them from outside.
 struct Model {
-    slots: Slots,
+    slots: CertStore,
     began: Now,
     now: Now,
     dice: fastrand::Rng,
@@ -64,7 +64,7 @@ impl Model {
     fn new(limit: usize) -> Self {
         let now = start();
         Self {
-            slots: Slots::new(HOUR),
+            slots: CertStore::new(HOUR),
             began: now,
             now,
             dice: fastrand::Rng::with_seed(1),
@@ -84,9 +84,9 @@ impl Model {
                 self.issued
                     .retain(|identity, _| self.wanted.contains(identity));
             }
-            Step::Need(number) => {
-                let need = [Need::Pod, Need::Connection][usize::from(number % 2)];
-                self.slots.need(&numbered(number), need, self.now);
+            Step::Priority(number) => {
+                let need = [Priority::Pod, Priority::Connection][usize::from(number % 2)];
+                self.slots.prioritize(&numbered(number), need, self.now);
             }
             Step::Rotate(number) => self.slots.rotated(&numbered(number), self.now),
             Step::Pass(millis) => self.now = self.now.after(Duration::from_millis(millis)),
@@ -160,7 +160,7 @@ impl Model {
             self.step(Step::Pass(100));
             needed
                 .iter()
-                .for_each(|number| self.step(Step::Need(*number)));
+                .for_each(|number| self.step(Step::Priority(*number)));
             self.step(Step::Start);
             for attempt in &self.under_way {
                 waiting.remove(&attempt.identity);
