@@ -76,28 +76,28 @@ fi
 spire_version=1.13.3
 spire_folder=${AMBIT_SPIRE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ambit/spire-$spire_version}
 
-# Prints a go command that is new enough for SPIRE; Debian's is not, so the one that Go's own module
-# proxy serves is fetched into the folder $1 where there is none.
+# Prints a go command of at least version $least_go, and installs Debian's where there is none.
+# Go 1.21 and later select a newer toolchain by GOTOOLCHAIN. Debian 12 has 1.19, which can download
+# the same toolchain as a module, into the module cache. The go command verifies both by checksum.
 go_for_spire() {
-  local least=go1.25.3 version=1.25.5 arch sum go have
-  for go in go /usr/local/go/bin/go; do
-    have=$(GOTOOLCHAIN=local "$go" env GOVERSION 2>/dev/null) || continue
-    if at_least "$least" "$have"; then
-      command -v "$go"
-      return
-    fi
-  done
-  case $(uname -m) in
-    x86_64) arch=amd64 sum=8cea6783dab64d68b38f5b81ecd38d45155a3c06638991acc6af19e0fca80edb ;;
-    aarch64) arch=arm64 sum=4d31d22f75fed99025f7b082319eabeb74106d11e343fc203b336ba2afdeb3a1 ;;
-    *) echo "no Go toolchain is known for $(uname -m): install Go 1.25.3 or later" >&2; return 1 ;;
-  esac
-  curl -fsSL -o "$1/go.zip" "https://proxy.golang.org/golang.org/toolchain/@v/v0.0.1-go$version.linux-$arch.zip"
-  echo "$sum  $1/go.zip" | sha256sum --check --quiet >&2
-  "$python" -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])' "$1/go.zip" "$1/go"
-  go=$1/go/golang.org/toolchain@v0.0.1-go$version.linux-$arch
-  chmod -R a+x "$go/bin" "$go/pkg/tool"
-  echo "$go/bin/go"
+  local go least_go=1.25.3 version=1.25.5 have arch folder
+  go=$(command -v go || command -v /usr/local/go/bin/go) || {
+    echo "installing: golang-go" >&2
+    (install_packages golang-go >&2)
+    go=$(command -v go)
+  }
+  have=$(GOTOOLCHAIN=local "$go" env GOVERSION)
+  if at_least "$least_go" "${have#go}"; then
+    echo "$go"
+  elif at_least 1.21 "${have#go}"; then
+    GOTOOLCHAIN=go$version "$go" env GOROOT | sed 's|$|/bin/go|'
+  else
+    arch=$("$go" env GOARCH)
+    folder=$("$go" mod download -json "golang.org/toolchain@v0.0.1-go$version.linux-$arch" |
+      "$python" -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')
+    chmod -R u+x "$folder/bin" "$folder/pkg/tool"
+    echo "$folder/bin/go"
+  fi
 }
 
 # Nobody packages SPIRE for Debian, but it is a Go module, whose checksum and whose dependencies' the
@@ -108,8 +108,9 @@ spire() {
   mkdir -p "$(dirname "$spire_folder")"
   work=$(mktemp -d "$spire_folder.XXXXXX")
   trap 'rm -rf "$work"' EXIT
-  go=$(go_for_spire "$work")
   export GOMODCACHE=$work/modules GOCACHE=$work/cache GOFLAGS='-modcacherw -buildvcs=false' CGO_CFLAGS=-O0
+  go=$(go_for_spire)
+  export GOTOOLCHAIN=local
   module=$("$go" mod download -json "github.com/spiffe/spire@v$spire_version" |
     "$python" -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')
   (cd "$module" && "$go" build -trimpath -gcflags='all=-N -l -dwarf=false' -ldflags='-s -w' \
