@@ -5,16 +5,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use mimalloc::MiMalloc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tikv_jemallocator::Jemalloc;
 use ztunnel::config::{Arguments, Config};
 use ztunnel::daemon;
 use ztunnel::telemetry::{Chain, Log};
 
-/// Memory that a burst of connections took goes back to the system, and threads do not wait for
-/// each other's allocations.
+/// Returns memory to the system after a burst of connections, and has no lock between threads.
 #[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The command line cannot be used (`EX_USAGE`, sysexits.h).
 const USAGE: u8 = 64;
