@@ -17,10 +17,10 @@ pub use traceparent::TraceParent;
 
 /// A header value that is not what its grammar allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {problem}")]
-pub struct Malformed {
+#[error("{header}: {problem}")]
+pub struct HeaderError {
     /// The header.
-    pub what: &'static str,
+    pub header: &'static str,
     /// What is wrong with it. Never quotes the value, which an attacker chose.
     pub problem: &'static str,
 }

@@ -31,9 +31,9 @@ impl Error {
         self.0.reason.fault()
     }
 
-    /// Whether another endpoint may do better, see [`Reason::retryable`].
-    pub fn retryable(&self) -> bool {
-        self.0.reason.retryable()
+    /// Whether another endpoint may do better, see [`Reason::is_retryable`].
+    pub fn is_retryable(&self) -> bool {
+        self.0.reason.is_retryable()
     }
 
     /// The address of the tunnel's other end, if the failure belongs to one.

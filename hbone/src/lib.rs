@@ -7,7 +7,7 @@
 //!
 //! - outbound: [`Pool::open`] chooses or dials a tunnel and sends the CONNECT; [`Stream::relay`] moves bytes until both
 //!   sides have closed, and says how it ended;
-//! - inbound: [`serve`] accepts TLS and HTTP/2 on a transport, asks the caller's [`Connect`] about each request, and
+//! - inbound: [`serve`] accepts TLS and HTTP/2 on a transport, asks the caller's [`TunnelService`] about each request, and
 //!   relays to the [`Accepted::upstream`] socket that the caller has dialled;
 //! - plain: [`relay_tcp`] moves bytes between two TCP sockets with the same semantics.
 //!
@@ -16,7 +16,7 @@
 //! Every wait has a deadline with a [`Reason`], every queue a bound, every task an owner.
 //!
 //! Everything here runs inside a `tokio::task::LocalSet` on a current-thread runtime: a connection never leaves its
-//! thread, and futures are not `Send`. What is shared between threads ([`ClientTls`], [`ServerTls`], [`Stop`],
+//! thread, and futures are not `Send`. What is shared between threads ([`ClientTls`], [`ServerTls`], [`StopToken`],
 //! [`Counters`]) is `Send + Sync`.
 //!
 //! The crate knows no Kubernetes, no mesh and no configuration file. The HTTP/2 engine is one private module; no type
@@ -38,19 +38,22 @@ mod pool;
 mod reason;
 mod relay;
 mod server;
-mod stop;
+mod stop_token;
 mod tls;
 
 pub use connect::{
-    Authority, Baggage, ConnectRequest, ConnectResponse, Forwarded, Malformed, TraceParent,
+    Authority, Baggage, ConnectRequest, ConnectResponse, Forwarded, HeaderError, TraceParent,
 };
 pub use engine::{Stream, serve};
 pub use error::Error;
-pub use pool::{Pool, PoolConfig, PoolKey, Sockets};
+pub use pool::{Pool, PoolConfig, PoolKey, SocketFactory};
 pub use reason::{Fault, Reason};
-pub use relay::{Counters, Outcome, RelayEnd, RelayOpts, Side, relay_tcp};
-pub use server::{Accepted, Connect, Ended, Peer, Rejected, ServeConfig, ServeEnd};
-pub use stop::Stop;
+pub use relay::{Counters, RelayOpts, RelayOutcome, RelaySummary, Side, relay_tcp};
+pub use server::{
+    Accepted, Peer, Rejected, ServeConfig, ServeOutcome, ServeSummary, TunnelService,
+};
+pub use stop_token::StopToken;
 pub use tls::{
-    Aead, ClientTls, Credentials, NotRevocations, NotSpiffe, Revocations, ServerTls, TlsError, aead,
+    AeadBackend, ClientTls, Credentials, CrlError, Revocations, ServerTls, SvidError, TlsError,
+    aead_backend,
 };

@@ -25,9 +25,9 @@ pub use config::PoolConfig;
 use peers::{Choice, Dialling, Joined, Peers};
 
 /// Where a pool's sockets come from: the caller knows the network namespace and the marks.
-pub trait Sockets {
+pub trait SocketFactory {
     /// An unconnected socket of the family of `to`.
-    fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket>;
+    fn new_tcp(&self, to: SocketAddr) -> io::Result<TcpSocket>;
 }
 
 /// What streams must have in common to share a tunnel.
@@ -44,7 +44,7 @@ pub struct PoolKey {
 /// The tunnels of one pod on one thread, by [`PoolKey`]. Lives in a `LocalSet`; dropped, it aborts its tunnels.
 pub struct Pool {
     config: Rc<PoolConfig>,
-    sockets: Rc<dyn Sockets>,
+    sockets: Rc<dyn SocketFactory>,
     peers: Rc<Peers>,
     tasks: RefCell<JoinSet<()>>,
     draining: Cell<bool>,
@@ -53,7 +53,7 @@ pub struct Pool {
 
 impl Pool {
     /// An empty pool. Nothing runs until the first [`Pool::open`].
-    pub fn new(config: PoolConfig, sockets: Rc<dyn Sockets>) -> Self {
+    pub fn new(config: PoolConfig, sockets: Rc<dyn SocketFactory>) -> Self {
         Self {
             config: Rc::new(config),
             sockets,
@@ -101,12 +101,12 @@ impl Pool {
     }
 
     /// The workload is gone: its tunnels are no longer chosen. Streams that are open live on as long as the peer does.
-    pub fn purge(&self, destination: &str) {
+    pub fn retire_destination(&self, destination: &str) {
         self.peers.purge(|key| &*key.destination == destination);
     }
 
     /// Tunnels that may be chosen.
-    pub fn tunnels(&self) -> usize {
+    pub fn usable_tunnels(&self) -> usize {
         self.peers.tunnels()
     }
 

@@ -71,7 +71,7 @@ pub enum Reason {
     TooManyStreams,
     /// This pool or server is shutting down.
     Draining,
-    /// Stopped from this side, by a [`Stop`](crate::Stop) or an abort.
+    /// Stopped from this side, by a [`StopToken`](crate::StopToken) or an abort.
     Stopped,
     /// A mistake of this program: the certificate is not the pool key's, or a state that cannot be.
     Internal,
@@ -128,7 +128,7 @@ impl Reason {
 
     /// Whether another endpoint, or the same one a moment later, may do better. True only for failures at which the
     /// application behind the peer has seen nothing of the connection.
-    pub const fn retryable(self) -> bool {
+    pub const fn is_retryable(self) -> bool {
         match self {
             Self::ConnectTimeout
             | Self::ConnectRefused
@@ -162,11 +162,11 @@ impl Reason {
         }
     }
 
-    /// Like [`Reason::retryable`], for a connection of which not one byte was sent: then a tunnel that broke or stayed
+    /// Like [`Reason::is_retryable`], for a connection of which not one byte was sent: then a tunnel that broke or stayed
     /// silent may also be left for another endpoint. At worst the application behind the peer has seen a connection that
     /// ended without a byte. What the peer has decided is never asked again elsewhere.
-    pub const fn retryable_unsent(self) -> bool {
-        self.retryable()
+    pub const fn is_retryable_before_send(self) -> bool {
+        self.is_retryable()
             || matches!(
                 self,
                 Self::ConnectResponseTimeout
@@ -236,12 +236,12 @@ mod tests {
 
     #[test]
     fn only_failures_before_the_application_was_reached_are_retryable() {
-        assert!(Reason::ConnectRefused.retryable());
-        assert!(Reason::GoAway.retryable());
-        assert!(Reason::ConnectRejected(503).retryable());
-        assert!(!Reason::ConnectRejected(401).retryable());
-        assert!(!Reason::StreamReset.retryable());
-        assert!(!Reason::ConnectResponseTimeout.retryable());
+        assert!(Reason::ConnectRefused.is_retryable());
+        assert!(Reason::GoAway.is_retryable());
+        assert!(Reason::ConnectRejected(503).is_retryable());
+        assert!(!Reason::ConnectRejected(401).is_retryable());
+        assert!(!Reason::StreamReset.is_retryable());
+        assert!(!Reason::ConnectResponseTimeout.is_retryable());
     }
 
     #[test]
@@ -253,14 +253,14 @@ mod tests {
             Reason::StreamReset,
             Reason::ConnectRefused,
         ] {
-            assert!(reason.retryable_unsent(), "{reason:?}");
+            assert!(reason.is_retryable_before_send(), "{reason:?}");
         }
         for reason in [
             Reason::ConnectRejected(401),
             Reason::Stopped,
             Reason::Draining,
         ] {
-            assert!(!reason.retryable_unsent(), "{reason:?}");
+            assert!(!reason.is_retryable_before_send(), "{reason:?}");
         }
     }
 

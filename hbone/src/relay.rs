@@ -12,7 +12,7 @@ pub use tcp::relay_tcp;
 pub(crate) use tcp::{READS_PER_TURN, ResetOnDrop, broken, finish_writing, read_now};
 
 use crate::error::Error;
-use crate::stop::Stop;
+use crate::stop_token::StopToken;
 
 /// Bytes of one connection, live while they move.
 ///
@@ -31,7 +31,7 @@ pub struct RelayOpts {
     /// Where bytes are counted.
     pub counters: Arc<Counters>,
     /// Ends the relay from outside.
-    pub stop: Stop,
+    pub stop: StopToken,
     /// Outbound only: send the downstream's bytes before the peer has answered the CONNECT. Saves a round trip; the
     /// connection can then no longer be tried elsewhere.
     pub optimistic: bool,
@@ -59,7 +59,7 @@ impl fmt::Display for Side {
 
 /// How a relay ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum RelayOutcome {
     /// Both sides finished with FIN.
     Closed,
     /// One side reset the connection; the reset was passed on to the other.
@@ -67,9 +67,9 @@ pub enum Outcome {
         /// The side that reset first.
         by: Side,
     },
-    /// A [`Stop`] ended it, with RST to both sides.
+    /// A [`StopToken`] ended it, with RST to both sides.
     Stopped {
-        /// The reason given to [`Stop::stop`].
+        /// The reason given to [`StopToken::stop`].
         reason: &'static str,
     },
     /// The tunnel failed, or the peer rejected the CONNECT. The application saw RST.
@@ -78,17 +78,17 @@ pub enum Outcome {
 
 /// The end of a relay.
 #[derive(Debug)]
-pub struct RelayEnd {
+pub struct RelaySummary {
     /// Bytes from downstream to upstream, as in [`Counters::sent`].
     pub sent: u64,
     /// Bytes from upstream to downstream, as in [`Counters::received`].
     pub received: u64,
     /// Who ended it, and how.
-    pub outcome: Outcome,
+    pub outcome: RelayOutcome,
 }
 
-impl RelayEnd {
-    pub(crate) fn new(counters: &Counters, outcome: Outcome) -> Self {
+impl RelaySummary {
+    pub(crate) fn new(counters: &Counters, outcome: RelayOutcome) -> Self {
         Self {
             sent: counters.sent.load(Ordering::Relaxed),
             received: counters.received.load(Ordering::Relaxed),

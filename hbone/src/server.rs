@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::connect::{ConnectRequest, ConnectResponse};
 use crate::error::Error;
 use crate::reason::Reason;
-use crate::relay::{RelayEnd, RelayOpts};
+use crate::relay::{RelayOpts, RelaySummary};
 
 /// The verified other end of an inbound tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Peer {
 }
 
 /// The caller's decision about each CONNECT of a tunnel.
-pub trait Connect {
+pub trait TunnelService {
     /// Authorizes the request and dials the application. The future is dropped when the server is aborted, and when the
     /// peer gives up or the tunnel breaks: at once if the peer has sent nothing, two seconds later if it has.
     fn connect(
@@ -32,22 +32,22 @@ pub trait Connect {
         request: ConnectRequest,
     ) -> impl Future<Output = Result<Accepted, Rejected>>;
 
-    /// A request that was answered without asking [`Connect::connect`], because it is no well-formed CONNECT. For logs
+    /// A request that was answered without asking [`TunnelService::connect`], because it is no well-formed CONNECT. For logs
     /// and metrics; `detail` is printable ASCII of bounded length.
-    fn refused(&self, peer: &Peer, reason: Reason, detail: &str) {
+    fn on_bad_request(&self, peer: &Peer, reason: Reason, detail: &str) {
         let _ = (peer, reason, detail);
     }
 
     /// The peer has proven who it is, and both handshakes are done: whether its tunnel is served. If not, it is closed
-    /// and ends as [`Ended::Aborted`].
-    fn admits(&self, peer: &Peer) -> bool {
+    /// and ends as [`ServeOutcome::Aborted`].
+    fn accept_tunnel(&self, peer: &Peer) -> bool {
         let _ = peer;
         true
     }
 
     /// A stream was refused before anybody looked at it, because the tunnel's earlier ones still hold all that they
     /// may. A peer can bring this about as often as it sends requests.
-    fn overloaded(&self, peer: &Peer) {
+    fn on_refused_stream(&self, peer: &Peer) {
         let _ = peer;
     }
 }
@@ -61,7 +61,7 @@ pub struct Accepted {
     /// Counters, stop and prefix of the relay.
     pub opts: RelayOpts,
     /// Called once with the relay's end, also if it was aborted.
-    pub on_end: Box<dyn FnOnce(RelayEnd)>,
+    pub on_end: Box<dyn FnOnce(RelaySummary)>,
 }
 
 impl fmt::Debug for Accepted {
@@ -144,25 +144,25 @@ impl Default for ServeConfig {
 
 /// How an inbound tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum ServeOutcome {
     /// The peer closed it in good order.
-    ByPeer,
+    ClosedByPeer,
     /// Drained: GOAWAY was sent, and all streams have finished.
     Drained,
     /// Aborted from this side.
     Aborted,
-    /// It broke, see [`ServeEnd::error`].
+    /// It broke, see [`ServeSummary::error`].
     Failed,
 }
 
 /// The end of an inbound tunnel.
 #[derive(Debug)]
-pub struct ServeEnd {
+pub struct ServeSummary {
     /// The peer, if the TLS handshake got as far as to know it.
     pub peer: Option<Peer>,
     /// How it ended.
-    pub ended: Ended,
-    /// Why, for [`Ended::Failed`].
+    pub outcome: ServeOutcome,
+    /// Why, for [`ServeOutcome::Failed`].
     pub error: Option<Error>,
     /// CONNECT requests that it carried.
     pub streams: u64,

@@ -27,11 +27,11 @@ use spiffe::SpiffeId;
 use zeroize::Zeroize;
 
 pub(crate) use classify::classify_io;
-pub use identity::NotSpiffe;
+pub use identity::SvidError;
 pub(crate) use identity::of_leaf;
-pub use provider::{Aead, aead};
+pub use provider::{AeadBackend, aead_backend};
 pub(crate) use revocation::Shown;
-pub use revocation::{NotRevocations, Revocations};
+pub use revocation::{CrlError, Revocations};
 
 use verify::{SpiffeClient, SpiffeServer};
 
@@ -75,7 +75,7 @@ impl fmt::Debug for Credentials {
 pub enum TlsError {
     /// The leaf has no identity.
     #[error("the certificate carries no well-formed SPIFFE id")]
-    Identity(#[source] NotSpiffe),
+    Identity(#[source] SvidError),
     /// One of the roots is not a certificate.
     #[error("the trust bundle holds something that is not a usable CA certificate")]
     Roots(#[source] rustls::Error),
@@ -217,7 +217,7 @@ fn check(credentials: &Credentials) -> Result<(SpiffeId, Arc<RootCertStore>), Tl
     let leaf = credentials
         .chain
         .first()
-        .ok_or(TlsError::Identity(NotSpiffe::NoLeaf))?;
+        .ok_or(TlsError::Identity(SvidError::NoLeaf))?;
     let identity = of_leaf(leaf).map_err(TlsError::Identity)?;
     let mut roots = RootCertStore::empty();
     for root in &credentials.roots {

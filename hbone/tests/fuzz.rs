@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use hbone::{
-    Accepted, Authority, Baggage, Connect, ConnectRequest, Credentials, Forwarded, Peer, Rejected,
-    ServeConfig, ServerTls, TraceParent, serve,
+    Accepted, Authority, Baggage, ConnectRequest, Credentials, Forwarded, Peer, Rejected,
+    ServeConfig, ServerTls, TraceParent, TunnelService, serve,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::{PrivateKeyDer, ServerName};
@@ -154,7 +154,7 @@ fn traceparent() {
 #[derive(Default)]
 struct No(Cell<usize>);
 
-impl Connect for No {
+impl TunnelService for No {
     async fn connect(&self, _: &Peer, _: ConnectRequest) -> Result<Accepted, Rejected> {
         self.0.set(self.0.get() + 1);
         Err(Rejected {

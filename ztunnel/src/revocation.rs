@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hbone::{NotRevocations, Revocations};
+use hbone::{CrlError, Revocations};
 use tokio_util::sync::CancellationToken;
 
 /// How often the file is looked at. It is read whole, which finds every way of replacing it: in
@@ -36,7 +36,7 @@ pub enum RevocationError {
         file: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: NotRevocations,
+        source: CrlError,
     },
 }
 

@@ -2,7 +2,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use super::Malformed;
+use super::HeaderError;
 
 /// What a CONNECT asks for: `10.0.0.1:80`, `[2001:db8::1]:80` or `name.ns.svc:80`.
 ///
@@ -53,9 +53,9 @@ impl fmt::Display for Authority {
 }
 
 impl FromStr for Authority {
-    type Err = Malformed;
+    type Err = HeaderError;
 
-    fn from_str(s: &str) -> Result<Self, Malformed> {
+    fn from_str(s: &str) -> Result<Self, HeaderError> {
         let (host, port) = s.rsplit_once(':').ok_or(malformed("no port"))?;
         let port = parse_port(port)?;
         if let Some(inner) = host.strip_prefix('[') {
@@ -76,7 +76,7 @@ impl FromStr for Authority {
     }
 }
 
-pub(super) fn parse_port(s: &str) -> Result<u16, Malformed> {
+pub(super) fn parse_port(s: &str) -> Result<u16, HeaderError> {
     let digits = !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
     if !digits || s.starts_with('0') {
         return Err(malformed("bad port"));
@@ -84,7 +84,7 @@ pub(super) fn parse_port(s: &str) -> Result<u16, Malformed> {
     s.parse().map_err(|_| malformed("bad port"))
 }
 
-fn check_name(name: &str) -> Result<(), Malformed> {
+fn check_name(name: &str) -> Result<(), HeaderError> {
     if name.is_empty() || name.len() > MAX_NAME {
         return Err(malformed("bad length of host name"));
     }
@@ -104,9 +104,9 @@ fn check_name(name: &str) -> Result<(), Malformed> {
     Ok(())
 }
 
-const fn malformed(problem: &'static str) -> Malformed {
-    Malformed {
-        what: ":authority",
+const fn malformed(problem: &'static str) -> HeaderError {
+    HeaderError {
+        header: ":authority",
         problem,
     }
 }

@@ -2,7 +2,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
-use super::{Authority, Malformed};
+use super::{Authority, HeaderError};
 
 /// The original client, in the `forwarded` header of RFC 7239 as Istio writes it: `for="10.0.0.1:4711";host=svc`.
 ///
@@ -32,10 +32,10 @@ impl fmt::Display for Forwarded {
 }
 
 impl FromStr for Forwarded {
-    type Err = Malformed;
+    type Err = HeaderError;
 
     /// Takes one element; of several proxies' elements, separated by commas, none is more credible than the others.
-    fn from_str(s: &str) -> Result<Self, Malformed> {
+    fn from_str(s: &str) -> Result<Self, HeaderError> {
         if s.len() > MAX_HEADER {
             return Err(malformed("too long"));
         }
@@ -57,7 +57,7 @@ impl FromStr for Forwarded {
     }
 }
 
-fn unquote(value: &str) -> Result<&str, Malformed> {
+fn unquote(value: &str) -> Result<&str, HeaderError> {
     let inner = match value.strip_prefix('"') {
         Some(rest) => rest.strip_suffix('"').ok_or(malformed("unclosed quote"))?,
         None => value,
@@ -70,14 +70,14 @@ fn unquote(value: &str) -> Result<&str, Malformed> {
     }
 }
 
-fn parse_address(value: &str) -> Result<SocketAddr, Malformed> {
+fn parse_address(value: &str) -> Result<SocketAddr, HeaderError> {
     match value.parse() {
         Ok(Authority::Address(address)) => Ok(address),
         _ => Err(malformed("for is not an address with a port")),
     }
 }
 
-fn parse_host(value: &str) -> Result<String, Malformed> {
+fn parse_host(value: &str) -> Result<String, HeaderError> {
     if is_host(value) {
         Ok(value.to_owned())
     } else {
@@ -90,9 +90,9 @@ fn is_host(host: &str) -> bool {
     !host.is_empty() && host.len() <= MAX_HOST && host.bytes().all(allowed)
 }
 
-const fn malformed(problem: &'static str) -> Malformed {
-    Malformed {
-        what: "forwarded",
+const fn malformed(problem: &'static str) -> HeaderError {
+    HeaderError {
+        header: "forwarded",
         problem,
     }
 }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::Malformed;
+use super::HeaderError;
 
 /// W3C trace context, version 00: a trace id and the id of the span that calls.
 ///
@@ -31,9 +31,9 @@ impl fmt::Display for TraceParent {
 }
 
 impl FromStr for TraceParent {
-    type Err = Malformed;
+    type Err = HeaderError;
 
-    fn from_str(s: &str) -> Result<Self, Malformed> {
+    fn from_str(s: &str) -> Result<Self, HeaderError> {
         // Later versions may append fields, after a dash.
         let b = s.as_bytes();
         let cut = |from: usize, to: usize| b.get(from..to).ok_or(malformed("too short"));
@@ -53,7 +53,7 @@ impl FromStr for TraceParent {
 }
 
 /// Lower case only, as the standard asks.
-fn hex<const N: usize>(digits: &[u8]) -> Result<[u8; N], Malformed> {
+fn hex<const N: usize>(digits: &[u8]) -> Result<[u8; N], HeaderError> {
     let mut out = [0; N];
     for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
         for digit in pair {
@@ -68,9 +68,9 @@ fn hex<const N: usize>(digits: &[u8]) -> Result<[u8; N], Malformed> {
     Ok(out)
 }
 
-const fn malformed(problem: &'static str) -> Malformed {
-    Malformed {
-        what: "traceparent",
+const fn malformed(problem: &'static str) -> HeaderError {
+    HeaderError {
+        header: "traceparent",
         problem,
     }
 }

@@ -22,7 +22,7 @@ use super::{
     connection_window,
 };
 use crate::error::Error;
-use crate::pool::{PoolConfig, Sockets};
+use crate::pool::{PoolConfig, SocketFactory};
 use crate::reason::Reason;
 use crate::relay::Chunk;
 use crate::tls::{ALPN, ClientTls, Shown, classify_io, of_leaf};
@@ -33,7 +33,7 @@ const MAX_RESPONSE_HEADERS: u32 = 16 * 1024;
 /// What it takes to open a tunnel.
 pub(crate) struct Dial {
     pub(crate) config: Rc<PoolConfig>,
-    pub(crate) sockets: Rc<dyn Sockets>,
+    pub(crate) sockets: Rc<dyn SocketFactory>,
     pub(crate) address: SocketAddr,
     pub(crate) expect: Vec<SpiffeId>,
     pub(crate) tls: ClientTls,
@@ -69,7 +69,7 @@ impl Dial {
     async fn connect(&self) -> Result<TcpStream, Error> {
         let socket = self
             .sockets
-            .tcp(self.address)
+            .new_tcp(self.address)
             .map_err(|e| Error::new(Reason::SocketFailed).caused_by(e))?;
         socket.connect(self.address).await.map_err(|e| {
             let reason = match e.kind() {

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use http::header::{FORWARDED, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, request};
 
-use crate::connect::{Baggage, ConnectRequest, ConnectResponse, Malformed};
+use crate::connect::{Baggage, ConnectRequest, ConnectResponse, HeaderError};
 use crate::reason::Reason;
 
 static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
@@ -29,8 +29,8 @@ pub(super) fn request(connect: &ConnectRequest) -> Result<Request<()>, Reason> {
 }
 
 /// The request that came in.
-pub(super) fn parse(head: &request::Parts, max_bytes: u32) -> Result<ConnectRequest, Malformed> {
-    let malformed = |what, problem| Malformed { what, problem };
+pub(super) fn parse(head: &request::Parts, max_bytes: u32) -> Result<ConnectRequest, HeaderError> {
+    let malformed = |header, problem| HeaderError { header, problem };
     if head.method != Method::CONNECT {
         return Err(malformed(":method", "not CONNECT"));
     }
@@ -141,7 +141,7 @@ mod tests {
             .into_parts();
         head.headers
             .insert("x", HeaderValue::try_from("a".repeat(1024)).unwrap());
-        assert_eq!(parse(&head, 1024).unwrap_err().what, "headers");
+        assert_eq!(parse(&head, 1024).unwrap_err().header, "headers");
         assert!(parse(&head, 1025).is_ok());
     }
 

@@ -25,9 +25,9 @@ use super::upload::Upload;
 use crate::error::Error;
 use crate::reason::Reason;
 use crate::relay::{
-    Chunk, Counters, Flight, LARGE, Outcome, ResetOnDrop, Side, finish_writing, read_now,
+    Chunk, Counters, Flight, LARGE, RelayOutcome, ResetOnDrop, Side, finish_writing, read_now,
 };
-use crate::stop::Stop;
+use crate::stop_token::StopToken;
 
 /// What has not been passed on this long after a reset is lost, as is what a resetting sender has not sent. It has window,
 /// and needs only its turn on the wire and an application that accepts.
@@ -46,7 +46,7 @@ pub(super) struct Relay<'a> {
     /// Which side the application is on: downstream outbound, upstream inbound.
     pub(super) app: Side,
     pub(super) counters: &'a Counters,
-    pub(super) stop: &'a Stop,
+    pub(super) stop: &'a StopToken,
     pub(super) cause: &'a Cause,
     pub(super) load: Option<&'a Load>,
 }
@@ -59,7 +59,7 @@ impl Relay<'_> {
         prefix: Vec<u8>,
         mut send: SendStream<Chunk>,
         inbox: impl Future<Output = Result<Inbox, Broken>>,
-    ) -> Outcome {
+    ) -> RelayOutcome {
         let mut app = ResetOnDrop::new(app);
         let flight = Rc::new(Flight::default());
         let (sent_all, received_all) = (Cell::new(false), Cell::new(false));
@@ -80,7 +80,7 @@ impl Relay<'_> {
             let mut stopped = pin!(self.stop.stopped());
             poll_fn(|cx| {
                 if let Poll::Ready(reason) = stopped.as_mut().poll(cx) {
-                    return Poll::Ready(Outcome::Stopped { reason });
+                    return Poll::Ready(RelayOutcome::Stopped { reason });
                 }
                 if !written_all && let Poll::Ready(done) = download.as_mut().poll(cx) {
                     match done {
@@ -93,7 +93,7 @@ impl Relay<'_> {
                 }
                 let closed = written_all && sent_all.get();
                 if closed {
-                    Poll::Ready(Outcome::Closed)
+                    Poll::Ready(RelayOutcome::Closed)
                 } else {
                     Poll::Pending
                 }
@@ -101,8 +101,8 @@ impl Relay<'_> {
             .await
         };
         match &outcome {
-            Outcome::Closed => app.finish(),
-            Outcome::Reset { by } if *by == self.app => {
+            RelayOutcome::Closed => app.finish(),
+            RelayOutcome::Reset { by } if *by == self.app => {
                 if !sent_all.get() {
                     self.last_words(&app, &mut send, &flight);
                 }
@@ -157,10 +157,10 @@ impl Relay<'_> {
         app: TcpStream,
         mut inbox: Inbox,
         error: h2::Error,
-    ) -> Outcome {
+    ) -> RelayOutcome {
         let mut app = ResetOnDrop::new(app);
         if let Some(reason) = self.stop.reason() {
-            return Outcome::Stopped { reason };
+            return RelayOutcome::Stopped { reason };
         }
         let (_, mut write) = app.split();
         let filled = poll_fn(|cx| {
@@ -175,18 +175,18 @@ impl Relay<'_> {
         self.outcome(Broken::Tunnel(self.cause.explain(error)))
     }
 
-    fn outcome(&self, broken: Broken) -> Outcome {
+    fn outcome(&self, broken: Broken) -> RelayOutcome {
         match (broken, self.app) {
-            (Broken::App, by) => Outcome::Reset { by },
+            (Broken::App, by) => RelayOutcome::Reset { by },
             (Broken::Tunnel(error), app) if error.reason() == Reason::StreamReset => {
                 let by = if app == Side::Downstream {
                     Side::Upstream
                 } else {
                     Side::Downstream
                 };
-                Outcome::Reset { by }
+                RelayOutcome::Reset { by }
             }
-            (Broken::Tunnel(error), _) => Outcome::Failed(error),
+            (Broken::Tunnel(error), _) => RelayOutcome::Failed(error),
         }
     }
 

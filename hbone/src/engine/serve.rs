@@ -23,33 +23,35 @@ use super::transport::Cause;
 use super::tunnel::{pong, send_ping};
 use crate::connect::ConnectRequest;
 use crate::reason::Reason;
-use crate::relay::{Chunk, Counters, Outcome, RelayEnd, RelayOpts, Side};
-use crate::server::{Accepted, Connect, Ended, Peer, Rejected, ServeConfig, ServeEnd};
+use crate::relay::{Chunk, Counters, RelayOpts, RelayOutcome, RelaySummary, Side};
+use crate::server::{
+    Accepted, Peer, Rejected, ServeConfig, ServeOutcome, ServeSummary, TunnelService,
+};
 use crate::tls::{ServerTls, Shown};
 
 /// Serves one inbound transport until it and its streams have ended: TLS, HTTP/2, and for each CONNECT the decision of
 /// `connect` and a relay.
 ///
 /// `drain` sends GOAWAY and lets open streams finish; `abort` resets everything now.
-pub async fn serve<C: Connect + 'static>(
+pub async fn serve<C: TunnelService + 'static>(
     transport: TcpStream,
     tls: &ServerTls,
     connect: Rc<C>,
     config: &ServeConfig,
     drain: CancellationToken,
     abort: CancellationToken,
-) -> ServeEnd {
+) -> ServeSummary {
     let (mut peer, mut streams) = (None, 0);
     // Boxed, so that the long life of a tunnel does not carry the size of its handshake.
     let accepted = Box::pin(accept(transport, tls, config, &mut peer));
     let accepted = tokio::select! {
         biased;
         () = abort.cancelled() => {
-            return ServeEnd { peer: None, ended: Ended::Aborted, error: None, streams };
+            return ServeSummary { peer: None, outcome: ServeOutcome::Aborted, error: None, streams };
         }
         accepted = accepted => accepted,
     };
-    let (ended, error) = match (accepted, peer.clone()) {
+    let (outcome, error) = match (accepted, peer.clone()) {
         (
             Ok(Opened {
                 connection,
@@ -57,7 +59,7 @@ pub async fn serve<C: Connect + 'static>(
                 shown,
             }),
             Some(peer),
-        ) if connect.admits(&peer) => {
+        ) if connect.accept_tunnel(&peer) => {
             let server = Server {
                 connect,
                 peer: Rc::new(peer),
@@ -66,19 +68,22 @@ pub async fn serve<C: Connect + 'static>(
                 abort: abort.clone(),
                 max_header_bytes: config.max_header_bytes,
             };
-            let ended = Box::pin(server.run(connection, config, drain, &mut streams)).await;
+            let outcome = Box::pin(server.run(connection, config, drain, &mut streams)).await;
             (
-                ended,
-                server.cause.error().filter(|_| ended == Ended::Failed),
+                outcome,
+                server
+                    .cause
+                    .error()
+                    .filter(|_| outcome == ServeOutcome::Failed),
             )
         }
-        (Ok(_), Some(_)) => (Ended::Aborted, None),
-        (Ok(_), None) => (Ended::Failed, Some(Reason::Internal.into())),
-        (Err(error), _) => (Ended::Failed, Some(error)),
+        (Ok(_), Some(_)) => (ServeOutcome::Aborted, None),
+        (Ok(_), None) => (ServeOutcome::Failed, Some(Reason::Internal.into())),
+        (Err(error), _) => (ServeOutcome::Failed, Some(error)),
     };
-    ServeEnd {
+    ServeSummary {
         peer,
-        ended,
+        outcome,
         error,
         streams,
     }
@@ -94,14 +99,14 @@ struct Server<C> {
     max_header_bytes: u32,
 }
 
-impl<C: Connect + 'static> Server<C> {
+impl<C: TunnelService + 'static> Server<C> {
     async fn run(
         &self,
         mut connection: Box<Connection<Wire, Chunk>>,
         config: &ServeConfig,
         drain: CancellationToken,
         streams: &mut u64,
-    ) -> Ended {
+    ) -> ServeOutcome {
         let mut ping = connection.ping_pong();
         let mut tasks = JoinSet::new();
         // HTTP/2 counts a stream no more when it is closed or reset, but its bytes may still be on their way to an
@@ -116,7 +121,7 @@ impl<C: Connect + 'static> Server<C> {
             loop {
                 tokio::select! {
                     biased;
-                    () = self.abort.cancelled() => break Ended::Aborted,
+                    () = self.abort.cancelled() => break ServeOutcome::Aborted,
                     () = drain.cancelled(), if !draining => {
                         draining = true;
                         connection.graceful_shutdown();
@@ -127,14 +132,14 @@ impl<C: Connect + 'static> Server<C> {
                     }
                     () = &mut revoked => {
                         self.cause.set(Reason::PeerRevoked.into());
-                        break Ended::Failed;
+                        break ServeOutcome::Failed;
                     }
                     () = pong(&mut ping) => heart.pong(Instant::now()),
                     () = sleep_until(heart.due()) => match heart.beat(Instant::now()) {
                         Beat::Ping => send_ping(&mut ping),
                         Beat::Dead => {
                             self.cause.set(Reason::PingTimeout.into());
-                            break Ended::Failed;
+                            break ServeOutcome::Failed;
                         }
                         // Nobody waits here for a peer, and so none is doubted.
                         Beat::Unproven | Beat::Nothing => {}
@@ -142,7 +147,7 @@ impl<C: Connect + 'static> Server<C> {
                     Some(_) = tasks.join_next() => {}
                     request = connection.accept() => match request {
                         Some(Ok((_, mut respond))) if tasks.len() >= most_tasks => {
-                            self.connect.overloaded(&self.peer);
+                            self.connect.on_refused_stream(&self.peer);
                             respond.send_reset(h2::Reason::REFUSED_STREAM);
                         }
                         Some(Ok((request, respond))) => {
@@ -154,7 +159,7 @@ impl<C: Connect + 'static> Server<C> {
                             // A peer that has no streams left may close without further ado.
                             let broken = !(e.is_io() && tasks.is_empty());
                             self.cause.set(self.cause.explain(e));
-                            break if broken { Ended::Failed } else { finished(draining) };
+                            break if broken { ServeOutcome::Failed } else { finished(draining) };
                         }
                         None => break finished(draining),
                     },
@@ -168,11 +173,11 @@ impl<C: Connect + 'static> Server<C> {
     /// taken; all others see its end.
     async fn finish(
         &self,
-        ended: Ended,
+        ended: ServeOutcome,
         connection: Box<Connection<Wire, Chunk>>,
         mut tasks: JoinSet<()>,
-    ) -> Ended {
-        if ended == Ended::Aborted {
+    ) -> ServeOutcome {
+        if ended == ServeOutcome::Aborted {
             self.cause.set(Reason::Stopped.into());
         }
         drop(connection);
@@ -183,7 +188,7 @@ impl<C: Connect + 'static> Server<C> {
             () = all => return ended,
         }
         tasks.shutdown().await;
-        Ended::Aborted
+        ServeOutcome::Aborted
     }
 
     /// One CONNECT. The future owns what it needs: it outlives the borrow of the server.
@@ -200,10 +205,10 @@ impl<C: Connect + 'static> Server<C> {
                 Ok(request) => request,
                 Err(malformed) => {
                     let detail = malformed.to_string();
-                    connect.refused(&peer, Reason::ConnectMalformed, &detail);
+                    connect.on_bad_request(&peer, Reason::ConnectMalformed, &detail);
                     return reject(
                         &mut respond,
-                        if malformed.what == "headers" {
+                        if malformed.header == "headers" {
                             431
                         } else {
                             400
@@ -227,11 +232,11 @@ fn age(least: Duration, fortune: f64) -> Duration {
     least.mul_f64(1.0 + 0.1 * fortune)
 }
 
-fn finished(draining: bool) -> Ended {
+fn finished(draining: bool) -> ServeOutcome {
     if draining {
-        Ended::Drained
+        ServeOutcome::Drained
     } else {
-        Ended::ByPeer
+        ServeOutcome::ClosedByPeer
     }
 }
 
@@ -244,7 +249,7 @@ fn reject(respond: &mut SendResponse<Chunk>, status: u16) {
 ///
 /// What the peer sends meanwhile is taken in, within the stream's window. If a reset follows those bytes at once, they
 /// still reach the application if the decision is made soon, as they would without a tunnel.
-async fn decide<C: Connect>(
+async fn decide<C: TunnelService>(
     connect: &C,
     peer: &Peer,
     request: ConnectRequest,
@@ -315,21 +320,21 @@ async fn relay(
 
 /// Reports the end of a relay, whatever happens.
 struct OnEnd<'a> {
-    report: Option<Box<dyn FnOnce(RelayEnd)>>,
+    report: Option<Box<dyn FnOnce(RelaySummary)>>,
     counters: &'a Counters,
 }
 
 impl OnEnd<'_> {
-    fn report(&mut self, outcome: Outcome) {
+    fn report(&mut self, outcome: RelayOutcome) {
         if let Some(report) = self.report.take() {
-            report(RelayEnd::new(self.counters, outcome));
+            report(RelaySummary::new(self.counters, outcome));
         }
     }
 }
 
 impl Drop for OnEnd<'_> {
     fn drop(&mut self) {
-        self.report(Outcome::Failed(Reason::Stopped.into()));
+        self.report(RelayOutcome::Failed(Reason::Stopped.into()));
     }
 }
 
@@ -339,7 +344,7 @@ mod tests {
 
     struct Never;
 
-    impl Connect for Never {
+    impl TunnelService for Never {
         async fn connect(&self, _: &Peer, _: ConnectRequest) -> Result<Accepted, Rejected> {
             std::future::pending().await
         }

@@ -20,7 +20,7 @@ use super::tunnel::{Tunnel, TunnelLease};
 use crate::connect::ConnectResponse;
 use crate::error::Error;
 use crate::reason::Reason;
-use crate::relay::{Chunk, RelayEnd, RelayOpts, Side};
+use crate::relay::{Chunk, RelayOpts, RelaySummary, Side};
 
 /// One application connection on a tunnel. Dropped, it resets its stream.
 pub struct Stream {
@@ -84,7 +84,7 @@ impl Stream {
     /// Moves bytes between `downstream` and the peer until both directions have closed.
     ///
     /// Without [`RelayOpts::optimistic`] nothing is read from the downstream before the peer has answered.
-    pub async fn relay(self, downstream: TcpStream, opts: RelayOpts) -> RelayEnd {
+    pub async fn relay(self, downstream: TcpStream, opts: RelayOpts) -> RelaySummary {
         let Self {
             send,
             mut answer,
@@ -119,7 +119,7 @@ impl Stream {
             }
         };
         let outcome = relay.run(downstream, prefix, send, inbox).await;
-        RelayEnd::new(&counters, outcome)
+        RelaySummary::new(&counters, outcome)
     }
 
     /// The stream as a byte stream, for what is not a plain relay: a tunnel within the tunnel, or HTTP.

@@ -17,7 +17,7 @@ use tokio::task::yield_now;
 use tokio_util::io::poll_write_buf;
 
 use super::buffer::{Chunk, LARGE};
-use super::{Outcome, RelayEnd, RelayOpts, Side};
+use super::{RelayOpts, RelayOutcome, RelaySummary, Side};
 
 /// Reads of one direction before the other connections of the thread get their turn.
 pub(crate) const READS_PER_TURN: usize = 4;
@@ -90,7 +90,11 @@ pub(crate) fn finish_writing(tcp: &TcpStream) -> io::Result<()> {
 }
 
 /// Moves bytes between two TCP sockets until both directions have closed, with exact TCP semantics.
-pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOpts) -> RelayEnd {
+pub async fn relay_tcp(
+    downstream: TcpStream,
+    upstream: TcpStream,
+    opts: RelayOpts,
+) -> RelaySummary {
     let RelayOpts {
         counters,
         stop,
@@ -123,19 +127,19 @@ pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOp
         let mut stopped = pin!(stop.stopped());
         poll_fn(|cx| {
             if let Poll::Ready(reason) = stopped.as_mut().poll(cx) {
-                return Poll::Ready(Outcome::Stopped { reason });
+                return Poll::Ready(RelayOutcome::Stopped { reason });
             }
             for flow in [
                 forth.as_mut() as Pin<&mut dyn Future<Output = Side>>,
                 back.as_mut(),
             ] {
                 if let Poll::Ready(by) = flow.poll(cx) {
-                    return Poll::Ready(Outcome::Reset { by });
+                    return Poll::Ready(RelayOutcome::Reset { by });
                 }
             }
             let closed = done.0.get() && done.1.get();
             if closed {
-                Poll::Ready(Outcome::Closed)
+                Poll::Ready(RelayOutcome::Closed)
             } else {
                 Poll::Pending
             }
@@ -143,19 +147,19 @@ pub async fn relay_tcp(downstream: TcpStream, upstream: TcpStream, opts: RelayOp
         .await
     };
     match outcome {
-        Outcome::Closed => {
+        RelayOutcome::Closed => {
             down.finish();
             up.finish();
         }
-        Outcome::Reset {
+        RelayOutcome::Reset {
             by: Side::Downstream,
         } if !forth_holds.get() => last_words(&down, &up, &counters.sent),
-        Outcome::Reset { by: Side::Upstream } if !back_holds.get() => {
+        RelayOutcome::Reset { by: Side::Upstream } if !back_holds.get() => {
             last_words(&up, &down, &counters.received);
         }
         _ => {}
     }
-    RelayEnd::new(&counters, outcome)
+    RelaySummary::new(&counters, outcome)
 }
 
 /// What `from` had sent before it broke the connection goes ahead of the reset, as it does without a relay: an answer,

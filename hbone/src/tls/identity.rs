@@ -9,7 +9,7 @@ const MAX_ID: usize = 2048;
 
 /// Why a certificate is not an X.509 SVID.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum NotSpiffe {
+pub enum SvidError {
     /// The chain is empty.
     #[error("there is no leaf certificate")]
     NoLeaf,
@@ -18,37 +18,37 @@ pub enum NotSpiffe {
     NotX509,
     /// SPIFFE X509-SVID, section 2: exactly one URI SAN.
     #[error("the leaf has {0} URI names instead of exactly one")]
-    Names(usize),
+    UriCount(usize),
     /// SPIFFE X509-SVID, section 4.1: a leaf is not a CA.
     #[error("the leaf is a CA certificate")]
-    Authority,
+    IsCa,
     /// SPIFFE X509-SVID, section 4.3: a leaf signs neither certificates nor revocation lists.
     #[error("the leaf's key may sign certificates or revocation lists")]
-    Signer,
+    SigningKey,
     /// The URI is not a SPIFFE id.
     #[error("the leaf's URI name is not a well-formed SPIFFE id")]
-    Malformed(#[source] SpiffeIdError),
+    InvalidId(#[source] SpiffeIdError),
     /// The id is longer than the standard allows, or names a whole trust domain.
     #[error("the leaf's SPIFFE id does not name a workload")]
     NotWorkload,
 }
 
 /// The one identity of a leaf.
-pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, NotSpiffe> {
-    let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|_| NotSpiffe::NotX509)?;
+pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, SvidError> {
+    let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|_| SvidError::NotX509)?;
     if !rest.is_empty() {
-        return Err(NotSpiffe::NotX509);
+        return Err(SvidError::NotX509);
     }
     if certificate.is_ca() {
-        return Err(NotSpiffe::Authority);
+        return Err(SvidError::IsCa);
     }
-    let usage = certificate.key_usage().map_err(|_| NotSpiffe::NotX509)?;
+    let usage = certificate.key_usage().map_err(|_| SvidError::NotX509)?;
     if usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()) {
-        return Err(NotSpiffe::Signer);
+        return Err(SvidError::SigningKey);
     }
     let names = certificate
         .subject_alternative_name()
-        .map_err(|_| NotSpiffe::NotX509)?;
+        .map_err(|_| SvidError::NotX509)?;
     let uris: Vec<&str> = names
         .iter()
         .flat_map(|names| &names.value.general_names)
@@ -58,14 +58,14 @@ pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, NotSpiffe> 
         })
         .collect();
     let [uri] = uris.as_slice() else {
-        return Err(NotSpiffe::Names(uris.len()));
+        return Err(SvidError::UriCount(uris.len()));
     };
     if uri.len() > MAX_ID {
-        return Err(NotSpiffe::NotWorkload);
+        return Err(SvidError::NotWorkload);
     }
-    let id = SpiffeId::new(uri).map_err(NotSpiffe::Malformed)?;
+    let id = SpiffeId::new(uri).map_err(SvidError::InvalidId)?;
     if id.path().is_empty() {
-        Err(NotSpiffe::NotWorkload)
+        Err(SvidError::NotWorkload)
     } else {
         Ok(id)
     }

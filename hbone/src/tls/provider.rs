@@ -9,7 +9,7 @@ use rustls::crypto::{CryptoProvider, ring};
 
 /// A library that encrypts records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Aead {
+pub enum AeadBackend {
     /// ring
     Ring,
     /// AWS-LC
@@ -21,15 +21,15 @@ pub enum Aead {
 /// Which one is faster depends on the CPU: on AMD Zen 3 (VAES, no AVX-512) ring seals AES-256-GCM at 6.7 GB/s and
 /// AWS-LC at 2.0; with AVX-512 AWS-LC has the better code. So both are measured, once, at the first call: a daemon
 /// makes it at start-up.
-pub fn aead() -> Aead {
+pub fn aead_backend() -> AeadBackend {
     *AEAD
 }
 
-static AEAD: LazyLock<Aead> = LazyLock::new(|| {
+static AEAD: LazyLock<AeadBackend> = LazyLock::new(|| {
     if best_time(seal_ring) <= best_time(seal_aws_lc) {
-        Aead::Ring
+        AeadBackend::Ring
     } else {
-        Aead::AwsLc
+        AeadBackend::AwsLc
     }
 });
 
@@ -39,20 +39,20 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
-        cipher_suites: suites(aead()),
+        cipher_suites: suites(aead_backend()),
         // Hybrid first: what is recorded today stays secret from a quantum computer. X25519 for peers without it.
         kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519],
         ..aws_lc_rs::default_provider()
     })
 });
 
-fn suites(aead: Aead) -> Vec<SupportedCipherSuite> {
+fn suites(aead: AeadBackend) -> Vec<SupportedCipherSuite> {
     match aead {
-        Aead::Ring => vec![
+        AeadBackend::Ring => vec![
             ring::cipher_suite::TLS13_AES_256_GCM_SHA384,
             ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
         ],
-        Aead::AwsLc => vec![
+        AeadBackend::AwsLc => vec![
             aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
             aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
         ],
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn the_choice_is_made_once() {
-        assert_eq!(aead(), aead());
+        assert_eq!(aead_backend(), aead_backend());
         assert!(best_time(seal_ring) < Duration::from_secs(1));
         assert!(best_time(seal_aws_lc) < Duration::from_secs(1));
     }
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn both_libraries_offer_the_same_two_suites_and_hybrid_key_exchange_comes_first() {
         let names = |aead| suites(aead).iter().map(|s| s.suite()).collect::<Vec<_>>();
-        assert_eq!(names(Aead::Ring), names(Aead::AwsLc));
+        assert_eq!(names(AeadBackend::Ring), names(AeadBackend::AwsLc));
         let groups: Vec<_> = provider().kx_groups.iter().map(|g| g.name()).collect();
         assert_eq!(
             groups,

@@ -31,7 +31,7 @@ struct Shared {
 /// Content that is no revocation list. The list that was in force stays in force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a revocation list (PEM or DER of RFC 5280): {0}")]
-pub struct NotRevocations(String);
+pub struct CrlError(String);
 
 /// Serial numbers, by who gave them out.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Revocations {
     ///
     /// # Errors
     /// Fails if any part cannot be read; then nothing has changed.
-    pub fn replace(&self, content: &[u8]) -> Result<(), NotRevocations> {
+    pub fn replace(&self, content: &[u8]) -> Result<(), CrlError> {
         let list = parse(content)?;
         if *self.0.list.load_full() != list {
             self.0.list.store(Arc::new(list));
@@ -161,30 +161,30 @@ impl Serial {
     }
 }
 
-fn parse(content: &[u8]) -> Result<List, NotRevocations> {
+fn parse(content: &[u8]) -> Result<List, CrlError> {
     let mut list = List::default();
     if !content.starts_with(b"\x30") {
         let mut found = false;
         for block in rustls_pki_types::CertificateRevocationListDer::pem_slice_iter(content) {
-            let block = block.map_err(|error| NotRevocations(error.to_string()))?;
+            let block = block.map_err(|error| CrlError(error.to_string()))?;
             add(&block, &mut list)?;
             found = true;
         }
         return if found {
             Ok(list)
         } else {
-            Err(NotRevocations("it holds no PEM block X509 CRL".into()))
+            Err(CrlError("it holds no PEM block X509 CRL".into()))
         };
     }
     add(content, &mut list)?;
     Ok(list)
 }
 
-fn add(der: &[u8], list: &mut List) -> Result<(), NotRevocations> {
-    let (rest, crl) = CertificateRevocationList::from_der(der)
-        .map_err(|error| NotRevocations(error.to_string()))?;
+fn add(der: &[u8], list: &mut List) -> Result<(), CrlError> {
+    let (rest, crl) =
+        CertificateRevocationList::from_der(der).map_err(|error| CrlError(error.to_string()))?;
     if !rest.is_empty() {
-        return Err(NotRevocations("bytes follow the list".into()));
+        return Err(CrlError("bytes follow the list".into()));
     }
     // A list of changes, or of other issuers' certificates, says less than it seems to if it is read as a whole one.
     if let Some(unknown) = crl
@@ -192,7 +192,7 @@ fn add(der: &[u8], list: &mut List) -> Result<(), NotRevocations> {
         .iter()
         .find(|extension| !understood(extension))
     {
-        return Err(NotRevocations(format!(
+        return Err(CrlError(format!(
             "its critical extension {} is not supported",
             unknown.oid
         )));

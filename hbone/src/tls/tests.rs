@@ -51,8 +51,11 @@ fn a_leaf_whose_key_signs_certificates_or_revocation_lists_is_refused() {
     let with = |usage| leaf(&[KeyUsagePurpose::DigitalSignature, usage]);
     assert!(leaf(&[KeyUsagePurpose::DigitalSignature]).is_ok());
     assert!(with(KeyUsagePurpose::KeyEncipherment).is_ok());
-    assert_eq!(with(KeyUsagePurpose::KeyCertSign), Err(NotSpiffe::Signer));
-    assert_eq!(with(KeyUsagePurpose::CrlSign), Err(NotSpiffe::Signer));
+    assert_eq!(
+        with(KeyUsagePurpose::KeyCertSign),
+        Err(SvidError::SigningKey)
+    );
+    assert_eq!(with(KeyUsagePurpose::CrlSign), Err(SvidError::SigningKey));
 }
 
 #[test]

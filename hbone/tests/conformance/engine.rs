@@ -4,8 +4,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hbone::{
-    ClientTls, Connect, ConnectRequest, ConnectResponse, Error, Pool, PoolConfig, PoolKey,
-    RelayEnd, RelayOpts, ServeConfig, ServeEnd, ServerTls, Sockets, Stream,
+    ClientTls, ConnectRequest, ConnectResponse, Error, Pool, PoolConfig, PoolKey, RelayOpts,
+    RelaySummary, ServeConfig, ServeSummary, ServerTls, SocketFactory, Stream, TunnelService,
 };
 use spiffe::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,7 +17,7 @@ pub trait Engine: 'static {
     type Pool: 'static;
     type Stream: 'static;
 
-    fn pool(config: PoolConfig, sockets: Rc<dyn Sockets>) -> Self::Pool;
+    fn pool(config: PoolConfig, sockets: Rc<dyn SocketFactory>) -> Self::Pool;
     async fn open(
         pool: &Self::Pool,
         key: &PoolKey,
@@ -35,17 +35,17 @@ pub trait Engine: 'static {
         limit: Duration,
     ) -> Result<ConnectResponse, Error>;
     fn peer(stream: &Self::Stream) -> SpiffeId;
-    async fn relay(stream: Self::Stream, downstream: TcpStream, opts: RelayOpts) -> RelayEnd;
+    async fn relay(stream: Self::Stream, downstream: TcpStream, opts: RelayOpts) -> RelaySummary;
     fn into_io(stream: Self::Stream) -> Box<dyn Duplex>;
 
-    async fn serve<C: Connect + 'static>(
+    async fn serve<C: TunnelService + 'static>(
         transport: TcpStream,
         tls: &ServerTls,
         connect: Rc<C>,
         config: &ServeConfig,
         drain: CancellationToken,
         abort: CancellationToken,
-    ) -> ServeEnd;
+    ) -> ServeSummary;
 }
 
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
@@ -59,7 +59,7 @@ impl Engine for H2 {
     type Pool = Pool;
     type Stream = Stream;
 
-    fn pool(config: PoolConfig, sockets: Rc<dyn Sockets>) -> Pool {
+    fn pool(config: PoolConfig, sockets: Rc<dyn SocketFactory>) -> Pool {
         Pool::new(config, sockets)
     }
 
@@ -74,11 +74,11 @@ impl Engine for H2 {
     }
 
     fn purge(pool: &Pool, destination: &str) {
-        pool.purge(destination);
+        pool.retire_destination(destination);
     }
 
     fn tunnels(pool: &Pool) -> usize {
-        pool.tunnels()
+        pool.usable_tunnels()
     }
 
     async fn close(pool: &Pool, deadline: Instant) {
@@ -100,7 +100,7 @@ impl Engine for H2 {
         stream.peer().clone()
     }
 
-    async fn relay(stream: Stream, downstream: TcpStream, opts: RelayOpts) -> RelayEnd {
+    async fn relay(stream: Stream, downstream: TcpStream, opts: RelayOpts) -> RelaySummary {
         stream.relay(downstream, opts).await
     }
 
@@ -108,14 +108,14 @@ impl Engine for H2 {
         Box::new(stream.into_io())
     }
 
-    async fn serve<C: Connect + 'static>(
+    async fn serve<C: TunnelService + 'static>(
         transport: TcpStream,
         tls: &ServerTls,
         connect: Rc<C>,
         config: &ServeConfig,
         drain: CancellationToken,
         abort: CancellationToken,
-    ) -> ServeEnd {
+    ) -> ServeSummary {
         hbone::serve(transport, tls, connect, config, drain, abort).await
     }
 }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use hbone::{Outcome, PoolConfig, Reason, ServeConfig};
+use hbone::{PoolConfig, Reason, RelayOutcome, ServeConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -46,7 +46,7 @@ pub async fn pings_do_not_disturb_bulk_in_both_directions<E: Engine>() {
     }
     for relay in relays {
         let end = relay.await.unwrap();
-        assert!(matches!(end.outcome, Outcome::Closed), "{end:?}");
+        assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
     }
     sides.join_all().await;
     assert_eq!(world.accepted.get(), 1, "all used one tunnel");
@@ -88,7 +88,7 @@ pub async fn a_tunnel_whose_peer_has_vanished_is_left_before_it_is_dead<E: Engin
     let mut stream = world.open().await.unwrap();
     let error = E::response_within(&mut stream, PATIENCE).await.unwrap_err();
     assert_eq!(error.reason(), Reason::ConnectResponseTimeout);
-    assert!(error.reason().retryable_unsent());
+    assert!(error.reason().is_retryable_before_send());
     until(|| E::tunnels(&world.pool) == 0).await;
     assert!(!c.relay.is_finished(), "who is connected may still wait");
 }

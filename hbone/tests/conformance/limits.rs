@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hbone::{Ended, Outcome, PoolConfig, Reason, RelayOpts, ServeConfig, Side};
+use hbone::{PoolConfig, Reason, RelayOpts, RelayOutcome, ServeConfig, ServeOutcome, Side};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinSet, spawn_local};
@@ -34,7 +34,7 @@ pub async fn a_refused_connect_says_so_at_once<E: Engine>() {
     world.stop_listening().await;
     let error = failure(&world).await;
     assert_eq!(error.reason(), Reason::ConnectRefused);
-    assert!(error.retryable());
+    assert!(error.is_retryable());
     assert!(
         error
             .to_string()
@@ -106,7 +106,7 @@ pub async fn a_connect_that_is_never_answered_ends_at_its_deadline<E: Engine>() 
     // A relay that waits meets the same deadline.
     let (_downstream, relayed) = pair().await;
     let end = E::relay(world.open().await.unwrap(), relayed, RelayOpts::default()).await;
-    let Outcome::Failed(error) = end.outcome else {
+    let RelayOutcome::Failed(error) = end.outcome else {
         panic!("{end:?}")
     };
     assert_eq!(error.reason(), Reason::ConnectResponseTimeout);
@@ -152,7 +152,7 @@ pub async fn plain_http_and_garbage_are_refused_with_a_reason<E: Engine>() {
         let mut stranger = TcpStream::connect(world.key.address).await.unwrap();
         stranger.write_all(bytes).await.unwrap();
         let end = world.serve_ends.recv().await.unwrap();
-        assert_eq!((end.ended, end.peer), (Ended::Failed, None));
+        assert_eq!((end.outcome, end.peer), (ServeOutcome::Failed, None));
         assert_eq!(end.error.unwrap().reason(), Reason::NotHbone);
     }
     let nothing = TcpStream::connect(world.key.address).await.unwrap();
@@ -328,7 +328,7 @@ pub async fn a_tunnel_that_is_not_admitted_is_closed_and_carries_nothing<E: Engi
     };
     assert!(refused.await.is_err());
     let end = world.serve_ends.recv().await.unwrap();
-    assert_eq!((end.ended, end.streams), (Ended::Aborted, 0));
+    assert_eq!((end.outcome, end.streams), (ServeOutcome::Aborted, 0));
     assert!(end.peer.is_some() && end.error.is_none());
 }
 
@@ -477,7 +477,7 @@ pub async fn streams_reset_under_load_harm_nobody<E: Engine>() {
         reset(c.upstream);
         let end = c.relay.await.unwrap();
         assert!(
-            matches!(end.outcome, Outcome::Reset { by: Side::Upstream }),
+            matches!(end.outcome, RelayOutcome::Reset { by: Side::Upstream }),
             "{end:?}"
         );
     }

@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{Ended, Outcome, PoolConfig, PoolKey, Reason, Rejected, RelayOpts, ServeConfig};
+use hbone::{
+    PoolConfig, PoolKey, Reason, Rejected, RelayOpts, RelayOutcome, ServeConfig, ServeOutcome,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, spawn_local};
@@ -165,11 +167,17 @@ pub async fn a_drained_server_says_goaway_and_its_streams_live_on<E: Engine>() {
             Err(error) => break error,
         }
     };
-    assert!(refused.retryable(), "{refused:?}");
+    assert!(refused.is_retryable(), "{refused:?}");
     ask(&mut old, b"still").await;
     drop((old.downstream, old.upstream));
-    assert!(matches!(old.relay.await.unwrap().outcome, Outcome::Closed));
-    assert_eq!(world.serve_ends.recv().await.unwrap().ended, Ended::Drained);
+    assert!(matches!(
+        old.relay.await.unwrap().outcome,
+        RelayOutcome::Closed
+    ));
+    assert_eq!(
+        world.serve_ends.recv().await.unwrap().outcome,
+        ServeOutcome::Drained
+    );
 }
 
 pub async fn a_tunnel_that_is_old_takes_no_new_streams_and_keeps_its_own<E: Engine>() {
@@ -185,9 +193,15 @@ pub async fn a_tunnel_that_is_old_takes_no_new_streams_and_keeps_its_own<E: Engi
     ask(&mut old, b"still").await;
     ask(&mut new, b"again").await;
     drop((old.downstream, old.upstream));
-    assert!(matches!(old.relay.await.unwrap().outcome, Outcome::Closed));
+    assert!(matches!(
+        old.relay.await.unwrap().outcome,
+        RelayOutcome::Closed
+    ));
     // With its last stream it is gone.
-    assert_eq!(world.serve_ends.recv().await.unwrap().ended, Ended::ByPeer);
+    assert_eq!(
+        world.serve_ends.recv().await.unwrap().outcome,
+        ServeOutcome::ClosedByPeer
+    );
 }
 
 const DENIED: Rejected = Rejected {
@@ -207,7 +221,7 @@ pub async fn a_server_asks_for_a_new_tunnel_when_one_is_old<E: Engine>() {
         let mut stream = world.open().await.unwrap();
         let refused = E::response(&mut stream).await.unwrap_err();
         // One that crosses the GOAWAY on its way has reached nobody, and the next tunnel takes it.
-        let crossed = refused.reason() == Reason::GoAway && refused.retryable();
+        let crossed = refused.reason() == Reason::GoAway && refused.is_retryable();
         assert!(
             crossed || refused.reason() == Reason::ConnectRejected(401),
             "{refused:?}"
@@ -218,8 +232,14 @@ pub async fn a_server_asks_for_a_new_tunnel_when_one_is_old<E: Engine>() {
     ask(&mut old, b"still").await;
     ask(&mut new, b"again").await;
     drop((old.downstream, old.upstream));
-    assert!(matches!(old.relay.await.unwrap().outcome, Outcome::Closed));
-    assert_eq!(world.serve_ends.recv().await.unwrap().ended, Ended::Drained);
+    assert!(matches!(
+        old.relay.await.unwrap().outcome,
+        RelayOutcome::Closed
+    ));
+    assert_eq!(
+        world.serve_ends.recv().await.unwrap().outcome,
+        ServeOutcome::Drained
+    );
 }
 
 pub async fn an_idle_tunnel_is_closed_and_one_with_a_silent_stream_is_not<E: Engine>() {
@@ -233,9 +253,15 @@ pub async fn an_idle_tunnel_is_closed_and_one_with_a_silent_stream_is_not<E: Eng
     tokio::time::sleep(2 * SOON).await;
     ask(&mut c, b"after a silence").await;
     drop((c.downstream, c.upstream));
-    assert!(matches!(c.relay.await.unwrap().outcome, Outcome::Closed));
+    assert!(matches!(
+        c.relay.await.unwrap().outcome,
+        RelayOutcome::Closed
+    ));
     until(|| E::tunnels(&world.pool) == 0).await;
-    assert_eq!(world.serve_ends.recv().await.unwrap().ended, Ended::ByPeer);
+    assert_eq!(
+        world.serve_ends.recv().await.unwrap().outcome,
+        ServeOutcome::ClosedByPeer
+    );
 }
 
 pub async fn a_peer_that_no_longer_answers_is_noticed<E: Engine>() {
@@ -250,7 +276,7 @@ pub async fn a_peer_that_no_longer_answers_is_noticed<E: Engine>() {
     ask(&mut c, b"x").await;
     silent.begin();
     let end = c.relay.await.unwrap();
-    let Outcome::Failed(error) = end.outcome else {
+    let RelayOutcome::Failed(error) = end.outcome else {
         panic!("{end:?}")
     };
     assert_eq!(error.reason(), Reason::PingTimeout);
@@ -319,12 +345,12 @@ pub async fn a_tunnel_that_breaks_resets_its_applications<E: Engine>() {
     assert_reset_seen(&mut c.downstream).await;
     assert_reset_seen(&mut c.upstream).await;
     let end = c.relay.await.unwrap();
-    let Outcome::Failed(error) = end.outcome else {
+    let RelayOutcome::Failed(error) = end.outcome else {
         panic!("{end:?}")
     };
     assert_eq!(error.reason(), Reason::TunnelClosed);
     let end = world.upstream_ends.recv().await.unwrap();
-    assert!(matches!(end.outcome, Outcome::Failed(_)), "{end:?}");
+    assert!(matches!(end.outcome, RelayOutcome::Failed(_)), "{end:?}");
     let end = world.serve_ends.recv().await.unwrap();
     assert_eq!(end.error.unwrap().reason(), Reason::TunnelClosed);
     until(|| E::tunnels(&world.pool) == 0).await;
@@ -337,13 +363,19 @@ pub async fn an_aborted_server_resets_its_applications<E: Engine>() {
     world.abort.cancel();
     assert_reset_seen(&mut c.downstream).await;
     assert_reset_seen(&mut c.upstream).await;
-    assert!(matches!(c.relay.await.unwrap().outcome, Outcome::Failed(_)));
+    assert!(matches!(
+        c.relay.await.unwrap().outcome,
+        RelayOutcome::Failed(_)
+    ));
     let end = world.upstream_ends.recv().await.unwrap();
-    let Outcome::Failed(error) = end.outcome else {
+    let RelayOutcome::Failed(error) = end.outcome else {
         panic!("{end:?}")
     };
     assert_eq!(error.reason(), Reason::Stopped);
-    assert_eq!(world.serve_ends.recv().await.unwrap().ended, Ended::Aborted);
+    assert_eq!(
+        world.serve_ends.recv().await.unwrap().outcome,
+        ServeOutcome::Aborted
+    );
 }
 
 pub async fn a_closed_pool_waits_for_its_streams_and_takes_no_more<E: Engine>() {
@@ -358,7 +390,10 @@ pub async fn a_closed_pool_waits_for_its_streams_and_takes_no_more<E: Engine>() 
     ask(&mut c, b"still here").await;
     assert!(!close.is_finished());
     drop((c.downstream, c.upstream));
-    assert!(matches!(c.relay.await.unwrap().outcome, Outcome::Closed));
+    assert!(matches!(
+        c.relay.await.unwrap().outcome,
+        RelayOutcome::Closed
+    ));
     close.await.unwrap();
 }
 
@@ -370,7 +405,7 @@ pub async fn a_closed_pool_resets_what_outlives_its_deadline<E: Engine>() {
     assert_reset_seen(&mut c.downstream).await;
     assert_reset_seen(&mut c.upstream).await;
     let end = c.relay.await.unwrap();
-    let Outcome::Failed(error) = end.outcome else {
+    let RelayOutcome::Failed(error) = end.outcome else {
         panic!("{end:?}")
     };
     assert_eq!(error.reason(), Reason::Stopped);
@@ -386,10 +421,10 @@ pub async fn a_rejection_carries_its_status_and_resets_the_application<E: Engine
     let mut stream = world.open().await.unwrap();
     let error = E::response(&mut stream).await.unwrap_err();
     assert_eq!(error.reason(), Reason::ConnectRejected(401));
-    assert!(!error.retryable());
+    assert!(!error.is_retryable());
     let (mut downstream, relayed) = pair().await;
     let end = E::relay(stream, relayed, RelayOpts::default()).await;
-    let Outcome::Failed(error) = end.outcome else {
+    let RelayOutcome::Failed(error) = end.outcome else {
         panic!("{end:?}")
     };
     assert_eq!(error.reason(), Reason::ConnectRejected(401));

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hbone::{Outcome, RelayEnd, RelayOpts, Side};
+use hbone::{RelayOpts, RelayOutcome, RelaySummary, Side};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,9 +17,9 @@ pub fn pattern(len: usize) -> Vec<u8> {
         .collect()
 }
 
-fn assert_reset(by: Side, end: &RelayEnd) {
+fn assert_reset(by: Side, end: &RelaySummary) {
     assert!(
-        matches!(end.outcome, Outcome::Reset { by: actual } if actual == by),
+        matches!(end.outcome, RelayOutcome::Reset { by: actual } if actual == by),
         "{end:?}"
     );
 }
@@ -56,7 +56,7 @@ pub async fn bytes_arrive_in_order_and_are_counted_in_both_directions<W: Way>() 
     until(|| (counted(&c.counters.sent), counted(&c.counters.received)) == (8, 2)).await;
     drop((c.downstream, c.upstream));
     let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, Outcome::Closed), "{end:?}");
+    assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
     assert_eq!((end.sent, end.received), (8, 2));
 }
 
@@ -78,7 +78,7 @@ pub async fn much_data_arrives_unchanged_in_both_directions_at_once<W: Way>() {
     };
     tokio::join!(through(c.downstream), through(c.upstream));
     let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, Outcome::Closed), "{end:?}");
+    assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
     assert_eq!((end.sent, end.received), (MUCH as u64, MUCH as u64));
 }
 
@@ -96,7 +96,7 @@ pub async fn a_fin_passes_and_the_other_direction_stays_open<W: Way>() {
     let c = world.connect().await;
     half_close(c.downstream, c.upstream).await;
     let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, Outcome::Closed), "{end:?}");
+    assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
 }
 
 pub async fn a_fin_of_the_upstream_passes_and_the_downstream_may_go_on<W: Way>() {
@@ -104,7 +104,7 @@ pub async fn a_fin_of_the_upstream_passes_and_the_downstream_may_go_on<W: Way>()
     let c = world.connect().await;
     half_close(c.upstream, c.downstream).await;
     let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, Outcome::Closed), "{end:?}");
+    assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
 }
 
 /// `first` closes its direction; `second` sees that, and sends much afterwards.
@@ -242,7 +242,7 @@ pub async fn a_stop_resets_both_sides_and_gives_its_reason<W: Way>() {
     assert!(
         matches!(
             end.outcome,
-            Outcome::Stopped {
+            RelayOutcome::Stopped {
                 reason: "policy_changed"
             }
         ),

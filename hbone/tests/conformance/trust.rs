@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hbone::{
-    ClientTls, Credentials, Ended, Outcome, PoolConfig, PoolKey, Reason, Revocations, ServeConfig,
-    ServerTls,
+    ClientTls, Credentials, PoolConfig, PoolKey, Reason, RelayOutcome, Revocations, ServeConfig,
+    ServeOutcome, ServerTls,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -32,7 +32,7 @@ async fn reasons<E: Engine>(mut world: World<E>) -> (Reason, Reason) {
     let refused = world.open().await.err().unwrap();
     assert_eq!(refused.peer(), Some(world.key.address));
     let end = world.serve_ends.recv().await.unwrap();
-    assert_eq!((end.ended, end.streams), (Ended::Failed, 0));
+    assert_eq!((end.outcome, end.streams), (ServeOutcome::Failed, 0));
     (refused.reason(), end.error.unwrap().reason())
 }
 
@@ -44,7 +44,7 @@ async fn refusal<E: Engine>(config: rustls::ClientConfig) -> Reason {
         let _alert = tls.read_to_end(&mut Vec::new()).await;
     }
     let end = world.serve_ends.recv().await.unwrap();
-    assert_eq!(end.ended, Ended::Failed);
+    assert_eq!(end.outcome, ServeOutcome::Failed);
     end.error.unwrap().reason()
 }
 
@@ -58,8 +58,8 @@ pub async fn both_sides_learn_the_identity_of_the_other<E: Engine>() {
     let end = world.serve_ends.recv().await.unwrap();
     assert_eq!(end.peer.unwrap().identity, id(CLIENT));
     assert_eq!(
-        (end.ended, end.streams),
-        (Ended::Drained, 1),
+        (end.outcome, end.streams),
+        (ServeOutcome::Drained, 1),
         "{:?}",
         end.error
     );
@@ -276,7 +276,7 @@ pub async fn a_revocation_ends_the_open_tunnel_of_a_server<E: Engine>() {
     ask(&mut c, b"before").await;
     ends.client_learns_of_the_server();
     let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, Outcome::Failed(e) if e.reason() == Reason::PeerRevoked));
+    assert!(matches!(end.outcome, RelayOutcome::Failed(e) if e.reason() == Reason::PeerRevoked));
     assert_eq!(E::tunnels(&world.pool), 0);
     assert_eq!(
         world.open().await.err().unwrap().reason(),
@@ -292,7 +292,7 @@ pub async fn a_revocation_ends_the_open_tunnel_of_a_client<E: Engine>() {
     ask(&mut c, b"before").await;
     ends.server_learns_of_the_client();
     let end = world.upstream_ends.recv().await.unwrap();
-    assert!(matches!(end.outcome, Outcome::Failed(e) if e.reason() == Reason::PeerRevoked));
+    assert!(matches!(end.outcome, RelayOutcome::Failed(e) if e.reason() == Reason::PeerRevoked));
     let end = world.serve_ends.recv().await.unwrap();
     assert_eq!(end.error.unwrap().reason(), Reason::PeerRevoked);
     assert_reset_seen(&mut c.upstream).await;

@@ -9,9 +9,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use hbone::{
-    Accepted, Authority, ClientTls, Connect, ConnectRequest, ConnectResponse, Counters,
-    Credentials, Error, Peer, PoolConfig, PoolKey, Reason, Rejected, RelayEnd, RelayOpts,
-    Revocations, ServeConfig, ServeEnd, ServerTls, Sockets, Stop,
+    Accepted, Authority, ClientTls, ConnectRequest, ConnectResponse, Counters, Credentials, Error,
+    Peer, PoolConfig, PoolKey, Reason, Rejected, RelayOpts, RelaySummary, Revocations, ServeConfig,
+    ServeSummary, ServerTls, SocketFactory, StopToken, TunnelService,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
@@ -147,8 +147,8 @@ pub struct Loopback {
     pub buffers: Cell<Option<u32>>,
 }
 
-impl Sockets for Loopback {
-    fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
+impl SocketFactory for Loopback {
+    fn new_tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
         self.dials.set(self.dials.get() + 1);
         let socket = if to.is_ipv4() {
             TcpSocket::new_v4()
@@ -168,7 +168,7 @@ type Decision = Rc<dyn Fn(&Peer, &ConnectRequest) -> Result<Option<RelayOpts>, R
 /// Accepts what `decide` accepts, and dials the authority's address. `None` waits for ever.
 pub struct Dialer {
     pub decide: RefCell<Decision>,
-    pub upstream_ends: mpsc::UnboundedSender<RelayEnd>,
+    pub upstream_ends: mpsc::UnboundedSender<RelaySummary>,
     pub refusals: RefCell<Vec<(Reason, String)>>,
     /// Streams that were refused because earlier ones hold too much.
     pub overloads: Cell<usize>,
@@ -188,7 +188,7 @@ impl Drop for Pending {
     }
 }
 
-impl Connect for Dialer {
+impl TunnelService for Dialer {
     async fn connect(&self, peer: &Peer, request: ConnectRequest) -> Result<Accepted, Rejected> {
         let decide = Rc::clone(&self.decide.borrow());
         let decision = decide(peer, &request)?;
@@ -218,15 +218,15 @@ impl Connect for Dialer {
         })
     }
 
-    fn refused(&self, _peer: &Peer, reason: Reason, detail: &str) {
+    fn on_bad_request(&self, _peer: &Peer, reason: Reason, detail: &str) {
         self.refusals.borrow_mut().push((reason, detail.to_owned()));
     }
 
-    fn admits(&self, _peer: &Peer) -> bool {
+    fn accept_tunnel(&self, _peer: &Peer) -> bool {
         self.admits.get()
     }
 
-    fn overloaded(&self, _peer: &Peer) {
+    fn on_refused_stream(&self, _peer: &Peer) {
         self.overloads.set(self.overloads.get() + 1);
     }
 }
@@ -242,8 +242,8 @@ pub struct World<E: Engine> {
     pub abort: CancellationToken,
     /// Transports that the server has accepted.
     pub accepted: Rc<Cell<usize>>,
-    pub upstream_ends: mpsc::UnboundedReceiver<RelayEnd>,
-    pub serve_ends: mpsc::UnboundedReceiver<ServeEnd>,
+    pub upstream_ends: mpsc::UnboundedReceiver<RelaySummary>,
+    pub serve_ends: mpsc::UnboundedReceiver<ServeSummary>,
     listener: JoinHandle<()>,
     listening: Option<Rc<TcpListener>>,
     app: TcpListener,
@@ -365,9 +365,9 @@ impl<E: Engine> World<E> {
 pub struct Connection {
     pub downstream: TcpStream,
     pub upstream: TcpStream,
-    pub relay: JoinHandle<RelayEnd>,
+    pub relay: JoinHandle<RelaySummary>,
     pub counters: Arc<Counters>,
-    pub stop: Stop,
+    pub stop: StopToken,
 }
 
 /// A way for bytes from one application to another.

@@ -11,7 +11,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use hbone::{Counters, Stop};
+use hbone::{Counters, StopToken};
 use mesh::Denial;
 use spiffe::SpiffeId;
 
@@ -207,7 +207,7 @@ pub(crate) struct Connection {
     pub(crate) actual_destination: OnceLock<SocketAddr>,
     pub(crate) hbone: OnceLock<bool>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) stop: Stop,
+    pub(crate) stop: StopToken,
     request: OnceLock<Request>,
     denial: OnceLock<Denial>,
     /// The policy on trial that would have denied it, as of the last decision that said so.
@@ -230,7 +230,7 @@ impl Connection {
             actual_destination: OnceLock::new(),
             hbone: OnceLock::new(),
             counters: Arc::default(),
-            stop: Stop::new(),
+            stop: StopToken::new(),
             request: OnceLock::new(),
             denial: OnceLock::new(),
             on_trial: Mutex::default(),

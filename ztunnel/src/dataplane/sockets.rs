@@ -81,8 +81,8 @@ impl PodSockets {
     }
 }
 
-impl hbone::Sockets for PodSockets {
-    fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
+impl hbone::SocketFactory for PodSockets {
+    fn new_tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
         Ok(TcpSocket::from_std_stream(self.remote(to)?.into()))
     }
 }

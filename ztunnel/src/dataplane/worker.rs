@@ -200,7 +200,7 @@ impl Worker {
                 answer,
             } => {
                 for pod in self.pods.all() {
-                    pod.pool.purge(destination.as_str());
+                    pod.pool.retire_destination(destination.as_str());
                 }
                 self.telemetry.forget(&destination);
                 let _ = answer.send(());

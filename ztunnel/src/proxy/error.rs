@@ -108,7 +108,7 @@ impl Error {
     pub(crate) fn retryable(&self) -> bool {
         match self {
             Self::Dial { .. } | Self::DialTimeout { .. } => true,
-            Self::Tunnel(error) => error.reason().retryable_unsent(),
+            Self::Tunnel(error) => error.reason().is_retryable_before_send(),
             _ => false,
         }
     }

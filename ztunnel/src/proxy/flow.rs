@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hbone::{Authority, Outcome, RelayEnd, RelayOpts, Side, Stop};
+use hbone::{Authority, RelayOpts, RelayOutcome, RelaySummary, Side, StopToken};
 use mesh::{EndpointLease, Service, Workload};
 use spiffe::SpiffeId;
 use tokio::time::Instant;
@@ -65,7 +65,7 @@ impl Flow {
     }
 
     /// The signal that ends this connection from anywhere.
-    pub(super) fn stop(&self) -> Stop {
+    pub(super) fn stop(&self) -> StopToken {
         self.registered.stop.clone()
     }
 
@@ -162,17 +162,17 @@ impl Flow {
     }
 
     /// It carried bytes and has ended.
-    pub(super) fn closed(mut self, end: &RelayEnd) {
+    pub(super) fn closed(mut self, end: &RelaySummary) {
         match &end.outcome {
-            Outcome::Closed => self.end(None, CLOSED, None),
+            RelayOutcome::Closed => self.end(None, CLOSED, None),
             // What the applications do to their connection is theirs to do, and no failure of the
             // mesh.
-            Outcome::Reset {
+            RelayOutcome::Reset {
                 by: Side::Downstream,
             } => self.end(None, "reset_by_downstream", None),
-            Outcome::Reset { by: Side::Upstream } => self.end(None, "reset_by_upstream", None),
-            Outcome::Stopped { reason } => self.fail(&self.stopped(reason)),
-            Outcome::Failed(error) => {
+            RelayOutcome::Reset { by: Side::Upstream } => self.end(None, "reset_by_upstream", None),
+            RelayOutcome::Stopped { reason } => self.fail(&self.stopped(reason)),
+            RelayOutcome::Failed(error) => {
                 let reason = error.reason();
                 let text = text_of(error);
                 self.end(Some((&text, flags_of(reason))), reason.code(), None);

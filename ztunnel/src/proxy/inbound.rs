@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hbone::{
-    Accepted, Authority, Baggage, Connect, ConnectRequest, ConnectResponse, Ended, Peer, Reason,
-    Rejected, ServeEnd,
+    Accepted, Authority, Baggage, ConnectRequest, ConnectResponse, Peer, Reason, Rejected,
+    ServeOutcome, ServeSummary, TunnelService,
 };
 use mesh::{Model, Service, Workload};
 use spiffe::SpiffeId;
@@ -61,8 +61,8 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
     )
     .await;
     drop(identity);
-    match (end.ended, &*tunnel.standing.borrow()) {
-        (Ended::Aborted, Standing::Unproven(_)) => pushed_out(&pod, peer, local),
+    match (end.outcome, &*tunnel.standing.borrow()) {
+        (ServeOutcome::Aborted, Standing::Unproven(_)) => pushed_out(&pod, peer, local),
         _ => report(&pod, peer, local, &end),
     }
 }
@@ -90,8 +90,8 @@ async fn identity(pod: &PodContext) -> Result<Arc<crate::identity::Identity>, Er
 /// Counts and logs a tunnel that broke, whether it carried something or not: what its streams tell of
 /// their ends does not say what its peer did to it. What a peer does in good order is told by its
 /// streams alone.
-fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeEnd) {
-    let (Ended::Failed, Some(error)) = (end.ended, &end.error) else {
+fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeSummary) {
+    let (ServeOutcome::Failed, Some(error)) = (end.outcome, &end.error) else {
         return;
     };
     let error = Error::Tunnel(error.clone());
@@ -168,7 +168,7 @@ impl Tunnel {
     }
 }
 
-impl Connect for Tunnel {
+impl TunnelService for Tunnel {
     async fn connect(&self, peer: &Peer, request: ConnectRequest) -> Result<Accepted, Rejected> {
         let from = canonical(peer.address);
         let Some(slot) = self.pod.admit() else {
@@ -194,7 +194,7 @@ impl Connect for Tunnel {
         }
     }
 
-    fn admits(&self, peer: &Peer) -> bool {
+    fn accept_tunnel(&self, peer: &Peer) -> bool {
         let slot = self.pod.admit();
         let admitted = slot.is_some();
         if !admitted {
@@ -205,7 +205,7 @@ impl Connect for Tunnel {
         admitted
     }
 
-    fn overloaded(&self, peer: &Peer) {
+    fn on_refused_stream(&self, peer: &Peer) {
         let error = Error::Tunnel(Reason::TooManyStreams.into());
         // Its peer may go on for ever: each is counted, and the first told.
         if self.overloaded.replace(true) {
@@ -214,7 +214,7 @@ impl Connect for Tunnel {
         self.turned_away(peer, &error);
     }
 
-    fn refused(&self, peer: &Peer, reason: Reason, detail: &str) {
+    fn on_bad_request(&self, peer: &Peer, reason: Reason, detail: &str) {
         let from = canonical(peer.address);
         self.pod.telemetry.failed(Direction::Inbound, reason.code());
         tracing::event!(

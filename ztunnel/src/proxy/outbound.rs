@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{
-    Authority, ConnectRequest, Forwarded, Outcome, PoolKey, Reason, RelayEnd, Side, Stream,
-    TraceParent, relay_tcp,
+    Authority, ConnectRequest, Forwarded, PoolKey, Reason, RelayOutcome, RelaySummary, Side,
+    Stream, TraceParent, relay_tcp,
 };
 use mesh::{EndpointKey, Route, Service, Workload, route};
 use socket2::SockRef;
@@ -77,10 +77,10 @@ async fn given_up(downstream: &TcpStream) {
 }
 
 /// The application did not wait for its connection. That is no failure of the mesh.
-const GIVEN_UP: RelayEnd = RelayEnd {
+const GIVEN_UP: RelaySummary = RelaySummary {
     sent: 0,
     received: 0,
-    outcome: Outcome::Reset {
+    outcome: RelayOutcome::Reset {
         by: Side::Downstream,
     },
 };

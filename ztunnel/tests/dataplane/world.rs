@@ -352,8 +352,8 @@ impl World {
 /// Makes sockets in a pod.
 struct Inside(Arc<Netns>);
 
-impl hbone::Sockets for Inside {
-    fn tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
+impl hbone::SocketFactory for Inside {
+    fn new_tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = self
             .0

@@ -82,10 +82,10 @@ async fn a_denial_counts_once_and_under_its_policy_whenever_it_comes() {
     assert!(cancelled.authorize(denied()).is_ok());
     publish(&store, &[DENY_9090]);
     recheck::now(&pod);
-    open.closed(&RelayEnd {
+    open.closed(&RelaySummary {
         sent: 0,
         received: 0,
-        outcome: Outcome::Stopped {
+        outcome: RelayOutcome::Stopped {
             reason: Denial::CODE,
         },
     });

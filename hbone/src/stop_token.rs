@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 /// Clones are the same signal. The first reason given stays. A relay looks at its stop before anything else, so a
 /// connection that was stopped moves not one byte more.
 #[derive(Clone, Default)]
-pub struct Stop(Arc<Inner>);
+pub struct StopToken(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -18,7 +18,7 @@ struct Inner {
     token: CancellationToken,
 }
 
-impl Stop {
+impl StopToken {
     /// A stop that nobody has asked for yet.
     pub fn new() -> Self {
         Self::default()
@@ -46,9 +46,9 @@ impl Stop {
     }
 }
 
-impl fmt::Debug for Stop {
+impl fmt::Debug for StopToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Stop").field(&self.reason()).finish()
+        f.debug_tuple("StopToken").field(&self.reason()).finish()
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_reason_wins_and_reaches_every_clone() {
-        let stop = Stop::new();
+        let stop = StopToken::new();
         let clone = stop.clone();
         assert_eq!(clone.reason(), None);
         std::thread::spawn(move || stop.stop("first"))
@@ -71,6 +71,6 @@ mod tests {
     #[test]
     fn a_stop_crosses_threads() {
         fn shared<T: Send + Sync + Clone>() {}
-        shared::<Stop>();
+        shared::<StopToken>();
     }
 }
