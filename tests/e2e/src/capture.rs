@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lab::{Lab, Options, Process, Where};
+use lab::{Lab, Location, Options, Process};
 
 use crate::manifest;
 use crate::programs::{PORT, curl, nginx, url, words};
@@ -56,7 +56,7 @@ impl Traffic {
     /// # Errors
     /// As [`Self::start`].
     pub fn patient(lab: &Lab, pod: &str, to: IpAddr, marker: &str, seconds: u32) -> Result<Self> {
-        let place = Where::pod(pod);
+        let place = Location::pod(pod);
         let url = url(to, PORT);
         // Each line is one request: the answer, or curl's complaint.
         let curl = format!(
@@ -224,7 +224,7 @@ pub fn up(manifests: impl IntoIterator<Item = String>) -> Result<Lab> {
 /// It is not answered so within [`REPAIR`].
 pub fn answered_by(lab: &Lab, from: &str, to: IpAddr, name: &str) -> Result<Duration> {
     let start = Instant::now();
-    let request = || curl(lab, &Where::pod(from), &url(to, PORT), &["-m", "2"]).ok();
+    let request = || curl(lab, &Location::pod(from), &url(to, PORT), &["-m", "2"]).ok();
     lab.wait_until(&format!("{name} to answer {from}"), REPAIR, || {
         request().filter(|answer| answer.body.ends_with(name))
     })?;

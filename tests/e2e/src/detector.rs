@@ -5,17 +5,17 @@
 //! suites send markers that must be seen, between unmeshed pods, beside those that must not be.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Capture, Lab, Where};
+use lab::{Capture, Lab, Location};
 
 /// Recordings of a whole lab, running.
 #[derive(Debug)]
 pub struct Detector {
-    captures: Vec<(Where, Capture)>,
+    captures: Vec<(Location, Capture)>,
 }
 
 /// How often a marker was seen in clear, in each place.
 #[derive(Debug, Clone)]
-pub struct Sightings(Vec<(Where, usize)>);
+pub struct Sightings(Vec<(Location, usize)>);
 
 impl Detector {
     /// Records the bridge and all nodes from now on.
@@ -26,9 +26,9 @@ impl Detector {
         let nodes = lab.status()?.nodes;
         let places = nodes
             .iter()
-            .map(|node| Where::node(&node.name))
-            .chain([Where::Bridge]);
-        let capture = |place: Where| Ok((place.clone(), lab.capture(place, "tcp")?));
+            .map(|node| Location::node(&node.name))
+            .chain([Location::Fabric]);
+        let capture = |place: Location| Ok((place.clone(), lab.capture(place, "tcp")?));
         Ok(Self {
             captures: places.map(capture).collect::<Result<_>>()?,
         })
@@ -39,7 +39,7 @@ impl Detector {
     /// # Errors
     /// A recording is not complete, so that "not seen" would mean nothing.
     pub fn look_for(&self, marker: &str) -> Result<Sightings> {
-        let look = |(place, capture): &(Where, Capture)| {
+        let look = |(place, capture): &(Location, Capture)| {
             let seen = capture
                 .occurrences(marker)
                 .with_context(|| format!("the detector at {place}"))?;
@@ -73,7 +73,7 @@ impl Sightings {
     }
 
     /// In one place.
-    pub fn at(&self, place: &Where) -> usize {
+    pub fn at(&self, place: &Location) -> usize {
         self.0
             .iter()
             .filter(|(at, _)| at == place)

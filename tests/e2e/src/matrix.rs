@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use lab::{Family, Lab, Where};
+use lab::{IpFamily, Lab, Location};
 
 use crate::manifest::{self, Pod, Service};
 use crate::programs::{self, Curled, PORT};
@@ -39,7 +39,7 @@ pub struct Cell {
     /// Whether both run on node `a`; else the server runs on node `b`.
     pub same_node: bool,
     /// The family of the addresses.
-    pub family: Family,
+    pub family: IpFamily,
     /// How the client names the server.
     pub via: Via,
 }
@@ -69,7 +69,7 @@ impl Cell {
         for client_meshed in both {
             for server_meshed in both {
                 for same_node in both {
-                    for family in Family::ALL {
+                    for family in IpFamily::ALL {
                         let cell = |via| Self {
                             client_meshed,
                             server_meshed,
@@ -208,11 +208,11 @@ pub fn request(lab: &Lab, cell: Cell, index: usize) -> Result<Request> {
     // access log tells by its byte counts which of them it is about.
     let marker = format!("marker-{index:02}-{}{}", lab.name(), "x".repeat(index));
     let family = match cell.family {
-        Family::V4 => "-4",
-        Family::V6 => "-6",
+        IpFamily::V4 => "-4",
+        IpFamily::V6 => "-6",
     };
     let header = format!("X-Marker: {marker}");
-    let client = Where::Pod(cell.client_pod());
+    let client = Location::Pod(cell.client_pod());
     let agent = ["-A", "e2e", "-H", &header, "-H", "Host: e2e", family];
     let curled = programs::curl(lab, &client, &cell.url(lab)?, &agent).context("no answer")?;
     let server = format!("{}/{}", cell.server_namespace(), cell.server());

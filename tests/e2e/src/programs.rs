@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Where};
+use lab::{Lab, Location};
 
 /// The port that servers of the suites listen on.
 pub const PORT: u16 = 8080;
@@ -72,7 +72,7 @@ pub fn url(ip: IpAddr, port: u16) -> String {
 ///
 /// # Errors
 /// curl did not succeed; the error has its exit code and what it said.
-pub fn curl(lab: &Lab, from: &Where, url: &str, args: &[&str]) -> Result<Curled> {
+pub fn curl(lab: &Lab, from: &Location, url: &str, args: &[&str]) -> Result<Curled> {
     // The numbers follow the body, which no server of the suites ends with a newline.
     let format = "\n%{local_port} %{size_request} %{size_header} %{size_download}";
     let mut command = vec![
@@ -87,7 +87,7 @@ pub fn curl(lab: &Lab, from: &Where, url: &str, args: &[&str]) -> Result<Curled>
     ];
     command.extend_from_slice(args);
     command.push(url);
-    let output = lab.exec_within(from, &command, ANSWER_DEADLINE + Duration::from_secs(2))?;
+    let output = lab.exec_in(from, &command, ANSWER_DEADLINE + Duration::from_secs(2))?;
     let said = output
         .ok()
         .with_context(|| format!("curl {url} from {from}"))?;
@@ -114,11 +114,11 @@ pub fn curl(lab: &Lab, from: &Where, url: &str, args: &[&str]) -> Result<Curled>
 ///
 /// # Errors
 /// The connection lives on for 10 s.
-pub fn connection_end(lab: &Lab, from: &Where, to: SocketAddr) -> Result<(String, Duration)> {
+pub fn connection_end(lab: &Lab, from: &Location, to: SocketAddr) -> Result<(String, Duration)> {
     let start = std::time::Instant::now();
     let script = "exec 3<>\"/dev/tcp/$0/$1\" && cat <&3";
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
-    let output = lab.exec_within(from, &["bash", "-c", script, &ip, &port], ANSWER_DEADLINE)?;
+    let output = lab.exec_in(from, &["bash", "-c", script, &ip, &port], ANSWER_DEADLINE)?;
     Ok((output.stderr, start.elapsed()))
 }
 
@@ -127,7 +127,7 @@ pub fn connection_end(lab: &Lab, from: &Where, to: SocketAddr) -> Result<(String
 ///
 /// # Errors
 /// One of them failed.
-pub fn curl_many(lab: &Lab, from: &Where, url: &str, count: usize) -> Result<Vec<String>> {
+pub fn curl_many(lab: &Lab, from: &Location, url: &str, count: usize) -> Result<Vec<String>> {
     let url = format!("{url}[1-{count}]");
     let command = [
         "curl",
@@ -141,7 +141,7 @@ pub fn curl_many(lab: &Lab, from: &Where, url: &str, count: usize) -> Result<Vec
         "\n",
         &url,
     ];
-    let output = lab.exec_within(from, &command, ANSWER_DEADLINE * 2)?;
+    let output = lab.exec_in(from, &command, ANSWER_DEADLINE * 2)?;
     let said = output
         .ok()
         .with_context(|| format!("curl {url} from {from}"))?;

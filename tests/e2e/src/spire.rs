@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::{Identity, Launch, Options};
+use lab::{IdentitySource, LaunchOptions, Options};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -224,12 +224,12 @@ pub fn options<'a>(agents: impl IntoIterator<Item = &'a Agent>) -> Options {
         let socket = agent.admin_socket().display().to_string();
         (
             agent.node.clone(),
-            Launch::args(&["--spire-socket", &socket]),
+            LaunchOptions::args(&["--spire-socket", &socket]),
         )
     };
     Options {
-        identity: Identity::Given,
-        nodes: agents.into_iter().map(launch).collect(),
+        identity: IdentitySource::Custom,
+        node_launch: agents.into_iter().map(launch).collect(),
         ..Options::default()
     }
 }

@@ -13,5 +13,5 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// # Errors
 /// A daemon has not read them after 15 s.
 pub fn wait_synced(lab: &Lab) -> Result<()> {
-    lab.wait_read(DEADLINE)
+    lab.wait_applied(DEADLINE)
 }

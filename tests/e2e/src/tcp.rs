@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Lab, Options, Process};
+use lab::{IpFamily, Lab, Options, Process};
 
 use crate::manifest::{self, Pod};
 
@@ -69,9 +69,9 @@ impl Path {
     /// The lab has no such pod.
     pub fn address(self, lab: &Lab) -> Result<IpAddr> {
         let family = if self == Self::MeshedV6 {
-            Family::V6
+            IpFamily::V6
         } else {
-            Family::V4
+            IpFamily::V4
         };
         lab.pod_ip(self.server(), family)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use lab::{Lab, Options, Where};
+use lab::{Lab, Location, Options};
 
 use crate::manifest::{self, Pod};
 use crate::programs::{PORT, greeter, nginx};
@@ -27,8 +27,8 @@ pub fn lab_with(more: impl IntoIterator<Item = String>) -> Result<Lab> {
 }
 
 /// The client's pod.
-pub fn client() -> Where {
-    Where::pod("in/client")
+pub fn client() -> Location {
+    Location::pod("in/client")
 }
 
 /// An endpoint of the service `web` that answers HTTP requests with its own name.

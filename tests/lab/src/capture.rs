@@ -27,16 +27,16 @@ const SENTINEL_PORT: u16 = 9;
 
 /// A place in the lab.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Where {
+pub enum Location {
     /// The bridge between the nodes, and the namespace it is in: outside the cluster.
-    Bridge,
+    Fabric,
     /// A node's own namespace. A capture sees all its interfaces: pods of one node, too.
     Node(String),
     /// A pod. A capture sees its eth0: what leaves and enters it.
     Pod(String),
 }
 
-impl Where {
+impl Location {
     /// The node of this name.
     pub fn node(name: &str) -> Self {
         Self::Node(name.to_owned())
@@ -48,10 +48,10 @@ impl Where {
     }
 }
 
-impl fmt::Display for Where {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Bridge => write!(f, "the fabric"),
+            Self::Fabric => write!(f, "the fabric"),
             Self::Node(node) => write!(f, "node {node}"),
             Self::Pod(pod) => write!(f, "pod {pod}"),
         }
@@ -63,21 +63,21 @@ impl fmt::Display for Where {
 pub struct Capture {
     tcpdump: Process,
     netns: String,
-    place: Where,
+    place: Location,
     file: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Capture {
-    pub(crate) fn start(netns: String, place: Where, filter: &str) -> Result<Self> {
+    pub(crate) fn start(netns: String, place: Location, filter: &str) -> Result<Self> {
         tools::require("tcpdump", "tcpdump")?;
         let dir = tempfile::tempdir().context("cannot make a folder for a capture")?;
         let file = dir.path().join("pcap");
         // A bridge shows its own device what it forwards only while that is promiscuous.
         let interface: &[&str] = match place {
-            Where::Bridge => &["-i", "br0"],
-            Where::Node(_) => &["-p", "-i", "any"],
-            Where::Pod(_) => &["-p", "-i", "eth0"],
+            Location::Fabric => &["-i", "br0"],
+            Location::Node(_) => &["-p", "-i", "any"],
+            Location::Pod(_) => &["-p", "-i", "eth0"],
         };
         let mut tcpdump = Command::new("ip");
         tcpdump
@@ -243,17 +243,17 @@ fn drop_reports(said: &str) -> Vec<u64> {
 }
 
 /// Sends to some address whose packets cross the recorded interface; nobody needs to listen there.
-fn send(place: &Where, payload: &[u8]) -> io::Result<usize> {
+fn send(place: &Location, payload: &[u8]) -> io::Result<usize> {
     let to = match place {
-        Where::Bridge => FABRIC_BROADCAST_V4,
-        Where::Node(_) => Ipv4Addr::LOCALHOST,
-        Where::Pod(_) => GATEWAY_V4,
+        Location::Fabric => FABRIC_BROADCAST_V4,
+        Location::Node(_) => Ipv4Addr::LOCALHOST,
+        Location::Pod(_) => GATEWAY_V4,
     };
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.set_broadcast(true)?;
     match socket.send_to(payload, (to, SENTINEL_PORT)) {
         // A pod without IPv4.
-        Err(_) if matches!(place, Where::Pod(_)) => {
+        Err(_) if matches!(place, Location::Pod(_)) => {
             let to = SocketAddrV6::new(GATEWAY_V6, SENTINEL_PORT, 0, if_nametoindex("eth0")?);
             UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?.send_to(payload, to)
         }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
-use crate::capture::Where;
+use crate::capture::Location;
 use crate::lab::Lab;
-use crate::options::{Identity, Options};
+use crate::options::{IdentitySource, Options};
 use crate::process;
-use crate::protocol::{DaemonState, Status};
+use crate::protocol::{ProgramState, Status};
 use crate::registry::{self, LabDir};
 use crate::{agent, demo, tools};
 
@@ -49,7 +49,7 @@ enum Command {
         /// Where identities come from: `folder`, a certificate authority that the daemons have the key
         /// of; `ca`, an `ambit ca` outside the cluster; `spire:SOCKET`, an agent of SPIRE.
         #[arg(long, value_parser = identity, default_value = "folder")]
-        identity: Identity,
+        identity: IdentitySource,
         /// One more argument for `ambit ca`; may be repeated.
         #[arg(long = "ca-arg", allow_hyphen_values = true)]
         ca_args: Vec<String>,
@@ -138,11 +138,11 @@ impl FromStr for Kept {
     }
 }
 
-fn identity(text: &str) -> Result<Identity, String> {
+fn identity(text: &str) -> Result<IdentitySource, String> {
     match text.split_once(':') {
-        None if text == "folder" => Ok(Identity::Folder),
-        None if text == "ca" => Ok(Identity::Ca),
-        Some(("spire", socket)) => Ok(Identity::Spire(socket.into())),
+        None if text == "folder" => Ok(IdentitySource::Folder),
+        None if text == "ca" => Ok(IdentitySource::Ca),
+        Some(("spire", socket)) => Ok(IdentitySource::Spire(socket.into())),
         _ => Err("folder, ca or spire:SOCKET".to_owned()),
     }
 }
@@ -182,15 +182,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
         } => {
             let mut options = Options {
                 name: Some(name.to_owned()),
-                daemon: !no_daemon,
+                run_daemons: !no_daemon,
                 daemon_args,
                 identity,
-                wait: false,
+                wait_until_ready: false,
                 ..Options::default()
             };
-            options.ca.args = ca_args;
+            options.ca_launch.args = ca_args;
             for (node, arg) in node_args {
-                options.nodes.entry(node).or_default().args.push(arg);
+                options.node_launch.entry(node).or_default().args.push(arg);
             }
             up(name, manifests, options)?;
         }
@@ -198,7 +198,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status => print(&Lab::attach(name)?.status()?),
         Command::Start { program } => match (Lab::attach(name)?, program) {
             (lab, Kept::Ca) => lab.start_ca()?,
-            (lab, Kept::Daemon(node)) => lab.restart_daemon(&node)?,
+            (lab, Kept::Daemon(node)) => lab.start_daemon(&node)?,
         },
         Command::Stop { program } => match (Lab::attach(name)?, program) {
             (lab, Kept::Ca) => lab.stop_ca()?,
@@ -213,7 +213,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let lab = Lab::attach(name)?;
             lab.apply(manifests)?;
             lab.wait_ready()?;
-            lab.wait_read(READ)?;
+            lab.wait_applied(READ)?;
             print(&lab.status()?);
         }
         Command::Delete { kind, object } => Lab::attach(name)?.delete(&kind, &object)?,
@@ -245,9 +245,9 @@ fn up(name: &str, manifests: PathBuf, options: Options) -> Result<()> {
 /// Becomes the command; returns only if that fails.
 fn exec(name: &str, pod: &str, command: &[String]) -> anyhow::Error {
     let place = match pod.split_once('/') {
-        _ if pod == "fabric" => Where::Bridge,
-        Some(("node", node)) => Where::node(node),
-        _ => Where::pod(pod),
+        _ if pod == "fabric" => Location::Fabric,
+        Some(("node", node)) => Location::node(node),
+        _ => Location::pod(pod),
     };
     let info = Lab::attach(name).and_then(|lab| lab.exec_info(&place));
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
@@ -269,7 +269,7 @@ fn logs(name: &str, of: Option<&str>) -> Result<()> {
         for node in status
             .nodes
             .iter()
-            .filter(|node| node.daemon != DaemonState::Off)
+            .filter(|node| node.daemon != ProgramState::Disabled)
         {
             println!("node {}\n{}", node.name, lab.daemon_log(&node.name)?);
         }
@@ -281,7 +281,7 @@ fn logs(name: &str, of: Option<&str>) -> Result<()> {
     };
     match status.node(of) {
         Err(_) if of == "ca" && status.ca.is_some() => print!("{}", lab.ca_log()?),
-        Ok(node) if node.daemon == DaemonState::Off => bail!("node {of} runs no daemon"),
+        Ok(node) if node.daemon == ProgramState::Disabled => bail!("node {of} runs no daemon"),
         Ok(_) => print!("{}", lab.daemon_log(of)?),
         Err(_) => print!("{}", lab.pod_log(of)?),
     }
@@ -295,7 +295,7 @@ fn down(name: &str, all: bool) -> Result<()> {
             bail!("no lab {name} is up");
         }
         registry::take_down(&dir)?;
-        return registry::sweep().map(drop);
+        return registry::remove_dead_labs().map(drop);
     }
     for dir in registry::all()? {
         registry::take_down(&dir)?;
@@ -311,7 +311,7 @@ fn print(status: &Status) {
     }
     for node in &status.nodes {
         let daemon = match &node.daemon {
-            DaemonState::Off => "no daemon".to_owned(),
+            ProgramState::Disabled => "no daemon".to_owned(),
             other => format!("daemon {}", state(other)),
         };
         println!(
@@ -337,12 +337,12 @@ fn print(status: &Status) {
     }
 }
 
-fn state(state: &DaemonState) -> &str {
+fn state(state: &ProgramState) -> &str {
     match state {
-        DaemonState::Off => "off",
-        DaemonState::Starting => "starting",
-        DaemonState::Ready => "ready",
-        DaemonState::Exited(how) => how,
+        ProgramState::Disabled => "off",
+        ProgramState::Starting => "starting",
+        ProgramState::Ready => "ready",
+        ProgramState::Exited(how) => how,
     }
 }
 

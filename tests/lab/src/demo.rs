@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::capture::{Capture, Where};
+use crate::capture::{Capture, Location};
 use crate::lab::Lab;
-use crate::options::{Family, Options};
+use crate::options::{IpFamily, Options};
 use crate::tools;
 
 const NAME: &str = "demo";
@@ -59,7 +59,7 @@ fn show(lab: &Lab, took: Duration) -> Result<()> {
         took.as_secs_f64()
     );
     println!("Namespace shop is in the mesh by its label; {OUTSIDE} is not.\n");
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
+    let bridge = lab.capture(Location::Fabric, "tcp")?;
     let meshed = request(lab, CLIENT)?;
     println!("\nWho spoke to whom, by their certificates (access logs of both nodes)");
     identities(lab, CLIENT, "outbound")?;
@@ -96,7 +96,7 @@ fn request(lab: &Lab, from: &str) -> Result<Payload> {
         "the answer is not the server's: {answer:?}"
     );
     let ip = client
-        .ip(Family::V4)
+        .ip(IpFamily::V4)
         .context("the client has no IPv4 address")?
         .to_string();
     ensure!(

@@ -12,14 +12,14 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 /// An HTTP answer.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct Response {
     /// The status code.
     pub status: u16,
     /// The body as text.
     pub body: String,
 }
 
-impl Answer {
+impl Response {
     /// The body of an answer that must be 200.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ pub(crate) fn get(
     path: &str,
     headers: &[(String, String)],
     within: Duration,
-) -> io::Result<Answer> {
+) -> io::Result<Response> {
     let deadline = Instant::now() + within;
     let mut stream = TcpStream::connect_timeout(&to, within)?;
     let mut head = format!("GET {path} HTTP/1.0\r\nConnection: close\r\n");
@@ -81,7 +81,7 @@ fn read_to_end(stream: &mut TcpStream, deadline: Instant) -> io::Result<Vec<u8>>
     }
 }
 
-fn parse(bytes: &[u8]) -> io::Result<Answer> {
+fn parse(bytes: &[u8]) -> io::Result<Response> {
     let text = String::from_utf8_lossy(bytes);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     let mut words = head.lines().next().unwrap_or_default().split(' ');
@@ -90,7 +90,7 @@ fn parse(bytes: &[u8]) -> io::Result<Answer> {
         version.starts_with("HTTP/1."),
         words.next().and_then(|code| code.parse().ok()),
     ) {
-        (true, Some(status)) => Ok(Answer {
+        (true, Some(status)) => Ok(Response {
             status,
             body: body.to_owned(),
         }),

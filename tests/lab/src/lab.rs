@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::capture::{Capture, Where};
+use crate::capture::{Capture, Location};
 use crate::client::{Client, launch};
 use crate::model::manifest;
 use crate::options::Options;
@@ -22,7 +22,7 @@ use crate::process::{self, Output, Process};
 use crate::protocol::{ExecInfo, Request, Status};
 use crate::registry::{self, LabDir};
 
-/// No command of a test runs longer, unless it says so with [`Lab::exec_within`].
+/// No command of a test runs longer, unless it says so with [`Lab::exec_in`].
 const EXEC_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Where manifests come from: text, or a folder or file.
@@ -101,7 +101,7 @@ impl Lab {
         let owner = Client::new(&dir).own()?;
         let lab = Self::over(dir, Some((owner, agent)), options.ready_deadline)?;
         lab.apply(yaml)?;
-        if options.wait {
+        if options.wait_until_ready {
             lab.wait_ready()?;
         }
         Ok(lab)
@@ -183,7 +183,7 @@ impl Lab {
     ///
     /// # Errors
     /// There is no such pod.
-    pub fn delete_pod_within(&self, name: &str, grace: Duration) -> Result<()> {
+    pub fn delete_pod_with_grace(&self, name: &str, grace: Duration) -> Result<()> {
         let (kind, name) = ("Pod".to_owned(), name.to_owned());
         let grace = Some(grace.as_secs());
         self.client
@@ -210,14 +210,14 @@ impl Lab {
     /// # Errors
     /// There is no such pod, or the program still runs at the deadline. An exit code is no error.
     pub fn exec(&self, pod: &str, cmd: &[&str]) -> Result<Output> {
-        self.exec_within(&Where::Pod(pod.to_owned()), cmd, EXEC_DEADLINE)
+        self.exec_in(&Location::Pod(pod.to_owned()), cmd, EXEC_DEADLINE)
     }
 
     /// Runs a program in a pod, a node or the fabric (which is outside the cluster), bounded.
     ///
     /// # Errors
     /// There is no such place, or the program still runs at the deadline.
-    pub fn exec_within(&self, place: &Where, cmd: &[&str], within: Duration) -> Result<Output> {
+    pub fn exec_in(&self, place: &Location, cmd: &[&str], within: Duration) -> Result<Output> {
         let mut process = self.spawn_in(place, cmd)?;
         process.close_stdin();
         process
@@ -230,19 +230,19 @@ impl Lab {
     /// # Errors
     /// There is no such pod.
     pub fn spawn(&self, pod: &str, cmd: &[&str]) -> Result<Process> {
-        self.spawn_in(&Where::Pod(pod.to_owned()), cmd)
+        self.spawn_in(&Location::Pod(pod.to_owned()), cmd)
     }
 
     /// Starts a program in a pod, a node or the fabric.
     ///
     /// # Errors
     /// There is no such place.
-    pub fn spawn_in(&self, place: &Where, cmd: &[&str]) -> Result<Process> {
+    pub fn spawn_in(&self, place: &Location, cmd: &[&str]) -> Result<Process> {
         Process::start(process::command(&self.exec_info(place)?, cmd))
     }
 
-    pub(crate) fn exec_info(&self, place: &Where) -> Result<ExecInfo> {
-        if let Where::Pod(pod) = place {
+    pub(crate) fn exec_info(&self, place: &Location) -> Result<ExecInfo> {
+        if let Location::Pod(pod) = place {
             let info = self.client.ask(&Request::Exec { pod: pod.clone() })?;
             return serde_json::from_value(info).context("the agent's answer");
         }
@@ -258,11 +258,11 @@ impl Lab {
     ///
     /// # Errors
     /// There is no such place.
-    pub fn netns(&self, place: &Where) -> Result<String> {
+    pub fn netns(&self, place: &Location) -> Result<String> {
         Ok(match place {
-            Where::Bridge => self.fabric.clone(),
-            Where::Node(node) => self.status()?.node(node)?.netns.clone(),
-            Where::Pod(pod) => self.status()?.pod(pod)?.netns.clone(),
+            Location::Fabric => self.fabric.clone(),
+            Location::Node(node) => self.status()?.node(node)?.netns.clone(),
+            Location::Pod(pod) => self.status()?.pod(pod)?.netns.clone(),
         })
     }
 
@@ -271,7 +271,7 @@ impl Lab {
     ///
     /// # Errors
     /// There is no such place, or tcpdump refuses.
-    pub fn capture(&self, place: Where, filter: &str) -> Result<Capture> {
+    pub fn capture(&self, place: Location, filter: &str) -> Result<Capture> {
         Capture::start(self.netns(&place)?, place, filter)
     }
 

@@ -46,14 +46,14 @@ mod registry;
 mod settled;
 mod tools;
 
-pub use capture::{Capture, Where};
-pub use http::Answer;
+pub use capture::{Capture, Location};
+pub use http::Response;
 pub use lab::{Lab, Manifests};
-pub use options::{Clock, Family, Identity, Launch, Options};
+pub use options::{Clock, IdentitySource, IpFamily, LaunchOptions, Options};
 pub use poll::wait_until;
 pub use process::{Output, Process};
-pub use protocol::{CaStatus, DaemonState, NodeStatus, PodStatus, ServiceStatus, Status};
-pub use registry::sweep;
+pub use protocol::{CaStatus, NodeStatus, PodStatus, ProgramState, ServiceStatus, Status};
+pub use registry::remove_dead_labs;
 
 /// Two empty nodes, `a` and `b`: the start of most tests.
 pub const TWO_NODES: &str = "\

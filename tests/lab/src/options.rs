@@ -17,48 +17,48 @@ pub struct Options {
     /// The lab's name, unique on the machine: up to 24 of `a-z0-9-`. Default: one is made up.
     pub name: Option<String>,
     /// Whether each node runs a daemon. Without daemons every pod starts at once, unmeshed.
-    pub daemon: bool,
+    pub run_daemons: bool,
     /// More arguments for every daemon, after the lab's own.
     pub daemon_args: Vec<String>,
     /// More environment for every daemon.
     pub daemon_env: Vec<(String, String)>,
     /// What the daemons of these nodes get beside, by node.
-    pub nodes: BTreeMap<String, Launch>,
+    pub node_launch: BTreeMap<String, LaunchOptions>,
     /// Where the daemons get the identities of their pods from.
-    pub identity: Identity,
-    /// What the certificate authority gets beside the lab's own arguments, under [`Identity::Ca`].
-    pub ca: Launch,
+    pub identity: IdentitySource,
+    /// What the certificate authority gets beside the lab's own arguments, under [`IdentitySource::Ca`].
+    pub ca_launch: LaunchOptions,
     /// The folder with the `ztunnel` and `lab` binaries. Default: `$AMBIT_BIN_DIR`, else the
     /// target folder of the running executable.
     pub bin_dir: Option<PathBuf>,
     /// How long to wait until all daemons and pods are ready.
     pub ready_deadline: Duration,
     /// Whether `up` waits until the lab has settled; else it returns once the manifests are accepted.
-    pub wait: bool,
+    pub wait_until_ready: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             name: None,
-            daemon: true,
+            run_daemons: true,
             daemon_args: Vec::new(),
             daemon_env: Vec::new(),
-            nodes: BTreeMap::new(),
-            identity: Identity::Folder,
-            ca: Launch::default(),
+            node_launch: BTreeMap::new(),
+            identity: IdentitySource::Folder,
+            ca_launch: LaunchOptions::default(),
             bin_dir: None,
             ready_deadline: READY_DEADLINE,
-            wait: true,
+            wait_until_ready: true,
         }
     }
 }
 
 impl Options {
     /// A lab without daemons: what the programs do when there is no mesh.
-    pub fn no_daemon() -> Self {
+    pub fn without_daemons() -> Self {
         Self {
-            daemon: false,
+            run_daemons: false,
             ..Self::default()
         }
     }
@@ -66,20 +66,20 @@ impl Options {
 
 /// Where the daemons get the identities of their pods from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Identity {
+pub enum IdentitySource {
     /// The folder of a certificate authority, key and all.
     Folder,
     /// An `ambit ca` process outside the cluster that every node reaches, with a token for each node.
     Ca,
     /// The agent of SPIRE that listens at this socket, which is the test's own.
     Spire(PathBuf),
-    /// What [`Options::daemon_args`] or [`Options::nodes`] say; the lab says nothing of it.
-    Given,
+    /// What [`Options::daemon_args`] or [`Options::node_launch`] say; the lab says nothing of it.
+    Custom,
 }
 
 /// How one of the lab's programs is started, beside what it always gets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Launch {
+pub struct LaunchOptions {
     /// More arguments.
     pub args: Vec<String>,
     /// More environment.
@@ -88,7 +88,7 @@ pub struct Launch {
     pub clock: Clock,
 }
 
-impl Launch {
+impl LaunchOptions {
     /// With these arguments.
     pub fn args(args: &[&str]) -> Self {
         Self {
@@ -109,7 +109,7 @@ impl Launch {
 pub enum Clock {
     /// The machine's.
     #[default]
-    Right,
+    System,
     /// So much later than it is.
     Ahead(Duration),
     /// So much earlier than it is.
@@ -118,14 +118,14 @@ pub enum Clock {
 
 /// An IP family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Family {
+pub enum IpFamily {
     /// IPv4
     V4,
     /// IPv6
     V6,
 }
 
-impl Family {
+impl IpFamily {
     /// Both, IPv4 first.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 

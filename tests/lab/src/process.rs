@@ -218,7 +218,7 @@ impl Process {
     }
 
     /// Whether it still runs.
-    pub fn running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 

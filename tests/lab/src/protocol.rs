@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::options::{Family, Launch};
+use crate::options::{IpFamily, LaunchOptions};
 
 /// What the agent can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,9 +35,9 @@ pub(crate) enum Request {
     Ca { action: DaemonAction },
     /// What a program is started with from its next start on: a node's daemon, or without a node
     /// the certificate authority.
-    Launch {
+    SetLaunchOptions {
         node: Option<String>,
-        launch: Launch,
+        launch: LaunchOptions,
     },
     /// From now on the lab lives only as long as this connection.
     Own,
@@ -96,7 +96,7 @@ pub struct NodeStatus {
     /// Its addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
     /// Its daemon.
-    pub daemon: DaemonState,
+    pub daemon: ProgramState,
     /// The daemon's process, while it runs.
     pub daemon_pid: Option<u32>,
 }
@@ -107,16 +107,16 @@ pub struct CaStatus {
     /// Where it serves.
     pub address: SocketAddr,
     /// How it is.
-    pub state: DaemonState,
+    pub state: ProgramState,
     /// Its process, while it runs.
     pub pid: Option<u32>,
 }
 
 /// A program that the lab keeps: the daemon of one node, or the certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DaemonState {
+pub enum ProgramState {
     /// The lab runs without daemons.
-    Off,
+    Disabled,
     /// Started, not yet ready.
     Starting,
     /// A daemon answers 200 on its readiness port, an authority listens.
@@ -199,11 +199,11 @@ impl Status {
 
     /// What is not yet as it should be: pods that are not ready, daemons that are not. Empty when
     /// the lab has settled.
-    pub fn unsettled(&self) -> Vec<String> {
-        let program = |name: String, state: &DaemonState| match state {
-            DaemonState::Off | DaemonState::Ready => None,
-            DaemonState::Starting => Some(format!("{name} is not ready")),
-            DaemonState::Exited(how) => Some(format!("{name} {how}")),
+    pub fn not_ready(&self) -> Vec<String> {
+        let program = |name: String, state: &ProgramState| match state {
+            ProgramState::Disabled | ProgramState::Ready => None,
+            ProgramState::Starting => Some(format!("{name} is not ready")),
+            ProgramState::Exited(how) => Some(format!("{name} {how}")),
         };
         let ca = self.ca.iter();
         let ca = ca.filter_map(|ca| program("the certificate authority".to_owned(), &ca.state));
@@ -228,7 +228,7 @@ impl Status {
 
 impl PodStatus {
     /// The pod's address of this family.
-    pub fn ip(&self, family: Family) -> Option<IpAddr> {
+    pub fn ip(&self, family: IpFamily) -> Option<IpAddr> {
         self.ips.iter().copied().find(|ip| family.has(*ip))
     }
 

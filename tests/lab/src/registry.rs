@@ -183,7 +183,7 @@ pub(crate) fn claim(name: &str) -> Result<(LabDir, File)> {
 ///
 /// # Errors
 /// Not root, or something of them cannot be removed.
-pub fn sweep() -> Result<Vec<String>> {
+pub fn remove_dead_labs() -> Result<Vec<String>> {
     let _base = lock_base()?;
     sweep_all()
 }

@@ -12,7 +12,7 @@ use ambit::ca::{Account, Claims, TokenKey};
 use anyhow::{Context, Result};
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use lab::{Lab, Where};
+use lab::{Lab, Location};
 use mesh::certs::istio_ca::proto::IstioCertificateRequest;
 use mesh::certs::istio_ca::proto::istio_certificate_service_client::IstioCertificateServiceClient;
 use prost_types::value::Kind;
@@ -130,7 +130,7 @@ pub fn calling<T: Send>(
     work: impl AsyncFnOnce(Caller) -> Result<T> + Send,
 ) -> Result<T> {
     let origin = Origin {
-        netns: lab.netns(&Where::Bridge)?,
+        netns: lab.netns(&Location::Fabric)?,
         marked: false,
     };
     let address = lab.ca_address()?;

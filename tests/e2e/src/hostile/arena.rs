@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lab::{Family, Lab, Options, Where};
+use lab::{IpFamily, Lab, Location, Options};
 
 use super::{Authority, Hello, Leaf, Neighbour, Origin, Tunnel, Watch, inside};
 use crate::capture::{ECHO, server};
@@ -57,11 +57,11 @@ impl Arena {
     /// The lab does not come up.
     pub fn up() -> Result<Self> {
         let lab = Lab::up(manifests(), Options::default())?;
-        let target = lab.pod_ip("web", Family::V4)?;
-        let other = lab.pod_ip("other", Family::V4)?;
+        let target = lab.pod_ip("web", IpFamily::V4)?;
+        let other = lab.pod_ip("other", IpFamily::V4)?;
         let origin = |pod: &str, marked| -> Result<Origin> {
             Ok(Origin {
-                netns: lab.netns(&Where::pod(pod))?,
+                netns: lab.netns(&Location::pod(pod))?,
                 marked,
             })
         };
@@ -129,7 +129,7 @@ impl Arena {
             true => "member",
             false => "stranger",
         };
-        self.lab.pod_ip(pod, Family::V4)
+        self.lab.pod_ip(pod, IpFamily::V4)
     }
 
     /// An attack by a member with a good certificate over one tunnel.

@@ -73,7 +73,7 @@ impl Neighbour {
             failures(lab)
         );
         ensure!(
-            self.established.running(),
+            self.established.is_running(),
             "the neighbour's established connection has ended; the daemons say {:#?}",
             failures(lab)
         );

@@ -116,7 +116,7 @@ impl Stream {
     /// It has.
     pub fn going_on(&mut self) -> Result<()> {
         let said = String::from_utf8_lossy(&self.0.stdout()).into_owned();
-        ensure!(self.0.running() && !said.contains("failed"), "{said}");
+        ensure!(self.0.is_running() && !said.contains("failed"), "{said}");
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Family, Lab, Options};
+use lab::{IpFamily, Lab, Options};
 
 use super::{Attempt, Path, Short, Stream, Timeline};
 use crate::manifest::{self, Pod};
@@ -92,7 +92,7 @@ impl Traffic {
     /// # Errors
     /// They have not.
     pub fn start(lab: &Lab) -> Result<Self> {
-        let ip = |pod: &str| lab.pod_ip(&format!("shop/{pod}"), Family::V4);
+        let ip = |pod: &str| lab.pod_ip(&format!("shop/{pod}"), IpFamily::V4);
         let (mut short, mut streams, mut echoes) = (Vec::new(), Vec::new(), Vec::new());
         for path in PATHS {
             let (from, to) = (format!("shop/{}", path.source), ip(path.destination)?);

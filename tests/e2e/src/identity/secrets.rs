@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use lab::{Lab, Where};
+use lab::{Lab, Location};
 
 use super::scene::NODES;
 
@@ -19,7 +19,7 @@ const CA_METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 15014);
 /// Something secret was said, or something could not be searched.
 pub fn appear_nowhere(lab: &Lab) -> Result<()> {
     let mut said = vec![("the authority's log".to_owned(), lab.ca_log()?)];
-    let metrics = lab.http(&Where::Bridge, CA_METRICS.into(), "/metrics")?;
+    let metrics = lab.http_get(&Location::Fabric, CA_METRICS.into(), "/metrics")?;
     said.push(("the authority's metrics".to_owned(), metrics.ok()?));
     for node in NODES {
         said.push((format!("the log of {node}"), lab.daemon_log(node)?));

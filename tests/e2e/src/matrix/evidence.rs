@@ -1,7 +1,7 @@
 //! What must be true of each cell, from what curl, the daemons and the wire say.
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Where};
+use lab::{Lab, Location};
 
 use super::{CLIENT, Cell, Request, Via, identity};
 use crate::access_log;
@@ -156,9 +156,9 @@ pub fn check_wire(detector: &Detector, request: &Request) -> Result<()> {
             continue;
         }
         let seen = detector.look_for(&marker)?;
-        let mut places = vec![Where::node("a"), Where::node(cell.server_node())];
+        let mut places = vec![Location::node("a"), Location::node(cell.server_node())];
         if !cell.same_node {
-            places.push(Where::Bridge);
+            places.push(Location::Fabric);
         }
         for place in places {
             ensure!(

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lab::{Family, Lab, Output, Where};
+use lab::{IpFamily, Lab, Location, Output};
 
 use super::town::{GREETING, TCP};
 
@@ -24,7 +24,7 @@ pub struct Attempt<'a> {
     /// The server, `namespace/name`.
     pub to: &'a str,
     /// Over which of their addresses.
-    pub family: Family,
+    pub family: IpFamily,
     /// The server's port: on [`TCP`] the server speaks first, on every other port it is asked by HTTP.
     pub port: u16,
 }
@@ -60,7 +60,7 @@ impl Attempt<'_> {
     pub fn make(&self, lab: &Lab) -> Result<Seen> {
         let to = SocketAddr::new(lab.pod_ip(self.to, self.family)?, self.port);
         let client = lab.pod_ip(self.from, self.family)?;
-        self.at(lab, &Where::pod(self.from), to, client)
+        self.at(lab, &Location::pod(self.from), to, client)
     }
 
     /// The same to an address of the server's service, say.
@@ -69,10 +69,10 @@ impl Attempt<'_> {
     /// As [`Self::make`].
     pub fn make_to(&self, lab: &Lab, to: SocketAddr) -> Result<Seen> {
         let client = lab.pod_ip(self.from, self.family)?;
-        self.at(lab, &Where::pod(self.from), to, client)
+        self.at(lab, &Location::pod(self.from), to, client)
     }
 
-    fn at(&self, lab: &Lab, place: &Where, to: SocketAddr, client: IpAddr) -> Result<Seen> {
+    fn at(&self, lab: &Lab, place: &Location, to: SocketAddr, client: IpAddr) -> Result<Seen> {
         if self.port == TCP {
             greeted(lab, place, to)
         } else {
@@ -85,7 +85,7 @@ impl Attempt<'_> {
 ///
 /// # Errors
 /// There is no such place.
-pub fn asked(lab: &Lab, place: &Where, to: SocketAddr, client: IpAddr) -> Result<Seen> {
+pub fn asked(lab: &Lab, place: &Location, to: SocketAddr, client: IpAddr) -> Result<Seen> {
     let url = format!("http://{to}/");
     // Verbose, because otherwise it says of a connection that is reset at once only that it could not connect.
     let command = ["curl", "-sv", "-m", "8", "-H", "Connection: close", &url];
@@ -96,7 +96,7 @@ pub fn asked(lab: &Lab, place: &Where, to: SocketAddr, client: IpAddr) -> Result
 ///
 /// # Errors
 /// There is no such place.
-pub fn greeted(lab: &Lab, place: &Where, to: SocketAddr) -> Result<Seen> {
+pub fn greeted(lab: &Lab, place: &Location, to: SocketAddr) -> Result<Seen> {
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
     run(lab, place, &["bash", "-c", GREETED, &ip, &port], GREETING)
 }
@@ -104,9 +104,9 @@ pub fn greeted(lab: &Lab, place: &Where, to: SocketAddr) -> Result<Seen> {
 /// The first line of what the server says. socat and nc would pass a reset off as a good end.
 pub(super) const GREETED: &str = "exec 3<>\"/dev/tcp/$0/$1\" && head -n 1 <&3";
 
-fn run(lab: &Lab, place: &Where, command: &[&str], answer: &str) -> Result<Seen> {
+fn run(lab: &Lab, place: &Location, command: &[&str], answer: &str) -> Result<Seen> {
     let start = Instant::now();
-    let output = lab.exec_within(place, command, DEADLINE)?;
+    let output = lab.exec_in(place, command, DEADLINE)?;
     Ok(seen(&output, answer, start.elapsed()))
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use lab::{Family, Lab};
+use lab::{IpFamily, Lab};
 
 use super::attempt::{Attempt, Seen};
 use super::evidence::{Denial, Mark, at_once};
@@ -213,7 +213,7 @@ pub fn attempts(from: &str) -> impl Iterator<Item = Attempt<'_>> {
         .iter()
         .flat_map(|(to, _)| BOTH.iter().map(move |port| (*to, *port)));
     ports.flat_map(move |(to, port)| {
-        Family::ALL.map(move |family| Attempt {
+        IpFamily::ALL.map(move |family| Attempt {
             from,
             to,
             family,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use fastrand::Rng;
-use lab::{Family, Lab, Process, Where};
+use lab::{IpFamily, Lab, Location, Process};
 
 use super::attempt::GREETED;
 use super::town::{HTTP, PRODUCTPAGE, SERVERS, TCP};
@@ -41,14 +41,14 @@ impl Prober {
     pub fn of(lab: &Lab, from: &str) -> Result<Vec<Self>> {
         let mut probers = Vec::new();
         for (to, _) in SERVERS {
-            for family in Family::ALL {
+            for family in IpFamily::ALL {
                 probers.push(Self::start(lab, from, to, family)?);
             }
         }
         Ok(probers)
     }
 
-    fn start(lab: &Lab, from: &str, to: &str, family: Family) -> Result<Self> {
+    fn start(lab: &Lab, from: &str, to: &str, family: IpFamily) -> Result<Self> {
         let address = SocketAddr::new(lab.pod_ip(to, family)?, HTTP);
         let url = format!("http://{address}/[1-1000000]");
         let told = "%{stderr}%{exitcode}\n";
@@ -68,7 +68,7 @@ impl Prober {
             &url,
         ];
         Ok(Self {
-            curl: lab.spawn_in(&Where::pod(from), &command)?,
+            curl: lab.spawn_in(&Location::pod(from), &command)?,
             name: format!("{from} -> {to} ({family:?})"),
         })
     }
@@ -123,7 +123,7 @@ impl Listener {
     pub fn of(lab: &Lab, from: &str) -> Result<Vec<Self>> {
         let mut listeners = Vec::new();
         for (to, _) in SERVERS {
-            for family in Family::ALL {
+            for family in IpFamily::ALL {
                 let address = SocketAddr::new(lab.pod_ip(to, family)?, TCP);
                 let (ip, port) = (address.ip().to_string(), address.port().to_string());
                 let script = format!("while :; do ( {GREETED} ); sleep 0.1; done");
@@ -422,7 +422,7 @@ fn other(index: usize, version: usize) -> String {
 /// There is no such pod.
 pub fn denied_addresses(lab: &Lab) -> Result<Vec<String>> {
     let address = |family| Ok(lab.pod_ip(PRODUCTPAGE, family)?.to_string());
-    Family::ALL.into_iter().map(address).collect()
+    IpFamily::ALL.into_iter().map(address).collect()
 }
 
 /// Lines of a server's own log that are requests from one of these addresses.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Lab, Process, Where};
+use lab::{IpFamily, Lab, Location, Process};
 
 use super::town::{GREETING, HTTP, TCP, big};
 
@@ -62,7 +62,7 @@ pub fn established(lab: &Lab, (from, to, family): &Path) -> Result<usize> {
 }
 
 /// From a client to a server, over one family.
-pub type Path = (&'static str, &'static str, Family);
+pub type Path = (&'static str, &'static str, IpFamily);
 
 /// The paths of these clients to these servers, over both families.
 pub fn paths(from: &[&'static str], to: &[&'static str]) -> Vec<Path> {
@@ -70,7 +70,7 @@ pub fn paths(from: &[&'static str], to: &[&'static str]) -> Vec<Path> {
         .iter()
         .flat_map(|from| to.iter().map(move |to| (*from, *to)));
     pairs
-        .flat_map(|(from, to)| Family::ALL.map(|family| (from, to, family)))
+        .flat_map(|(from, to)| IpFamily::ALL.map(|family| (from, to, family)))
         .collect()
 }
 
@@ -137,7 +137,7 @@ impl Transfers {
             &url,
         ];
         Ok(Download {
-            curl: lab.spawn_in(&Where::pod(from), &curl)?,
+            curl: lab.spawn_in(&Location::pod(from), &curl)?,
             files: (1..=each).map(|number| file(&number.to_string())).collect(),
         })
     }
@@ -170,7 +170,7 @@ impl Transfers {
     }
 
     fn none_open(&mut self) -> bool {
-        self.ended().len() == self.downloading() && !self.silent.iter_mut().any(Process::running)
+        self.ended().len() == self.downloading() && !self.silent.iter_mut().any(Process::is_running)
     }
 
     /// What curl said of each transfer that has ended: exit code and bytes.
@@ -242,5 +242,5 @@ fn silent(lab: &Lab, (from, to, family): &Path) -> Result<Process> {
     // socat and nc would pass a reset off as a good end.
     const SCRIPT: &str = "exec 3<>\"/dev/tcp/$0/$1\" 4<&0 || exit 9; cat <&4 >&3 & exec cat <&3";
     let (ip, port) = (lab.pod_ip(to, *family)?.to_string(), TCP.to_string());
-    lab.spawn_in(&Where::pod(from), &["bash", "-c", SCRIPT, &ip, &port])
+    lab.spawn_in(&Location::pod(from), &["bash", "-c", SCRIPT, &ip, &port])
 }

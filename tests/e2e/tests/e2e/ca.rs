@@ -12,7 +12,7 @@ use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::metrics;
 use ambit_e2e::programs::{PORT, curl, nginx, url};
 use anyhow::{Context, Result, bail, ensure};
-use lab::{DaemonState, Family, Identity, Lab, Launch, Options, Where};
+use lab::{IdentitySource, IpFamily, Lab, LaunchOptions, Location, Options, ProgramState};
 use rcgen::SanType;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -32,9 +32,9 @@ const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 15014);
 /// An authority alone, without nodes.
 fn alone(args: &[&str]) -> Result<Lab> {
     let options = Options {
-        daemon: false,
-        identity: Identity::Ca,
-        ca: Launch::args(args),
+        run_daemons: false,
+        identity: IdentitySource::Ca,
+        ca_launch: LaunchOptions::args(args),
         ..Options::default()
     };
     Lab::up("", options)
@@ -109,7 +109,7 @@ fn the_first_start_makes_files_for_the_owner_alone_and_the_next_ones_use_them() 
     lab.stop_ca()?;
     let ca = lab.status()?.ca.context("no authority")?;
     ensure!(
-        matches!(&ca.state, DaemonState::Exited(how) if how.contains("exit status: 0")),
+        matches!(&ca.state, ProgramState::Exited(how) if how.contains("exit status: 0")),
         "SIGTERM: {:?}",
         ca.state
     );
@@ -224,7 +224,10 @@ fn only_who_proves_to_be_somebody_is_answered_and_only_for_whom_it_may_speak() -
 
 /// Each reason is counted and logged.
 fn refusals_are_told<'a>(lab: &Lab, reasons: impl Iterator<Item = &'a str>) -> Result<()> {
-    let metrics = metrics::parse(&lab.http(&Where::Bridge, METRICS.into(), "/metrics")?.ok()?);
+    let metrics = metrics::parse(
+        &lab.http_get(&Location::Fabric, METRICS.into(), "/metrics")?
+            .ok()?,
+    );
     let log = lab.ca_log()?;
     for reason in reasons {
         let counted = metrics::sum(&metrics, "ambit_ca_refused_total", &[("reason", reason)]);
@@ -239,7 +242,9 @@ fn refusals_are_told<'a>(lab: &Lab, reasons: impl Iterator<Item = &'a str>) -> R
 
 /// No token's signature is in the authority's log or metrics, and no key.
 fn never_said(lab: &Lab, tokens: impl Iterator<Item = String>) -> Result<()> {
-    let metrics = lab.http(&Where::Bridge, METRICS.into(), "/metrics")?.ok()?;
+    let metrics = lab
+        .http_get(&Location::Fabric, METRICS.into(), "/metrics")?
+        .ok()?;
     let said = lab.ca_log()? + &metrics;
     for token in tokens.filter(|token| token.contains('.')) {
         let signature = token.rsplit('.').next().unwrap_or_default();
@@ -442,7 +447,7 @@ fn a_pod_that_its_nodes_token_does_not_cover_fails_closed() -> Result<()> {
         Pod::new("shop", "client").on("a").into(),
     ]);
     let options = Options {
-        identity: Identity::Ca,
+        identity: IdentitySource::Ca,
         ..Options::default()
     };
     let lab = Lab::up(scene, options)?;
@@ -455,9 +460,9 @@ fn a_pod_that_its_nodes_token_does_not_cover_fails_closed() -> Result<()> {
         held.state.contains("ca_denied").then_some(held)
     })?;
     ensure!(refused.serial.is_empty(), "{:?}", refused.entry);
-    let to = url(lab.pod_ip("shop/web", Family::V4)?, PORT);
+    let to = url(lab.pod_ip("shop/web", IpFamily::V4)?, PORT);
     let soon = ["--connect-timeout", "2"];
-    let ask = |pod: &str| curl(&lab, &Where::pod(pod), &to, &soon);
+    let ask = |pod: &str| curl(&lab, &Location::pod(pod), &to, &soon);
     ensure!(ask("shop/client")?.body == "web");
     ensure!(
         ask("shop/intruder").is_err(),

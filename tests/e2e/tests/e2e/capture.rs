@@ -10,7 +10,7 @@ use ambit_e2e::manifest::{Pod, Service, namespace};
 use ambit_e2e::metrics;
 use ambit_e2e::programs::{PORT, url};
 use anyhow::{Result, ensure};
-use lab::{Capture, DaemonState, Family, Lab, Where};
+use lab::{Capture, IpFamily, Lab, Location, ProgramState};
 
 /// A meshed client on node a, meshed servers on both nodes, and all that could see plaintext between them.
 struct Stage {
@@ -33,14 +33,17 @@ impl Stage {
         // Between pods of one node nothing crosses the bridge; what arrives at a pod is looked at
         // there. What leaves a pod that is broken has not arrived anywhere.
         let arriving = |pod: &str| -> Result<Capture> {
-            let [v4, v6] = [lab.pod_ip(pod, Family::V4)?, lab.pod_ip(pod, Family::V6)?];
+            let [v4, v6] = [
+                lab.pod_ip(pod, IpFamily::V4)?,
+                lab.pod_ip(pod, IpFamily::V6)?,
+            ];
             lab.capture(
-                Where::pod(pod),
+                Location::pod(pod),
                 &format!("tcp and (dst host {v4} or dst host {v6})"),
             )
         };
         let (near, client) = (arriving("near")?, arriving("client")?);
-        let bridge = lab.capture(Where::Bridge, "tcp")?;
+        let bridge = lab.capture(Location::Fabric, "tcp")?;
         Ok(Self {
             lab,
             bridge,
@@ -53,7 +56,7 @@ impl Stage {
         let to = |pod: &str, family| {
             Traffic::start(&self.lab, "client", self.lab.pod_ip(pod, family)?, MARKER)
         };
-        Ok([to("web", Family::V4)?, to("near", Family::V6)?])
+        Ok([to("web", IpFamily::V4)?, to("near", IpFamily::V6)?])
     }
 
     /// Breaks something while traffic runs, and expects the namespaces to be as before, traffic to
@@ -102,7 +105,7 @@ impl Stage {
     /// services.
     fn all_refused(&self, pods: &[&str]) -> Result<()> {
         for pod in pods {
-            for family in Family::ALL {
+            for family in IpFamily::ALL {
                 refused(&self.lab, "client", self.lab.pod_ip(pod, family)?)?;
                 let service = self.lab.service_ip(&format!("shop/{pod}"), family)?;
                 refused(&self.lab, "client", service)?;
@@ -201,7 +204,7 @@ fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> 
         let command = [&["nft"], args].concat();
         stage
             .lab
-            .exec_within(&Where::node(node), &command, REPAIR)?
+            .exec_in(&Location::node(node), &command, REPAIR)?
             .ok()
     };
     for node in ["a", "b"] {
@@ -251,7 +254,7 @@ fn a_dead_daemon_means_no_traffic_and_no_plaintext_and_a_new_one_takes_over() ->
             shell(lab, pod, "nft flush ruleset")?;
             stage.all_refused(cut)?;
         }
-        lab.restart_daemon(node)?;
+        lab.start_daemon(node)?;
         far.new_ones_flow(lab, REPAIR)?;
         near.new_ones_flow(lab, REPAIR)?;
     }
@@ -261,11 +264,11 @@ fn a_dead_daemon_means_no_traffic_and_no_plaintext_and_a_new_one_takes_over() ->
 #[test]
 fn a_daemon_that_is_told_to_stop_exits_well_and_leaves_the_rules_in_place() -> Result<()> {
     let stage = Stage::up()?;
-    let (lab, web) = (&stage.lab, stage.lab.pod_ip("web", Family::V4)?);
+    let (lab, web) = (&stage.lab, stage.lab.pod_ip("web", IpFamily::V4)?);
     answered_by(lab, "client", web, "web")?;
     let before = netfilter(lab, "client")?;
     lab.stop_daemon("a")?;
-    let DaemonState::Exited(how) = lab.status()?.node("a")?.daemon.clone() else {
+    let ProgramState::Exited(how) = lab.status()?.node("a")?.daemon.clone() else {
         anyhow::bail!("the daemon still runs");
     };
     ensure!(how.contains('0'), "it exited with {how}");
@@ -274,7 +277,7 @@ fn a_daemon_that_is_told_to_stop_exits_well_and_leaves_the_rules_in_place() -> R
         "the rules are not as they were"
     );
     refused(lab, "client", web)?;
-    lab.restart_daemon("a")?;
+    lab.start_daemon("a")?;
     answered_by(lab, "client", web, "web")?;
     stage.nothing_in_clear()
 }

@@ -11,7 +11,7 @@ use ambit_e2e::capture::{
 use ambit_e2e::manifest::{self, Pod, namespace};
 use ambit_e2e::programs::{PORT, curl, url};
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Lab, Where};
+use lab::{IpFamily, Lab, Location};
 use serde_json::json;
 
 const AMBIENT: (&str, Option<&str>) = ("istio.io/dataplane-mode", Some("ambient"));
@@ -33,15 +33,15 @@ fn a_pod_recreated_with_the_same_address_is_reached_as_who_it_is_now() -> Result
         Pod::new("shop", "old").on("b").runs(server("old")),
     ))?;
     lab.wait_ready()?;
-    let ip = lab.pod_ip("old", Family::V4)?;
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
+    let ip = lab.pod_ip("old", IpFamily::V4)?;
+    let bridge = lab.capture(Location::Fabric, "tcp")?;
     let traffic = Traffic::start(&lab, "client", ip, MARKER)?;
 
-    lab.delete_pod_within("old", Duration::ZERO)?;
+    lab.delete_pod_with_grace("old", Duration::ZERO)?;
     lab.apply(String::from(at("new", &ip.to_string())))?;
     answered_by(&lab, "client", ip, "new")?;
     ensure!(
-        lab.pod_ip("new", Family::V4)? == ip,
+        lab.pod_ip("new", IpFamily::V4)? == ip,
         "the new pod has another address"
     );
     traffic.new_ones_flow(&lab, REPAIR)?;
@@ -92,10 +92,10 @@ fn a_client_recreated_with_the_same_address_speaks_as_who_it_is_now() -> Result<
         at("first", None).into(),
         Pod::new("shop", "web").on("b").runs(server("web")).into(),
     ])?;
-    let web = lab.pod_ip("web", Family::V4)?;
+    let web = lab.pod_ip("web", IpFamily::V4)?;
     answered_by(&lab, "first", web, "web")?;
-    let ip = lab.pod_ip("first", Family::V4)?;
-    lab.delete_pod_within("first", Duration::ZERO)?;
+    let ip = lab.pod_ip("first", IpFamily::V4)?;
+    lab.delete_pod_with_grace("first", Duration::ZERO)?;
     lab.apply(String::from(at("second", Some(ip))))?;
     lab.wait_ready()?;
     answered_by(&lab, "second", web, "web")?;
@@ -137,8 +137,8 @@ fn a_pod_that_opts_out_keeps_its_connections_and_nothing_stays_behind() -> Resul
         "no rules after the pod has opted in"
     );
 
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
-    let web = lab.pod_ip("web", Family::V4)?;
+    let bridge = lab.capture(Location::Fabric, "tcp")?;
+    let web = lab.pod_ip("web", IpFamily::V4)?;
     let mut traffic = Traffic::start(&lab, "client", web, MARKER)?;
     ensure!(
         bridge.occurrences(MARKER)? == 0,
@@ -163,13 +163,13 @@ fn a_running_pod_that_opts_in_keeps_its_direct_connections_and_new_ones_are_mutu
         Pod::new("shop", "client").on("a").into(),
         Pod::new("shop", "web").on("b").runs(server("web")).into(),
     ])?;
-    let web = lab.pod_ip("web", Family::V4)?;
+    let web = lab.pod_ip("web", IpFamily::V4)?;
     let direct = Traffic::start(&lab, "client", web, "before-the-mesh")?;
     lab.label("Namespace", "shop", &[AMBIENT])?;
     for pod in ["shop/client", "shop/web"] {
         lab.wait_workload_state(pod, Some("enrolled"), REPAIR)?;
     }
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
+    let bridge = lab.capture(Location::Fabric, "tcp")?;
     direct.flows(&lab, REPAIR)?;
     Traffic::start(&lab, "client", web, MARKER)?.flows(&lab, REPAIR)?;
     direct.established_flows(&lab, REPAIR)?;
@@ -204,7 +204,7 @@ fn tables_and_rules_of_others_in_a_pod_are_never_touched() -> Result<()> {
             .into(),
         Pod::new("shop", "web").on("b").runs(server("web")).into(),
     ])?;
-    let web = lab.pod_ip("web", Family::V4)?;
+    let web = lab.pod_ip("web", IpFamily::V4)?;
     shell(
         &lab,
         "client",
@@ -253,8 +253,8 @@ fn everyone_asks_the_next(lab: &Lab) -> Result<()> {
         );
         let request = curl(
             lab,
-            &Where::Pod(from.clone()),
-            &url(lab.pod_ip(&to, Family::V4)?, PORT),
+            &Location::Pod(from.clone()),
+            &url(lab.pod_ip(&to, IpFamily::V4)?, PORT),
             &["-H", &format!("X-Marker: {MARKER}")],
         );
         let answer = request.with_context(|| format!("{from} to {to}"))?.body;
@@ -269,7 +269,7 @@ fn everyone_asks_the_next(lab: &Lab) -> Result<()> {
 #[test]
 fn twenty_pods_at_once_are_captured_and_recaptured_after_the_worst() -> Result<()> {
     let lab = up([namespace("shop", Some("ambient"))])?;
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
+    let bridge = lab.capture(Location::Fabric, "tcp")?;
     lab.apply(manifest::all(twenty()))?;
     lab.wait_ready()?;
     everyone_asks_the_next(&lab)?;
@@ -279,7 +279,7 @@ fn twenty_pods_at_once_are_captured_and_recaptured_after_the_worst() -> Result<(
     let marked = ["curl", "-m", "1", "-H", &format!("X-Marker: {MARKER}")];
     for pod in ["p00", "p02", "p04"] {
         shell(&lab, pod, "nft flush ruleset")?;
-        let to = url(lab.pod_ip("p01", Family::V4)?, PORT);
+        let to = url(lab.pod_ip("p01", IpFamily::V4)?, PORT);
         let output = lab.exec(pod, &[&marked[..], &[&to]].concat())?;
         ensure!(
             !output.success(),
@@ -288,11 +288,11 @@ fn twenty_pods_at_once_are_captured_and_recaptured_after_the_worst() -> Result<(
         );
     }
     for number in [6, 8, 10] {
-        lab.delete_pod_within(&format!("p{number:02}"), Duration::ZERO)?;
+        lab.delete_pod_with_grace(&format!("p{number:02}"), Duration::ZERO)?;
         lab.apply(String::from(twenty().swap_remove(number)))?;
     }
     let start = Instant::now();
-    lab.restart_daemon("a")?;
+    lab.start_daemon("a")?;
     lab.wait_ready()?;
     println!("recaptured after {:?}", start.elapsed());
     everyone_asks_the_next(&lab)?;

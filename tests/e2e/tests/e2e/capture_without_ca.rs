@@ -10,7 +10,7 @@ use ambit_e2e::manifest::{self, Pod, namespace};
 use ambit_e2e::metrics;
 use ambit_e2e::programs::{PORT, curl, url};
 use anyhow::{Context, Result, ensure};
-use lab::{Capture, Family, Identity, Lab, Options, Where};
+use lab::{Capture, IdentitySource, IpFamily, Lab, Location, Options};
 use serde_json::Value;
 
 const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, \
@@ -47,16 +47,16 @@ fn up() -> Result<Lab> {
         STRICT.to_owned(),
     ];
     let options = Options {
-        identity: Identity::Ca,
+        identity: IdentitySource::Ca,
         ..Options::default()
     };
     Lab::up(manifest::all(manifests), options)
 }
 
 fn ask(lab: &Lab, from: &str, to: &str, marker: &str) -> Result<String> {
-    let to = url(lab.pod_ip(to, Family::V4)?, PORT);
+    let to = url(lab.pod_ip(to, IpFamily::V4)?, PORT);
     let header = format!("X-Marker: {marker}");
-    Ok(curl(lab, &Where::pod(from), &to, &["-H", &header])?.body)
+    Ok(curl(lab, &Location::pod(from), &to, &["-H", &header])?.body)
 }
 
 /// What the daemon of node `a` says of a pod: its state and the reason.
@@ -137,7 +137,7 @@ fn a_pod_that_joins_while_the_authority_is_down_is_closed_at_once_and_works_when
     let open = ask(&lab, "wild/stranger", "shop/server", "knock")?;
     ensure!(open.ends_with("server"), "{open:?}");
     lab.kill_ca()?;
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
+    let bridge = lab.capture(Location::Fabric, "tcp")?;
     for pod in JOINING {
         lab.label("Pod", pod, &[AMBIENT])?;
     }
@@ -157,9 +157,9 @@ fn a_daemon_that_starts_while_the_authority_is_down_serves_what_needs_no_certifi
         lab.wait_workload_state(pod, Some("enrolled"), SOON)?;
     }
     lab.kill_ca()?;
-    let bridge = lab.capture(Where::Bridge, "tcp")?;
+    let bridge = lab.capture(Location::Fabric, "tcp")?;
     lab.kill_daemon("a")?;
-    lab.restart_daemon("a")
+    lab.start_daemon("a")
         .context("a daemon without an authority is not ready")?;
     closed_but_for_what_needs_no_certificate(&lab, &bridge)?;
     lab.start_ca()?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::open_connections::OpenConnections;
 use ambit_e2e::programs::{self, PORT, connection_end, greeter};
-use lab::{DaemonState, Family, Lab, Options, Where};
+use lab::{IpFamily, Lab, Location, Options, ProgramState};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -76,8 +76,13 @@ fn lab_with(deadline: &str) -> Lab {
 
 /// One connection from the client to the server, held open.
 fn held(lab: &Lab) -> OpenConnections {
-    let mut held =
-        OpenConnections::open(lab, "client", lab.pod_ip("server", Family::V4).unwrap(), 1).unwrap();
+    let mut held = OpenConnections::open(
+        lab,
+        "client",
+        lab.pod_ip("server", IpFamily::V4).unwrap(),
+        1,
+    )
+    .unwrap();
     held.echo(lab, "one").unwrap();
     held
 }
@@ -85,27 +90,31 @@ fn held(lab: &Lab) -> OpenConnections {
 #[test]
 fn readiness_is_answered_on_both_families_and_admin_on_loopback_alone() {
     let lab = lab_with("5s");
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         let node = lab.node_ip("a", family).unwrap();
         let ready = lab
-            .http(
-                &Where::Bridge,
+            .http_get(
+                &Location::Fabric,
                 SocketAddr::new(node, 15021),
                 "/healthz/ready",
             )
             .unwrap();
         assert_eq!(ready.status, 200, "{}", ready.body);
         let metrics = lab
-            .http(&Where::Bridge, SocketAddr::new(node, 15020), "/metrics")
+            .http_get(&Location::Fabric, SocketAddr::new(node, 15020), "/metrics")
             .unwrap();
         assert_eq!(metrics.status, 200);
         assert!(
-            lab.http(&Where::Bridge, SocketAddr::new(node, 15000), "/config_dump")
-                .is_err()
+            lab.http_get(
+                &Location::Fabric,
+                SocketAddr::new(node, 15000),
+                "/config_dump"
+            )
+            .is_err()
         );
         // Nor for the daemon's own pods: their loopback is another.
-        let from_pod = lab.http(
-            &Where::pod("client"),
+        let from_pod = lab.http_get(
+            &Location::pod("client"),
             SocketAddr::new(node, 15000),
             "/config_dump",
         );
@@ -115,14 +124,18 @@ fn readiness_is_answered_on_both_families_and_admin_on_loopback_alone() {
 
 /// Runs `meanwhile` once SIGTERM is on its way to the daemon; returns how the daemon ended, and
 /// after how long.
-fn terminate(lab: &Lab, node: &str, meanwhile: impl FnOnce()) -> (DaemonState, Duration) {
+fn terminate(lab: &Lab, node: &str, meanwhile: impl FnOnce()) -> (ProgramState, Duration) {
     let start = Instant::now();
     std::thread::scope(|scope| {
         let stop = scope.spawn(|| lab.stop_daemon(node));
         // Draining has begun once readiness is no longer 200.
-        let ip = lab.node_ip(node, Family::V4).unwrap();
+        let ip = lab.node_ip(node, IpFamily::V4).unwrap();
         lab.wait_until("the daemon to drain", DEADLINE, || {
-            let ready = lab.http(&Where::Bridge, SocketAddr::new(ip, 15021), "/healthz/ready");
+            let ready = lab.http_get(
+                &Location::Fabric,
+                SocketAddr::new(ip, 15021),
+                "/healthz/ready",
+            );
             (!ready.is_ok_and(|answer| answer.status == 200)).then_some(())
         })
         .unwrap();
@@ -142,14 +155,14 @@ fn sigterm_lets_connections_end_and_exits_with_0_as_soon_as_they_have() {
     let (ended, took) = terminate(&lab, "b", || {
         connection.echo(&lab, "two").unwrap();
         // What is new is refused, neither served nor sent in clear.
-        let to = SocketAddr::new(lab.pod_ip("server", Family::V4).unwrap(), PORT);
-        let (end, _) = connection_end(&lab, &Where::pod("client"), to).unwrap();
+        let to = SocketAddr::new(lab.pod_ip("server", IpFamily::V4).unwrap(), PORT);
+        let (end, _) = connection_end(&lab, &Location::pod("client"), to).unwrap();
         assert!(end.contains("Connection reset by peer"), "{end:?}");
         connection.close().unwrap();
     });
     assert_eq!(
         ended,
-        DaemonState::Exited("ended: exit status: 0".to_owned())
+        ProgramState::Exited("ended: exit status: 0".to_owned())
     );
     assert!(
         took < Duration::from_secs(10),
@@ -165,12 +178,12 @@ fn sigterm_cuts_what_has_not_ended_at_the_deadline_and_exits_with_0() {
         let (ended, took) = terminate(&lab, node, || {});
         assert_eq!(
             ended,
-            DaemonState::Exited("ended: exit status: 0".to_owned()),
+            ProgramState::Exited("ended: exit status: 0".to_owned()),
             "{node}"
         );
         assert!(took < Duration::from_secs(5), "{node}: {took:?}");
         // Ready means that the pods that were there are in the mesh again.
-        lab.restart_daemon(node).unwrap();
+        lab.start_daemon(node).unwrap();
         let dump = lab.config_dump(node).unwrap();
         let states = dump["workloadState"].as_object().unwrap();
         let enrolled = |state: &serde_json::Value| state["state"] == "enrolled";

@@ -6,7 +6,7 @@ use ambit_e2e::detector::Detector;
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::open_connections::OpenConnections;
 use ambit_e2e::programs::{PORT, greeter};
-use lab::{Family, Lab, Options};
+use lab::{IpFamily, Lab, Options};
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -110,7 +110,7 @@ fn wait_enrolled(lab: &Lab, state: Option<&str>) {
 }
 
 /// A connection from the client to the server, on which something was said.
-fn open(lab: &Lab, family: Family, word: &str) -> OpenConnections {
+fn open(lab: &Lab, family: IpFamily, word: &str) -> OpenConnections {
     let mut held =
         OpenConnections::open(lab, "client", lab.pod_ip("server", family).unwrap(), 1).unwrap();
     held.echo(lab, word).unwrap();
@@ -142,7 +142,7 @@ fn traces(lab: &Lab, pod: &str) -> String {
 fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trace() {
     let lab = lab();
     let detector = Detector::start(&lab).unwrap();
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         let mark = |when: &str| format!("{when}-{family:?}-{}", lab.name());
         let seen = |when: &str| detector.look_for(&mark(when)).unwrap().total() > 0;
         let mut before = open(&lab, family, &mark("before"));
@@ -190,6 +190,6 @@ fn a_pod_without_ipv6_is_enrolled_with_what_it_has() {
     wait_enrolled(&lab, Some("enrolled"));
     let detector = Detector::start(&lab).unwrap();
     let marker = format!("four-{}", lab.name());
-    let _held = open(&lab, Family::V4, &marker);
+    let _held = open(&lab, IpFamily::V4, &marker);
     detector.never_saw(&marker).unwrap();
 }

@@ -10,7 +10,7 @@ use ambit_e2e::hostile::{
 };
 use ambit_e2e::programs::PORT;
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Where};
+use lab::{IpFamily, Location};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Reads until the peer ends the connection, in whichever way.
@@ -117,15 +117,15 @@ fn programs_that_are_not_a_mesh_get_an_end_and_no_answer() -> Result<()> {
     let mut arena = Arena::up()?;
     let (to, from) = (
         arena.hbone().to_string(),
-        arena.lab.pod_ip("stranger", Family::V4)?,
+        arena.lab.pod_ip("stranger", IpFamily::V4)?,
     );
     for (program, complaint, reason) in PROGRAMS {
         let watch = Watch::start(&arena.lab, "b")?;
         let command = ["sh", "-c", program, &to];
-        let place = Where::pod("stranger");
+        let place = Location::pod("stranger");
         let output = arena
             .lab
-            .exec_within(&place, &command, Duration::from_secs(30))
+            .exec_in(&place, &command, Duration::from_secs(30))
             .with_context(|| format!("{program} was not ended"))?;
         let said = &output.stderr;
         ensure!(
@@ -251,10 +251,10 @@ fn a_handshake_that_stalls_ends_at_its_deadline() -> Result<()> {
 fn a_member_reaches_nothing_but_the_pod_that_it_has_dialled() -> Result<()> {
     let mut arena = Arena::up()?;
     let lab = &arena.lab;
-    let other = lab.pod_ip("other", Family::V4)?;
-    let node: IpAddr = lab.node_ip("b", Family::V4)?;
+    let other = lab.pod_ip("other", IpFamily::V4)?;
+    let node: IpAddr = lab.node_ip("b", IpFamily::V4)?;
     let target = arena.target;
-    let v6 = lab.pod_ip("web", Family::V6)?;
+    let v6 = lab.pod_ip("web", IpFamily::V6)?;
     let outside: Vec<SocketAddr> = [
         (other, PORT),
         (other, 15008),
@@ -321,15 +321,15 @@ fn a_pod_that_calls_its_own_listeners_is_refused_and_nothing_loops() -> Result<(
     let lab = &arena.lab;
     let watch = Watch::start(lab, "a")?;
     let own = [
-        lab.pod_ip("member", Family::V4)?,
-        lab.pod_ip("member", Family::V6)?,
+        lab.pod_ip("member", IpFamily::V4)?,
+        lab.pod_ip("member", IpFamily::V6)?,
     ];
     let loopback: [IpAddr; 2] = [[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    let member = Where::pod("member");
+    let member = Location::pod("member");
     for ip in own.into_iter().chain(loopback) {
         for port in [15001, 15006] {
             let url = format!("http://{}/[1-5]", SocketAddr::new(ip, port));
-            let output = lab.exec_within(
+            let output = lab.exec_in(
                 &member,
                 &["curl", "-sS", "-m", "5", &url],
                 Duration::from_secs(30),

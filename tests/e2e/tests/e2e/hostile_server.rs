@@ -9,7 +9,7 @@ use ambit_e2e::hostile::{
 use ambit_e2e::input::SourceFile;
 use ambit_e2e::programs::PORT;
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Process, Where};
+use lab::{Lab, Location, Process};
 
 /// A pod of the mesh as far as the objects say, at an address where an impostor listens.
 fn at(ip: IpAddr, name: &str) -> String {
@@ -110,8 +110,8 @@ impl Played {
     fn start(lab: &Lab, ip: IpAddr, part: Part) -> Result<Self> {
         let soon = Duration::from_secs(20);
         let add = ["ip", "address", "add", &format!("{ip}/32"), "dev", "br0"];
-        lab.exec_within(&Where::Bridge, &add, soon)?.ok()?;
-        let impostor = Impostor::start(lab.netns(&Where::Bridge)?, ip, part.act)?;
+        lab.exec_in(&Location::Fabric, &add, soon)?.ok()?;
+        let impostor = Impostor::start(lab.netns(&Location::Fabric)?, ip, part.act)?;
         let name = part.name;
         let pod = SourceFile::write(lab, &format!("impostor-{name}.yaml"), at(ip, name))?;
         lab.wait_until("the daemon to know the pod", soon, || {

@@ -9,7 +9,7 @@ use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::metrics;
 use ambit_e2e::programs::{PORT, curl, nginx, url};
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Identity, Lab, Options, Where};
+use lab::{IdentitySource, IpFamily, Lab, Location, Options};
 
 /// Each kind of answer, its reason code, and a pod whose identity gets it.
 const KINDS: [(Answer, &str, &str); 8] = [
@@ -46,13 +46,13 @@ fn up(ca: &mut HostileCa) -> Result<Lab> {
     ];
     let at = ([10, 0, 0, 1], 15012).into();
     let options = Options {
-        identity: Identity::Given,
+        identity: IdentitySource::Custom,
         daemon_args: ca.daemon_args(at),
-        wait: false,
+        wait_until_ready: false,
         ..Options::default()
     };
     let lab = Lab::up(manifest::all(all.into_iter().chain(pods)), options)?;
-    ca.serve(lab.netns(&Where::Bridge)?, at)?;
+    ca.serve(lab.netns(&Location::Fabric)?, at)?;
     lab.wait_ready()?;
     Ok(lab)
 }
@@ -74,8 +74,8 @@ fn failures(lab: &Lab, reason: &str) -> f64 {
 fn what_a_hostile_authority_answers_is_refused_and_what_was_good_stays() -> Result<()> {
     let mut ca = HostileCa::new(LIFE)?;
     let lab = up(&mut ca)?;
-    let to = url(lab.pod_ip("shop/web", Family::V4)?, PORT);
-    let ask = |pod: &str| curl(&lab, &Where::pod(&format!("shop/{pod}")), &to, &[]);
+    let to = url(lab.pod_ip("shop/web", IpFamily::V4)?, PORT);
+    let ask = |pod: &str| curl(&lab, &Location::pod(&format!("shop/{pod}")), &to, &[]);
     let mut first = Vec::new();
     for (answer, _, pod) in KINDS {
         let held = lab.wait_until(&format!("the certificate of {pod}"), LIFE, || {
@@ -134,8 +134,8 @@ fn a_pod_that_never_had_one_has_no_traffic(lab: &Lab, ca: &HostileCa) -> Result<
             .filter(|held| held.state.contains("ca_denied"))
     })?;
     ensure!(refused.serial.is_empty(), "{:?}", refused.entry);
-    let to = url(lab.pod_ip("shop/web", Family::V4)?, PORT);
-    let client = Where::pod("shop/late");
+    let to = url(lab.pod_ip("shop/web", IpFamily::V4)?, PORT);
+    let client = Location::pod("shop/late");
     let soon = ["--connect-timeout", "2"];
     ensure!(
         curl(lab, &client, &to, &soon).is_err(),

@@ -12,7 +12,7 @@ use ambit_e2e::identity::{
 use ambit_e2e::metrics;
 use ambit_e2e::programs::PORT;
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Identity, Lab, Options, Where};
+use lab::{IdentitySource, IpFamily, Lab, Location, Options};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -33,7 +33,7 @@ const ROOTS_REPLACED: Duration = Duration::from_secs(75);
 #[test]
 fn certificates_rotate_under_load_while_their_authority_dies_and_gets_a_new_root() -> Result<()> {
     let options = Options {
-        identity: Identity::Ca,
+        identity: IdentitySource::Ca,
         ..Options::default()
     };
     let lab = up(&["--cert-ttl", "20s"], options)?;
@@ -177,7 +177,7 @@ fn another_root(lab: &Lab) -> Result<()> {
         accepted(lab, old.path())?,
         "a leaf of the root in force was refused"
     );
-    lab.replace_root()?;
+    lab.replace_ca_root()?;
     let replaced = Instant::now();
     let root = |folder: &Path| CertificateDer::from_pem_file(folder.join("root-cert.pem"));
     let (old_root, new_root) = (root(old.path())?, root(&lab.ca_folder())?);
@@ -221,10 +221,10 @@ fn another_root(lab: &Lab) -> Result<()> {
 fn accepted(lab: &Lab, folder: &Path) -> Result<bool> {
     let leaf = Authority::of(folder)?.leaf(&[&identity("client-a")])?;
     let origin = Origin {
-        netns: lab.netns(&Where::pod("wild/stranger"))?,
+        netns: lab.netns(&Location::pod("wild/stranger"))?,
         marked: true,
     };
-    let ip = lab.pod_ip("shop/web-b", Family::V4)?;
+    let ip = lab.pod_ip("shop/web-b", IpFamily::V4)?;
     inside(&origin, Duration::from_secs(10), async |origin| {
         let hello = Hello::of(&leaf);
         let Ok(mut tunnel) = Tunnel::open(&hello, origin, (ip, 15008).into(), WINDOW).await else {

@@ -11,7 +11,7 @@ use ambit_e2e::identity::{NODES, PATHS, Traffic, held, identity, manifests, now,
 use ambit_e2e::metrics;
 use ambit_e2e::programs::{PORT, curl, url};
 use anyhow::{Context, Result, ensure};
-use lab::{Clock, Family, Identity, Lab, Launch, Options, Where};
+use lab::{Clock, IdentitySource, IpFamily, Lab, LaunchOptions, Location, Options};
 use mesh::certs::Authority;
 
 /// What follows a file, or a change of one, does so within a few seconds.
@@ -91,7 +91,7 @@ fn a_revoked_certificate_opens_nothing_and_its_tunnels_are_closed() -> Result<()
     let signer = Signer::of(&lab.ca_folder())?;
     replace(&list, &signer.revocation_list(&[leaf])?)?;
     let revoked = Instant::now();
-    let ip = lab.pod_ip("shop/client-a", Family::V4)?.to_string();
+    let ip = lab.pod_ip("shop/client-a", IpFamily::V4)?.to_string();
     let line = lab.wait_until("the open connection to be closed", SOON, || {
         let lines = access_log::lines(&lab, "b").ok()?;
         let why = "peer_certificate_revoked";
@@ -109,9 +109,9 @@ fn a_revoked_certificate_opens_nothing_and_its_tunnels_are_closed() -> Result<()
                 .and_then(|stream| stream.going_on().err())
         },
     )?;
-    let to = url(lab.pod_ip("shop/web-b", Family::V4)?, PORT);
+    let to = url(lab.pod_ip("shop/web-b", IpFamily::V4)?, PORT);
     ensure!(
-        curl(&lab, &Where::pod("shop/client-a"), &to, &[]).is_err(),
+        curl(&lab, &Location::pod("shop/client-a"), &to, &[]).is_err(),
         "a revoked certificate was let in"
     );
     let reason = [("reason", "peer_certificate_revoked")];
@@ -122,7 +122,7 @@ fn a_revoked_certificate_opens_nothing_and_its_tunnels_are_closed() -> Result<()
         .going_on()?;
     replace(&list, &nobody)?;
     lab.wait_until("it to be let in again", SOON, || {
-        curl(&lab, &Where::pod("shop/client-a"), &to, &[]).ok()
+        curl(&lab, &Location::pod("shop/client-a"), &to, &[]).ok()
     })?;
     // The neighbours have noticed nothing of all that.
     let broken = traffic.end_with_broken("client-a")?;
@@ -208,29 +208,29 @@ fn clocks_may_be_five_minutes_apart() -> Result<()> {
     const APART: Duration = Duration::from_secs(300);
     let (ahead, behind) = (Clock::Ahead(APART), Clock::Behind(APART));
     let mut options = Options {
-        identity: Identity::Ca,
+        identity: IdentitySource::Ca,
         daemon_args: vec!["--cert-ttl".to_owned(), "1h".to_owned()],
         ..Options::default()
     };
     options
-        .nodes
-        .insert("a".to_owned(), Launch::default().clock(ahead));
+        .node_launch
+        .insert("a".to_owned(), LaunchOptions::default().clock(ahead));
     let lab = Lab::up(manifests(), options)?;
     all_reach_all(&lab).context("a daemon's clock is ahead")?;
     ensure!(
         goes_wrong_by(&lab.daemon_log("a")?, 300.0),
         "the clock of a is right"
     );
-    lab.restart_daemon_as("a", Launch::default().clock(behind))?;
+    lab.restart_daemon_with("a", LaunchOptions::default().clock(behind))?;
     all_reach_all(&lab).context("a daemon's clock is behind")?;
     ensure!(
         goes_wrong_by(&lab.daemon_log("a")?, -300.0),
         "the clock of a is right"
     );
     for (clock, what, by) in [(ahead, "ahead", 300.0), (behind, "behind", -300.0)] {
-        lab.restart_ca_as(Launch::default().clock(clock))?;
+        lab.restart_ca_with(LaunchOptions::default().clock(clock))?;
         for node in NODES {
-            lab.restart_daemon_as(node, Launch::default())?;
+            lab.restart_daemon_with(node, LaunchOptions::default())?;
         }
         all_reach_all(&lab).with_context(|| format!("the authority's clock is {what}"))?;
         ensure!(
@@ -257,10 +257,10 @@ fn all_reach_all(lab: &Lab) -> Result<()> {
     lab.wait_ready()?;
     for path in PATHS {
         let to = url(
-            lab.pod_ip(&format!("shop/{}", path.destination), Family::V4)?,
+            lab.pod_ip(&format!("shop/{}", path.destination), IpFamily::V4)?,
             PORT,
         );
-        let from = Where::pod(&format!("shop/{}", path.source));
+        let from = Location::pod(&format!("shop/{}", path.source));
         let answer = curl(lab, &from, &to, &[]).with_context(|| format!("{path:?}"))?;
         ensure!(answer.body == path.destination, "{path:?}: {}", answer.body);
     }

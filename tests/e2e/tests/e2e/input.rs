@@ -9,7 +9,7 @@ use ambit_e2e::input::{EditedFile, ExpectedProblem, SourceFile, problem_count, p
 use ambit_e2e::manifest::{self, Pod, Service, namespace};
 use ambit_e2e::programs::{PORT, curl, url};
 use anyhow::{Context, Result, ensure};
-use lab::{Capture, Family, Lab, Options, Where};
+use lab::{Capture, IpFamily, Lab, Location, Options};
 
 const MARKER: &str = "marker-496e707574";
 
@@ -50,9 +50,10 @@ impl Stage {
                 problems(&lab, node)?
             );
         }
-        let bridge = lab.capture(Where::Bridge, "tcp")?;
+        let bridge = lab.capture(Location::Fabric, "tcp")?;
         // The established connection goes to the pod, new ones to the service as well.
-        let traffic = Traffic::patient(&lab, "client", lab.pod_ip("web", Family::V4)?, MARKER, 10)?;
+        let traffic =
+            Traffic::patient(&lab, "client", lab.pod_ip("web", IpFamily::V4)?, MARKER, 10)?;
         Ok(Self {
             lab,
             bridge,
@@ -70,8 +71,8 @@ impl Stage {
             .filter(|answer| !answer.starts_with(MARKER))
             .collect();
         ensure!(bad.is_empty(), "requests failed: {bad:?}");
-        let vip = self.lab.service_ip("shop/web", Family::V4)?;
-        let answer = curl(&self.lab, &Where::pod("client"), &url(vip, PORT), &[])?;
+        let vip = self.lab.service_ip("shop/web", IpFamily::V4)?;
+        let answer = curl(&self.lab, &Location::pod("client"), &url(vip, PORT), &[])?;
         ensure!(answer.body.ends_with("web"), "{}", answer.body);
         ensure!(
             self.bridge.occurrences(MARKER)? == 0,
@@ -381,7 +382,7 @@ fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<(
 fn an_address_that_two_pods_claim_leads_to_neither_until_that_is_settled() -> Result<()> {
     let stage = Stage::up()?;
     let lab = &stage.lab;
-    let spare = lab.pod_ip("spare", Family::V4)?;
+    let spare = lab.pod_ip("spare", IpFamily::V4)?;
     let file = "zz-thief.yaml";
     let thief = format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, name: thief, uid: 6d2c}}, \

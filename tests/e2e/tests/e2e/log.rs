@@ -114,7 +114,7 @@ fn a_log_that_nobody_reads_delays_and_fails_no_connection_and_says_what_it_lost(
         "the lines of a new connection",
         Duration::from_secs(60),
         || {
-            let to = lab.pod_ip(Way::Meshed.server(), lab::Family::V4).ok()?;
+            let to = lab.pod_ip(Way::Meshed.server(), lab::IpFamily::V4).ok()?;
             let _answer = lab.exec(
                 Way::Meshed.client(),
                 &["socat", "-u", "/dev/null", &format!("TCP:{to}:9")],

@@ -73,7 +73,7 @@ fn every_client_reaches_every_server_with_its_own_address_and_identity_and_nothi
 
 #[test]
 fn the_same_pods_without_a_mesh_reach_each_other_in_clear_and_the_detector_sees_all_of_it() {
-    let lab = Lab::up(matrix::manifests(), Options::no_daemon()).unwrap();
+    let lab = Lab::up(matrix::manifests(), Options::without_daemons()).unwrap();
     let detector = Detector::start(&lab).unwrap();
     // To these pods of a lab without daemons "meshed" is only the name of a namespace.
     let cells: Vec<Cell> = Cell::all()

@@ -13,7 +13,7 @@ use ambit_e2e::policy::guides::{AUTHENTICATION, AUTHORIZATION, Guide, NETWORK};
 use ambit_e2e::policy::town::{self, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Result, ensure};
-use lab::{Family, Lab, Options};
+use lab::{IpFamily, Lab, Options};
 
 /// Without a policy everybody reaches everything, before and after.
 const NOTHING: Guide = Guide {
@@ -87,7 +87,7 @@ fn a_policys_port_is_the_pods_own() -> Result<()> {
         );
         let _file = SourceFile::write(&lab, "by-port.yaml", policy)?;
         wait_synced(&lab)?;
-        for family in Family::ALL {
+        for family in IpFamily::ALL {
             let to = SocketAddr::new(lab.service_ip("foo/httpbin", family)?, 80);
             for from in [PRODUCTPAGE, LEGACY] {
                 let attempt = Attempt {
@@ -118,7 +118,7 @@ fn a_denial_names_its_policy_wherever_an_operator_looks() -> Result<()> {
         let denied = Attempt {
             from,
             to: "foo/far",
-            family: Family::V4,
+            family: IpFamily::V4,
             port: TCP,
         };
         let seen = denied.make(&lab)?;

@@ -304,7 +304,7 @@ fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
         lets(&lab, from_node_a).context("before the restart")?;
         for node in ["a", "b"] {
             lab.stop_daemon(node)?;
-            lab.restart_daemon(node)?;
+            lab.start_daemon(node)?;
         }
         wait_synced(&lab)?;
         lets(&lab, NOBODY).with_context(|| format!("after the restart, {code}"))?;

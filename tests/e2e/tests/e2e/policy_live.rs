@@ -11,7 +11,7 @@ use ambit_e2e::policy::town::{self, BAR, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
 use ambit_e2e::policy::transfers::{Path, Swarm, Transfers, established, paths};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Lab};
+use lab::{IpFamily, Lab};
 
 /// From the moment before a file is put in its place until a daemon has denied the last connection, in
 /// seconds. How soon a busy machine lets the client see it is not the daemon's.
@@ -240,8 +240,8 @@ fn a_clients_label_takes_it_out_of_a_network_policy() -> Result<()> {
 fn what_is_opened_at_the_moment_of_a_change_does_not_slip_through() -> Result<()> {
     const ROUNDS: usize = 6;
     let lab = town::up()?;
-    let meshed: Path = (PRODUCTPAGE, "foo/far", Family::V4);
-    let plain: Path = (LEGACY, "foo/near", Family::V6);
+    let meshed: Path = (PRODUCTPAGE, "foo/far", IpFamily::V4);
+    let plain: Path = (LEGACY, "foo/near", IpFamily::V6);
     let swarms = [
         (meshed, Swarm::start(&lab, &meshed)?),
         (plain, Swarm::start(&lab, &plain)?),

@@ -10,7 +10,7 @@ use ambit_e2e::policy::evidence::{DENIED, Mark};
 use ambit_e2e::programs::{PORT, nginx};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Lab, Options, Where};
+use lab::{IpFamily, Lab, Location, Options};
 use serde_json::json;
 
 /// The port of the httpGet probe.
@@ -84,9 +84,9 @@ fn probes_succeed_under_every_policy_and_other_ports_are_closed_to_the_node() ->
         goes_on(&lab).with_context(|| policy.to_owned())?;
         drop(file);
         wait_synced(&lab)?;
-        let to = (lab.pod_ip("web", Family::V4)?, PORT).into();
-        let node = lab.node_ip("a", Family::V4)?;
-        let seen = asked(&lab, &Where::node("a"), to, node)?;
+        let to = (lab.pod_ip("web", IpFamily::V4)?, PORT).into();
+        let node = lab.node_ip("a", IpFamily::V4)?;
+        let seen = asked(&lab, &Location::node("a"), to, node)?;
         ensure!(seen == Seen::Answered, "{policy} is still there: {seen:?}");
     }
     Ok(())
@@ -108,7 +108,7 @@ fn goes_on(lab: &Lab) -> Result<()> {
 /// reach another port.
 fn refuses(lab: &Lab, policy: &str, mark: &Mark) -> Result<()> {
     let mut denied = 0;
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         let pod = lab.pod_ip("web", family)?;
         for (node, port, wanted) in [
             ("a", HTTP, Seen::Answered),
@@ -119,7 +119,7 @@ fn refuses(lab: &Lab, policy: &str, mark: &Mark) -> Result<()> {
             ("b", PORT, Seen::Reset),
         ] {
             let client = lab.node_ip(node, family)?;
-            let seen = asked(lab, &Where::node(node), (pod, port).into(), client)?;
+            let seen = asked(lab, &Location::node(node), (pod, port).into(), client)?;
             ensure!(
                 seen == wanted,
                 "node {node} to {port}, {family:?}: {seen:?}"

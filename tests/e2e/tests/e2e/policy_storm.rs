@@ -102,7 +102,7 @@ fn as_a_fresh_daemon(lab: &Lab) -> Result<()> {
         let before = state()?;
         decides(lab)?;
         lab.stop_daemon(node)?;
-        lab.restart_daemon(node)?;
+        lab.start_daemon(node)?;
         wait_synced(lab)?;
         let after = state()?;
         ensure!(before == after, "{}", difference(&before, &after));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::programs::{PORT, curl, nginx, url};
 use ambit_e2e::{access_log, metrics};
-use lab::{Family, Lab, Options, Where};
+use lab::{IpFamily, Lab, Location, Options};
 use serde_json::json;
 
 /// The port of the httpGet probes.
@@ -43,7 +43,7 @@ fn declared_probes_of_an_enrolled_pod_succeed_and_come_from_the_node() {
     let lab = lab();
     lab.wait_workload_state("web", Some("enrolled"), Duration::from_secs(10))
         .unwrap();
-    let node = lab.node_ip("a", Family::V4).unwrap();
+    let node = lab.node_ip("a", IpFamily::V4).unwrap();
     for path in ["/ready", "/live"] {
         let line = format!("{node} {HTTP} {path} ");
         lab.wait_until(
@@ -71,8 +71,8 @@ fn declared_probes_of_an_enrolled_pod_succeed_and_come_from_the_node() {
 #[test]
 fn the_node_reaches_probe_ports_directly_and_other_ports_through_the_daemon() {
     let lab = lab();
-    let node = Where::node("a");
-    for family in Family::ALL {
+    let node = Location::node("a");
+    for family in IpFamily::ALL {
         let (pod_ip, node_ip) = (
             lab.pod_ip("web", family).unwrap(),
             lab.node_ip("a", family).unwrap(),
@@ -118,9 +118,9 @@ fn the_node_reaches_probe_ports_directly_and_other_ports_through_the_daemon() {
 fn a_probe_port_is_open_to_the_node_alone() {
     let lab = lab();
     // Another node's address is not the kubelet's of this pod.
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         let pod_ip = lab.pod_ip("web", family).unwrap();
-        let answer = curl(&lab, &Where::node("b"), &url(pod_ip, HTTP), &[]).unwrap();
+        let answer = curl(&lab, &Location::node("b"), &url(pod_ip, HTTP), &[]).unwrap();
         let source =
             std::net::SocketAddr::new(lab.node_ip("b", family).unwrap(), answer.local_port);
         access_log::wait(

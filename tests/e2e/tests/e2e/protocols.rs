@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ambit_e2e::manifest::{self, Pod, Service};
 use ambit_e2e::programs::{greeter, words};
 use ambit_e2e::{access_log, metrics};
-use lab::{Family, Lab, Options, Where};
+use lab::{IpFamily, Lab, Location, Options};
 
 /// A client on node `a` and a server on node `b`, both in the mesh, with a service on `port`.
 fn lab_of(server: Vec<String>, port: u16) -> Lab {
@@ -30,16 +30,20 @@ fn lab_of(server: Vec<String>, port: u16) -> Lab {
 
 /// The program's output in the client pod; it must succeed.
 fn client(lab: &Lab, command: &[&str]) -> String {
-    lab.exec_within(&Where::pod("in/client"), command, Duration::from_secs(30))
-        .unwrap()
-        .ok()
-        .unwrap()
+    lab.exec_in(
+        &Location::pod("in/client"),
+        command,
+        Duration::from_secs(30),
+    )
+    .unwrap()
+    .ok()
+    .unwrap()
 }
 
 #[test]
 fn a_server_that_speaks_first_is_heard_at_once() {
     let lab = lab_of(greeter(2525, "220 ready"), 2525);
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         for to in [
             lab.service_ip("server", family).unwrap(),
             lab.pod_ip("server", family).unwrap(),
@@ -77,7 +81,7 @@ fn redis_works_with_many_commands_and_large_values() {
         "",
     ];
     let lab = lab_of(words(&server), 6379);
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         let ip = lab.service_ip("server", family).unwrap().to_string();
         assert_eq!(
             client(&lab, &["redis-cli", "-h", &ip, "set", "key", "value"]),
@@ -109,7 +113,7 @@ fn redis_works_with_many_commands_and_large_values() {
             &[
                 "redis-cli",
                 "-h",
-                &lab.service_ip("server", Family::V4).unwrap().to_string(),
+                &lab.service_ip("server", IpFamily::V4).unwrap().to_string(),
                 "get",
                 "counter"
             ]
@@ -121,7 +125,7 @@ fn redis_works_with_many_commands_and_large_values() {
 #[test]
 fn iperf3_moves_bytes_both_ways_on_several_streams() {
     let lab = lab_of(words(&["iperf3", "-s"]), 5201);
-    for (family, direction) in [(Family::V4, "--bidir"), (Family::V6, "-R")] {
+    for (family, direction) in [(IpFamily::V4, "--bidir"), (IpFamily::V6, "-R")] {
         let ip = lab.service_ip("server", family).unwrap().to_string();
         let json = client(
             &lab,

@@ -7,7 +7,7 @@ use ambit_e2e::manifest::{Pod, Service, endpoint_slice};
 use ambit_e2e::programs::{PORT, connection_end, curl, curl_many, nginx, url};
 use ambit_e2e::web_service::{client, count_answers, endpoint, lab_with};
 use ambit_e2e::{access_log, metrics, sync};
-use lab::{Family, Lab, Process, Where};
+use lab::{IpFamily, Lab, Location, Process};
 use serde_json::json;
 
 #[test]
@@ -31,7 +31,7 @@ fn a_target_port_may_be_a_number_or_a_name_that_each_pod_gives_a_number_of_its_o
     }
     let lab = lab_with(all).unwrap();
     for namespace in ["in", "out"] {
-        for family in Family::ALL {
+        for family in IpFamily::ALL {
             let named = lab
                 .service_ip(&format!("{namespace}/named"), family)
                 .unwrap();
@@ -56,7 +56,7 @@ fn a_service_without_selector_reaches_the_endpoints_that_are_written_by_hand() {
     ])
     .unwrap();
     let outside = nginx_outside(&lab, "outside $remote_addr");
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         let pod = lab.pod_ip("web", family).unwrap();
         let fabric = fabric_ip(family);
         lab.apply(endpoint_slice("in", "pods", pod, PORT)).unwrap();
@@ -87,10 +87,10 @@ fn a_service_without_selector_reaches_the_endpoints_that_are_written_by_hand() {
 }
 
 /// An address of the fabric, which is outside the cluster.
-fn fabric_ip(family: Family) -> IpAddr {
+fn fabric_ip(family: IpFamily) -> IpAddr {
     match family {
-        Family::V4 => IpAddr::from([10, 0, 0, 1]),
-        Family::V6 => "fd00:10::1".parse().unwrap(),
+        IpFamily::V4 => IpAddr::from([10, 0, 0, 1]),
+        IpFamily::V6 => "fd00:10::1".parse().unwrap(),
     }
 }
 
@@ -100,9 +100,15 @@ fn nginx_outside(lab: &Lab, answer: &str) -> (Process, tempfile::TempDir) {
     let command = nginx(&[PORT], answer);
     let mut all = vec!["env", "-C", dir.path().to_str().unwrap()];
     all.extend(command.iter().map(String::as_str));
-    let process = lab.spawn_in(&Where::Bridge, &all).unwrap();
+    let process = lab.spawn_in(&Location::Fabric, &all).unwrap();
     lab.wait_until("nginx outside to answer", Duration::from_secs(5), || {
-        curl(lab, &Where::Bridge, &url(fabric_ip(Family::V6), PORT), &[]).ok()
+        curl(
+            lab,
+            &Location::Fabric,
+            &url(fabric_ip(IpFamily::V6), PORT),
+            &[],
+        )
+        .ok()
     })
     .unwrap();
     (process, dir)
@@ -112,7 +118,7 @@ fn nginx_outside(lab: &Lab, answer: &str) -> (Process, tempfile::TempDir) {
 fn what_the_mesh_does_not_know_is_reached_as_it_is() {
     let lab = lab_with([]).unwrap();
     let outside = nginx_outside(&lab, "$remote_addr $http_x_marker");
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         let (client_ip, to) = (lab.pod_ip("client", family).unwrap(), fabric_ip(family));
         let answer = curl(&lab, &client(), &url(to, PORT), &["-H", "X-Marker: m"]).unwrap();
         assert_eq!(answer.body, format!("{client_ip} m"));
@@ -146,7 +152,7 @@ fn a_service_that_nobody_serves_resets_at_once_and_says_why() {
     .unwrap();
     sync::wait_synced(&lab).unwrap();
     for (service, reason) in [("empty", "no_endpoint"), ("web", "no_healthy_endpoint")] {
-        for family in Family::ALL {
+        for family in IpFamily::ALL {
             let to = lab.service_ip(service, family).unwrap();
             let to = std::net::SocketAddr::new(to, 80);
             let (end, took) = connection_end(&lab, &client(), to).unwrap();
@@ -197,7 +203,7 @@ fn one_family_is_enough_for_a_pod_and_for_a_service() {
         endpoint("in", "web", "b").into(),
     ])
     .unwrap();
-    for (name, family) in [("four", Family::V4), ("six", Family::V6)] {
+    for (name, family) in [("four", IpFamily::V4), ("six", IpFamily::V6)] {
         assert_eq!(
             lab.status()
                 .unwrap()

@@ -9,7 +9,7 @@ use ambit_e2e::identity::{Path, Short, Stream, Timeline, held};
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::programs::{self, PORT, curl, nginx, url};
 use ambit_e2e::spire::{self, Agent, Spire};
-use lab::{Family, Lab, Options, Status, Where};
+use lab::{IpFamily, Lab, Location, Options, Status};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/in/sa/client";
 const SERVER: &str = "spiffe://cluster.local/ns/in/sa/server";
@@ -46,15 +46,15 @@ fn lab_of(agents: [&Agent; 2]) -> Lab {
 /// The same, not waiting for pods: one whose identity cannot be proved is never started.
 fn begun_with(agents: [&Agent; 2]) -> Lab {
     let options = Options {
-        wait: false,
+        wait_until_ready: false,
         ..spire::options(agents)
     };
     Lab::up(manifests(), options).unwrap()
 }
 
 fn asks(lab: &Lab) -> anyhow::Result<programs::Curled> {
-    let server = lab.pod_ip("server", Family::V4)?;
-    curl(lab, &Where::pod("client"), &url(server, PORT), &[])
+    let server = lab.pod_ip("server", IpFamily::V4)?;
+    curl(lab, &Location::pod("client"), &url(server, PORT), &[])
 }
 
 /// Waits until the identity on the node failed with this code.
@@ -120,7 +120,7 @@ fn certificates_rotate_under_load_and_an_agent_that_is_killed_is_not_noticed() {
     spire.workload("b", "in", "server", Some(TTL)).unwrap();
     let lab = lab_of([&a, &b]);
     is_answered(&lab);
-    let [server, echo] = ["server", "echo"].map(|pod| lab.pod_ip(pod, Family::V4).unwrap());
+    let [server, echo] = ["server", "echo"].map(|pod| lab.pod_ip(pod, IpFamily::V4).unwrap());
     thread::scope(|scope| {
         let timeline = Timeline::record(scope, &lab, &["a", "b"]);
         let mut stream = Stream::start(&lab, "client", echo, ECHO, 64).unwrap();

@@ -7,7 +7,7 @@ use ambit_e2e::access_log::{self, Access};
 use ambit_e2e::manifest::{self, Pod, Service};
 use ambit_e2e::metrics::{self, Sample};
 use ambit_e2e::programs::{Curled, PORT, connection_end, curl, nginx, url};
-use lab::{Family, Lab, Options, Where};
+use lab::{IpFamily, Lab, Location, Options};
 
 /// A connection from pod `client` on node `a` to service `web`, of a pod on node `b`. Canonical
 /// service and revision come from the labels that Istio looks at.
@@ -28,8 +28,8 @@ fn lab_and_request() -> (Lab, Curled) {
         Service::new("in", "web", 80, PORT).into(),
     ];
     let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
-    let to = url(lab.service_ip("web", Family::V4).unwrap(), 80);
-    let answer = curl(&lab, &Where::pod("client"), &to, &[]).unwrap();
+    let to = url(lab.service_ip("web", IpFamily::V4).unwrap(), 80);
+    let answer = curl(&lab, &Location::pod("client"), &to, &[]).unwrap();
     assert_eq!(answer.body, "hello");
     (lab, answer)
 }
@@ -137,8 +137,8 @@ fn normalised(line: &Access, replacements: &[(String, &str)]) -> String {
 fn the_access_log_has_istios_fields_in_istios_order() {
     let (lab, answer) = lab_and_request();
     let (client, web) = (
-        lab.pod_ip("client", Family::V4).unwrap(),
-        lab.pod_ip("web-0", Family::V4).unwrap(),
+        lab.pod_ip("client", IpFamily::V4).unwrap(),
+        lab.pod_ip("web-0", IpFamily::V4).unwrap(),
     );
     let outbound = access_log::wait(&lab, "a", &[("direction", "outbound")]).unwrap();
     let inbound = access_log::wait(&lab, "b", &[("direction", "inbound")]).unwrap();
@@ -198,10 +198,10 @@ fn a_connection_that_fails_is_an_error_with_a_reason_and_a_flag() {
     let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
     for (namespace, policy) in [("in", "mutual_tls"), ("out", "unknown")] {
         let ip = lab
-            .pod_ip(&format!("{namespace}/deaf"), Family::V4)
+            .pod_ip(&format!("{namespace}/deaf"), IpFamily::V4)
             .unwrap();
         let to = SocketAddr::new(ip, PORT);
-        let (end, _) = connection_end(&lab, &Where::pod("client"), to).unwrap();
+        let (end, _) = connection_end(&lab, &Location::pod("client"), to).unwrap();
         assert!(end.contains("Connection reset by peer"), "{end:?}");
         let line = access_log::wait(&lab, "a", &[("dst.namespace", namespace)]).unwrap();
         let (error, reason) = (line.field("error"), line.field("reason"));
@@ -246,8 +246,8 @@ fn the_json_log_is_one_object_per_line_with_the_same_fields() {
         web.into(),
     ];
     let lab = Lab::up(manifest::all(all), options).unwrap();
-    let to = url(lab.pod_ip("web", Family::V4).unwrap(), PORT);
-    curl(&lab, &Where::pod("client"), &to, &[]).unwrap();
+    let to = url(lab.pod_ip("web", IpFamily::V4).unwrap(), PORT);
+    curl(&lab, &Location::pod("client"), &to, &[]).unwrap();
     let access = lab
         .wait_until(
             "a line of the access log",

@@ -13,7 +13,7 @@ const SOURCE: &str = include_str!("../clock.c");
 /// The environment in which a program takes the clock for the time of day.
 pub(super) fn environment(dir: &LabDir, clock: Clock) -> Result<Vec<(String, String)>> {
     let seconds = match clock {
-        Clock::Right => return Ok(Vec::new()),
+        Clock::System => return Ok(Vec::new()),
         Clock::Ahead(by) => by.as_secs().to_string(),
         Clock::Behind(by) => format!("-{}", by.as_secs()),
     };

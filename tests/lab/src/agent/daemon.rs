@@ -18,8 +18,8 @@ use super::program::{ANSWER_DEADLINE, Program};
 use super::requests::reply;
 use crate::http;
 use crate::netns;
-use crate::options::Launch;
-use crate::protocol::{DaemonAction, DaemonState};
+use crate::options::LaunchOptions;
+use crate::protocol::{DaemonAction, ProgramState};
 
 /// How often a program that has just started is asked whether it is ready.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
@@ -31,16 +31,16 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 pub(super) struct Handle {
     world: Rc<World>,
     program: Program,
-    pub(super) launch: Launch,
-    pub(super) state: DaemonState,
+    pub(super) launch: LaunchOptions,
+    pub(super) state: ProgramState,
     pub(super) pid: Option<u32>,
     actions: Option<mpsc::Sender<DaemonAction>>,
     ends: Vec<Answer>,
 }
 
 impl Handle {
-    pub(super) fn new(world: Rc<World>, program: Program, launch: Launch) -> Self {
-        let (state, pid, actions, ends) = (DaemonState::Off, None, None, Vec::new());
+    pub(super) fn new(world: Rc<World>, program: Program, launch: LaunchOptions) -> Self {
+        let (state, pid, actions, ends) = (ProgramState::Disabled, None, None, Vec::new());
         Self {
             world,
             program,
@@ -54,10 +54,10 @@ impl Handle {
 
     /// The task of a new life; none if there is one.
     pub(super) fn start(&mut self) -> Option<impl Future<Output = ()> + use<>> {
-        if matches!(self.state, DaemonState::Starting | DaemonState::Ready) {
+        if matches!(self.state, ProgramState::Starting | ProgramState::Ready) {
             return None;
         }
-        self.state = DaemonState::Starting;
+        self.state = ProgramState::Starting;
         let (sender, actions) = mpsc::channel(8);
         self.actions = Some(sender);
         let life = Life {
@@ -70,7 +70,7 @@ impl Handle {
 
     /// Ends it; answered when it has ended.
     pub(super) fn end(&mut self, action: DaemonAction, answer: Answer) {
-        let alive = matches!(self.state, DaemonState::Starting | DaemonState::Ready);
+        let alive = matches!(self.state, ProgramState::Starting | ProgramState::Ready);
         match self
             .actions
             .as_ref()
@@ -83,8 +83,8 @@ impl Handle {
     }
 
     /// Notes what the program's task reports.
-    pub(super) fn report(&mut self, state: DaemonState, pid: Option<u32>) {
-        let ended = matches!(state, DaemonState::Exited(_));
+    pub(super) fn report(&mut self, state: ProgramState, pid: Option<u32>) {
+        let ended = matches!(state, ProgramState::Exited(_));
         (self.state, self.pid) = (state, pid);
         if ended {
             for answer in self.ends.drain(..) {
@@ -98,7 +98,7 @@ impl Handle {
 struct Life {
     world: Rc<World>,
     program: Program,
-    launch: Launch,
+    launch: LaunchOptions,
 }
 
 impl Life {
@@ -107,7 +107,7 @@ impl Life {
             Err(error) => format!("did not start: {error:#}"),
             Ok(mut child) => {
                 let pid = child.id();
-                self.report(DaemonState::Starting, pid).await;
+                self.report(ProgramState::Starting, pid).await;
                 tokio::select! {
                     status = child.wait() => ended(status),
                     how = self.obey(&mut actions) => end(&mut child, how).await,
@@ -115,10 +115,10 @@ impl Life {
                 }
             }
         };
-        self.report(DaemonState::Exited(how), None).await;
+        self.report(ProgramState::Exited(how), None).await;
     }
 
-    async fn report(&self, state: DaemonState, pid: Option<u32>) {
+    async fn report(&self, state: ProgramState, pid: Option<u32>) {
         let _ = self
             .world
             .events
@@ -150,9 +150,9 @@ impl Life {
             let ready = self.program.ready(&self.world).await;
             if ready != was {
                 let state = if ready {
-                    DaemonState::Ready
+                    ProgramState::Ready
                 } else {
-                    DaemonState::Starting
+                    ProgramState::Starting
                 };
                 self.report(state, pid).await;
                 was = ready;

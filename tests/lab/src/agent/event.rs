@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::program::Program;
 use crate::model::Key;
 use crate::model::pod::Progress;
-use crate::protocol::{DaemonState, Request};
+use crate::protocol::{ProgramState, Request};
 
 /// Where the answer to a request goes.
 pub(super) type Answer = oneshot::Sender<Result<Value, String>>;
@@ -29,7 +29,7 @@ pub(super) enum Event {
     /// The state of one of our programs has changed.
     Program {
         program: Program,
-        state: DaemonState,
+        state: ProgramState,
         pid: Option<u32>,
     },
 }

@@ -34,9 +34,9 @@ use tokio::task::JoinSet;
 
 use crate::model::Key;
 use crate::model::cluster::Cluster;
-use crate::options::{Identity, Options};
+use crate::options::{IdentitySource, Options};
 use crate::poll;
-use crate::protocol::{DaemonState, Status};
+use crate::protocol::{ProgramState, Status};
 use crate::registry::{self, LabDir};
 use crate::tools;
 
@@ -98,12 +98,12 @@ pub(crate) fn run(name: &str, options: Options) -> Result<()> {
 
 async fn serve(dir: LabDir, options: Options) -> Result<()> {
     let (sender, mut events) = mpsc::channel(EVENTS);
-    let daemon = match options.daemon {
+    let daemon = match options.run_daemons {
         true => Some(tools::binary("ztunnel", options.bin_dir.as_deref())?),
         false => None,
     };
     let ambit = match options.identity {
-        Identity::Ca => Some(tools::binary("ambit", options.bin_dir.as_deref())?),
+        IdentitySource::Ca => Some(tools::binary("ambit", options.bin_dir.as_deref())?),
         _ => None,
     };
     let fabric = format!("ambit-{}-fabric", dir.name());
@@ -118,7 +118,7 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
     sandbox::fabric(&world).await?;
     let mut agent = Agent::new(Rc::clone(&world));
     match world.options.identity {
-        Identity::Ca => agent.start_ca(&mut events).await?,
+        IdentitySource::Ca => agent.start_ca(&mut events).await?,
         _ => drop(LocalCa::create(&dir.ca()).context("cannot make the certificate authority")?),
     }
     agent.publish().await?;
@@ -182,7 +182,7 @@ impl Agent {
     /// a daemon that starts reads its root.
     async fn start_ca(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<()> {
         authority::prepare(&self.world).await?;
-        let launch = self.world.options.ca.clone();
+        let launch = self.world.options.ca_launch.clone();
         let mut ca = daemon::Handle::new(Rc::clone(&self.world), Program::Ca, launch);
         if let Some(task) = ca.start() {
             self.tasks.spawn_local(task);
@@ -192,8 +192,8 @@ impl Agent {
             while let Some(event) = events.recv().await {
                 self.act(event).await;
                 match self.ca.as_ref().map(|ca| &ca.state) {
-                    Some(DaemonState::Starting) => {}
-                    Some(DaemonState::Exited(how)) => {
+                    Some(ProgramState::Starting) => {}
+                    Some(ProgramState::Exited(how)) => {
                         let log = std::fs::read_to_string(self.world.dir.ca_log());
                         bail!("{how}; it said {}", log.unwrap_or_default().trim_end());
                     }

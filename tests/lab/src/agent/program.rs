@@ -12,7 +12,7 @@ use tokio::process::Command;
 use super::{World, authority, clock};
 use crate::http;
 use crate::netns;
-use crate::options::{Identity, Launch};
+use crate::options::{IdentitySource, LaunchOptions};
 use crate::registry::LabDir;
 
 /// How long a program may take to say whether it is ready.
@@ -41,7 +41,7 @@ impl Program {
     }
 
     /// The command that starts it, with its log as its output.
-    pub(super) fn command(&self, world: &World, launch: &Launch) -> Result<Command> {
+    pub(super) fn command(&self, world: &World, launch: &LaunchOptions) -> Result<Command> {
         let dir = &world.dir;
         let (netns, binary) = match self {
             Self::Daemon { netns, .. } => (netns, &world.daemon),
@@ -99,10 +99,10 @@ fn daemon(command: &mut Command, world: &World, node: &str) {
         .arg("--netns-dir")
         .arg(dir.netns_dir());
     match &world.options.identity {
-        Identity::Folder => command.arg("--ca-dir").arg(dir.ca()),
-        Identity::Ca => authority::daemon_arguments(command, dir, node),
-        Identity::Spire(socket) => command.arg("--spire-socket").arg(socket),
-        Identity::Given => command,
+        IdentitySource::Folder => command.arg("--ca-dir").arg(dir.ca()),
+        IdentitySource::Ca => authority::daemon_arguments(command, dir, node),
+        IdentitySource::Spire(socket) => command.arg("--spire-socket").arg(socket),
+        IdentitySource::Custom => command,
     };
     command.args(&world.options.daemon_args);
 }

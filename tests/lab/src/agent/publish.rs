@@ -12,7 +12,7 @@ use crate::model::hosts;
 use crate::model::proxy;
 use crate::model::service;
 use crate::model::topology;
-use crate::protocol::{CaStatus, DaemonState, NodeStatus, PodStatus, ServiceStatus, Status};
+use crate::protocol::{CaStatus, NodeStatus, PodStatus, ProgramState, ServiceStatus, Status};
 use crate::registry::LabDir;
 use crate::tools::run_async;
 
@@ -136,7 +136,7 @@ impl Agent {
                 name: name.clone(),
                 netns: node.netns.clone(),
                 addresses: topology::node_addresses(node.index).to_vec(),
-                daemon: daemon.map_or(DaemonState::Off, |daemon| daemon.state.clone()),
+                daemon: daemon.map_or(ProgramState::Disabled, |daemon| daemon.state.clone()),
                 daemon_pid: daemon.and_then(|daemon| daemon.pid),
             }
         };

@@ -15,7 +15,7 @@ use crate::model::Key;
 use crate::model::cluster::Created;
 use crate::model::manifest;
 use crate::model::render;
-use crate::options::Identity;
+use crate::options::IdentitySource;
 use crate::protocol::{DaemonAction, ExecInfo, Request};
 
 /// The grace period of a pod that does not name one. Kubernetes' 30 s would make every test of a
@@ -82,7 +82,7 @@ impl Agent {
             }
             Request::Daemon { node, action } => return self.program(Some(&node), action, answer),
             Request::Ca { action } => return self.program(None, action, answer),
-            Request::Launch { node, launch } => self
+            Request::SetLaunchOptions { node, launch } => self
                 .handle(node.as_deref())
                 .map(|handle| handle.launch = launch),
             Request::Apply { yaml } => self.apply(&yaml).await,
@@ -256,7 +256,7 @@ impl Agent {
         if world.daemon.is_none() {
             return Ok(());
         }
-        if options.identity == Identity::Ca {
+        if options.identity == IdentitySource::Ca {
             authority::mint(world, node).await?;
         }
         let netns = self.cluster.nodes.get(node).map(|node| node.netns.clone());
@@ -264,7 +264,7 @@ impl Agent {
             node: node.to_owned(),
             netns: netns.unwrap_or_default(),
         };
-        let launch = options.nodes.get(node).cloned().unwrap_or_default();
+        let launch = options.node_launch.get(node).cloned().unwrap_or_default();
         let mut daemon = daemon::Handle::new(Rc::clone(world), program, launch);
         if let Some(task) = daemon.start() {
             self.tasks.spawn_local(task);

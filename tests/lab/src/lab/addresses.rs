@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 
 use super::Lab;
-use crate::options::Family;
+use crate::options::IpFamily;
 
 impl Lab {
     /// The pod's address of this family.
     ///
     /// # Errors
     /// There is no such pod, or it has no such address.
-    pub fn pod_ip(&self, pod: &str, family: Family) -> Result<IpAddr> {
+    pub fn pod_ip(&self, pod: &str, family: IpFamily) -> Result<IpAddr> {
         let status = self.status()?;
         status
             .pod(pod)?
@@ -24,7 +24,7 @@ impl Lab {
     ///
     /// # Errors
     /// There is no such service, or it has no such address.
-    pub fn service_ip(&self, service: &str, family: Family) -> Result<IpAddr> {
+    pub fn service_ip(&self, service: &str, family: IpFamily) -> Result<IpAddr> {
         let (namespace, name) = service.split_once('/').unwrap_or(("", service));
         let status = self.status()?;
         let mut found = status
@@ -42,7 +42,7 @@ impl Lab {
     ///
     /// # Errors
     /// There is no such node.
-    pub fn node_ip(&self, node: &str, family: Family) -> Result<IpAddr> {
+    pub fn node_ip(&self, node: &str, family: IpFamily) -> Result<IpAddr> {
         let status = self.status()?;
         let ip = status
             .node(node)?

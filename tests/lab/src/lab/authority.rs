@@ -8,8 +8,8 @@ use mesh::certs::Authority;
 
 use super::Lab;
 use super::daemons::read_log;
-use crate::options::Launch;
-use crate::protocol::{DaemonAction, DaemonState, Request, Status};
+use crate::options::LaunchOptions;
+use crate::protocol::{DaemonAction, ProgramState, Request, Status};
 
 impl Lab {
     /// Kills the certificate authority with SIGKILL; it stays dead until [`Self::start_ca`].
@@ -36,7 +36,7 @@ impl Lab {
         self.ca(DaemonAction::Start)?;
         let ready = |status: &Status| {
             let ca = status.ca.as_ref();
-            ca.is_some_and(|ca| ca.state == DaemonState::Ready)
+            ca.is_some_and(|ca| ca.state == ProgramState::Ready)
         };
         self.wait_status("the certificate authority", self.ready_deadline, ready)
             .map(drop)
@@ -46,9 +46,10 @@ impl Lab {
     ///
     /// # Errors
     /// The lab runs without one, or it does not listen at the deadline.
-    pub fn restart_ca_as(&self, launch: Launch) -> Result<()> {
+    pub fn restart_ca_with(&self, launch: LaunchOptions) -> Result<()> {
         self.stop_ca()?;
-        self.client.ask(&Request::Launch { node: None, launch })?;
+        self.client
+            .ask(&Request::SetLaunchOptions { node: None, launch })?;
         self.start_ca()
     }
 
@@ -58,7 +59,7 @@ impl Lab {
     ///
     /// # Errors
     /// The files cannot be written.
-    pub fn replace_root(&self) -> Result<()> {
+    pub fn replace_ca_root(&self) -> Result<()> {
         let made = tempfile::tempdir_in(self.dir.root()).context("a folder for the new root")?;
         let made = made.path().join("authority");
         Authority::create(&made).context("a new root")?;

@@ -8,17 +8,17 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::Lab;
-use crate::capture::Where;
+use crate::capture::Location;
 use crate::http;
 use crate::netns;
-use crate::options::Launch;
-use crate::protocol::{DaemonAction, DaemonState, Request, Status};
+use crate::options::LaunchOptions;
+use crate::protocol::{DaemonAction, ProgramState, Request, Status};
 
 /// How long the daemon's admin and metrics ports may take to answer.
 const HTTP_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Lab {
-    /// Kills the node's daemon with SIGKILL; it stays dead until [`Self::restart_daemon`].
+    /// Kills the node's daemon with SIGKILL; it stays dead until [`Self::start_daemon`].
     ///
     /// # Errors
     /// There is no such node.
@@ -27,7 +27,7 @@ impl Lab {
     }
 
     /// Sends SIGTERM to the node's daemon and waits for its exit. How it ended is in the node's
-    /// [`DaemonState::Exited`].
+    /// [`ProgramState::Exited`].
     ///
     /// # Errors
     /// There is no such node, or it did not exit within its drain time.
@@ -39,13 +39,13 @@ impl Lab {
     ///
     /// # Errors
     /// It is not ready at the deadline.
-    pub fn restart_daemon(&self, node: &str) -> Result<()> {
+    pub fn start_daemon(&self, node: &str) -> Result<()> {
         self.daemon(node, DaemonAction::Start)?;
         let what = format!("the daemon of node {node} to be ready");
         let ready = |status: &Status| {
             status
                 .node(node)
-                .is_ok_and(|node| node.daemon == DaemonState::Ready)
+                .is_ok_and(|node| node.daemon == ProgramState::Ready)
         };
         self.wait_status(&what, self.ready_deadline, ready)
             .map(drop)
@@ -55,14 +55,14 @@ impl Lab {
     ///
     /// # Errors
     /// There is no such node, or it is not ready at the deadline.
-    pub fn restart_daemon_as(&self, node: &str, launch: Launch) -> Result<()> {
+    pub fn restart_daemon_with(&self, node: &str, launch: LaunchOptions) -> Result<()> {
         self.stop_daemon(node)?;
-        let launch = Request::Launch {
+        let launch = Request::SetLaunchOptions {
             node: Some(node.to_owned()),
             launch,
         };
         self.client.ask(&launch)?;
-        self.restart_daemon(node)
+        self.start_daemon(node)
     }
 
     fn daemon(&self, node: &str, action: DaemonAction) -> Result<()> {
@@ -97,8 +97,8 @@ impl Lab {
     /// # Errors
     /// It does not answer 200.
     pub fn metrics(&self, node: &str) -> Result<String> {
-        self.http(
-            &Where::Node(node.to_owned()),
+        self.http_get(
+            &Location::Node(node.to_owned()),
             ([127, 0, 0, 1], 15020).into(),
             "/metrics",
         )?
@@ -110,9 +110,9 @@ impl Lab {
     /// # Errors
     /// It does not answer 200 and JSON.
     pub fn config_dump(&self, node: &str) -> Result<Value> {
-        let place = Where::Node(node.to_owned());
+        let place = Location::Node(node.to_owned());
         let text = self
-            .http(&place, ([127, 0, 0, 1], 15000).into(), "/config_dump")?
+            .http_get(&place, ([127, 0, 0, 1], 15000).into(), "/config_dump")?
             .ok()?;
         serde_json::from_str(&text).context("config_dump is not JSON")
     }
@@ -121,7 +121,7 @@ impl Lab {
     ///
     /// # Errors
     /// No answer within 5 s.
-    pub fn http(&self, place: &Where, to: SocketAddr, path: &str) -> Result<http::Answer> {
+    pub fn http_get(&self, place: &Location, to: SocketAddr, path: &str) -> Result<http::Response> {
         let netns = self.netns(place)?;
         let get = || http::get(to, &to.to_string(), path, &[], HTTP_DEADLINE);
         netns::inside(&netns, get)?.with_context(|| format!("GET http://{to}{path} in {place}"))

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::Lab;
 use crate::http;
 use crate::poll;
-use crate::protocol::{DaemonState, Status};
+use crate::protocol::{ProgramState, Status};
 use crate::settled;
 
 /// How often [`Lab::wait_until`] looks again at a condition that has no event.
@@ -23,7 +23,7 @@ impl Lab {
     /// what is missing.
     pub fn wait_ready(&self) -> Result<()> {
         let deadline = Instant::now() + self.ready_deadline;
-        let settled = |status: &Status| status.unsettled().is_empty() || dead(status).is_some();
+        let settled = |status: &Status| status.not_ready().is_empty() || dead(status).is_some();
         let status = self.wait_status("the lab to be ready", self.ready_deadline, settled)?;
         if let Some((node, how)) = dead(&status) {
             let log = self.daemon_log(node).unwrap_or_default();
@@ -35,9 +35,9 @@ impl Lab {
         for node in status
             .nodes
             .iter()
-            .filter(|node| node.daemon == DaemonState::Ready)
+            .filter(|node| node.daemon == ProgramState::Ready)
         {
-            self.wait_caught_up(
+            self.wait_daemon_synced(
                 &node.name,
                 deadline.saturating_duration_since(Instant::now()),
             )?;
@@ -50,7 +50,7 @@ impl Lab {
     ///
     /// # Errors
     /// It has not at the deadline; says what it lacks.
-    pub fn wait_caught_up(&self, node: &str, within: Duration) -> Result<()> {
+    pub fn wait_daemon_synced(&self, node: &str, within: Duration) -> Result<()> {
         let mut lacking = None;
         let caught_up = poll::until(within, LOOK_AGAIN, || {
             lacking = match (self.config_dump(node), self.status()) {
@@ -69,7 +69,7 @@ impl Lab {
     ///
     /// # Errors
     /// A daemon does not show that object at the deadline.
-    pub fn wait_read(&self, within: Duration) -> Result<()> {
+    pub fn wait_applied(&self, within: Duration) -> Result<()> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let fence = format!("fence-{}-{number}", std::process::id());
@@ -79,7 +79,7 @@ impl Lab {
         );
         self.apply(service).context("the fence")?;
         let nodes = self.status()?.nodes.into_iter();
-        for node in nodes.filter(|node| node.daemon == DaemonState::Ready) {
+        for node in nodes.filter(|node| node.daemon == ProgramState::Ready) {
             let what = format!("the daemon of node {} to know service {fence}", node.name);
             self.wait_until(&what, within, || {
                 let dump = self.config_dump(&node.name).ok()?;
@@ -106,7 +106,7 @@ impl Lab {
             if left.is_zero() {
                 bail!(
                     "waited {within:?} for {what}; {}",
-                    status.unsettled().join("; ")
+                    status.not_ready().join("; ")
                 );
             }
             status = self.client.status(Some(status.generation), left)?;
@@ -155,7 +155,7 @@ impl Lab {
 /// A node whose daemon does not run, and how that ended.
 fn dead(status: &Status) -> Option<(&str, &str)> {
     status.nodes.iter().find_map(|node| match &node.daemon {
-        DaemonState::Exited(how) => Some((node.name.as_str(), how.as_str())),
+        ProgramState::Exited(how) => Some((node.name.as_str(), how.as_str())),
         _ => None,
     })
 }

@@ -20,7 +20,7 @@ use super::render;
 use super::schedule::{Candidate, schedule};
 use super::service;
 use super::topology;
-use crate::options::Family;
+use crate::options::IpFamily;
 
 /// A node, its number in the lab, and the addresses it gives to pods.
 #[derive(Debug, Clone)]
@@ -371,7 +371,7 @@ fn addresses(meta: &ObjectMeta, pools: &mut [Pool; 2], owner: &str) -> Result<Ve
     }
     if let Some(ip) = fixed
         .iter()
-        .find(|ip| !families.contains(&Family::of(**ip)))
+        .find(|ip| !families.contains(&IpFamily::of(**ip)))
     {
         bail!("address {ip} is not of the pod's IP families");
     }

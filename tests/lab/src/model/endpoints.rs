@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::pod::{Phase, PodEntry};
-use crate::options::Family;
+use crate::options::IpFamily;
 
 /// The label that ties a slice to its service.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -33,12 +33,12 @@ pub(crate) fn slices<'a>(
     let families = spec.ip_families.clone().unwrap_or_default();
     let publish_not_ready = spec.publish_not_ready_addresses.unwrap_or(false);
     // By family and resolved ports; the ports as text, because they have no order of their own.
-    let mut groups: BTreeMap<(Family4First, String), (Vec<EndpointPort>, Vec<Endpoint>)> =
+    let mut groups: BTreeMap<(FamilyV4First, String), (Vec<EndpointPort>, Vec<Endpoint>)> =
         BTreeMap::new();
     for family in &families {
         // A slice exists for every family also when it has no endpoints.
         groups
-            .entry((Family4First(family == "IPv6"), String::new()))
+            .entry((FamilyV4First(family == "IPv6"), String::new()))
             .or_default();
     }
     for pod in pods.filter(|pod| selected(service, &pod.object, selector) && listed(pod)) {
@@ -48,9 +48,9 @@ pub(crate) fn slices<'a>(
             .map(|p| format!("{:?}/{:?};", p.name, p.port))
             .collect::<String>();
         for ip in &pod.ips {
-            let v6 = Family::of(*ip) == Family::V6;
+            let v6 = IpFamily::of(*ip) == IpFamily::V6;
             if families.iter().any(|family| (family == "IPv6") == v6) {
-                let group = groups.entry((Family4First(v6), key.clone())).or_default();
+                let group = groups.entry((FamilyV4First(v6), key.clone())).or_default();
                 group.0.clone_from(&ports);
                 group.1.push(endpoint(
                     pod,
@@ -70,9 +70,9 @@ pub(crate) fn slices<'a>(
 
 /// Orders IPv4 before IPv6.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
-struct Family4First(bool);
+struct FamilyV4First(bool);
 
-type Groups = BTreeMap<(Family4First, String), (Vec<EndpointPort>, Vec<Endpoint>)>;
+type Groups = BTreeMap<(FamilyV4First, String), (Vec<EndpointPort>, Vec<Endpoint>)>;
 
 /// The placeholder of a family that has endpoints after all.
 fn drop_empty(groups: &mut Groups) {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
 
-use crate::options::Family;
+use crate::options::IpFamily;
 
 /// A block of addresses of one family: a node's pod CIDR, or the service CIDR.
 #[derive(Debug, Clone)]
@@ -30,8 +30,8 @@ impl Pool {
         }
     }
 
-    pub(crate) fn family(&self) -> Family {
-        Family::of(self.first)
+    pub(crate) fn family(&self) -> IpFamily {
+        IpFamily::of(self.first)
     }
 
     fn at(&self, offset: u32) -> IpAddr {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Container, EnvVar, Namespace, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use crate::options::Family;
+use crate::options::IpFamily;
 
 /// Addresses to use, comma-separated; a family that is not named is allocated.
 const FIXED_IP: &str = "lab.ambit.dev/ip";
@@ -248,19 +248,19 @@ pub(crate) fn host_network(pod: &Pod) -> bool {
 }
 
 /// The families the pod is to have.
-pub(crate) fn families(meta: &ObjectMeta) -> Result<Vec<Family>> {
+pub(crate) fn families(meta: &ObjectMeta) -> Result<Vec<IpFamily>> {
     let Some(text) = annotation(meta, IP_FAMILIES) else {
-        return Ok(Family::ALL.to_vec());
+        return Ok(IpFamily::ALL.to_vec());
     };
     text.split(',')
         .map(|family| family_named(family.trim()))
         .collect()
 }
 
-pub(crate) fn family_named(name: &str) -> Result<Family> {
+pub(crate) fn family_named(name: &str) -> Result<IpFamily> {
     match name {
-        "IPv4" => Ok(Family::V4),
-        "IPv6" => Ok(Family::V6),
+        "IPv4" => Ok(IpFamily::V4),
+        "IPv6" => Ok(IpFamily::V6),
         _ => bail!("{name:?} is no IP family: IPv4 or IPv6"),
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::service;
-use crate::options::Family;
+use crate::options::IpFamily;
 
 /// The lab's own table, in every node's namespace.
 pub(crate) const TABLE: &str = "inet lab-kube-proxy";
@@ -40,7 +40,7 @@ pub(crate) fn frontends(service: &Service, slices: &[&EndpointSlice]) -> Vec<Fro
                 continue;
             };
             let name = port.name.as_deref().unwrap_or_default();
-            let backends = backends(slices, Family::of(ip), name, protocol);
+            let backends = backends(slices, IpFamily::of(ip), name, protocol);
             let address = SocketAddr::new(ip, number);
             frontends.push(Frontend {
                 address,
@@ -55,7 +55,7 @@ pub(crate) fn frontends(service: &Service, slices: &[&EndpointSlice]) -> Vec<Fro
 
 fn backends(
     slices: &[&EndpointSlice],
-    family: Family,
+    family: IpFamily,
     name: &str,
     protocol: &str,
 ) -> Vec<SocketAddr> {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
 use super::ipam::Pool;
 use super::pod::family_named;
-use crate::options::Family;
+use crate::options::IpFamily;
 
 /// The ClusterIPs of a service as its manifest asked for them, IPv4 or IPv6 first as it says; empty
 /// when headless.
@@ -44,8 +44,8 @@ pub(crate) fn resolve(service: &mut Service, pools: &mut [Pool; 2], owner: &str)
         spec.cluster_ip = ips.first().map(ToString::to_string);
         spec.cluster_ips = Some(ips.iter().map(ToString::to_string).collect());
     }
-    let name = |family: &Family| {
-        if *family == Family::V4 {
+    let name = |family: &IpFamily| {
+        if *family == IpFamily::V4 {
             "IPv4"
         } else {
             "IPv6"
@@ -79,23 +79,23 @@ fn asked_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>> {
         .collect()
 }
 
-fn families(spec: &ServiceSpec, asked: &[IpAddr]) -> Result<Vec<Family>> {
+fn families(spec: &ServiceSpec, asked: &[IpAddr]) -> Result<Vec<IpFamily>> {
     let listed = spec.ip_families.clone().unwrap_or_default();
-    let mut families: Vec<Family> = listed
+    let mut families: Vec<IpFamily> = listed
         .iter()
         .map(|family| family_named(family))
         .collect::<Result<_>>()
         .context("spec.ipFamilies")?;
     for ip in asked {
-        if !families.contains(&Family::of(*ip)) {
+        if !families.contains(&IpFamily::of(*ip)) {
             if !listed.is_empty() {
                 bail!("spec.clusterIP {ip} is not of the families in spec.ipFamilies");
             }
-            families.push(Family::of(*ip));
+            families.push(IpFamily::of(*ip));
         }
     }
     if families.is_empty() {
-        families.push(Family::V4);
+        families.push(IpFamily::V4);
     }
     let dual = matches!(
         spec.ip_family_policy.as_deref(),
@@ -103,7 +103,7 @@ fn families(spec: &ServiceSpec, asked: &[IpAddr]) -> Result<Vec<Family>> {
     );
     if dual {
         families.extend(
-            Family::ALL
+            IpFamily::ALL
                 .into_iter()
                 .filter(|family| !families.contains(family))
                 .collect::<Vec<_>>(),
@@ -113,7 +113,7 @@ fn families(spec: &ServiceSpec, asked: &[IpAddr]) -> Result<Vec<Family>> {
 }
 
 fn allocate(
-    families: &[Family],
+    families: &[IpFamily],
     asked: &[IpAddr],
     pools: &mut [Pool; 2],
     owner: &str,

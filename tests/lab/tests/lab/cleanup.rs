@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lab::{Lab, Options, Where};
+use lab::{Lab, Location, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -35,7 +35,7 @@ fn options(name: &str) -> Options {
     Options {
         bin_dir,
         name: Some(name.to_owned()),
-        ..Options::no_daemon()
+        ..Options::without_daemons()
     }
 }
 
@@ -63,7 +63,7 @@ fn alive(pid: &str) -> bool {
 }
 
 fn pid_in_pod(lab: &Lab) -> String {
-    let netns = lab.netns(&Where::pod("p")).unwrap();
+    let netns = lab.netns(&Location::pod("p")).unwrap();
     let first = || {
         let pids = Command::new("ip")
             .args(["netns", "pids", &netns])
@@ -176,7 +176,7 @@ fn two_labs_with_the_same_addresses_do_not_meet() {
     );
     for (lab, said) in [(&one, "one\n"), (&two, "two\n")] {
         let cmd = ["socat", "-", "TCP:10.244.1.2:80"];
-        let answer = lab.exec_within(&Where::node("a"), &cmd, SOON).unwrap();
+        let answer = lab.exec_in(&Location::node("a"), &cmd, SOON).unwrap();
         assert_eq!(answer.ok().unwrap(), said);
     }
     drop(one);

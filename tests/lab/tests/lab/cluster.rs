@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lab::{Family, Lab, Options, Where};
+use lab::{IpFamily, Lab, Location, Options};
 
 const NODES_AND_PODS: &str = "\
 {apiVersion: v1, kind: Node, metadata: {name: a}}
@@ -62,7 +62,7 @@ fn options() -> Options {
         .map(Into::into);
     Options {
         bin_dir,
-        ..Options::no_daemon()
+        ..Options::without_daemons()
     }
 }
 
@@ -70,24 +70,24 @@ fn up(manifests: &str) -> Lab {
     Lab::up(manifests, options()).unwrap()
 }
 
-fn ask(lab: &Lab, place: &Where, to: &str) -> String {
+fn ask(lab: &Lab, place: &Location, to: &str) -> String {
     let cmd = [
         "socat",
         "-T10",
         "-",
         &format!("TCP:{to},connect-timeout=10"),
     ];
-    lab.exec_within(place, &cmd, SOON).unwrap().ok().unwrap()
+    lab.exec_in(place, &cmd, SOON).unwrap().ok().unwrap()
 }
 
 #[test]
 fn every_pod_reaches_every_other_with_its_own_address() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         for (pod, name) in [("near", "near"), ("far", "far")] {
             for client in ["client", "other"] {
                 let to = std::net::SocketAddr::new(lab.pod_ip(pod, family).unwrap(), 8080);
-                let answer = ask(&lab, &Where::pod(client), &to.to_string());
+                let answer = ask(&lab, &Location::pod(client), &to.to_string());
                 let (server, seen) = answer.trim().split_once(' ').unwrap();
                 assert_eq!(server, name);
                 assert_eq!(
@@ -109,7 +109,7 @@ fn address(text: &str) -> IpAddr {
 #[test]
 fn names_lead_to_services_and_follow_their_pods() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("one", "a", "")));
-    let client = Where::pod("client");
+    let client = Location::pod("client");
     for name in [
         "web",
         "web.shop",
@@ -123,7 +123,7 @@ fn names_lead_to_services_and_follow_their_pods() {
     }
     // A process that is already there sees a pod that comes later: its hosts file is the same one.
     let mut shell = lab.spawn("client", &["sh"]).unwrap();
-    let address = |lab: &Lab, pod| lab.pod_ip(pod, Family::V4).unwrap().to_string();
+    let address = |lab: &Lab, pod| lab.pod_ip(pod, IpFamily::V4).unwrap().to_string();
     shell.write(b"getent ahostsv4 all; echo first.\n").unwrap();
     shell.wait_stdout("first.", SOON).unwrap();
     lab.apply(server("two", "b", "")).unwrap();
@@ -151,8 +151,12 @@ fn names_lead_to_services_and_follow_their_pods() {
 #[test]
 fn a_cluster_ip_leads_pods_and_nodes_to_ready_endpoints() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
-    for place in [Where::pod("client"), Where::pod("other"), Where::node("a")] {
-        for family in Family::ALL {
+    for place in [
+        Location::pod("client"),
+        Location::pod("other"),
+        Location::node("a"),
+    ] {
+        for family in IpFamily::ALL {
             let vip = lab.service_ip("shop/web", family).unwrap();
             let to = std::net::SocketAddr::new(vip, 80).to_string();
             let mut seen: Vec<String> = (0..32).map(|_| ask(&lab, &place, &to)).collect();
@@ -175,7 +179,7 @@ fn a_cluster_ip_leads_pods_and_nodes_to_ready_endpoints() {
 fn a_service_without_endpoints_refuses_at_once() {
     let lab = up(NODES_AND_PODS);
     let vip = lab
-        .service_ip("shop/empty", Family::V4)
+        .service_ip("shop/empty", IpFamily::V4)
         .unwrap()
         .to_string();
     let answer = lab
@@ -194,7 +198,7 @@ fn a_pod_is_ready_when_its_probe_says_so_and_only_then_an_endpoint() {
     let lab = Lab::up(
         NODES_AND_PODS.to_owned() + &exec,
         Options {
-            wait: false,
+            wait_until_ready: false,
             ..options()
         },
     )
@@ -224,11 +228,11 @@ fn probes_come_from_the_nodes_own_address() {
     let often = server("web", "a", "").replace("{port: http}}", "{port: http}, periodSeconds: 1}");
     assert!(often.contains("periodSeconds"));
     let lab = up(&(NODES_AND_PODS.to_owned() + &often));
-    let IpAddr::V4(node) = lab.node_ip("a", Family::V4).unwrap() else {
+    let IpAddr::V4(node) = lab.node_ip("a", IpFamily::V4).unwrap() else {
         panic!("not IPv4");
     };
     let filter = format!("tcp dst port 8080 and src host {node}");
-    let capture = lab.capture(Where::pod("web"), &filter).unwrap();
+    let capture = lab.capture(Location::pod("web"), &filter).unwrap();
     let probed = || (capture.packets().ok()? > 0).then_some(());
     lab.wait_until("a probe from the node", SOON, probed)
         .unwrap();
@@ -258,17 +262,17 @@ fn deletion_is_graceful_and_frees_the_address() {
         lab.pod_log("first").ok()?.contains("up").then_some(())
     })
     .unwrap();
-    let before = lab.netns(&Where::pod("first")).unwrap();
+    let before = lab.netns(&Location::pod("first")).unwrap();
     assert!(lab.apply(pod("second", "10.244.1.77")).is_err());
     lab.delete("Pod", "first").unwrap();
     assert!(!PathBuf::from("/run/netns").join(&before).exists());
     lab.apply(pod("first", "10.244.1.77")).unwrap();
     lab.wait_ready().unwrap();
     assert_eq!(
-        lab.pod_ip("first", Family::V4).unwrap().to_string(),
+        lab.pod_ip("first", IpFamily::V4).unwrap().to_string(),
         "10.244.1.77"
     );
-    assert_ne!(lab.netns(&Where::pod("first")).unwrap(), before);
+    assert_ne!(lab.netns(&Location::pod("first")).unwrap(), before);
     let log = || {
         lab.pod_log("first")
             .ok()?
@@ -281,13 +285,13 @@ fn deletion_is_graceful_and_frees_the_address() {
 #[test]
 fn the_bridge_detector_sees_what_crosses_nodes_and_only_that() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
-    let bridge = lab.capture(Where::Bridge, "").unwrap();
-    let node = lab.capture(Where::node("a"), "tcp").unwrap();
-    let to = |pod| format!("{}:8080", lab.pod_ip(pod, Family::V4).unwrap());
-    ask(&lab, &Where::pod("client"), &to("near"));
+    let bridge = lab.capture(Location::Fabric, "").unwrap();
+    let node = lab.capture(Location::node("a"), "tcp").unwrap();
+    let to = |pod| format!("{}:8080", lab.pod_ip(pod, IpFamily::V4).unwrap());
+    ask(&lab, &Location::pod("client"), &to("near"));
     assert_eq!(bridge.occurrences("near 1").unwrap(), 0);
     assert!(node.occurrences("near ").unwrap() > 0);
-    ask(&lab, &Where::pod("client"), &to("far"));
+    ask(&lab, &Location::pod("client"), &to("far"));
     assert!(bridge.occurrences("far ").unwrap() > 0);
     assert!(bridge.tcp_bytes(8080).unwrap() > 0);
     assert_eq!(bridge.tls_bytes(8080).unwrap(), (0, 0));
@@ -320,7 +324,7 @@ fn a_spawned_program_ends_with_its_handle() {
     drop(process);
     assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
     let late = lab
-        .exec_within(&Where::pod("client"), &["sleep", "100"], SECOND / 10)
+        .exec_in(&Location::pod("client"), &["sleep", "100"], SECOND / 10)
         .unwrap_err();
     assert!(
         format!("{late:#}").contains("still running after 100ms"),
@@ -339,15 +343,15 @@ fn a_pod_has_the_families_it_asks_for() {
     };
     let four = pod("four", "IPv4").replace("TCP6-LISTEN:80,fork,ipv6only=0", "TCP-LISTEN:80,fork");
     let lab = up(&(NODES_AND_PODS.to_owned() + &four + &pod("six", "IPv6")));
-    assert!(lab.pod_ip("four", Family::V6).is_err() && lab.pod_ip("six", Family::V4).is_err());
-    for (name, family) in [("four", Family::V4), ("six", Family::V6)] {
+    assert!(lab.pod_ip("four", IpFamily::V6).is_err() && lab.pod_ip("six", IpFamily::V4).is_err());
+    for (name, family) in [("four", IpFamily::V4), ("six", IpFamily::V6)] {
         let to = std::net::SocketAddr::new(lab.pod_ip(name, family).unwrap(), 80);
         assert_eq!(
-            ask(&lab, &Where::pod("other"), &to.to_string()),
+            ask(&lab, &Location::pod("other"), &to.to_string()),
             format!("{name}\n")
         );
         assert_eq!(
-            lab.capture(Where::pod(name), "tcp")
+            lab.capture(Location::pod(name), "tcp")
                 .unwrap()
                 .packets()
                 .unwrap(),
@@ -368,7 +372,7 @@ fn a_program_that_ignores_sigterm_is_killed_after_the_grace_period() {
     let said = || lab.pod_log("deaf").ok()?.contains("deaf").then_some(());
     lab.wait_until("the program's trap", SOON, said).unwrap();
     let started = std::time::Instant::now();
-    lab.delete_pod_within("deaf", SECOND).unwrap();
+    lab.delete_pod_with_grace("deaf", SECOND).unwrap();
     assert!(
         started.elapsed() >= SECOND,
         "killed after {:?}",
@@ -380,8 +384,8 @@ fn a_program_that_ignores_sigterm_is_killed_after_the_grace_period() {
 #[test]
 fn the_world_outside_the_cluster_reaches_pods() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("web", "a", "")));
-    for family in Family::ALL {
+    for family in IpFamily::ALL {
         let to = std::net::SocketAddr::new(lab.pod_ip("web", family).unwrap(), 8080);
-        assert!(ask(&lab, &Where::Bridge, &to.to_string()).starts_with("web "));
+        assert!(ask(&lab, &Location::Fabric, &to.to_string()).starts_with("web "));
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{Clock, DaemonState, Identity, Lab, Launch, Options, Where};
+use lab::{Clock, IdentitySource, Lab, LaunchOptions, Location, Options, ProgramState};
 use tempfile::TempDir;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -68,13 +68,13 @@ fn bin_dir(daemon: &str) -> TempDir {
 fn options(bin: &TempDir) -> Options {
     Options {
         bin_dir: Some(bin.path().to_owned()),
-        wait: false,
+        wait_until_ready: false,
         ..Options::default()
     }
 }
 
 fn processes(lab: &Lab, pod: &str) -> usize {
-    let netns = lab.netns(&Where::pod(pod)).unwrap();
+    let netns = lab.netns(&Location::pod(pod)).unwrap();
     let pids = Command::new("ip")
         .args(["netns", "pids", &netns])
         .output()
@@ -89,7 +89,7 @@ fn an_opted_in_pod_starts_only_when_its_daemon_has_enrolled_it() {
     let waits = |status: &lab::Status| {
         let pod = status.pod("meshed").unwrap();
         status.pod("plain").unwrap().ready
-            && status.nodes[0].daemon == DaemonState::Ready
+            && status.nodes[0].daemon == ProgramState::Ready
             && pod.message.contains("has not enrolled the pod (pending)")
     };
     lab.wait_status("the meshed pod to wait", SOON, waits)
@@ -156,15 +156,15 @@ fn a_daemon_is_told_where_everything_is() {
 fn a_daemon_is_killed_stopped_and_started_again() {
     let bin = bin_dir(SCRIPT);
     let lab = Lab::up(MANIFESTS, options(&bin)).unwrap();
-    lab.restart_daemon("a").unwrap();
+    lab.start_daemon("a").unwrap();
     let ended = |lab: &Lab| match lab.status().unwrap().nodes[0].daemon.clone() {
-        DaemonState::Exited(how) => how,
+        ProgramState::Exited(how) => how,
         other => panic!("{other:?}"),
     };
     lab.stop_daemon("a").unwrap();
     assert!(ended(&lab).contains("exit status: 0"));
     assert!(lab.daemon_log("a").unwrap().contains("drained"));
-    lab.restart_daemon("a").unwrap();
+    lab.start_daemon("a").unwrap();
     lab.kill_daemon("a").unwrap();
     assert!(ended(&lab).contains("signal: 9"));
     lab.kill_daemon("a").unwrap();
@@ -189,15 +189,15 @@ fn now() -> i64 {
 fn a_daemon_can_be_started_again_with_other_arguments_and_another_clock() {
     let bin = bin_dir(SCRIPT);
     let mut options = options(&bin);
-    let launch = Launch::args(&["--first"]).clock(Clock::Behind(300 * SECOND));
-    options.nodes.insert("a".to_owned(), launch);
+    let launch = LaunchOptions::args(&["--first"]).clock(Clock::Behind(300 * SECOND));
+    options.node_launch.insert("a".to_owned(), launch);
     let lab = Lab::up(MANIFESTS, options).unwrap();
-    lab.restart_daemon("a").unwrap();
+    lab.start_daemon("a").unwrap();
     let (arguments, time) = said_at_start(&lab);
     assert!(arguments.contains("--first"), "{arguments}");
     assert!((now() - 300 - time).abs() < 30, "{time}");
-    let launch = Launch::args(&["--second"]).clock(Clock::Ahead(300 * SECOND));
-    lab.restart_daemon_as("a", launch).unwrap();
+    let launch = LaunchOptions::args(&["--second"]).clock(Clock::Ahead(300 * SECOND));
+    lab.restart_daemon_with("a", launch).unwrap();
     let (arguments, time) = said_at_start(&lab);
     assert!(arguments.contains("--second") && !arguments.contains("--first"));
     assert!((now() + 300 - time).abs() < 30, "{time}");
@@ -221,12 +221,12 @@ fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_star
     std::fs::write(&path, AUTHORITY).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     let options = Options {
-        identity: Identity::Ca,
-        ca: Launch::args(&["--more"]),
+        identity: IdentitySource::Ca,
+        ca_launch: LaunchOptions::args(&["--more"]),
         ..options(&bin)
     };
     let lab = Lab::up(MANIFESTS, options).unwrap();
-    lab.restart_daemon("a").unwrap();
+    lab.start_daemon("a").unwrap();
     let address = lab.ca_address().unwrap().to_string();
     let (arguments, _) = said_at_start(&lab);
     for (flag, value) in [
@@ -247,16 +247,17 @@ fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_star
         "signed"
     );
     assert!(lab.ca_log().unwrap().contains("--more"));
-    let ask = |place: &Where| {
+    let ask = |place: &Location| {
         let command = ["socat", "-u", &format!("TCP:{address}"), "-"];
-        lab.exec_within(place, &command, SOON).unwrap()
+        lab.exec_in(place, &command, SOON).unwrap()
     };
-    assert!(ask(&Where::node("a")).success());
+    assert!(ask(&Location::node("a")).success());
     lab.kill_ca().unwrap();
-    assert!(!ask(&Where::node("a")).success());
+    assert!(!ask(&Location::node("a")).success());
     lab.start_ca().unwrap();
-    lab.restart_ca_as(Launch::args(&["--other"])).unwrap();
-    assert!(ask(&Where::node("a")).success());
+    lab.restart_ca_with(LaunchOptions::args(&["--other"]))
+        .unwrap();
+    assert!(ask(&Location::node("a")).success());
     let log = lab.ca_log().unwrap();
     assert!(log.lines().last().unwrap().contains("--other"), "{log}");
 }
@@ -265,7 +266,7 @@ fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_star
 fn waiting_for_a_daemon_that_has_died_ends_at_once_with_its_last_words() {
     let bin = bin_dir("#!/bin/sh\necho no such flag >&2\nexit 64\n");
     let options = Options {
-        wait: true,
+        wait_until_ready: true,
         ..options(&bin)
     };
     let error = format!("{:#}", Lab::up(MANIFESTS, options).unwrap_err());
