@@ -26,7 +26,6 @@ mod folder;
 mod keeper;
 mod log;
 mod metrics;
-mod ports;
 mod refusal;
 mod rotation;
 mod run;
@@ -38,7 +37,7 @@ mod token;
 
 pub use account::{Account, Accounts};
 pub use authenticate::{Authenticating, Authenticator, Caller, Unauthenticated};
-pub use config::{CaArguments, CaConfig, ConfigError, Limits, duration};
+pub use config::{CaArguments, CaConfig, ConfigError, Limits};
 pub use folder::FolderError;
 pub use keeper::Keeper;
 pub use log::{Format, LogConfig};

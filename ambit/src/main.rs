@@ -6,12 +6,10 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use ambit::ca::{self, CaArguments, CaConfig};
-use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use component::{ErrorChain, flags};
 use tokens::{KeyArguments, TokenArguments};
 
-/// The command line cannot be used (`EX_USAGE`, sysexits.h).
-const USAGE: u8 = 64;
 /// The command could not do what it was asked.
 const FAILURE: u8 = 1;
 
@@ -35,23 +33,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments: Arguments = match flags::parse_arguments() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Nobody to tell if even the terminal is gone.
-            let _ = error.print();
-            return match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                _ => ExitCode::from(USAGE),
-            };
-        }
+        Err(code) => return code,
     };
     match arguments.command {
         Command::Ca(arguments) => match CaConfig::from_arguments(*arguments) {
             Ok(config) => outcome(ca::run(&config)),
             Err(errors) => {
                 eprint!("{errors}");
-                ExitCode::from(USAGE)
+                ExitCode::from(flags::EXIT_USAGE)
             }
         },
         Command::CaKey(arguments) => outcome(arguments.run()),
@@ -59,16 +50,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn outcome(outcome: Result<(), impl Error>) -> ExitCode {
-    let Err(error) = outcome else {
-        return ExitCode::SUCCESS;
-    };
-    eprint!("ambit: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprint!(": {error}");
-        cause = error.source();
+fn outcome(outcome: Result<(), impl Error + 'static>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ambit: {}", ErrorChain(&error));
+            ExitCode::from(FAILURE)
+        }
     }
-    eprintln!();
-    ExitCode::from(FAILURE)
 }

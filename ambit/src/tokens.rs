@@ -4,8 +4,9 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ambit::ca::{Account, Accounts, Claims, KeyFileError, TokenKey, create_keys, duration};
+use ambit::ca::{Account, Accounts, Claims, KeyFileError, TokenKey, create_keys};
 use clap::Args;
+use component::flags::duration;
 
 /// Arguments of `ambit ca-key`.
 #[derive(Args)]

@@ -7,20 +7,21 @@ mod arguments;
 mod parse;
 mod provider;
 
-use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use component::flags::ConfigError;
+use component::flags::{FlagErrors, duration, log_filter, loopback_addr, socket_addr};
 use mesh::Params;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::telemetry::{Format, LogConfig};
 pub use arguments::Arguments;
-use parse::{Errors, addresses, duration, threads};
+use parse::threads;
 pub use provider::IdentityProvider;
 
 /// Istio's default trust domain.
@@ -83,24 +84,13 @@ pub struct Config {
     pub verify_interval: Duration,
 }
 
-/// Everything that is wrong with the configuration, one line each.
-#[derive(Debug, thiserror::Error)]
-pub struct ConfigError(Vec<String>);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "the configuration cannot be used:")?;
-        self.0.iter().try_for_each(|error| writeln!(f, "  {error}"))
-    }
-}
-
 impl Config {
     /// Understands the arguments, or says all that is wrong with them.
     ///
     /// # Errors
     /// Fails with every missing and every malformed value.
     pub fn from_arguments(arguments: Arguments) -> Result<Self, ConfigError> {
-        let mut errors = Errors::default();
+        let mut errors = FlagErrors::default();
         arguments.filled(&mut errors);
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let identities = IdentityProvider::chosen(&arguments, &mut errors);
@@ -116,62 +106,58 @@ impl Config {
             identities,
             netns_dir: errors.required("--netns-dir (AMBIT_NETNS_DIR)", arguments.netns_dir),
             mesh,
-            workers: errors.parsed(
+            workers: errors.parse(
                 "--worker-threads",
                 arguments.worker_threads,
                 cores.min(WORKERS_MOST),
                 |text| threads(text, cores),
             ),
-            termination_deadline: errors.parsed(
+            termination_deadline: errors.parse(
                 "--termination-deadline",
                 arguments.termination_deadline,
                 TERMINATION_DEADLINE,
                 |text| duration(text, Duration::ZERO),
             ),
-            cert_ttl: errors.parsed("--cert-ttl", arguments.cert_ttl, CERT_TTL, |text| {
+            cert_ttl: errors.parse("--cert-ttl", arguments.cert_ttl, CERT_TTL, |text| {
                 duration(text, CERT_TTL_LEAST)
             }),
             crl_path: arguments.crl_path,
-            tunnel_max_age: errors.parsed(
+            tunnel_max_age: errors.parse(
                 "--tunnel-max-age",
                 arguments.tunnel_max_age,
                 TUNNEL_MAX_AGE,
                 |text| duration(text, TUNNEL_MAX_AGE_LEAST),
             ),
             log: LogConfig {
-                format: errors.parsed(
+                format: errors.parse(
                     "--log-format",
                     arguments.log_format,
                     Format::Plain,
                     str::parse,
                 ),
-                filter: errors.parsed(
+                filter: errors.parse(
                     "--log-level",
                     arguments.log_level,
                     "info".into(),
-                    parse::levels,
+                    log_filter,
                 ),
             },
-            admin: errors.parsed("--admin-addr", arguments.admin_addr, ADMIN, |text| {
-                addresses(text, true)
-            }),
-            stats: errors.parsed("--stats-addr", arguments.stats_addr, STATS, |text| {
-                addresses(text, false)
-            }),
-            readiness: errors.parsed(
+            admin: errors.parse("--admin-addr", arguments.admin_addr, ADMIN, loopback_addr),
+            stats: errors.parse("--stats-addr", arguments.stats_addr, STATS, socket_addr),
+            readiness: errors.parse(
                 "--readiness-addr",
                 arguments.readiness_addr,
                 READINESS,
-                |text| addresses(text, false),
+                socket_addr,
             ),
-            verify_interval: errors.parsed(
+            verify_interval: errors.parse(
                 "--verify-interval",
                 arguments.verify_interval,
                 VERIFY_INTERVAL,
                 |text| duration(text, VERIFY_INTERVAL_LEAST),
             ),
         };
-        errors.none().map_err(ConfigError)?;
+        errors.into_result()?;
         Ok(config)
     }
 
@@ -211,7 +197,7 @@ impl Config {
     }
 }
 
-fn params(arguments: &Arguments, errors: &mut Errors) -> Params {
+fn params(arguments: &Arguments, errors: &mut FlagErrors) -> Params {
     let trust_domain = arguments.trust_domain.as_deref();
     let mut params = Params::new(errors.trust_domain(trust_domain.unwrap_or(CLUSTER_LOCAL)));
     let said = |text: &Option<String>, default: &mut Arc<str>| {
@@ -225,12 +211,13 @@ fn params(arguments: &Arguments, errors: &mut Errors) -> Params {
     if let Some(namespaces) = &arguments.excluded_namespaces {
         params.excluded_namespaces = parse::list(namespaces);
     }
-    params.trust_domain_aliases = errors.trust_domains(arguments.trust_domain_aliases.as_deref());
-    params.network_policy = errors.parsed(
+    params.trust_domain_aliases =
+        parse::trust_domain_aliases(errors, arguments.trust_domain_aliases.as_deref());
+    params.network_policy = errors.parse(
         "--network-policy",
         arguments.network_policy.clone(),
         true,
-        parse::enforced,
+        parse::is_enforced,
     );
     params
 }

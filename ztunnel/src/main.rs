@@ -3,51 +3,36 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use clap::Parser;
-use clap::error::ErrorKind;
+use component::{ErrorChain, flags};
 use mimalloc::MiMalloc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ztunnel::config::{Arguments, Config};
 use ztunnel::daemon;
-use ztunnel::telemetry::{Chain, Log};
+use ztunnel::telemetry::Log;
 
 /// Returns memory to the system after a burst of connections, and has no lock between threads.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// The command line cannot be used (`EX_USAGE`, sysexits.h).
-const USAGE: u8 = 64;
 /// The daemon could not start, or could not go on.
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments: Arguments = match flags::parse_arguments() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Nobody to tell if even the terminal is gone.
-            let _ = error.print();
-            let asked_for = matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-            );
-            return if asked_for {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(USAGE)
-            };
-        }
+        Err(code) => return code,
     };
     let config = match Config::from_arguments(arguments) {
         Ok(config) => config,
         Err(errors) => {
             eprint!("{errors}");
-            return ExitCode::from(USAGE);
+            return ExitCode::from(flags::EXIT_USAGE);
         }
     };
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ztunnel: {}", Chain(&*error));
+            eprintln!("ztunnel: {}", ErrorChain(&*error));
             ExitCode::from(FAILURE)
         }
     }

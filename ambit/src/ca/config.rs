@@ -1,19 +1,16 @@
 //! The command line of `ambit ca`: read once, checked together, every mistake reported at once.
 
-mod parse;
-
-use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+pub use component::flags::ConfigError;
+use component::flags::{FlagErrors, duration, log_filter, socket_addr};
 use rcgen::SanType;
 use spiffe::TrustDomain;
 
 use super::log::{Format, LogConfig};
-pub use parse::duration;
-use parse::{Errors, address, names};
 
 /// Istio's default trust domain.
 const TRUST_DOMAIN: &str = "cluster.local";
@@ -137,24 +134,13 @@ pub struct CaConfig {
     pub log: LogConfig,
 }
 
-/// Everything that is wrong with the configuration, one line each.
-#[derive(Debug, thiserror::Error)]
-pub struct ConfigError(Vec<String>);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "the configuration cannot be used:")?;
-        self.0.iter().try_for_each(|error| writeln!(f, "  {error}"))
-    }
-}
-
 impl CaConfig {
     /// Understands the arguments, or says all that is wrong with them.
     ///
     /// # Errors
     /// Fails with every missing and every malformed value.
     pub fn from_arguments(arguments: CaArguments) -> Result<Self, ConfigError> {
-        let mut errors = Errors::default();
+        let mut errors = FlagErrors::default();
         let dir = errors.required("--dir (AMBIT_CA_DIR)", arguments.dir);
         let limits = Self::limits(
             &mut errors,
@@ -162,7 +148,7 @@ impl CaConfig {
             arguments.default_ttl,
             arguments.max_ttl,
         );
-        let listen = errors.parsed("--listen", arguments.listen, LISTEN, address);
+        let listen = errors.parse("--listen", arguments.listen, LISTEN, socket_addr);
         let trust_domain = arguments.trust_domain.as_deref().unwrap_or(TRUST_DOMAIN);
         let config = Self {
             state_dir: arguments.state_dir.unwrap_or_else(|| dir.join("state")),
@@ -170,59 +156,59 @@ impl CaConfig {
             token_key: errors.required("--token-key (AMBIT_CA_TOKEN_KEY)", arguments.token_key),
             audience: arguments.audience.unwrap_or_else(|| AUDIENCE.to_owned()),
             trust_domain: errors.trust_domain(trust_domain),
-            names: errors.parsed(
+            names: errors.parse(
                 "--names",
                 Some(arguments.names.unwrap_or_default()),
                 Vec::new(),
-                |text| names(text, listen.ip()),
+                |text| service_names(text, listen.ip()),
             ),
             limits,
             listen,
-            metrics: errors.parsed("--stats-addr", arguments.stats_addr, METRICS, address),
-            readiness: errors.parsed(
+            metrics: errors.parse("--stats-addr", arguments.stats_addr, METRICS, socket_addr),
+            readiness: errors.parse(
                 "--readiness-addr",
                 arguments.readiness_addr,
                 READINESS,
-                address,
+                socket_addr,
             ),
-            termination_deadline: errors.parsed(
+            termination_deadline: errors.parse(
                 "--termination-deadline",
                 arguments.termination_deadline,
                 TERMINATION_DEADLINE,
                 |text| duration(text, Duration::ZERO),
             ),
             log: LogConfig {
-                format: errors.parsed(
+                format: errors.parse(
                     "--log-format",
                     arguments.log_format,
                     Format::Plain,
                     str::parse,
                 ),
-                filter: errors.parsed(
+                filter: errors.parse(
                     "--log-level",
                     arguments.log_level,
                     "info".to_owned(),
-                    parse::levels,
+                    log_filter,
                 ),
             },
         };
-        errors.none().map_err(ConfigError)?;
+        errors.into_result()?;
         Ok(config)
     }
 
     fn limits(
-        errors: &mut Errors,
+        errors: &mut FlagErrors,
         min: Option<String>,
         default: Option<String>,
         max: Option<String>,
     ) -> Limits {
         let second = Duration::from_secs(1);
         let least = |text: &str| duration(text, second);
-        let min_ttl = errors.parsed("--min-ttl", min, MIN_TTL, least);
-        let max_ttl = errors.parsed("--max-ttl", max, MAX_TTL, least);
-        let default_ttl = errors.parsed("--default-ttl", default, DEFAULT_TTL.min(max_ttl), least);
+        let min_ttl = errors.parse("--min-ttl", min, MIN_TTL, least);
+        let max_ttl = errors.parse("--max-ttl", max, MAX_TTL, least);
+        let default_ttl = errors.parse("--default-ttl", default, DEFAULT_TTL.min(max_ttl), least);
         if min_ttl > default_ttl || default_ttl > max_ttl {
-            errors.say(format!(
+            errors.push(format!(
                 "--min-ttl {min_ttl:?}, --default-ttl {default_ttl:?} and --max-ttl {max_ttl:?} \
                  must grow in this order"
             ));
@@ -233,6 +219,31 @@ impl CaConfig {
             max_ttl,
         }
     }
+}
+
+/// DNS names and addresses, and those that go without saying.
+fn service_names(text: &str, listen: IpAddr) -> Result<Vec<SanType>, String> {
+    let mut names = vec![SanType::DnsName(
+        "localhost".try_into().map_err(|_| "localhost".to_owned())?,
+    )];
+    let mut addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    if !listen.is_unspecified() && !listen.is_loopback() {
+        addresses.push(listen);
+    }
+    for name in text.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+        if let Ok(address) = name.parse() {
+            addresses.push(address);
+            continue;
+        }
+        let usable = |c: char| c.is_ascii_alphanumeric() || ".-_*".contains(c);
+        let name = name.chars().all(usable).then(|| name.try_into().ok());
+        let name = name.flatten();
+        names.push(SanType::DnsName(name.ok_or(
+            "DNS names and addresses are needed, separated by commas",
+        )?));
+    }
+    names.extend(addresses.into_iter().map(SanType::IpAddress));
+    Ok(names)
 }
 
 #[cfg(test)]

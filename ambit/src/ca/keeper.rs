@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use component::ErrorChain;
 use mesh::certs::{Authority, Clock, Validity};
 use rcgen::SubjectPublicKeyInfo;
 use rustls_pki_types::CertificateDer;
@@ -193,7 +194,7 @@ impl Kept {
 
     /// Reports what is wrong, once.
     fn complain(&mut self, outcome: Result<(), FolderError>) {
-        let complaint = outcome.err().map(|error| told(&error));
+        let complaint = outcome.err().map(|error| ErrorChain(&error).to_string());
         if let Some(error) = complaint.as_ref().filter(|_| complaint != self.complaint) {
             warn!(error, "the authority goes on as it was");
         }
@@ -216,7 +217,7 @@ impl Kept {
             self.written = end + ttl / 8;
             if let Err(error) = self.write() {
                 error!(
-                    error = told(&error),
+                    error = %ErrorChain(&error),
                     "the state was not written; after a restart, roots may go too early"
                 );
             }
@@ -243,17 +244,6 @@ impl Kept {
             None => info!(roots, issuer_seconds_left = issuer, "the authority signs"),
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A certificate as PEM.

@@ -1,11 +1,14 @@
 //! Start, run and stop.
 
+use std::future::{Ready, ready};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
+use component::ErrorChain;
+use component::admin::{self, Request, Response};
+use http::{Method, StatusCode};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -15,10 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::authenticate::Authenticator;
 use super::config::CaConfig;
 use super::folder::FolderError;
-use super::keeper::{Keeper, told};
+use super::keeper::Keeper;
 use super::log;
 use super::metrics::Metrics;
-use super::ports;
 use super::server::Server;
 use super::service::Service;
 use super::serving::Serving;
@@ -120,7 +122,7 @@ pub fn run(config: &CaConfig) -> Result<(), Error> {
         tracing::info!("stopped");
         Ok(())
     });
-    outcome.inspect_err(|error| tracing::error!(error = told(error), "cannot start"))
+    outcome.inspect_err(|error| tracing::error!(error = %ErrorChain(error), "cannot start"))
 }
 
 /// Opens the folder and the ports, and serves from there on.
@@ -149,28 +151,29 @@ pub async fn start(config: &CaConfig, clock: mesh::certs::Clock) -> Result<Runni
         metrics.clone(),
     );
     let listener = listen("the service", config.listen).await?;
-    let stats = listen("metrics", config.metrics).await?;
-    let readiness = listen("readiness", config.readiness).await?;
+    let stats = listen_admin("metrics", config.metrics).await?;
+    let readiness = listen_admin("readiness", config.readiness).await?;
 
     let stop = CancellationToken::new();
     let mut running = Running {
-        address: address(&listener, config.listen),
-        metrics: address(&stats, config.metrics),
-        readiness: address(&readiness, config.readiness),
+        address: listener.local_addr().unwrap_or(config.listen),
+        metrics: stats.local_addr().unwrap_or(config.metrics),
+        readiness: readiness.local_addr().unwrap_or(config.readiness),
         stop: stop.clone(),
         serving: JoinSet::new(),
         looking: JoinSet::new(),
     };
     running.looking.spawn(looks.forever());
-    let scraped = metrics.clone();
-    let pages = move |path: &str| (path == "/metrics").then(|| (StatusCode::OK, scraped.scrape()));
+    let metrics_page = metrics_page(metrics.clone());
+    let readiness_page = readiness_page(keeper, serving, stop.clone());
+    // The pages are served until the end of a drain, and then aborted.
+    let until_aborted = CancellationToken::new();
     running
         .looking
-        .spawn(ports::serve(stats, CancellationToken::new(), pages));
-    let ready = readiness_page(keeper, serving, stop.clone());
+        .spawn(admin::serve(stats, until_aborted.clone(), metrics_page));
     running
         .looking
-        .spawn(ports::serve(readiness, CancellationToken::new(), ready));
+        .spawn(admin::serve(readiness, until_aborted, readiness_page));
     let server = Server::new(tls, service, metrics);
     running
         .serving
@@ -178,26 +181,39 @@ pub async fn start(config: &CaConfig, clock: mesh::certs::Clock) -> Result<Runni
     Ok(running)
 }
 
+fn metrics_page(metrics: Metrics) -> impl Fn(Request) -> Ready<Response> + Send + Sync {
+    move |request: Request| {
+        ready(match (request.path.as_str(), &request.method) {
+            ("/metrics", &Method::GET) => admin::metrics(metrics.scrape()),
+            ("/metrics", _) => admin::method_not_allowed("GET"),
+            _ => admin::not_found(),
+        })
+    }
+}
+
 fn readiness_page(
     keeper: Arc<Keeper>,
     serving: Arc<Serving>,
     stop: CancellationToken,
-) -> impl ports::Pages {
-    move |path: &str| {
+) -> impl Fn(Request) -> Ready<Response> + Send + Sync {
+    let respond = move || {
         let problem = if stop.is_cancelled() {
-            Some("the authority is stopping\n")
+            "the authority is stopping\n"
         } else if !serving.ready() {
-            Some("the service has no certificate to show\n")
+            "the service has no certificate to show\n"
         } else if keeper.signing().not_after() <= keeper.now() {
-            Some("the authority's own certificate has expired\n")
+            "the authority's own certificate has expired\n"
         } else {
-            None
+            return admin::text(StatusCode::OK, "ready\n");
         };
-        let answer = match problem {
-            Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem.to_owned()),
-            None => (StatusCode::OK, "ready\n".to_owned()),
-        };
-        matches!(path, "/ready" | "/healthz/ready").then_some(answer)
+        admin::text(StatusCode::SERVICE_UNAVAILABLE, problem)
+    };
+    move |request: Request| {
+        ready(match (request.path.as_str(), &request.method) {
+            ("/ready" | "/healthz/ready", &Method::GET) => respond(),
+            ("/ready" | "/healthz/ready", _) => admin::method_not_allowed("GET"),
+            _ => admin::not_found(),
+        })
     }
 }
 
@@ -223,7 +239,11 @@ impl Looks {
         loop {
             ticks.tick().await;
             self.once();
-            let complains = self.tokens.look().err().map(|error| told(&error));
+            let complains = self
+                .tokens
+                .look()
+                .err()
+                .map(|error| ErrorChain(&error).to_string());
             if let Some(error) = complains.as_ref().filter(|_| complains != complaint) {
                 tracing::warn!(error, "the keys of before go on checking tokens");
             }
@@ -248,6 +268,14 @@ async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, 
     })
 }
 
-fn address(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
-    listener.local_addr().unwrap_or(asked)
+async fn listen_admin(
+    what: &'static str,
+    address: SocketAddr,
+) -> Result<std::net::TcpListener, Error> {
+    let listener = listen(what, address).await?;
+    listener.into_std().map_err(|source| Error::Listen {
+        what,
+        address,
+        source,
+    })
 }

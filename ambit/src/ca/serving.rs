@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use component::ErrorChain;
 use mesh::certs::{Authority, Validity};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::ServerConfig;
@@ -14,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::PrivateKeyDer;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::keeper::{Keeper, told};
+use super::keeper::Keeper;
 
 /// A key that leaks is worth a day.
 const TTL: Duration = Duration::from_secs(24 * 3600);
@@ -58,7 +59,7 @@ impl Serving {
                 self.shown.store(Some(Arc::new(shown)));
                 None
             }
-            Err(error) => Some(told(&*error)),
+            Err(error) => Some(ErrorChain(&*error).to_string()),
         };
         let mut complaint = self
             .complaint

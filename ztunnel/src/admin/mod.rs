@@ -5,7 +5,6 @@
 //! - 15021: `GET /healthz/ready`, see [`readiness`].
 
 mod dump;
-mod http;
 pub mod readiness;
 
 use std::net::TcpListener;
@@ -13,14 +12,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use ::http::{Method, StatusCode};
+use component::ErrorChain;
+use component::admin::{self, Request, Response, method_not_allowed, not_found, response, text};
+use http::{Method, StatusCode};
 use mesh::{Store, WorkloadUid};
 use tokio_util::sync::CancellationToken;
 
 use crate::dataplane::DataPlane;
 use crate::identity::Identities;
-use crate::telemetry::{Chain, Log, Telemetry};
-use http::{Answer, Asked, answer, method_not_allowed, not_found, text};
+use crate::telemetry::{Log, Telemetry};
 
 /// A pod of this node as enrolment sees it.
 #[derive(Clone, Debug)]
@@ -65,9 +65,9 @@ pub struct Admin {
 /// one: there is no other check of who asks.
 pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) {
     let admin = Rc::new(admin);
-    http::serve(listener, stop, move |asked| {
+    admin::serve(listener, stop, move |request| {
         let admin = admin.clone();
-        async move { admin.answer(&asked) }
+        async move { admin.respond(&request) }
     })
     .await;
 }
@@ -78,24 +78,20 @@ pub async fn serve_stats(
     telemetry: Arc<Telemetry>,
     stop: CancellationToken,
 ) {
-    http::serve(listener, stop, move |asked| {
+    admin::serve(listener, stop, move |request| {
         let telemetry = telemetry.clone();
-        async move { stats(&asked, &telemetry) }
+        async move { stats(&request, &telemetry) }
     })
     .await;
 }
 
-fn stats(asked: &Asked, telemetry: &Telemetry) -> Answer {
-    match (asked.path.as_str(), &asked.method) {
+fn stats(request: &Request, telemetry: &Telemetry) -> Response {
+    match (request.path.as_str(), &request.method) {
         ("/metrics" | "/stats/prometheus", &Method::GET) => match telemetry.scrape() {
-            Ok(metrics) => answer(
-                StatusCode::OK,
-                "text/plain; version=0.0.4; charset=utf-8",
-                metrics,
-            ),
+            Ok(metrics) => admin::metrics(metrics),
             Err(error) => text(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                format!("{}\n", Chain(&error)),
+                format!("{}\n", ErrorChain(&error)),
             ),
         },
         ("/metrics" | "/stats/prometheus", _) => method_not_allowed("GET"),
@@ -110,17 +106,17 @@ POST /quitquitquit       drain and exit
 ";
 
 impl Admin {
-    fn answer(&self, asked: &Asked) -> Answer {
-        match (asked.path.as_str(), &asked.method) {
+    fn respond(&self, request: &Request) -> Response {
+        match (request.path.as_str(), &request.method) {
             ("/", &Method::GET) => text(StatusCode::OK, INDEX),
             ("/config_dump", &Method::GET) => match serde_json::to_vec_pretty(&self.dump()) {
-                Ok(dump) => answer(StatusCode::OK, "application/json", dump),
+                Ok(dump) => response(StatusCode::OK, "application/json", dump),
                 Err(error) => text(
                     StatusCode::INTERNAL_SERVER_ERROR,
-                    format!("{}\n", Chain(&error)),
+                    format!("{}\n", ErrorChain(&error)),
                 ),
             },
-            ("/logging", &Method::POST) => self.logging(asked),
+            ("/logging", &Method::POST) => self.logging(request),
             ("/quitquitquit", &Method::POST) => {
                 tracing::info!("asked to quit on the admin port");
                 self.quit.cancel();
@@ -132,8 +128,8 @@ impl Admin {
         }
     }
 
-    fn logging(&self, asked: &Asked) -> Answer {
-        let (reset, level) = (asked.parameter("reset"), asked.parameter("level"));
+    fn logging(&self, request: &Request) -> Response {
+        let (reset, level) = (request.query_param("reset"), request.query_param("level"));
         if reset.is_none() && level.is_none() {
             return text(
                 StatusCode::OK,
@@ -145,7 +141,7 @@ impl Admin {
                 tracing::info!(level = %now, "the log levels were changed on the admin port");
                 text(StatusCode::OK, format!("current log level is {now}\n"))
             }
-            Err(error) => text(StatusCode::BAD_REQUEST, format!("{}\n", Chain(&error))),
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{}\n", ErrorChain(&error))),
         }
     }
 }

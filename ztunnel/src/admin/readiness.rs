@@ -7,10 +7,9 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use component::admin::{self, Request, Response, method_not_allowed, not_found, text};
 use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
-
-use super::http::{Answer, Asked, method_not_allowed, not_found, serve as serve_http, text};
 
 /// What has to happen before the daemon is ready. Clones of the `Arc` share it.
 #[derive(Debug, Default)]
@@ -76,19 +75,19 @@ pub(crate) async fn serve<F>(
     F: Future<Output = bool> + 'static,
 {
     let alive = Rc::new(alive);
-    serve_http(listener, stop, move |asked| {
+    admin::serve(listener, stop, move |request| {
         let (readiness, alive) = (readiness.clone(), alive.clone());
-        async move { answer(&asked, &readiness, alive.as_ref()).await }
+        async move { respond(&request, &readiness, alive.as_ref()).await }
     })
     .await;
 }
 
-async fn answer<F: Future<Output = bool>>(
-    asked: &Asked,
+async fn respond<F: Future<Output = bool>>(
+    request: &Request,
     readiness: &Readiness,
     alive: impl Fn() -> F,
-) -> Answer {
-    match (asked.path.as_str(), &asked.method) {
+) -> Response {
+    match (request.path.as_str(), &request.method) {
         ("/healthz/ready", &Method::GET) => {
             let mut pending = readiness.list();
             if !alive().await {
@@ -114,17 +113,17 @@ mod tests {
     use super::*;
 
     async fn ask(method: Method, readiness: &Readiness, alive: bool) -> (u16, String) {
-        let asked = Asked {
+        let request = Request {
             method,
             path: "/healthz/ready".into(),
             query: String::new(),
         };
-        let answer = answer(&asked, readiness, || std::future::ready(alive)).await;
-        let status = answer.status().as_u16();
+        let response = respond(&request, readiness, || std::future::ready(alive)).await;
+        let status = response.status().as_u16();
         (
             status,
             String::from_utf8(
-                answer
+                response
                     .into_body()
                     .collect()
                     .await

@@ -4,8 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-
-use super::parse::Errors;
+use component::flags::FlagErrors;
 
 /// What the command line says, before it is understood. Every value is text here, so that all of
 /// them can be judged together.
@@ -102,14 +101,14 @@ pub struct Arguments {
 
 impl Arguments {
     /// Complains of what is there and empty.
-    pub(super) fn filled(&self, errors: &mut Errors) {
+    pub(super) fn filled(&self, errors: &mut FlagErrors) {
         fn text(value: &Option<String>) -> Option<&OsStr> {
             value.as_deref().map(OsStr::new)
         }
         fn path(value: &Option<PathBuf>) -> Option<&OsStr> {
             value.as_deref().map(Path::as_os_str)
         }
-        errors.empty(&[
+        errors.reject_empty(&[
             ("--node-name (NODE_NAME)", text(&self.node_name)),
             (
                 "--source-folder (AMBIT_SOURCE_FOLDER)",

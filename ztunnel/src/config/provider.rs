@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
+use component::flags::FlagErrors;
 use mesh::certs::{IstioCaConfig, IstioCaError};
 use serde::Serialize;
 
 use super::Arguments;
-use super::parse::Errors;
 
 /// Where the identities of this node's pods come from. There are only paths and addresses in it, no
 /// secrets.
@@ -47,7 +47,7 @@ const SPIRE: &str = "--spire-socket (AMBIT_SPIRE_SOCKET)";
 impl IdentityProvider {
     /// The one that the flags name. Two of them would leave open who vouches for a pod, so that is
     /// a mistake, as is none.
-    pub(super) fn chosen(arguments: &Arguments, errors: &mut Errors) -> Self {
+    pub(super) fn chosen(arguments: &Arguments, errors: &mut FlagErrors) -> Self {
         let named = [
             (LOCAL, arguments.ca_dir.is_some()),
             (ISTIO, arguments.ca_address.is_some()),
@@ -60,8 +60,8 @@ impl IdentityProvider {
             .collect();
         match named.as_slice() {
             [_] => {}
-            [] => errors.say(format!("one of {LOCAL}, {ISTIO} and {SPIRE} is required")),
-            many => errors.say(format!("only one may be given of {}", many.join(", "))),
+            [] => errors.push(format!("one of {LOCAL}, {ISTIO} and {SPIRE} is required")),
+            many => errors.push(format!("only one may be given of {}", many.join(", "))),
         }
         match (&arguments.ca_address, &arguments.spire_socket) {
             (Some(address), _) => Self::istio(address, arguments, errors),
@@ -74,7 +74,7 @@ impl IdentityProvider {
         }
     }
 
-    fn istio(address: &str, arguments: &Arguments, errors: &mut Errors) -> Self {
+    fn istio(address: &str, arguments: &Arguments, errors: &mut FlagErrors) -> Self {
         let mut config = IstioCaConfig::new(
             address,
             errors.required(
@@ -97,7 +97,7 @@ impl IdentityProvider {
                 IstioCaError::ServerName { .. } => "--ca-server-name (ALT_CA_HOSTNAME)",
                 IstioCaError::ClusterId { .. } => "--cluster-id (CLUSTER_ID)",
             };
-            errors.say(format!("{flag}: {problem}"));
+            errors.push(format!("{flag}: {problem}"));
         }
         Self::IstioCa {
             address: address

@@ -172,28 +172,6 @@ fn policies_have_istios_root_namespace_and_network_policies_hold() {
 }
 
 #[test]
-fn durations_are_written_as_in_go() {
-    let parse = |text| duration(text, Duration::ZERO);
-    assert_eq!(parse("500ms"), Ok(Duration::from_millis(500)));
-    assert_eq!(parse("1h30m"), Ok(Duration::from_secs(5400)));
-    assert_eq!(parse("24h"), Ok(Duration::from_secs(86_400)));
-    assert_eq!(parse("0s"), Ok(Duration::ZERO));
-    for wrong in ["", "5", "s", "5d", "-1s", "1.5s", "99999999999s", "5s "] {
-        assert!(parse(wrong).is_err(), "{wrong:?}");
-    }
-}
-
-#[test]
-fn threads_are_a_number_a_share_of_the_cores_or_all_of_them() {
-    assert_eq!(threads("3", 8), Ok(3));
-    assert_eq!(threads("25%", 8), Ok(2));
-    assert_eq!(threads("10%", 8), Ok(1), "a share is never nothing");
-    assert_eq!(threads("0", 8), Ok(8));
-    assert!(threads("100000", 8).is_err());
-    assert!(threads("-1", 8).is_err());
-}
-
-#[test]
 fn the_arguments_and_their_help_are_consistent() {
     use clap::CommandFactory;
     Arguments::command().debug_assert();

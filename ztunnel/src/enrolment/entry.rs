@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use component::ErrorChain;
 use mesh::WorkloadUid;
 use spiffe::SpiffeId;
 use tokio::sync::mpsc;
@@ -17,7 +18,6 @@ use super::status::{PodStatus, State};
 use super::steps::{self, Enrolled, Found, Left, StepError, Tools};
 use super::{RETRY_FIRST, RETRY_MOST};
 use crate::capture::Watch;
-use crate::telemetry::Chain;
 
 /// Changes in a namespace within this time are one reason to verify: a transaction is told of in
 /// several messages.
@@ -338,7 +338,7 @@ impl Entry {
 
     /// The same failure again is not news.
     fn fail(&mut self, uid: &WorkloadUid, error: &StepError, failed_as: Option<Arc<Desired>>) {
-        let message = Chain(error as &dyn Error).to_string();
+        let message = ErrorChain(error as &dyn Error).to_string();
         let failure = (error.code(), message);
         if self.failure.as_ref() != Some(&failure) {
             let (reason, message) = (failure.0, &failure.1);

@@ -5,11 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use component::ErrorChain;
 use hbone::{Fault, Reason};
 use mesh::{Denial, WorkloadUid};
 
 use crate::identity::IdentityError;
-use crate::telemetry::{Chain, ResponseFlags};
+use crate::telemetry::ResponseFlags;
 
 /// A connection that did not come to be.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +143,7 @@ impl Error {
 
     /// What the operator reads: the error, and everything that caused it.
     pub(crate) fn text(&self) -> String {
-        let text = Chain(self).to_string();
+        let text = ErrorChain(self).to_string();
         match self {
             Self::Tunnel(error) => text + hint(error.reason()),
             _ => text,
@@ -152,7 +153,7 @@ impl Error {
 
 /// What the operator reads of a tunnel that failed under an open connection.
 pub(super) fn text_of(error: &hbone::Error) -> String {
-    Chain(error).to_string() + hint(error.reason())
+    ErrorChain(error).to_string() + hint(error.reason())
 }
 
 /// Only the daemon that denied knows why, and it does not tell strangers.

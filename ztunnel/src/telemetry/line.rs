@@ -1,6 +1,5 @@
 //! One line of log, in either format: Istio's tab-separated text, or one JSON object.
 
-use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 use std::str::FromStr;
 
@@ -137,21 +136,6 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// An error with everything that caused it: the one place where a chain is printed.
-pub struct Chain<'a>(pub &'a (dyn Error + 'static));
-
-impl Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,16 +171,5 @@ mod tests {
         assert_eq!(parsed["src.addr"], "10.0.0.1:80");
         assert_eq!(parsed["error"], "bad \"name\"\nforged\tline");
         assert_eq!(parsed["bytes_sent"], 7);
-    }
-
-    #[test]
-    fn a_chain_names_every_cause_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("outer")]
-        struct Outer(#[source] std::io::Error);
-        assert_eq!(
-            Chain(&Outer(std::io::Error::other("inner"))).to_string(),
-            "outer: inner"
-        );
     }
 }

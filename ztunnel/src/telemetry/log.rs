@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use component::ErrorChain;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -14,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use super::line::{Chain, Fields, Format};
+use super::line::{Fields, Format};
 
 /// Lines that may wait for the writer: about 4 MB of access log, or a second of it at full load.
 /// The daemon carries the node's traffic whether or not anybody reads its log, so past this lines
@@ -211,7 +212,8 @@ impl Visit for Gather {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.fields.text(field.name(), &Chain(value).to_string());
+        self.fields
+            .text(field.name(), &ErrorChain(value).to_string());
     }
 }
 

@@ -26,7 +26,7 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use spiffe::SpiffeId;
 use tokio::runtime::Handle;
 
-pub use line::{Chain, Format};
+pub use line::Format;
 pub use log::{Log, LogConfig, LogError, LogGuard};
 pub use traffic::Series;
 

@@ -83,7 +83,8 @@ fn without_a_state_an_authority_in_pieces_is_an_error() {
     let key = fs::read(folders.dir().join("ca-key.pem")).unwrap();
     folders.remove(&["root-cert.pem"]);
     let error = folders.open().err().unwrap();
-    assert!(told(&error).contains("root-cert.pem"), "{}", told(&error));
+    let text = ErrorChain(&error).to_string();
+    assert!(text.contains("root-cert.pem"), "{text}");
     assert!(!folders.dir().join("root-cert.pem").exists());
     assert_eq!(fs::read(folders.dir().join("ca-key.pem")).unwrap(), key);
 }
