@@ -1,4 +1,4 @@
-//! Compiles the protocol of certificate authorities, without a `protoc` on the machine.
+//! Compiles Istio's CSR protocol with protox, so that the build needs no `protoc`.
 
 use std::error::Error;
 
@@ -6,7 +6,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let files = protox::compile(["istio_ca.proto"], ["proto"])?;
     tonic_prost_build::configure()
-        // Transports are chosen where the protocol is used.
+        // The users of the generated code choose the transport.
         .build_transport(false)
         .compile_fds(files)?;
     Ok(())

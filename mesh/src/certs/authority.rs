@@ -1,9 +1,12 @@
-//! A certificate authority: a key that signs, and files to keep it in.
+//! How does a certificate authority in a folder sign certificates?
 
-pub(super) mod files;
+mod error;
+mod files;
+mod new_files;
+mod validity;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -15,133 +18,107 @@ use spiffe::SpiffeId;
 use time::OffsetDateTime;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{IssuedCertificate, TrustBundle};
+use super::certificate::IssuedCertificate;
+use super::clock::MAX_CLOCK_SKEW;
+use super::trust_bundle::TrustBundle;
+use super::verify_chain::verify_chain;
+use files::{CaFiles, ROOT};
 
-/// A certificate is valid this long before it was issued: five minutes for peers whose clocks are
-/// behind, and as much again for an authority whose own clock is ahead.
-pub const BACKDATE: Duration = Duration::from_secs(600);
+pub use error::AuthorityError;
+pub(super) use files::file_stamps;
+pub use validity::{BACKDATE, Validity};
 
 const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// A certificate of an authority and its key, and the roots that it chains to.
+/// A CA: its certificate and key, and the roots that it chains to.
 ///
-/// As files of one folder, in Istio's layout: `root-cert.pem` with one root or several, `ca-key.pem`
-/// that only its owner may read, and `ca-cert.pem` with the certificate of that key (and what is
-/// between it and the root), which is left out where a root itself signs.
+/// Stored in a folder with Istio's file names: `root-cert.pem` with one or more roots, `ca-key.pem`
+/// that only its owner may read, and `ca-cert.pem` with the certificate of that key followed by the
+/// certificates between it and the root. `ca-cert.pem` is absent if a root signs directly.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// Of the issuer's key; what tells one authority from another.
+    /// Public key of the issuer, which identifies the CA.
     public_key: Vec<u8>,
-    /// What is sent after the leaf; empty when a root signs.
+    /// The certificates that follow the leaf. Empty if a root signs directly.
     intermediates: Vec<CertificateDer<'static>>,
     bundle: TrustBundle,
     not_after: SystemTime,
 }
 
-/// From when to when a certificate is valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Validity {
-    /// Its start.
-    pub not_before: SystemTime,
-    /// Its end.
-    pub not_after: SystemTime,
-}
-
-impl Validity {
-    /// From [`BACKDATE`] ago for `ttl` from now.
-    pub fn new(now: SystemTime, ttl: Duration) -> Self {
-        Self {
-            not_before: now - BACKDATE,
-            not_after: now + ttl,
-        }
-    }
-}
-
-impl fmt::Debug for Authority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority")
-            .field("not_after", &self.not_after)
-            .field("roots", &self.bundle.roots().len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// Why the folder of an [`Authority`] cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthorityError {
-    /// A file cannot be read or written.
-    #[error("cannot use the certificate authority's file {file}")]
-    File {
-        /// The file.
-        file: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
-    /// `create` never overwrites: every certificate in use would become worthless.
-    #[error("{file} exists already; remove the folder to start a new certificate authority")]
-    Exists {
-        /// The file that is in the way.
-        file: PathBuf,
-    },
-    /// Others could sign for any workload.
-    #[error("{file} may be read by others (mode {mode:o}); chmod 600 it")]
-    KeyIsOpen {
-        /// The key file.
-        file: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// A file does not hold what it should.
-    #[error("{file}: {message}")]
-    Content {
-        /// The file.
-        file: PathBuf,
-        /// For the operator.
-        message: String,
-    },
-}
-
 impl Authority {
-    /// Makes a root and writes it to the folder, which is made if need be. Refuses to overwrite.
+    /// Creates a root and writes it to the folder, which is created if needed.
+    ///
+    /// # Errors
+    /// Fails if the folder already has a CA, or cannot be written.
     pub fn create(dir: &Path) -> Result<Self, AuthorityError> {
         let (key_pem, root_pem) = new_root().map_err(|error| AuthorityError::Content {
             file: dir.to_owned(),
-            message: format!("a root could not be made: {error}"),
+            message: format!("creating a root failed: {error}"),
         })?;
-        files::write(dir, &key_pem, &root_pem)?;
+        new_files::write(dir, &key_pem, &root_pem)?;
         Self::open(dir)
     }
 
-    /// Reads the authority from the folder.
+    /// Reads the CA from the folder.
+    ///
+    /// # Errors
+    /// Fails unless all files can be read and belong together. While files are replaced one after
+    /// the other, this fails until the last one is in place.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
-        files::read(dir)
+        new_files::finish_interrupted(dir)?;
+        let CaFiles {
+            key,
+            bundle,
+            signer,
+            signer_file,
+            intermediates,
+        } = files::load(dir)?;
+        let in_signer_file = |message: String| AuthorityError::Content {
+            file: signer_file.clone(),
+            message,
+        };
+        let public_key = key.public_key_raw().to_vec();
+        let issuer = Issuer::from_ca_cert_der(&signer, key)
+            .map_err(|error| in_signer_file(error.to_string()))?;
+        let now = SystemTime::now();
+        let validity = validity::of_path(&signer, &intermediates, now).map_err(in_signer_file)?;
+        let authority = Self {
+            issuer,
+            public_key,
+            intermediates,
+            bundle,
+            not_after: validity.not_after,
+        };
+        authority
+            .test_signature(validity.not_before, now)
+            .map_err(in_signer_file)?;
+        Ok(authority)
     }
 
-    /// The roots that come with it.
+    /// The roots of the folder.
     pub fn bundle(&self) -> &TrustBundle {
         &self.bundle
     }
 
-    /// When its own certificate expires; nothing that it signs is valid for longer.
+    /// When the CA's own certificate expires. Nothing that it signs is valid for longer.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// The issuing certificate, if it is not a root, and what is between it and the root.
+    /// The issuing certificate, unless it is a root, and the certificates between it and the root.
     pub fn intermediates(&self) -> &[CertificateDer<'static>] {
         &self.intermediates
     }
 
-    /// Certifies that `identity` holds this public key, and nothing else: whatever a request said of
-    /// names and usages is not looked at. The leaf comes first, then the intermediates.
+    /// Certifies that `identity` has this public key. Names and usages of a certificate signing
+    /// request are not used. Returns the leaf, then the intermediates.
     pub fn sign(
         &self,
         key: &impl PublicKeyData,
         identity: &SpiffeId,
         validity: Validity,
     ) -> Result<Vec<CertificateDer<'static>>, rcgen::Error> {
-        // Only the SPIFFE id speaks: no subject, no other name (X.509-SVID, sections 2 and 3).
+        // The SPIFFE ID is the only name, and the subject is empty (X.509-SVID, sections 2 and 3).
         let name = SanType::URI(identity.to_string().try_into()?);
         let usages = [
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -150,7 +127,7 @@ impl Authority {
         self.certify(key, vec![name], &usages, validity)
     }
 
-    /// The same for a server that is known by DNS names or addresses.
+    /// Like [`sign`](Self::sign), for a server with DNS names or IP addresses.
     pub fn sign_server(
         &self,
         key: &impl PublicKeyData,
@@ -160,7 +137,7 @@ impl Authority {
         self.certify(key, names, &[ExtendedKeyUsagePurpose::ServerAuth], validity)
     }
 
-    /// A new key and its certificate.
+    /// Generates a key and certifies it for `identity`.
     pub fn issue(
         &self,
         identity: &SpiffeId,
@@ -195,9 +172,33 @@ impl Authority {
             .chain(self.intermediates.iter().cloned())
             .collect())
     }
+
+    /// Signs a test leaf and verifies its chain: a key can belong to a certificate whose signatures
+    /// peers reject. A CA that has expired is tested at a time when it was valid, because
+    /// [`LocalCa`](super::LocalCa) reports the expiry with each request.
+    fn test_signature(&self, not_before: SystemTime, now: SystemTime) -> Result<(), String> {
+        const SECOND: Duration = Duration::from_secs(1);
+        if not_before > now + MAX_CLOCK_SKEW {
+            let ahead = not_before.duration_since(now).unwrap_or_default();
+            return Err(format!(
+                "is not valid for another {ahead:.0?}, or a certificate between it and the root is not"
+            ));
+        }
+        let probe = SpiffeId::new("spiffe://probe.invalid/probe").map_err(|e| e.to_string())?;
+        let start = now.min(self.not_after - SECOND * 2).max(not_before);
+        let validity = Validity {
+            not_before: start,
+            not_after: start + SECOND * 2,
+        };
+        let issued = self
+            .issue(&probe, validity)
+            .map_err(|error| format!("cannot sign: {error}"))?;
+        verify_chain(&issued.chain, &self.bundle, start + SECOND)
+            .map_err(|error| format!("does not chain to {ROOT}: {error}"))
+    }
 }
 
-/// Two that sign and trust alike.
+/// Two CAs are equal if they sign with the same key and chain, and have the same roots.
 impl PartialEq for Authority {
     fn eq(&self, other: &Self) -> bool {
         self.public_key == other.public_key
@@ -206,13 +207,22 @@ impl PartialEq for Authority {
     }
 }
 
-/// 126 random bits, positive and of one length (RFC 5280, section 4.1.2.2): whoever asks twice for one
-/// key gets two certificates that can be told apart, and revoked apart.
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("not_after", &self.not_after)
+            .field("roots", &self.bundle.roots().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// 126 random bits, positive and of constant length (RFC 5280, section 4.1.2.2). Two certificates
+/// for one key have different serial numbers, so they can be revoked separately.
 fn serial() -> SerialNumber {
     let mut serial = [0; 16];
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     if provider.secure_random.fill(&mut serial).is_err() {
-        // Numbers need to differ, and no more than that.
+        // Serial numbers have to be unique, not secret.
         fastrand::fill(&mut serial);
     }
     serial[0] = serial[0] & 0x3f | 0x40;
@@ -223,7 +233,7 @@ fn new_key() -> Result<KeyPair, rcgen::Error> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
 }
 
-/// Key and self-signed certificate, as PEM.
+/// A new key and its self-signed certificate, as PEM.
 fn new_root() -> Result<(Zeroizing<String>, String), rcgen::Error> {
     let mut key = new_key()?;
     let now = SystemTime::now();
@@ -237,7 +247,7 @@ fn new_root() -> Result<(Zeroizing<String>, String), rcgen::Error> {
         .push(DnType::CommonName, "local certificate authority");
     params.not_before = OffsetDateTime::from(now - BACKDATE);
     params.not_after = OffsetDateTime::from(now + ROOT_TTL);
-    // It signs leaves and no other authority.
+    // It signs leaves only, no other CA.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let root = params.self_signed(&key);

@@ -1,4 +1,4 @@
-//! One certificate with its key.
+//! What is one certificate: chain, key and validity, before and after verification?
 
 use std::fmt;
 use std::time::SystemTime;
@@ -8,9 +8,9 @@ use spiffe::SpiffeId;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-/// What a source answers: a chain and a key, of which nothing is known yet.
+/// An unverified response of a source: a chain and its private key.
 ///
-/// The key is wiped from memory when this is dropped, and never printed.
+/// The key is wiped from memory on drop, and is never printed.
 pub struct IssuedCertificate {
     /// Leaf first, then intermediates. Roots may follow; they are not sent to peers.
     pub chain: Vec<CertificateDer<'static>>,
@@ -19,7 +19,7 @@ pub struct IssuedCertificate {
 }
 
 impl IssuedCertificate {
-    /// The private key (PKCS#8). The copy is the caller's to hand on or to wipe.
+    /// A copy of the private key (PKCS#8). The caller must wipe it or pass it on.
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(self.key.to_vec().into())
     }
@@ -34,33 +34,33 @@ impl fmt::Debug for IssuedCertificate {
     }
 }
 
-/// A leaf certificate that was verified, its chain and its key.
+/// A verified leaf certificate with its chain and its private key.
 ///
-/// The key is wiped from memory when the certificate is dropped, and never printed.
+/// The key is wiped from memory on drop, and is never printed.
 pub struct Certificate {
-    /// Who it speaks for.
+    /// The SPIFFE ID of the leaf.
     pub identity: SpiffeId,
     /// Leaf first, then intermediates.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Start of its validity.
+    /// Start of the leaf's validity.
     pub not_before: SystemTime,
-    /// End of its validity.
+    /// End of the leaf's validity.
     pub not_after: SystemTime,
-    /// Serial number, lower-case hex.
+    /// Serial number, lower-case hexadecimal.
     pub serial: String,
-    /// Its end by a clock that nobody sets, reckoned when it was issued.
-    pub(super) ends: Instant,
+    /// End of the leaf's validity on the monotonic clock, computed when it was verified.
+    pub(super) expires_at: Instant,
     pub(super) key: Zeroizing<Vec<u8>>,
 }
 
 impl Certificate {
-    /// The private key (PKCS#8). The copy is the caller's to hand on or to wipe.
+    /// A copy of the private key (PKCS#8). The caller must wipe it or pass it on.
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(self.key.to_vec().into())
     }
 }
 
-/// As it came: for a source that has verified what it hands on.
+/// For a source that verifies a response before it returns it.
 impl From<Certificate> for IssuedCertificate {
     fn from(certificate: Certificate) -> Self {
         Self {

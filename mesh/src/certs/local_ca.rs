@@ -1,4 +1,4 @@
-//! Certificates from a folder.
+//! How are certificates issued from a CA in a local folder?
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,42 +10,41 @@ use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::authority::files;
-use super::bundle::LOOK;
-use super::{
-    Authority, AuthorityError, CertificateSource, IssueError, IssueFuture, IssuedCertificate,
-    RunFuture, TrustBundle, Validity,
-};
+use super::authority::{Authority, AuthorityError, Validity, file_stamps};
+use super::certificate::IssuedCertificate;
+use super::source::{CertificateSource, IssueError, IssueFuture, RunFuture};
+use super::trust_bundle::TrustBundle;
 
-/// The source that needs nothing but a folder with an [`Authority`]'s files. Files that are replaced
-/// are taken over together, as soon as they fit together; until then, and when they are broken, the
-/// last good ones stay in force.
+/// How often the files are checked for changes. Checking their metadata detects a write in place, a
+/// rename, and a change of the symbolic links of a mounted volume above the file.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A source that needs only a folder with the files of an [`Authority`]. Replaced files take effect
+/// together, as soon as they match. Until then, and while they are invalid, the previous ones stay
+/// in use.
 ///
-/// To replace a root without anybody noticing: put old and new into `root-cert.pem`; then replace
-/// `ca-key.pem` and `ca-cert.pem`; then wait until every certificate was renewed; then take the old
-/// root out.
+/// To rotate the root without failed handshakes: put the old and the new root into `root-cert.pem`;
+/// then replace `ca-key.pem` and `ca-cert.pem`; then wait until every certificate has been renewed;
+/// then remove the old root.
 pub struct LocalCa {
     dir: PathBuf,
     authority: ArcSwap<Authority>,
     bundle: watch::Sender<Arc<TrustBundle>>,
 }
 
-impl fmt::Debug for LocalCa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalCa")
-            .field("dir", &self.dir)
-            .field("authority", &self.authority.load())
-            .finish_non_exhaustive()
-    }
-}
-
 impl LocalCa {
-    /// Makes an authority in the folder, which is made if need be. Refuses to overwrite.
+    /// Creates a CA in the folder, which is created if needed.
+    ///
+    /// # Errors
+    /// Fails if the folder already has a CA, or cannot be written.
     pub fn create(dir: &Path) -> Result<Self, AuthorityError> {
         Ok(Self::new(dir, Authority::create(dir)?))
     }
 
-    /// Reads the authority from the folder.
+    /// Reads the CA from the folder.
+    ///
+    /// # Errors
+    /// Fails as [`Authority::open`].
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
         Ok(Self::new(dir, Authority::open(dir)?))
     }
@@ -58,12 +57,15 @@ impl LocalCa {
         }
     }
 
-    /// The authority as it is now.
+    /// The current CA.
     pub fn authority(&self) -> Arc<Authority> {
         self.authority.load_full()
     }
 
-    /// Issues a certificate for an identity, for at most as long as the authority itself is valid.
+    /// Issues a certificate that expires no later than the CA.
+    ///
+    /// # Errors
+    /// Fails with `ca_expired` after the CA's own expiry, and with `signing_failed`.
     pub fn issue(
         &self,
         identity: &SpiffeId,
@@ -72,7 +74,7 @@ impl LocalCa {
         self.issue_at(identity, ttl, SystemTime::now())
     }
 
-    /// The same at another time than now.
+    /// Like [`issue`](Self::issue), with `now` as the current time.
     pub fn issue_at(
         &self,
         identity: &SpiffeId,
@@ -89,7 +91,7 @@ impl LocalCa {
             .map_err(|error| IssueError::new(identity, "signing_failed", error.to_string()))
     }
 
-    /// Takes over what is in the folder now, if it is another authority than before.
+    /// Reads the folder, and replaces the CA if it has changed.
     fn reload(&self) -> Result<(), AuthorityError> {
         let found = Authority::open(&self.dir)?;
         if found == **self.authority.load() {
@@ -99,40 +101,41 @@ impl LocalCa {
             target: "mesh::certs",
             folder = %self.dir.display(),
             roots = found.bundle().roots().len(),
-            "the certificate authority's files have changed"
+            "the files of the certificate authority have changed"
         );
         let bundle = Arc::new(found.bundle().clone());
         self.authority.store(Arc::new(found));
         self.bundle.send_if_modified(|old| {
-            let changed = *old != bundle;
+            let is_modified = *old != bundle;
             *old = bundle;
-            changed
+            is_modified
         });
         Ok(())
     }
 
-    async fn follow(&self) {
-        let mut complaint = None;
-        let (mut seen, mut settled) = (None, false);
+    /// Reloads changed files. Never returns.
+    async fn watch_files(&self) {
+        let mut last_error = None;
+        let (mut last_stamps, mut is_settled) = (None, false);
         loop {
-            tokio::time::sleep(LOOK).await;
-            let found = Some(files::stamps(&self.dir));
-            if found == seen && settled {
+            tokio::time::sleep(RELOAD_INTERVAL).await;
+            let stamps = Some(file_stamps(&self.dir));
+            if stamps == last_stamps && is_settled {
                 continue;
             }
-            // Once more after the last change: two writes may have the same time.
-            settled = found == seen;
-            seen = found;
-            let complains = self.reload().err().map(|error| error.to_string());
-            if complains != complaint {
-                if let Some(error) = &complains {
+            // Reload once more after the last change: two writes may have the same time stamp.
+            is_settled = stamps == last_stamps;
+            last_stamps = stamps;
+            let error = self.reload().err().map(|error| error.to_string());
+            if error != last_error {
+                if let Some(error) = &error {
                     warn!(
                         target: "mesh::certs",
                         error,
-                        "the certificate authority cannot be read again; the last good one stays"
+                        "reloading the certificate authority failed; the previous one stays in use"
                     );
                 }
-                complaint = complains;
+                last_error = error;
             }
         }
     }
@@ -148,7 +151,16 @@ impl CertificateSource for LocalCa {
     }
 
     fn run(&self) -> RunFuture<'_> {
-        Box::pin(self.follow())
+        Box::pin(self.watch_files())
+    }
+}
+
+impl fmt::Debug for LocalCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalCa")
+            .field("dir", &self.dir)
+            .field("authority", &self.authority.load())
+            .finish_non_exhaustive()
     }
 }
 

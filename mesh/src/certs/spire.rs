@@ -1,24 +1,25 @@
-//! Certificates from SPIRE, by the Delegated Identity API of this node's agent.
+//! How are certificates obtained from SPIRE, through the Delegated Identity API of the node's agent?
 //!
-//! The agent trusts this daemon to say which workloads run here. So the daemon subscribes for
-//! exactly the identities it is asked for, by the selectors `k8s:ns` and `k8s:sa`, and takes from
-//! an answer only the SVID that names exactly that identity: whatever else SPIRE would give is
-//! refused. The agent pushes rotations, which become [`CertificateSource::rotated`]; and each
-//! [`CertificateSource::issue`] that no push has answered yet is a question to the agent, so that an
-//! agent that went away or hangs is noticed, with its reason.
+//! The agent trusts this daemon to name the workloads of the node. The daemon subscribes for exactly
+//! the identities whose certificates are requested, by the selectors `k8s:ns` and `k8s:sa`. From a response
+//! it takes only the SVID with exactly the requested SPIFFE ID; all others are rejected. The agent
+//! pushes rotated SVIDs, which are reported as [`CertificateSource::updates`]. A call of
+//! [`CertificateSource::issue`] without an unused SVID sends a new request, so that an agent that is
+//! down or hangs is detected, and reported with its reason.
 //!
-//! Of the bundles only that of the own trust domain is trusted. Roots are one flat list to whoever
-//! verifies a peer, so a federated trust domain's root among them could sign for this one.
+//! Only the bundle of the mesh's own trust domain is trusted. Peers are verified against one flat
+//! list of roots, so a root of a federated trust domain in it could sign for the own one.
 
 mod agent;
-mod answer;
+mod background;
+mod backoff;
 mod bundles;
+mod response;
 mod subscription;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,65 +28,59 @@ use futures_util::stream::FuturesUnordered;
 use spiffe::{SpiffeId, TrustDomain};
 use tokio::sync::{mpsc, watch};
 
-use super::{
-    CertificateSource, IssueError, IssueFuture, IssuedCertificate, RunFuture, TrustBundle,
-    UpdateCounts,
+use super::source::{
+    CertificateSource, IssueError, IssueFailure, IssueFuture, RunFuture, UpdateCounts,
 };
+use super::trust_bundle::TrustBundle;
 use agent::{Agent, ServiceAccount};
+use background::{BackgroundTask, TaskSender};
 use bundles::Bundles;
-use subscription::{Subscription, Turns};
+use subscription::{Subscription, Updates};
 
-/// Where the agent is, and whom it speaks for.
+/// The address of the agent, and the trust domain.
 #[derive(Clone, Debug)]
 pub struct SpireConfig {
     /// The agent's admin socket (`admin_socket_path` in its configuration).
     pub socket: PathBuf,
-    /// The mesh's own trust domain, which is SPIRE's.
+    /// The trust domain of the mesh, which is that of SPIRE.
     pub trust_domain: TrustDomain,
 }
 
-/// The agent of SPIRE on this node, as a source of certificates.
+/// The SPIRE agent of this node, as a source of certificates.
 ///
-/// All that it does beside answering happens within [`CertificateSource::run`], the connection to
-/// the agent included: nothing is asked before that runs, and when it is dropped, nothing is left.
+/// All background work runs within [`CertificateSource::run`], including the connection to the
+/// agent: no request is sent before it is polled, and dropping it ends everything.
 pub struct Spire {
     agent: Agent,
     trust_domain: TrustDomain,
     subscriptions: Mutex<BTreeMap<SpiffeId, Subscription>>,
-    turns: Arc<Turns>,
+    updates: Arc<Updates>,
     bundles: Bundles,
-    jobs: Jobs,
-    /// For whoever runs this, once.
-    queue: Mutex<Option<mpsc::UnboundedReceiver<Job>>>,
+    tasks: TaskSender,
+    /// Taken by the first call of `run`.
+    task_queue: Mutex<Option<mpsc::UnboundedReceiver<BackgroundTask>>>,
 }
 
-/// Something that [`CertificateSource::run`] is to drive.
-type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Where jobs are handed in. Not bounded by itself: there is one job for each identity that is
-/// wanted here, and few for the connection to the agent.
-type Jobs = mpsc::UnboundedSender<Job>;
-
 impl Spire {
-    /// The source; connects when it runs.
+    /// The source. It connects when it runs.
     pub fn new(config: SpireConfig) -> Self {
         let SpireConfig {
             socket,
             trust_domain,
         } = config;
-        let (jobs, queue) = mpsc::unbounded_channel();
+        let (tasks, task_queue) = mpsc::unbounded_channel();
         Self {
-            agent: Agent::new(&socket, jobs.clone()),
+            agent: Agent::new(&socket, tasks.clone()),
             bundles: Bundles::new(trust_domain.clone()),
             trust_domain,
             subscriptions: Mutex::default(),
-            turns: Arc::default(),
-            jobs,
-            queue: Mutex::new(Some(queue)),
+            updates: Arc::default(),
+            tasks,
+            task_queue: Mutex::new(Some(task_queue)),
         }
     }
 
-    /// The subscription for an identity, which begins now if there was none.
+    /// The subscription of an identity. Starts one if there is none.
     fn subscription(&self, identity: &SpiffeId) -> Result<Subscription, IssueError> {
         let mut subscriptions = lock(&self.subscriptions);
         if let Some(subscription) = subscriptions.get(identity) {
@@ -93,32 +88,29 @@ impl Spire {
         }
         let workload = ServiceAccount::of(identity, &self.trust_domain).ok_or_else(|| {
             let domain = &self.trust_domain;
-            let message =
-                format!("not of the form spiffe://{domain}/ns/../sa/..; SPIRE is not asked");
+            let message = format!(
+                "the identity does not have the form spiffe://{domain}/ns/../sa/..; no request was sent to SPIRE"
+            );
             IssueError::new(identity, "spire_not_asked", message)
         })?;
-        let (agent, turns) = (self.agent.clone(), self.turns.clone());
-        let (subscription, following) =
-            subscription::begin(agent, identity.clone(), workload, turns);
-        // Whoever runs this is gone only together with all that asks.
-        let _ = self.jobs.send(Box::pin(following));
+        let (agent, updates) = (self.agent.clone(), self.updates.clone());
+        let (subscription, task) = subscription::start(agent, identity.clone(), workload, updates);
+        // Fails only after `run` was dropped. Then the subscription is never served, and requests
+        // end at their deadline.
+        let _ = self.tasks.send(Box::pin(task));
         subscriptions.insert(identity.clone(), subscription.clone());
         Ok(subscription)
     }
 }
 
 impl CertificateSource for Spire {
-    /// Lives as long as SPIRE's entry says, whatever is asked for.
+    /// Ignores the requested lifetime: SPIRE's registration entry determines it.
     fn issue<'a>(&'a self, identity: &'a SpiffeId, _ttl: Duration) -> IssueFuture<'a> {
         Box::pin(async move {
-            let failed =
-                |failure: agent::Failure| IssueError::new(identity, failure.code, failure.message);
-            let svid = self.subscription(identity)?.svid().await.map_err(failed)?;
-            self.bundles.known().await.map_err(failed)?;
-            Ok(IssuedCertificate {
-                chain: svid.chain,
-                key: svid.key,
-            })
+            let fail = |failure: IssueFailure| failure.for_identity(identity);
+            let svid = self.subscription(identity)?.svid().await.map_err(fail)?;
+            self.bundles.wait_until_known().await.map_err(fail)?;
+            Ok(svid)
         })
     }
 
@@ -127,28 +119,29 @@ impl CertificateSource for Spire {
     }
 
     fn updates(&self) -> Option<watch::Receiver<UpdateCounts>> {
-        Some(self.turns.subscribe())
+        Some(self.updates.subscribe())
     }
 
-    fn forget(&self, identity: &SpiffeId) {
+    fn remove_identity(&self, identity: &SpiffeId) {
         if let Some(subscription) = lock(&self.subscriptions).remove(identity) {
             subscription.end();
         }
-        self.turns.forget(identity);
+        self.updates.remove(identity);
     }
 
     fn run(&self) -> RunFuture<'_> {
         Box::pin(async move {
-            let queue = lock(&self.queue).take();
+            let queue = lock(&self.task_queue).take();
             let Some(mut queue) = queue else {
                 return std::future::pending().await;
             };
-            let mut jobs = FuturesUnordered::new();
-            jobs.push(Box::pin(self.bundles.clone().follow(self.agent.clone())) as Job);
+            let mut tasks = FuturesUnordered::new();
+            let bundles = self.bundles.clone().watch(self.agent.clone());
+            tasks.push(Box::pin(bundles) as BackgroundTask);
             loop {
                 tokio::select! {
-                    Some(job) = queue.recv() => jobs.push(job),
-                    Some(()) = jobs.next() => {}
+                    Some(task) = queue.recv() => tasks.push(task),
+                    Some(()) = tasks.next() => {}
                 }
             }
         })
@@ -165,18 +158,9 @@ impl fmt::Debug for Spire {
     }
 }
 
-/// What is behind these locks is whole between any two statements, whoever panicked.
+/// Ignores poisoning: the values are consistent between any two statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The pause before the agent is tried again after so many failures in a row. It is a process of
-/// this machine: trying costs one system call, and its return should be noticed soon.
-fn backoff(failures: u32) -> Duration {
-    const FIRST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(5);
-    let doubled = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    doubled.min(LONGEST).mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
 #[cfg(test)]

@@ -1,190 +1,110 @@
-//! The files of a local certificate authority.
+//! Which files make up a CA, and do they belong together?
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-use rcgen::{Issuer, KeyPair};
+use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use spiffe::SpiffeId;
 use x509_parser::prelude::X509Certificate;
 use zeroize::Zeroizing;
 
-use super::{Authority, AuthorityError, Validity};
-use crate::certs::TrustBundle;
-use crate::certs::verify::{SKEW, at, chains};
+use super::error::AuthorityError;
+use crate::certs::trust_bundle::TrustBundle;
 
-const ROOT: &str = "root-cert.pem";
-const CERT: &str = "ca-cert.pem";
+pub(super) const ROOT: &str = "root-cert.pem";
+pub(super) const CERT: &str = "ca-cert.pem";
+pub(super) const KEY: &str = "ca-key.pem";
+/// Istio's third certificate file. Optional.
 const CHAIN: &str = "cert-chain.pem";
-const KEY: &str = "ca-key.pem";
-/// None of the files is larger than a few kilobytes.
-const MAX_FILE: u64 = 1 << 20;
+/// A limit: each of the files has a few kilobytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Key and root of a new authority: both are there afterwards, or what was begun is finished or made
-/// anew by whoever comes next.
-pub(super) fn write(dir: &Path, key: &str, root: &str) -> Result<(), AuthorityError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|source| unusable(dir, source))?;
-    let _alone = alone(dir)?;
-    for file in [ROOT, CERT, KEY].map(|name| dir.join(name)) {
-        if file.exists() {
-            return Err(AuthorityError::Exists { file });
-        }
-    }
-    for (name, content, mode) in [(KEY, key, 0o600), (ROOT, root, 0o644)] {
-        let file = unfinished(dir, name);
-        write_new(&file, content, mode).map_err(|source| unusable(&file, source))?;
-    }
-    sync(dir)?;
-    // In this order, and nothing before both are on the disk: a key without its root is finished.
-    show(dir, KEY)?;
-    show(dir, ROOT)?;
-    sync(dir)
+/// The files of a CA, read and matched.
+pub(super) struct CaFiles {
+    pub(super) key: KeyPair,
+    pub(super) bundle: TrustBundle,
+    /// The certificate of `key`.
+    pub(super) signer: CertificateDer<'static>,
+    /// The file that holds `signer`.
+    pub(super) signer_file: PathBuf,
+    /// `signer`, unless it is a root, and the certificates between it and the root.
+    pub(super) intermediates: Vec<CertificateDer<'static>>,
 }
 
-/// Finishes what a process that died has begun to write.
-fn finish(dir: &Path) -> Result<(), AuthorityError> {
-    let there = |name| dir.join(name).exists();
-    let begun = || there(KEY) && !there(ROOT) && !there(CERT) && unfinished(dir, ROOT).exists();
-    if !begun() {
-        return Ok(());
-    }
-    // Whoever is writing just now has finished when it is let go.
-    let _alone = alone(dir)?;
-    if !begun() {
-        return Ok(());
-    }
-    let key = read_key(&dir.join(KEY))?;
-    let roots = certificates(&unfinished(dir, ROOT))?;
-    match roots
-        .first()
-        .is_some_and(|root| belongs(root, key.public_key_raw()))
-    {
-        true => show(dir, ROOT).and_then(|()| sync(dir)),
-        // The key is another one: that a root is missing is for whoever put it there to hear.
-        false => Ok(()),
-    }
-}
-
-/// Of all processes, while it is held; and let go by one that dies.
-fn alone(dir: &Path) -> Result<File, AuthorityError> {
-    let locked = File::open(dir).and_then(|folder| folder.lock().map(|()| folder));
-    locked.map_err(|source| unusable(dir, source))
-}
-
-fn unfinished(dir: &Path, name: &str) -> PathBuf {
-    dir.join(format!("{name}.new"))
-}
-
-fn show(dir: &Path, name: &str) -> Result<(), AuthorityError> {
-    let file = dir.join(name);
-    fs::rename(unfinished(dir, name), &file).map_err(|source| unusable(&file, source))
-}
-
-fn sync(dir: &Path) -> Result<(), AuthorityError> {
-    let synced = File::open(dir).and_then(|folder| folder.sync_all());
-    synced.map_err(|source| unusable(dir, source))
-}
-
-fn write_new(file: &Path, content: &str, mode: u32) -> io::Result<()> {
-    match fs::remove_file(file) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(mode).open(file)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()
-}
-
-fn unusable(file: &Path, source: io::Error) -> AuthorityError {
-    AuthorityError::File {
-        file: file.to_owned(),
-        source,
-    }
-}
-
-/// Everything in the folder has to fit together: files that are being replaced one after the other
-/// are an error until the last is there.
-pub(super) fn read(dir: &Path) -> Result<Authority, AuthorityError> {
-    finish(dir)?;
+/// Reads the files of a folder.
+///
+/// # Errors
+/// Fails if a file cannot be read, or if the key does not belong to the signer's certificate.
+pub(super) fn load(dir: &Path) -> Result<CaFiles, AuthorityError> {
     let [root_file, cert_file, key_file] = [ROOT, CERT, KEY].map(|name| dir.join(name));
-    let in_file = |file: &Path, message: String| AuthorityError::Content {
-        file: file.to_owned(),
-        message,
-    };
     let key = read_key(&key_file)?;
-    let public_key = key.public_key_raw().to_vec();
-    let roots = certificates(&root_file)?;
-    let bundle = TrustBundle::new(roots).map_err(|e| in_file(&root_file, e.to_string()))?;
-    let intermediates = intermediates(&cert_file, &dir.join(CHAIN))?;
-    let (file, signer) = match intermediates.first() {
-        Some(signer) => (&cert_file, signer.clone()),
+    let roots = read_certificates(&root_file)?;
+    let bundle = TrustBundle::new(roots)
+        .map_err(|error| AuthorityError::content(&root_file, error.to_string()))?;
+    let intermediates = read_intermediates(&cert_file, &dir.join(CHAIN))?;
+    let (signer_file, signer) = match intermediates.first() {
+        Some(signer) => (cert_file, signer.clone()),
         None => {
-            let own = |root: &&CertificateDer<'_>| belongs(root, &public_key);
-            let signer = bundle.roots().iter().find(own).ok_or_else(|| {
-                in_file(&root_file, format!("does not belong to the key in {KEY}"))
+            let matches = |root: &&CertificateDer<'_>| has_key(root, key.public_key_raw());
+            let signer = bundle.roots().iter().find(matches).ok_or_else(|| {
+                let message = format!("does not belong to the key in {KEY}");
+                AuthorityError::content(&root_file, message)
             })?;
-            (&root_file, signer.clone())
+            (root_file, signer.clone())
         }
     };
-    let content = |message: String| in_file(file, message);
-    check(&signer, &public_key).map_err(content)?;
-    let issuer = Issuer::from_ca_cert_der(&signer, key).map_err(|e| content(e.to_string()))?;
-    // A root among the intermediates would be sent to every peer for nothing.
+    check_signer(&signer, key.public_key_raw())
+        .map_err(|message| AuthorityError::content(&signer_file, message))?;
+    // Peers have the roots. A root among the intermediates would be sent to them for nothing.
     let intermediates = intermediates
         .into_iter()
         .filter(|certificate| !bundle.roots().contains(certificate))
-        .collect::<Vec<_>>();
-    let now = SystemTime::now();
-    let (not_before, not_after) = validity(&signer, &intermediates, now).map_err(content)?;
-    let authority = Authority {
-        issuer,
-        public_key,
-        intermediates,
+        .collect();
+    Ok(CaFiles {
+        key,
         bundle,
-        not_after,
-    };
-    try_out(&authority, not_before, now).map_err(content)?;
-    Ok(authority)
+        signer,
+        signer_file,
+        intermediates,
+    })
 }
 
-/// The certificate that signs, and what is between it and the root. Istio's third file, which may be
-/// left out, repeats the first of them and may end with the root.
-fn intermediates(
-    signer: &Path,
-    chain: &Path,
+/// The signing certificate and the certificates between it and the root. Istio's chain file repeats
+/// the first of them and may end with the root.
+fn read_intermediates(
+    cert_file: &Path,
+    chain_file: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
-    if !signer.exists() {
+    if !cert_file.exists() {
         return Ok(Vec::new());
     }
-    let mut found = certificates(signer)?;
-    if chain.exists() {
-        let further = certificates(chain)?.into_iter();
+    let mut found = read_certificates(cert_file)?;
+    if chain_file.exists() {
+        let further = read_certificates(chain_file)?.into_iter();
         let further: Vec<_> = further.filter(|one| !found.contains(one)).collect();
         found.extend(further);
     }
     Ok(found)
 }
 
-/// Tells whether a file was written or replaced, through whatever links lead to it.
+/// Identifies one version of a file: it changes when the file is written or replaced, also behind a
+/// symbolic link.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::certs) struct Stamp {
+pub(in crate::certs) struct FileStamp {
     device: u64,
     inode: u64,
     size: u64,
     changed: (i64, i64),
 }
 
-/// Those of the authority's files; none for what is not there.
-pub(in crate::certs) fn stamps(dir: &Path) -> [Option<Stamp>; 4] {
+/// The stamps of the CA's files. None for a file that does not exist.
+pub(in crate::certs) fn file_stamps(dir: &Path) -> [Option<FileStamp>; 4] {
     [ROOT, CERT, CHAIN, KEY].map(|name| {
         let metadata = fs::metadata(dir.join(name)).ok()?;
-        Some(Stamp {
+        Some(FileStamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.len(),
@@ -193,7 +113,8 @@ pub(in crate::certs) fn stamps(dir: &Path) -> [Option<Stamp>; 4] {
     })
 }
 
-fn read_key(file: &Path) -> Result<KeyPair, AuthorityError> {
+/// Reads a private key that only its owner can read.
+pub(super) fn read_key(file: &Path) -> Result<KeyPair, AuthorityError> {
     let (text, mode) = read_file(file)?;
     if mode & 0o077 != 0 {
         return Err(AuthorityError::KeyIsOpen {
@@ -201,25 +122,24 @@ fn read_key(file: &Path) -> Result<KeyPair, AuthorityError> {
             mode: mode & 0o777,
         });
     }
-    KeyPair::from_pem(&text).map_err(|error| AuthorityError::Content {
-        file: file.to_owned(),
-        message: format!("is no PKCS#8 private key in PEM: {error}"),
+    KeyPair::from_pem(&text).map_err(|error| {
+        let message = format!("is not a PKCS#8 private key in PEM: {error}");
+        AuthorityError::content(file, message)
     })
 }
 
-/// At least one certificate.
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+/// Reads at least one certificate.
+pub(super) fn read_certificates(
+    file: &Path,
+) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
     let (text, _) = read_file(file)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     let message = match found {
         Ok(found) if !found.is_empty() => return Ok(found),
-        Ok(_) => "holds no certificate in PEM".to_owned(),
-        Err(error) => format!("is no PEM: {error}"),
+        Ok(_) => "has no certificate in PEM".to_owned(),
+        Err(error) => format!("is not valid PEM: {error}"),
     };
-    Err(AuthorityError::Content {
-        file: file.to_owned(),
-        message,
-    })
+    Err(AuthorityError::content(file, message))
 }
 
 fn read_file(path: &Path) -> Result<(Zeroizing<String>, u32), AuthorityError> {
@@ -227,80 +147,31 @@ fn read_file(path: &Path) -> Result<(Zeroizing<String>, u32), AuthorityError> {
         let file = File::open(path)?;
         let mode = file.metadata()?.permissions().mode();
         let mut text = Zeroizing::new(String::new());
-        file.take(MAX_FILE).read_to_string(&mut text)?;
+        file.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
         Ok((text, mode))
     };
-    read().map_err(|source| unusable(path, source))
+    read().map_err(|source| AuthorityError::file(path, source))
 }
 
-/// Whether it is an authority's certificate, and the key its own.
-fn check(signer: &CertificateDer<'_>, key: &[u8]) -> Result<(), String> {
-    if !parsed(signer)?.is_ca() {
-        return Err("is no certificate of an authority".to_owned());
+/// Checks that this is a CA certificate for this public key.
+fn check_signer(signer: &CertificateDer<'_>, public_key: &[u8]) -> Result<(), String> {
+    if !parse(signer)?.is_ca() {
+        return Err("is not a CA certificate".to_owned());
     }
-    match belongs(signer, key) {
+    match has_key(signer, public_key) {
         true => Ok(()),
         false => Err(format!("does not belong to the key in {KEY}")),
     }
 }
 
-fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
+/// Whether a certificate is for this public key.
+pub(super) fn has_key(certificate: &CertificateDer<'_>, public_key: &[u8]) -> bool {
+    x509_parser::parse_x509_certificate(certificate)
+        .is_ok_and(|(_, parsed)| *parsed.public_key().subject_public_key.data == *public_key)
+}
+
+pub(super) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
     x509_parser::parse_x509_certificate(der)
         .map(|(_, parsed)| parsed)
-        .map_err(|error| format!("is no certificate: {error}"))
-}
-
-/// From when to when the signer and all that is between it and the root are valid: what they sign is
-/// worth nothing before and after. Of several certificates of one name the one counts that has begun,
-/// and ends last.
-fn validity(
-    signer: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    now: SystemTime,
-) -> Result<(SystemTime, SystemTime), String> {
-    let others = intermediates.iter().map(parsed);
-    let mut others = others.collect::<Result<Vec<_>, _>>()?;
-    let mut of = parsed(signer)?;
-    let start = |of: &X509Certificate<'_>| at(of.validity().not_before.timestamp());
-    let end = |of: &X509Certificate<'_>| at(of.validity().not_after.timestamp());
-    let (mut not_before, mut not_after) = (start(&of), end(&of));
-    loop {
-        others.retain(|other| other.subject() != of.subject());
-        let issuers = others.iter().filter(|other| other.subject() == of.issuer());
-        let best = issuers.max_by_key(|other| (start(other) <= now + SKEW, end(other)));
-        let Some(issuer) = best.cloned() else {
-            return Ok((not_before, not_after));
-        };
-        not_before = not_before.max(start(&issuer));
-        not_after = not_after.min(end(&issuer));
-        of = issuer;
-    }
-}
-
-fn belongs(certificate: &CertificateDer<'_>, key: &[u8]) -> bool {
-    x509_parser::parse_x509_certificate(certificate)
-        .is_ok_and(|(_, parsed)| *parsed.public_key().subject_public_key.data == *key)
-}
-
-/// A signer whose signatures nobody would accept is not used, however well its key fits: it is tried
-/// with a leaf that nobody gets, now. One that has expired is tried when it had not: that it signs no
-/// more is for whoever asks it to hear.
-fn try_out(authority: &Authority, start: SystemTime, now: SystemTime) -> Result<(), String> {
-    const BLINK: Duration = Duration::from_secs(1);
-    if start > now + SKEW {
-        let ahead = start.duration_since(now).unwrap_or_default();
-        return Err(format!(
-            "is not valid for another {ahead:.0?}, it or what is between it and the root"
-        ));
-    }
-    let probe = SpiffeId::new("spiffe://probe.invalid/probe").map_err(|e| e.to_string())?;
-    let from = now.min(authority.not_after - BLINK * 2).max(start);
-    let validity = Validity {
-        not_before: from,
-        not_after: from + BLINK * 2,
-    };
-    let issued = authority.issue(&probe, validity);
-    let issued = issued.map_err(|error| format!("cannot sign: {error}"))?;
-    chains(&issued.chain, &authority.bundle, from + BLINK)
-        .map_err(|error| format!("does not chain to {ROOT}: {error}"))
+        .map_err(|error| format!("cannot be parsed as a certificate: {error}"))
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::*;
-use crate::certs::verify::{at, chains};
+use crate::certs::clock::from_unix_seconds;
 
 fn ca() -> (tempfile::TempDir, Authority) {
     let dir = tempfile::tempdir().unwrap();
@@ -12,7 +12,7 @@ fn ca() -> (tempfile::TempDir, Authority) {
     (dir, ca)
 }
 
-fn for_an_hour() -> Validity {
+fn one_hour() -> Validity {
     Validity::new(SystemTime::now(), HOUR)
 }
 
@@ -23,9 +23,9 @@ fn web() -> SpiffeId {
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
-fn a_leaf_says_who_it_is_and_nothing_else() {
+fn a_leaf_has_only_the_spiffe_id_and_the_usages_of_a_workload() {
     let (_dir, ca) = ca();
-    let certificate = ca.issue(&web(), for_an_hour()).unwrap();
+    let certificate = ca.issue(&web(), one_hour()).unwrap();
     let (_, leaf) = X509Certificate::from_der(&certificate.chain[0]).unwrap();
     let san = leaf.subject_alternative_name().unwrap().unwrap();
     assert!(san.critical, "the subject is empty (RFC 5280, 4.2.1.6)");
@@ -43,40 +43,43 @@ fn a_leaf_says_who_it_is_and_nothing_else() {
 }
 
 #[test]
-fn a_leaf_chains_to_the_root_it_comes_with() {
+fn a_leaf_chains_to_the_root() {
     let (_dir, ca) = ca();
-    let issued = ca.issue(&web(), for_an_hour()).unwrap();
-    chains(&issued.chain, ca.bundle(), SystemTime::now()).unwrap();
+    let issued = ca.issue(&web(), one_hour()).unwrap();
+    verify_chain(&issued.chain, ca.bundle(), SystemTime::now()).unwrap();
     let (_, root) = X509Certificate::from_der(&ca.bundle().roots()[0]).unwrap();
     let constraints = root.basic_constraints().unwrap().unwrap().value;
     assert!(constraints.ca && constraints.path_len_constraint == Some(0));
 }
 
 #[test]
-fn a_leaf_is_valid_from_before_now_until_its_ttl() {
+fn a_leaf_is_valid_from_the_backdate_until_its_ttl() {
     let (_dir, ca) = ca();
     let now = SystemTime::now();
     let issued = ca.issue(&web(), Validity::new(now, HOUR)).unwrap();
     let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
-    let close = |a: SystemTime, b: SystemTime| {
-        let apart = a.duration_since(b).or_else(|_| b.duration_since(a));
-        apart.unwrap() <= Duration::from_secs(1)
+    let is_near = |a: SystemTime, b: SystemTime| {
+        let difference = a.duration_since(b).or_else(|_| b.duration_since(a));
+        difference.unwrap() <= Duration::from_secs(1)
     };
-    assert!(close(
-        at(leaf.validity().not_before.timestamp()),
+    assert!(is_near(
+        from_unix_seconds(leaf.validity().not_before.timestamp()),
         now - BACKDATE
     ));
-    assert!(close(at(leaf.validity().not_after.timestamp()), now + HOUR));
+    assert!(is_near(
+        from_unix_seconds(leaf.validity().not_after.timestamp()),
+        now + HOUR
+    ));
     assert!(
         BACKDATE >= Duration::from_secs(300),
-        "for clocks that are behind"
+        "peers with clocks that are behind"
     );
 }
 
 #[test]
-fn every_leaf_has_its_own_key_and_serial_number() {
+fn leaves_have_different_keys_and_serial_numbers() {
     let (_dir, ca) = ca();
-    let [a, b] = [(), ()].map(|()| ca.issue(&web(), for_an_hour()).unwrap());
+    let [a, b] = [(), ()].map(|()| ca.issue(&web(), one_hour()).unwrap());
     let serial = |issued: &IssuedCertificate| {
         let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
         leaf.raw_serial().to_vec()
@@ -86,19 +89,22 @@ fn every_leaf_has_its_own_key_and_serial_number() {
 }
 
 #[test]
-fn no_leaf_outlives_its_authority() {
+fn a_leaf_expires_no_later_than_the_ca() {
     let (_dir, ca) = ca();
     let validity = Validity::new(SystemTime::now(), 100 * ROOT_TTL);
     let issued = ca.issue(&web(), validity).unwrap();
     let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
-    assert_eq!(at(leaf.validity().not_after.timestamp()), ca.not_after());
+    assert_eq!(
+        from_unix_seconds(leaf.validity().not_after.timestamp()),
+        ca.not_after()
+    );
 }
 
 #[test]
-fn a_public_key_is_certified_for_the_identity_that_is_given_and_no_other() {
+fn a_public_key_is_certified_for_the_given_identity() {
     let (_dir, ca) = ca();
     let key = new_key().unwrap();
-    let chain = ca.sign(&key, &web(), for_an_hour()).unwrap();
+    let chain = ca.sign(&key, &web(), one_hour()).unwrap();
     let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
     assert_eq!(leaf.public_key().raw, key.subject_public_key_info());
     let names = leaf.subject_alternative_name().unwrap().unwrap();
@@ -107,11 +113,11 @@ fn a_public_key_is_certified_for_the_identity_that_is_given_and_no_other() {
 }
 
 #[test]
-fn a_server_has_the_names_it_is_given_and_is_no_client() {
+fn a_server_certificate_has_the_given_names_and_no_client_usage() {
     let (_dir, ca) = ca();
     let name = SanType::DnsName("ca.example".try_into().unwrap());
     let chain = ca
-        .sign_server(&new_key().unwrap(), vec![name], for_an_hour())
+        .sign_server(&new_key().unwrap(), vec![name], one_hour())
         .unwrap();
     let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
     let names = leaf.subject_alternative_name().unwrap().unwrap();
@@ -124,9 +130,9 @@ fn a_server_has_the_names_it_is_given_and_is_no_client() {
 }
 
 #[test]
-fn the_key_is_never_printed() {
+fn debug_output_contains_no_key() {
     let (_dir, ca) = ca();
-    let certificate = ca.issue(&web(), for_an_hour()).unwrap();
+    let certificate = ca.issue(&web(), one_hour()).unwrap();
     let printed = format!("{certificate:?} {ca:?}");
     assert!(printed.contains("redacted"));
     let key = certificate.key();
@@ -139,14 +145,14 @@ fn the_key_is_never_printed() {
 }
 
 #[test]
-fn what_was_created_is_opened_again() {
+fn a_created_ca_can_be_opened() {
     let (dir, first) = ca();
     let again = Authority::open(&dir.path().join("ca")).unwrap();
     assert!(first == again);
 }
 
 #[test]
-fn only_the_owner_may_read_the_key() {
+fn a_key_that_others_can_read_is_refused() {
     let (dir, _) = ca();
     let key = dir.path().join("ca/ca-key.pem");
     assert_eq!(
@@ -175,31 +181,31 @@ fn create_never_overwrites() {
     fs::remove_file(dir.join("root-cert.pem")).unwrap();
     assert!(
         matches!(Authority::create(&dir), Err(AuthorityError::Exists { .. })),
-        "a key alone"
+        "only the key exists"
     );
 }
 
-/// A root, and an authority below it, with their keys.
-struct Pair {
+/// A root and an intermediate CA, with their keys.
+struct Hierarchy {
     root: (rcgen::Certificate, Issuer<'static, KeyPair>),
-    below: (rcgen::Certificate, KeyPair),
+    intermediate: (rcgen::Certificate, KeyPair),
 }
 
-fn pair() -> Pair {
+fn hierarchy() -> Hierarchy {
     let (root_key, key) = (new_key().unwrap(), new_key().unwrap());
-    let authority = |name: &str| {
+    let ca_params = |name: &str| {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params
     };
-    let root = authority("root").self_signed(&root_key).unwrap();
-    let issuer = Issuer::new(authority("root"), root_key);
-    let below = authority("below").signed_by(&key, &issuer).unwrap();
-    Pair {
+    let root = ca_params("root").self_signed(&root_key).unwrap();
+    let issuer = Issuer::new(ca_params("root"), root_key);
+    let intermediate = ca_params("intermediate").signed_by(&key, &issuer).unwrap();
+    Hierarchy {
         root: (root, issuer),
-        below: (below, key),
+        intermediate: (intermediate, key),
     }
 }
 
@@ -210,31 +216,31 @@ fn write_key(dir: &Path, key: &KeyPair) {
 }
 
 #[test]
-fn an_intermediate_signs_and_is_sent_along() {
+fn an_intermediate_ca_signs_and_is_part_of_the_chain() {
     let dir = tempfile::tempdir().unwrap();
-    let Pair { root, below } = pair();
+    let Hierarchy { root, intermediate } = hierarchy();
     fs::write(dir.path().join("root-cert.pem"), root.0.pem()).unwrap();
-    // With the root after it, as some write it: that is not sent.
-    let chain = format!("{}{}", below.0.pem(), root.0.pem());
+    // Some tools append the root, which is not sent.
+    let chain = format!("{}{}", intermediate.0.pem(), root.0.pem());
     fs::write(dir.path().join("ca-cert.pem"), chain).unwrap();
-    write_key(dir.path(), &below.1);
+    write_key(dir.path(), &intermediate.1);
     let ca = Authority::open(dir.path()).unwrap();
-    let issued = ca.issue(&web(), for_an_hour()).unwrap();
+    let issued = ca.issue(&web(), one_hour()).unwrap();
     assert_eq!(issued.chain.len(), 2);
-    assert_eq!(issued.chain[1], *below.0.der());
+    assert_eq!(issued.chain[1], *intermediate.0.der());
     assert_eq!(ca.bundle().roots(), [root.0.der().clone()]);
 }
 
 #[test]
-fn a_signer_whose_signatures_nobody_would_accept_is_refused() {
+fn a_signer_that_does_not_chain_to_the_root_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (ours, theirs) = (pair(), pair());
-    fs::write(dir.path().join("root-cert.pem"), theirs.root.0.pem()).unwrap();
-    fs::write(dir.path().join("ca-cert.pem"), ours.below.0.pem()).unwrap();
-    write_key(dir.path(), &ours.below.1);
+    let (own, other) = (hierarchy(), hierarchy());
+    fs::write(dir.path().join("root-cert.pem"), other.root.0.pem()).unwrap();
+    fs::write(dir.path().join("ca-cert.pem"), own.intermediate.0.pem()).unwrap();
+    write_key(dir.path(), &own.intermediate.1);
     let error = Authority::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("does not chain to root-cert.pem"), "{error}");
-    let both = format!("{}{}", theirs.root.0.pem(), ours.root.0.pem());
+    let both = format!("{}{}", other.root.0.pem(), own.root.0.pem());
     fs::write(dir.path().join("root-cert.pem"), both).unwrap();
     assert_eq!(
         Authority::open(dir.path()).unwrap().bundle().roots().len(),
@@ -243,7 +249,7 @@ fn a_signer_whose_signatures_nobody_would_accept_is_refused() {
 }
 
 #[test]
-fn of_several_roots_the_one_whose_key_there_is_signs() {
+fn of_several_roots_the_one_with_the_key_signs() {
     let (dir, first) = ca();
     let (other_dir, _) = ca();
     let (dir, other) = (dir.path().join("ca"), other_dir.path().join("ca"));
@@ -251,19 +257,19 @@ fn of_several_roots_the_one_whose_key_there_is_signs() {
     fs::write(dir.join("root-cert.pem"), read(&other) + &read(&dir)).unwrap();
     let ca = Authority::open(&dir).unwrap();
     assert_eq!(ca.bundle().roots().len(), 2);
-    let issued = ca.issue(&web(), for_an_hour()).unwrap();
-    chains(&issued.chain, first.bundle(), SystemTime::now()).unwrap();
+    let issued = ca.issue(&web(), one_hour()).unwrap();
+    verify_chain(&issued.chain, first.bundle(), SystemTime::now()).unwrap();
 }
 
 #[test]
-fn files_that_do_not_belong_together_are_refused_by_name() {
+fn invalid_or_mismatched_files_are_refused_by_name() {
     let (dir, _) = ca();
     let (other_dir, _) = ca();
     let dir = dir.path().join("ca");
     let root = dir.join("root-cert.pem");
     for content in [
         "",
-        "no PEM",
+        "not PEM",
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     ] {
         fs::write(&root, content).unwrap();
@@ -281,30 +287,30 @@ fn files_that_do_not_belong_together_are_refused_by_name() {
 }
 
 #[test]
-fn a_creation_that_died_on_the_way_is_finished_or_begun_anew() {
-    let unfinished = |dir: &Path, names: &[&str]| {
+fn an_interrupted_creation_is_finished_or_started_again() {
+    let undo_rename = |dir: &Path, names: &[&str]| {
         for name in names {
             let file = dir.join(name);
             fs::rename(&file, dir.join(format!("{name}.new"))).unwrap();
         }
     };
-    // Before the key appeared: as if there had been nothing.
+    // Interrupted before the first rename: nothing exists yet.
     let (dir, first) = ca();
     let dir = dir.path().join("ca");
-    unfinished(&dir, &["ca-key.pem", "root-cert.pem"]);
+    undo_rename(&dir, &["ca-key.pem", "root-cert.pem"]);
     assert!(Authority::create(&dir).unwrap() != first);
 
-    // Between the two.
+    // Interrupted between the two renames.
     let (dir, first) = ca();
     let dir = dir.path().join("ca");
-    unfinished(&dir, &["root-cert.pem"]);
+    undo_rename(&dir, &["root-cert.pem"]);
     assert!(Authority::open(&dir).unwrap() == first);
     assert!(!dir.join("root-cert.pem.new").exists());
 
-    // Not for a key of somebody else's.
+    // Not finished with another key.
     let (dir, _) = ca();
     let dir = dir.path().join("ca");
-    unfinished(&dir, &["root-cert.pem"]);
+    undo_rename(&dir, &["root-cert.pem"]);
     write_key(&dir, &new_key().unwrap());
     assert!(matches!(
         Authority::open(&dir),
@@ -313,8 +319,9 @@ fn a_creation_that_died_on_the_way_is_finished_or_begun_anew() {
     assert!(!dir.join("root-cert.pem").exists());
 }
 
-/// An authority below another that is below the root, each valid from and to so many hours from now.
-fn below(policy: [i64; 2], signer: [i64; 2]) -> Result<Authority, AuthorityError> {
+/// A CA below a policy CA below a root. The arguments are the start and end of each validity, in hours
+/// from now.
+fn ca_with_validity(policy: [i64; 2], signer: [i64; 2]) -> Result<Authority, AuthorityError> {
     let dir = tempfile::tempdir().unwrap();
     let params = |name: &str, hours: [i64; 2]| {
         let mut params = CertificateParams::default();
@@ -343,23 +350,23 @@ fn below(policy: [i64; 2], signer: [i64; 2]) -> Result<Authority, AuthorityError
 }
 
 #[test]
-fn an_authority_is_valid_while_all_that_is_between_it_and_the_root_is() {
+fn a_ca_is_valid_while_its_path_to_the_root_is() {
     let now = SystemTime::now();
     let hours = |hours: u32| HOUR * hours;
-    let near = |time: SystemTime, expected: SystemTime| {
-        let apart = |a: SystemTime, b: SystemTime| a.duration_since(b).unwrap_or_default();
-        apart(time, expected).max(apart(expected, time)) < Duration::from_secs(60)
+    let is_near = |time: SystemTime, expected: SystemTime| {
+        let difference = |a: SystemTime, b: SystemTime| a.duration_since(b).unwrap_or_default();
+        difference(time, expected).max(difference(expected, time)) < Duration::from_secs(60)
     };
-    let ends = |policy, signer| below(policy, signer).unwrap().not_after();
-    assert!(near(ends([-9, 9], [-9, 5]), now + hours(5)));
-    assert!(near(ends([-9, 5], [-9, 9]), now + hours(5)));
-    // What is above was renewed after the signer was made.
-    assert!(near(ends([-1, 9], [-9, 5]), now + hours(5)));
-    // Expired: whoever asks is told so.
-    assert!(near(ends([-9, -1], [-9, 5]), now - hours(1)));
-    assert!(near(ends([-9, 9], [-9, -1]), now - hours(1)));
+    let not_after = |policy, signer| ca_with_validity(policy, signer).unwrap().not_after();
+    assert!(is_near(not_after([-9, 9], [-9, 5]), now + hours(5)));
+    assert!(is_near(not_after([-9, 5], [-9, 9]), now + hours(5)));
+    // The policy CA was renewed after the signer was issued.
+    assert!(is_near(not_after([-1, 9], [-9, 5]), now + hours(5)));
+    // An expired CA can be opened. Each request reports the expiry.
+    assert!(is_near(not_after([-9, -1], [-9, 5]), now - hours(1)));
+    assert!(is_near(not_after([-9, 9], [-9, -1]), now - hours(1)));
     for (policy, signer) in [([1, 9], [-9, 5]), ([-9, 9], [1, 5])] {
-        let error = below(policy, signer).unwrap_err().to_string();
+        let error = ca_with_validity(policy, signer).unwrap_err().to_string();
         assert!(error.contains("is not valid for another"), "{error}");
     }
 }

@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::certs::verify::chains;
+use crate::certs::verify_chain::verify_chain;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -10,15 +10,15 @@ fn web() -> SpiffeId {
     "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap()
 }
 
-/// Two authorities, of which the first is in use.
-struct Bench {
+/// Two CAs. The source uses the files of the first.
+struct Fixture {
     folder: tempfile::TempDir,
     ca: LocalCa,
     roots: [String; 2],
     bundles: [TrustBundle; 2],
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
@@ -43,24 +43,24 @@ impl Bench {
         self.folder.path().join("ca").join(name)
     }
 
-    /// The key of the second one, with its permissions.
-    fn take_the_other_key(&self) {
+    /// Replaces the key by that of the second CA.
+    fn replace_key(&self) {
         let key = self.folder.path().join("other/ca-key.pem");
         fs::copy(key, self.file("ca-key.pem")).unwrap();
     }
 
-    /// Which of the two would accept what is issued now.
+    /// Index of the CA whose roots accept a new certificate.
     fn signer(&self) -> usize {
         let issued = self.ca.issue(&web(), HOUR).unwrap();
-        let accepts = |bundle| chains(&issued.chain, bundle, SystemTime::now()).is_ok();
-        self.bundles.iter().position(accepts).unwrap()
+        let is_accepted = |bundle| verify_chain(&issued.chain, bundle, SystemTime::now()).is_ok();
+        self.bundles.iter().position(is_accepted).unwrap()
     }
 
-    fn trusted(&self) -> usize {
+    fn root_count(&self) -> usize {
         self.ca.bundle().borrow().roots().len()
     }
 
-    async fn while_it_runs(&self, scenario: impl Future<Output = ()>) {
+    async fn run_with(&self, scenario: impl Future<Output = ()>) {
         tokio::select! {
             () = scenario => {}
             () = self.ca.run() => {}
@@ -68,87 +68,86 @@ impl Bench {
     }
 }
 
-/// A moment after the files were looked at again.
-async fn look() {
-    tokio::time::sleep(LOOK * 3 / 2).await;
+/// Waits for the next reload.
+async fn wait_for_reload() {
+    tokio::time::sleep(RELOAD_INTERVAL * 3 / 2).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_root_is_replaced_in_steps_and_at_each_of_them_the_files_fit_together_or_change_nothing()
-{
-    let bench = Bench::new();
-    let [old, new] = &bench.roots;
-    bench
-        .while_it_runs(async {
-            bench.write("root-cert.pem", &format!("{old}{new}"));
-            look().await;
-            assert_eq!((bench.trusted(), bench.signer()), (2, 0));
-            // The key fits one of the two roots.
-            bench.take_the_other_key();
-            look().await;
-            assert_eq!((bench.trusted(), bench.signer()), (2, 1));
-            bench.write("root-cert.pem", new);
-            look().await;
-            assert_eq!((bench.trusted(), bench.signer()), (1, 1));
+async fn each_step_of_a_root_rotation_takes_effect() {
+    let fixture = Fixture::new();
+    let [old, new] = &fixture.roots;
+    fixture
+        .run_with(async {
+            fixture.write("root-cert.pem", &format!("{old}{new}"));
+            wait_for_reload().await;
+            assert_eq!((fixture.root_count(), fixture.signer()), (2, 0));
+            // The key belongs to one of the two roots.
+            fixture.replace_key();
+            wait_for_reload().await;
+            assert_eq!((fixture.root_count(), fixture.signer()), (2, 1));
+            fixture.write("root-cert.pem", new);
+            wait_for_reload().await;
+            assert_eq!((fixture.root_count(), fixture.signer()), (1, 1));
         })
         .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn files_that_do_not_fit_together_yet_leave_the_last_good_ones_in_force() {
-    let bench = Bench::new();
-    bench
-        .while_it_runs(async {
-            bench.take_the_other_key();
-            look().await;
-            assert_eq!((bench.trusted(), bench.signer()), (1, 0));
-            for broken in ["", "no PEM"] {
-                bench.write("root-cert.pem", broken);
-                look().await;
-                assert_eq!((bench.trusted(), bench.signer()), (1, 0));
+async fn mismatched_files_leave_the_previous_ca_in_use() {
+    let fixture = Fixture::new();
+    fixture
+        .run_with(async {
+            fixture.replace_key();
+            wait_for_reload().await;
+            assert_eq!((fixture.root_count(), fixture.signer()), (1, 0));
+            for invalid in ["", "not PEM"] {
+                fixture.write("root-cert.pem", invalid);
+                wait_for_reload().await;
+                assert_eq!((fixture.root_count(), fixture.signer()), (1, 0));
             }
-            fs::remove_file(bench.file("root-cert.pem")).unwrap();
-            look().await;
-            assert_eq!((bench.trusted(), bench.signer()), (1, 0));
-            bench.write("root-cert.pem", &bench.roots[1]);
-            look().await;
-            assert_eq!((bench.trusted(), bench.signer()), (1, 1));
+            fs::remove_file(fixture.file("root-cert.pem")).unwrap();
+            wait_for_reload().await;
+            assert_eq!((fixture.root_count(), fixture.signer()), (1, 0));
+            fixture.write("root-cert.pem", &fixture.roots[1]);
+            wait_for_reload().await;
+            assert_eq!((fixture.root_count(), fixture.signer()), (1, 1));
         })
         .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mounted_secret_is_followed_through_its_links() {
-    let bench = Bench::new();
+async fn an_updated_secret_volume_is_reloaded() {
+    let fixture = Fixture::new();
     let volume = tempfile::tempdir().unwrap();
     let at = |name: &str| volume.path().join(name);
-    fs::rename(bench.folder.path().join("ca"), at("..1")).unwrap();
-    fs::rename(bench.folder.path().join("other"), at("..2")).unwrap();
+    fs::rename(fixture.folder.path().join("ca"), at("..1")).unwrap();
+    fs::rename(fixture.folder.path().join("other"), at("..2")).unwrap();
     symlink("..1", at("..data")).unwrap();
     for file in ["root-cert.pem", "ca-key.pem"] {
         symlink(format!("..data/{file}"), at(file)).unwrap();
     }
-    let bench = Bench {
+    let fixture = Fixture {
         ca: LocalCa::open(volume.path()).unwrap(),
-        ..bench
+        ..fixture
     };
-    let mut bundle = bench.ca.bundle();
-    bench
-        .while_it_runs(async {
+    let mut bundle = fixture.ca.bundle();
+    fixture
+        .run_with(async {
             symlink("..2", at("..new")).unwrap();
             fs::rename(at("..new"), at("..data")).unwrap();
             fs::remove_dir_all(at("..1")).unwrap();
-            let changed = tokio::time::timeout(3 * LOOK, bundle.changed());
+            let changed = tokio::time::timeout(3 * RELOAD_INTERVAL, bundle.changed());
             changed.await.unwrap().unwrap();
-            assert_eq!((bench.trusted(), bench.signer()), (1, 1));
+            assert_eq!((fixture.root_count(), fixture.signer()), (1, 1));
         })
         .await;
 }
 
 #[test]
-fn an_authority_that_has_expired_issues_nothing() {
-    let bench = Bench::new();
-    let end = bench.ca.authority().not_after();
-    let error = bench.ca.issue_at(&web(), HOUR, end).unwrap_err();
+fn an_expired_ca_issues_nothing() {
+    let fixture = Fixture::new();
+    let expiry = fixture.ca.authority().not_after();
+    let error = fixture.ca.issue_at(&web(), HOUR, expiry).unwrap_err();
     assert_eq!(error.code, "ca_expired");
 }

@@ -1,7 +1,8 @@
-//! The connection to the agent. One for all subscriptions; made with the first request, and again
-//! with the next request after it broke.
+//! How does this daemon call the agent, and which reason code does a failed call get?
+//!
+//! All subscriptions share one connection. The first request opens it, and the first request after a
+//! failure opens it again.
 
-use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -21,38 +22,26 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-use super::{Job, Jobs};
+use super::background::{BackgroundTask, TaskSender};
+use crate::certs::grpc_status::error_chain;
+use crate::certs::source::IssueFailure;
 
-/// How long the agent may take to accept a connection; it is a process of this machine.
-const CONNECT: Duration = Duration::from_secs(2);
-/// Longest answer that is read. An answer holds a few SVIDs of some kilobytes each, or the bundles
-/// of all federated trust domains.
-const MESSAGE_MAX: usize = 1024 * 1024;
+/// The agent is a process on this machine.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A response holds a few SVIDs of some kilobytes each, or the bundles of all federated trust
+/// domains.
+const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
+/// Longest text of the agent's error that is logged.
+const MAX_MESSAGE_CHARS: usize = 256;
 
-/// Why SPIRE gave nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    /// Stable reason code.
-    pub(super) code: &'static str,
-    /// For the operator.
-    pub(super) message: String,
-}
-
-impl Failure {
-    pub(super) fn new(code: &'static str, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Self { code, message }
-    }
-}
-
-/// The agent of this node. Clones share one connection.
+/// A client of the node's agent. Clones share one connection.
 #[derive(Clone)]
 pub(super) struct Agent {
     client: DelegatedIdentityClient<Channel>,
     socket: PathBuf,
 }
 
-/// Which workload is meant: what SPIRE's own attestor would say of a pod of this service account.
+/// The service account of a workload, which SPIRE's workload attestor reports for its pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServiceAccount {
     pub(super) namespace: String,
@@ -60,13 +49,13 @@ pub(super) struct ServiceAccount {
 }
 
 impl ServiceAccount {
-    /// Whose identity this is, if it is one of a service account of this trust domain.
-    pub(super) fn of(identity: &SpiffeId, own: &TrustDomain) -> Option<Self> {
+    /// The service account of an identity, if it belongs to one of this trust domain.
+    pub(super) fn of(identity: &SpiffeId, trust_domain: &TrustDomain) -> Option<Self> {
         let path = identity.path().strip_prefix("/ns/")?;
         let (namespace, name) = path.split_once("/sa/")?;
-        let plain = |part: &str| !part.is_empty() && !part.contains('/');
-        let ours = identity.trust_domain() == own && plain(namespace) && plain(name);
-        ours.then(|| Self {
+        let is_name = |part: &str| !part.is_empty() && !part.contains('/');
+        let is_own = identity.trust_domain() == trust_domain && is_name(namespace) && is_name(name);
+        is_own.then(|| Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         })
@@ -74,24 +63,25 @@ impl ServiceAccount {
 }
 
 impl Agent {
-    /// What the connection does by itself is handed in as `jobs`.
-    pub(super) fn new(socket: &Path, jobs: Jobs) -> Self {
-        // The authority is asked for by HTTP, and means nothing on a socket of this machine.
+    /// A client. The background work of its connection is sent to `tasks`.
+    pub(super) fn new(socket: &Path, tasks: TaskSender) -> Self {
+        // HTTP requires an authority. It has no meaning on a Unix socket.
         let channel = Endpoint::from_static("http://localhost")
-            .connect_timeout(CONNECT)
-            .executor(Executor(jobs))
-            .connect_with_connector_lazy(Connector(socket.to_owned()));
+            .connect_timeout(CONNECT_TIMEOUT)
+            .executor(Executor(tasks))
+            .connect_with_connector_lazy(UnixConnector(socket.to_owned()));
+        let client = DelegatedIdentityClient::new(channel);
         Self {
-            client: DelegatedIdentityClient::new(channel).max_decoding_message_size(MESSAGE_MAX),
+            client: client.max_decoding_message_size(MAX_RESPONSE_BYTES),
             socket: socket.to_owned(),
         }
     }
 
-    /// The SVIDs of a workload, now and whenever they change.
+    /// Streams the SVIDs of a workload: the current ones, and every change.
     pub(super) async fn svids(
         &self,
         workload: &ServiceAccount,
-    ) -> Result<Streaming<SubscribeToX509sviDsResponse>, Failure> {
+    ) -> Result<Streaming<SubscribeToX509sviDsResponse>, IssueFailure> {
         let selectors = [
             K8s::Namespace(workload.namespace.clone()),
             K8s::ServiceAccount(workload.name.clone()),
@@ -104,55 +94,60 @@ impl Agent {
         Ok(opened.map_err(|status| self.failure(&status))?.into_inner())
     }
 
-    /// The bundles of all trust domains the agent knows, now and whenever they change.
+    /// Streams the bundles of all trust domains that the agent has: the current ones, and every
+    /// change.
     pub(super) async fn bundles(
         &self,
-    ) -> Result<Streaming<SubscribeToX509BundlesResponse>, Failure> {
+    ) -> Result<Streaming<SubscribeToX509BundlesResponse>, IssueFailure> {
         let request = SubscribeToX509BundlesRequest {};
         let opened = self.client.clone().subscribe_to_x509_bundles(request).await;
         Ok(opened.map_err(|status| self.failure(&status))?.into_inner())
     }
 
-    /// What the next message of a stream is, or why there is none.
-    pub(super) fn next<T>(&self, message: Result<Option<T>, Status>) -> Result<T, Failure> {
+    /// The next message of a stream, or the reason for its end.
+    pub(super) fn message<T>(&self, message: Result<Option<T>, Status>) -> Result<T, IssueFailure> {
         match message {
-            Ok(Some(answer)) => Ok(answer),
+            Ok(Some(response)) => Ok(response),
             Ok(None) => Err(self.unreachable("it ended the subscription")),
             Err(status) => Err(self.failure(&status)),
         }
     }
 
-    /// For an agent that took a request and said nothing for so long.
-    pub(super) fn silent(&self, waited: Duration) -> Failure {
+    /// The failure of an agent that accepted a request and did not respond within `timeout`.
+    pub(super) fn timed_out(&self, timeout: Duration) -> IssueFailure {
         let socket = self.socket.display();
         let message = format!(
-            "the agent at {socket} has not answered for {waited:?}; it may be waiting for its server"
+            "the agent at {socket} has not responded within {timeout:?}; it may be waiting for the SPIRE server"
         );
-        Failure::new("spire_silent", message)
+        IssueFailure::new("spire_silent", message)
     }
 
-    fn unreachable(&self, why: &str) -> Failure {
+    fn unreachable(&self, error: &str) -> IssueFailure {
         let socket = self.socket.display();
-        Failure::new("spire_unreachable", format!("the agent at {socket}: {why}"))
+        IssueFailure::new(
+            "spire_unreachable",
+            format!("the agent at {socket}: {error}"),
+        )
     }
 
-    fn failure(&self, status: &Status) -> Failure {
-        let (socket, said) = (self.socket.display(), told(status));
+    fn failure(&self, status: &Status) -> IssueFailure {
+        let error = error_chain(status, MAX_MESSAGE_CHARS);
+        let socket = self.socket.display();
         match status.code() {
-            Code::PermissionDenied | Code::Unauthenticated => Failure::new(
+            Code::PermissionDenied | Code::Unauthenticated => IssueFailure::new(
                 "spire_denied",
                 format!(
-                    "the agent at {socket} denies: {said}; does this daemon have an entry, and is its id among the agent's authorized_delegates?"
+                    "the agent at {socket} denies access: {error}; check that this daemon has an entry, and that its id is in the agent's authorized_delegates"
                 ),
             ),
-            // What a transport that broke is reported as, depending on when it broke.
+            // The codes of a broken transport. They differ with the time of the failure.
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted => {
-                self.unreachable(&said)
+                self.unreachable(&error)
             }
-            Code::DeadlineExceeded => Failure::new("spire_silent", said),
-            code => Failure::new(
+            Code::DeadlineExceeded => IssueFailure::new("spire_silent", error),
+            code => IssueFailure::new(
                 "spire_failed",
-                format!("the agent at {socket} failed ({code:?}): {said}"),
+                format!("the agent at {socket} failed ({code:?}): {error}"),
             ),
         }
     }
@@ -166,31 +161,10 @@ impl fmt::Debug for Agent {
     }
 }
 
-/// Longest text of the agent that is repeated in a message.
-const TOLD_MAX: usize = 256;
+/// Connects to a Unix socket.
+struct UnixConnector(PathBuf);
 
-/// What a status says, down to the cause of its causes: "transport error" alone tells nobody that
-/// a socket is missing.
-fn told(status: &Status) -> String {
-    let mut told = status.message().to_owned();
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !told.contains(&text) {
-            told = format!("{told}: {text}");
-        }
-        cause = error.source();
-    }
-    told.chars()
-        .filter(|c| !c.is_control())
-        .take(TOLD_MAX)
-        .collect()
-}
-
-/// Connects to the agent's socket.
-struct Connector(PathBuf);
-
-impl tower_service::Service<Uri> for Connector {
+impl tower_service::Service<Uri> for UnixConnector {
     type Response = TokioIo<UnixStream>;
     type Error = std::io::Error;
     type Future = Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
@@ -205,12 +179,12 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-/// Gives the connection's own work to whoever drives the source, instead of to the runtime.
-struct Executor(Jobs);
+/// Sends the connection's background work to `CertificateSource::run` instead of the runtime.
+struct Executor(TaskSender);
 
-impl hyper::rt::Executor<Job> for Executor {
-    fn execute(&self, job: Job) {
-        // Nobody is there to drive it only when nobody is there to ask.
-        let _ = self.0.send(job);
+impl hyper::rt::Executor<BackgroundTask> for Executor {
+    fn execute(&self, task: BackgroundTask) {
+        // Fails only after `run` was dropped, when no request is sent any more.
+        let _ = self.0.send(task);
     }
 }

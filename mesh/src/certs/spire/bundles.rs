@@ -1,4 +1,4 @@
-//! The trust bundle: one stream, for as long as the source runs.
+//! Which roots does SPIRE publish for the trust domain? One stream, for as long as the source runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,114 +9,121 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::agent::{Agent, Failure};
-use super::{TrustBundle, answer, backoff};
+use super::agent::Agent;
+use super::backoff::backoff;
+use super::response;
+use crate::certs::source::IssueFailure;
+use crate::certs::trust_bundle::TrustBundle;
 
-/// How long the agent may take for the first bundle, and whoever has an SVID waits for one.
-const ANSWER: Duration = Duration::from_secs(5);
-/// The bundle is asked for anew this often: a stream of an agent that hangs looks like one of an
-/// agent that has no news.
-const REFRESH: Duration = Duration::from_secs(300);
+/// Deadline for the first bundle of a stream. An SVID waits as long for the first bundle.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The stream is reopened this often: one of an agent that hangs cannot be told from one without
+/// changes.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(300);
 
-/// Whom SPIRE says to trust. Clones share it.
+/// The bundle of the trust domain. Clones share it.
 #[derive(Clone)]
 pub(super) struct Bundles {
     trust_domain: TrustDomain,
-    known: watch::Sender<Arc<TrustBundle>>,
-    /// Why the last attempt gave no bundle.
-    failure: watch::Sender<Option<Failure>>,
+    bundle: watch::Sender<Arc<TrustBundle>>,
+    /// Why the last attempt failed.
+    last_failure: watch::Sender<Option<IssueFailure>>,
 }
 
 impl Bundles {
     pub(super) fn new(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,
-            known: watch::Sender::default(),
-            failure: watch::Sender::default(),
+            bundle: watch::Sender::default(),
+            last_failure: watch::Sender::default(),
         }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Arc<TrustBundle>> {
-        self.known.subscribe()
+        self.bundle.subscribe()
     }
 
-    /// Waits until there is a bundle: without one no SVID can be verified.
-    pub(super) async fn known(&self) -> Result<(), Failure> {
-        let mut known = self.known.subscribe();
-        let waited = timeout(ANSWER, known.wait_for(|bundle| !bundle.is_empty())).await;
-        match waited {
+    /// Waits until there is a bundle: without one, no SVID can be verified.
+    pub(super) async fn wait_until_known(&self) -> Result<(), IssueFailure> {
+        let mut bundle = self.bundle.subscribe();
+        let known = bundle.wait_for(|bundle| !bundle.is_empty());
+        match timeout(RESPONSE_TIMEOUT, known).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(self.failure.borrow().clone().unwrap_or_else(|| {
-                Failure::new("bundle_missing", "SPIRE has not sent its bundle yet")
+            Err(_) => Err(self.last_failure.borrow().clone().unwrap_or_else(|| {
+                IssueFailure::new("bundle_missing", "SPIRE has not sent a bundle yet")
             })),
         }
     }
 
     /// Follows the agent's bundles. Never returns.
-    pub(super) async fn follow(self, agent: Agent) {
+    pub(super) async fn watch(self, agent: Agent) {
         let mut failures = 0;
         loop {
             let ended = self.stream(&agent, &mut failures).await;
             if let Err(failure) = ended {
                 failures += 1;
-                self.failed(failure);
+                self.record_failure(failure);
                 sleep(backoff(failures)).await;
             }
         }
     }
 
-    /// Subscribes, and passes on what comes, until it is time to do so anew.
-    async fn stream(&self, agent: &Agent, failures: &mut u32) -> Result<(), Failure> {
+    /// Opens a stream and publishes its bundles, until the stream has to be reopened.
+    async fn stream(&self, agent: &Agent, failures: &mut u32) -> Result<(), IssueFailure> {
         let open = async {
-            let mut answers = agent.bundles().await?;
-            let first = agent.next(answers.message().await)?;
-            Ok((answers, first))
+            let mut stream = agent.bundles().await?;
+            let first = agent.message(stream.message().await)?;
+            Ok((stream, first))
         };
-        let opened = timeout(ANSWER, open).await;
-        let (mut answers, first) = opened.unwrap_or_else(|_| Err(agent.silent(ANSWER)))?;
+        let opened = timeout(RESPONSE_TIMEOUT, open).await;
+        let timed_out = |_| Err(agent.timed_out(RESPONSE_TIMEOUT));
+        let (mut stream, first) = opened.unwrap_or_else(timed_out)?;
         *failures = 0;
-        self.take(&first);
-        let refresh = sleep(REFRESH);
+        self.apply(&first);
+        let refresh = sleep(REFRESH_INTERVAL);
         tokio::pin!(refresh);
         loop {
             tokio::select! {
-                message = answers.message() => self.take(&agent.next(message)?),
+                message = stream.message() => self.apply(&agent.message(message)?),
                 () = &mut refresh => return Ok(()),
             }
         }
     }
 
-    /// A bundle that is missing or cannot be read never replaces one that is good.
-    fn take(&self, answer: &SubscribeToX509BundlesResponse) {
-        let read = answer::bundle(answer, &self.trust_domain);
-        let (bundle, federated) = match read {
-            Ok(read) => read,
-            Err(failure) => return self.failed(failure),
+    /// A missing or malformed bundle never replaces a good one.
+    fn apply(&self, response: &SubscribeToX509BundlesResponse) {
+        let (bundle, federated) = match response::bundle(response, &self.trust_domain) {
+            Ok(parsed) => parsed,
+            Err(failure) => return self.record_failure(failure),
         };
-        self.failure.send_replace(None);
-        let changed = self.known.send_if_modified(|known| {
-            let changed = **known != bundle;
-            if changed {
-                *known = Arc::new(bundle);
+        self.last_failure.send_replace(None);
+        let is_modified = self.bundle.send_if_modified(|current| {
+            let is_modified = **current != bundle;
+            if is_modified {
+                *current = Arc::new(bundle);
             }
-            changed
+            is_modified
         });
-        if changed {
-            let roots = self.known.borrow().roots().len();
-            // Federated bundles are named and not trusted.
-            info!(target: "mesh::certs", roots, federated = federated.join(","), "trust bundle from SPIRE");
+        if is_modified {
+            let roots = self.bundle.borrow().roots().len();
+            info!(
+                target: "mesh::certs",
+                roots,
+                federated = federated.join(","),
+                "new trust bundle from SPIRE; federated bundles are not trusted"
+            );
         }
     }
 
-    /// Logged when it changes, not with every attempt.
-    fn failed(&self, failure: Failure) {
-        let changed = self.failure.send_if_modified(|last| {
-            let changed = last.as_ref() != Some(&failure);
+    /// Logs a failure that differs from the last one.
+    fn record_failure(&self, failure: IssueFailure) {
+        let is_new = self.last_failure.send_if_modified(|last| {
+            let is_new = last.as_ref() != Some(&failure);
             *last = Some(failure.clone());
-            changed
+            is_new
         });
-        if changed {
-            let Failure { code, message } = failure;
+        if is_new {
+            let IssueFailure { code, message } = failure;
             warn!(target: "mesh::certs", code, "no trust bundle from SPIRE: {message}");
         }
     }

@@ -1,5 +1,7 @@
-//! One identity's subscription: a stream of answers, begun again when it breaks or when somebody
-//! asks and the last answer has been used up.
+//! How is the SVID of one identity requested, pushed and handed over?
+//!
+//! A stream of responses. It is reopened when it breaks, and when an SVID is requested after the
+//! last one was taken.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,128 +14,131 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use super::agent::{Agent, Failure, ServiceAccount};
-use super::answer::{Svid, wanted};
-use super::{UpdateCounts, backoff};
+use super::agent::{Agent, ServiceAccount};
+use super::backoff::backoff;
+use super::response::svid;
+use crate::certs::certificate::IssuedCertificate;
+use crate::certs::source::{IssueFailure, UpdateCounts};
 
-/// How long the agent may take for the first answer. It has what it needs in memory, unless the
-/// entry is new and its server has to sign.
-const ANSWER: Duration = Duration::from_secs(5);
+/// Deadline for the first response. The agent has it in memory, unless the entry is new and the
+/// SPIRE server has to sign.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Which identities SPIRE has something new for.
+/// How many unrequested changes SPIRE has pushed for each identity.
 #[derive(Debug, Default)]
-pub(super) struct Turns(watch::Sender<UpdateCounts>);
+pub(super) struct Updates(watch::Sender<UpdateCounts>);
 
-impl Turns {
+impl Updates {
     pub(super) fn subscribe(&self) -> watch::Receiver<UpdateCounts> {
         self.0.subscribe()
     }
 
-    pub(super) fn forget(&self, identity: &SpiffeId) {
+    pub(super) fn remove(&self, identity: &SpiffeId) {
         self.0
-            .send_if_modified(|turns| turns.remove(identity).is_some());
+            .send_if_modified(|counts| counts.remove(identity).is_some());
     }
 
-    fn turn(&self, identity: &SpiffeId) {
+    fn increment(&self, identity: &SpiffeId) {
         self.0
-            .send_modify(|turns| *turns.entry(identity.clone()).or_default() += 1);
+            .send_modify(|counts| *counts.entry(identity.clone()).or_default() += 1);
     }
 }
 
-/// A handle to what is known for one identity. Clones share it.
+/// A handle to the subscription of one identity. Clones share it.
 #[derive(Clone)]
 pub(super) struct Subscription(Arc<Shared>);
 
 struct Shared {
-    /// How many times somebody asked.
-    asked: watch::Sender<u64>,
-    answer: watch::Sender<Answer>,
-    end: CancellationToken,
+    /// The number of requests so far.
+    requests: watch::Sender<u64>,
+    response: watch::Sender<Response>,
+    ended: CancellationToken,
 }
 
-/// The last answer.
+/// The last response.
 #[derive(Default)]
-struct Answer {
-    /// The questions it was given after.
-    asked: u64,
-    /// The SVID until somebody takes it: its key is kept in one place.
-    outcome: Option<Result<Svid, Failure>>,
+struct Response {
+    /// The number of requests when it arrived.
+    requests: u64,
+    /// An SVID stays here until it is taken, so that its key is in one place only.
+    outcome: Option<Result<IssuedCertificate, IssueFailure>>,
 }
 
-/// A subscription, and the work of keeping it.
-pub(super) fn begin(
+/// A subscription, and the task that maintains it.
+pub(super) fn start(
     agent: Agent,
     identity: SpiffeId,
     workload: ServiceAccount,
-    turns: Arc<Turns>,
+    updates: Arc<Updates>,
 ) -> (Subscription, impl Future<Output = ()> + Send) {
-    let (asked, receiver) = watch::channel(0);
+    let (requests, receiver) = watch::channel(0);
     let shared = Arc::new(Shared {
-        asked,
-        answer: watch::Sender::default(),
-        end: CancellationToken::new(),
+        requests,
+        response: watch::Sender::default(),
+        ended: CancellationToken::new(),
     });
-    let follower = Follower {
+    let subscriber = Subscriber {
         shared: shared.clone(),
-        asked: receiver,
+        requests: receiver,
         agent,
         identity,
         workload,
-        turns,
-        leaf: None,
-        failure: None,
+        updates,
+        last_leaf: None,
+        last_failure: None,
     };
-    let end = shared.end.clone();
-    let following = async move {
-        end.run_until_cancelled_owned(follower.follow()).await;
+    let ended = shared.ended.clone();
+    let task = async move {
+        ended.run_until_cancelled_owned(subscriber.run()).await;
     };
-    (Subscription(shared), following)
+    (Subscription(shared), task)
 }
 
 impl Subscription {
-    /// The SVID: the one that was pushed, if nobody took it yet, or else what the agent says when
-    /// it is asked now.
-    pub(super) async fn svid(&self) -> Result<Svid, Failure> {
+    /// The last pushed SVID if it was not taken yet, or else the response to a new request.
+    pub(super) async fn svid(&self) -> Result<IssuedCertificate, IssueFailure> {
         if let Some(Ok(svid)) = self.take(0) {
             return Ok(svid);
         }
-        let mut answers = self.0.answer.subscribe();
+        let mut responses = self.0.response.subscribe();
         loop {
-            let mut asked = 0;
-            self.0.asked.send_modify(|count| {
+            let mut request = 0;
+            self.0.requests.send_modify(|count| {
                 *count += 1;
-                asked = *count;
+                request = *count;
             });
-            let answered = answers.wait_for(|answer| answer.asked >= asked);
+            let responded = responses.wait_for(|response| response.requests >= request);
             tokio::select! {
-                // The sender is ours too, so there is always an answer to wait for.
-                _ = answered => {}
-                () = self.0.end.cancelled() => {
-                    let message = "the identity is no longer wanted on this node";
-                    return Err(Failure::new("spire_not_asked", message));
+                // Cannot fail: `self` holds the sender.
+                _ = responded => {}
+                () = self.0.ended.cancelled() => {
+                    let message = "the identity is no longer on this node";
+                    return Err(IssueFailure::new("spire_not_asked", message));
                 }
             }
-            // Another who asked at the same time may have taken it.
-            if let Some(outcome) = self.take(asked) {
+            // A concurrent request may have taken the SVID.
+            if let Some(outcome) = self.take(request) {
                 return outcome;
             }
         }
     }
 
-    /// Ends it, and wipes the key if there is one.
+    /// Ends the subscription, and wipes the key of an SVID that was not taken.
     pub(super) fn end(&self) {
-        self.0.end.cancel();
-        self.0.answer.send_modify(|answer| answer.outcome = None);
+        self.0.ended.cancel();
+        self.0
+            .response
+            .send_modify(|response| response.outcome = None);
     }
 
-    /// An answer to question `asked` or a later one. Failures may be read any number of times.
-    fn take(&self, asked: u64) -> Option<Result<Svid, Failure>> {
+    /// Takes the response to this request or a later one. A failure stays for further calls.
+    fn take(&self, request: u64) -> Option<Result<IssuedCertificate, IssueFailure>> {
         let mut taken = None;
-        self.0.answer.send_if_modified(|answer| {
-            if answer.asked >= asked {
-                taken = match &answer.outcome {
+        self.0.response.send_if_modified(|response| {
+            if response.requests >= request {
+                taken = match &response.outcome {
                     Some(Err(failure)) => Some(Err(failure.clone())),
-                    _ => answer.outcome.take(),
+                    _ => response.outcome.take(),
                 };
             }
             false
@@ -142,106 +147,107 @@ impl Subscription {
     }
 }
 
-/// The side that talks to the agent.
-struct Follower {
+/// The task of a subscription.
+struct Subscriber {
     shared: Arc<Shared>,
-    asked: watch::Receiver<u64>,
+    requests: watch::Receiver<u64>,
     agent: Agent,
     identity: SpiffeId,
     workload: ServiceAccount,
-    turns: Arc<Turns>,
-    /// Of the last SVID, so that one that comes again is not taken for a rotation.
-    leaf: Option<CertificateDer<'static>>,
-    /// Why the last answer was none.
-    failure: Option<Failure>,
+    updates: Arc<Updates>,
+    /// The leaf of the last SVID, so that a repeated one is not counted as an update.
+    last_leaf: Option<CertificateDer<'static>>,
+    /// The last response, if it was a failure.
+    last_failure: Option<IssueFailure>,
 }
 
-/// Why a stream is not read any further.
-enum End {
-    Asked,
-    Failed(Failure),
+/// Why a stream is closed.
+enum StreamEnd {
+    /// A request needs a new response.
+    Requested,
+    Failed(IssueFailure),
 }
 
-type Answers = Streaming<SubscribeToX509sviDsResponse>;
+type SvidStream = Streaming<SubscribeToX509sviDsResponse>;
 
-impl Follower {
-    async fn follow(mut self) {
+impl Subscriber {
+    async fn run(mut self) {
         let mut failures = 0;
         loop {
             match self.stream(&mut failures).await {
-                End::Asked => {}
-                End::Failed(failure) => {
+                StreamEnd::Requested => {}
+                StreamEnd::Failed(failure) => {
                     self.publish(Err(failure));
                     failures += 1;
                     tokio::select! {
                         () = sleep(backoff(failures)) => {}
-                        () = asked(&mut self.asked) => {}
+                        () = requested(&mut self.requests) => {}
                     }
                 }
             }
         }
     }
 
-    /// Subscribes, and passes on what comes.
-    async fn stream(&mut self, failures: &mut u32) -> End {
+    /// Opens a stream, and publishes its responses.
+    async fn stream(&mut self, failures: &mut u32) -> StreamEnd {
         let (agent, workload) = (self.agent.clone(), self.workload.clone());
         let mut opening = Box::pin(open(&agent, &workload));
-        let opened = match timeout(ANSWER, &mut opening).await {
+        let opened = match timeout(RESPONSE_TIMEOUT, &mut opening).await {
             Ok(opened) => opened,
             Err(_) => {
-                // Said to whoever waits; the answer is still welcome until somebody asks anew.
-                self.publish(Err(agent.silent(ANSWER)));
+                // Waiting requests fail now. A late response is still used, until the next request.
+                self.publish(Err(agent.timed_out(RESPONSE_TIMEOUT)));
                 tokio::select! {
                     opened = &mut opening => opened,
-                    () = asked(&mut self.asked) => return End::Asked,
+                    () = requested(&mut self.requests) => return StreamEnd::Requested,
                 }
             }
         };
-        let (mut answers, mut answer) = match opened {
+        let (mut stream, mut response) = match opened {
             Ok(opened) => opened,
-            Err(failure) => return End::Failed(failure),
+            Err(failure) => return StreamEnd::Failed(failure),
         };
         *failures = 0;
         loop {
-            self.publish(wanted(answer, &self.identity));
+            self.publish(svid(response, &self.identity));
             let message = tokio::select! {
-                message = answers.message() => message,
-                () = asked(&mut self.asked) => return End::Asked,
+                message = stream.message() => message,
+                () = requested(&mut self.requests) => return StreamEnd::Requested,
             };
-            answer = match agent.next(message) {
-                Ok(answer) => answer,
-                Err(failure) => return End::Failed(failure),
+            response = match agent.message(message) {
+                Ok(response) => response,
+                Err(failure) => return StreamEnd::Failed(failure),
             };
         }
     }
 
-    /// Makes an answer known. One that nobody asked for, and that is news, is a rotation.
-    fn publish(&mut self, outcome: Result<Svid, Failure>) {
+    /// Publishes an outcome. A new outcome without a request counts as an update.
+    fn publish(&mut self, outcome: Result<IssuedCertificate, IssueFailure>) {
         let leaf = outcome.as_ref().ok().and_then(|svid| svid.chain.first());
         let failure = outcome.as_ref().err();
-        let news =
-            failure != self.failure.as_ref() || (failure.is_none() && leaf != self.leaf.as_ref());
+        let is_new = failure != self.last_failure.as_ref()
+            || (failure.is_none() && leaf != self.last_leaf.as_ref());
         if let Some(leaf) = leaf {
-            self.leaf = Some(leaf.clone());
+            self.last_leaf = Some(leaf.clone());
         }
-        self.failure = failure.cloned();
-        let asked = *self.asked.borrow_and_update();
-        let mut unasked = false;
-        self.shared.answer.send_if_modified(|answer| {
-            unasked = answer.asked == asked;
-            // What was ended holds no key.
-            let known = unasked && !news;
-            if known || self.shared.end.is_cancelled() {
+        self.last_failure = failure.cloned();
+        let requests = *self.requests.borrow_and_update();
+        let mut is_unrequested = false;
+        self.shared.response.send_if_modified(|response| {
+            is_unrequested = response.requests == requests;
+            let is_repeated = is_unrequested && !is_new;
+            // An ended subscription holds no key.
+            if is_repeated || self.shared.ended.is_cancelled() {
                 return false;
             }
-            *answer = Answer {
-                asked,
+            *response = Response {
+                requests,
                 outcome: Some(outcome),
             };
             true
         });
-        if unasked && news {
-            self.turns.turn(&self.identity);
+        if is_unrequested && is_new {
+            self.updates.increment(&self.identity);
         }
     }
 }
@@ -249,16 +255,16 @@ impl Follower {
 async fn open(
     agent: &Agent,
     workload: &ServiceAccount,
-) -> Result<(Answers, SubscribeToX509sviDsResponse), Failure> {
-    let mut answers = agent.svids(workload).await?;
-    let first = agent.next(answers.message().await)?;
-    Ok((answers, first))
+) -> Result<(SvidStream, SubscribeToX509sviDsResponse), IssueFailure> {
+    let mut stream = agent.svids(workload).await?;
+    let first = agent.message(stream.message().await)?;
+    Ok((stream, first))
 }
 
-/// Until somebody asks.
-async fn asked(questions: &mut watch::Receiver<u64>) {
-    if questions.changed().await.is_err() {
-        // Nobody is left who could; the sender is held beside the receiver.
+/// Waits for a request.
+async fn requested(requests: &mut watch::Receiver<u64>) {
+    if requests.changed().await.is_err() {
+        // Not reached: the subscriber's `shared` holds the sender.
         std::future::pending::<()>().await;
     }
 }
