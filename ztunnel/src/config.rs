@@ -19,7 +19,7 @@ use mesh::Params;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::telemetry::{Format, LogConfig};
+use crate::telemetry::{LogConfig, LogFormat};
 pub use arguments::Arguments;
 use parse::threads;
 pub use provider::IdentityProvider;
@@ -132,7 +132,7 @@ impl Config {
                 format: errors.parse(
                     "--log-format",
                     arguments.log_format,
-                    Format::Plain,
+                    LogFormat::Plain,
                     str::parse,
                 ),
                 filter: errors.parse(

@@ -21,14 +21,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::readiness::{Pending, Readiness};
 use crate::admin::{self, Admin};
 use crate::config::Config;
-use crate::dataplane::{self, CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig, UNPROVEN_PER_POD};
+use crate::dataplane::{
+    self, DataPlane, DataPlaneConfig, MAX_CONNECTIONS_PER_POD, MAX_HANDSHAKES_PER_POD,
+};
 use crate::enrolment::{self, Enrolment, NetnsFolder, purge_removed};
 use crate::guard::Guard;
 use crate::identity::Identities;
 use crate::netns::{Netns, NetnsThreads};
+use crate::readiness::{PendingTask, Readiness};
 use crate::revocation::{RevocationError, RevocationFile};
 use crate::telemetry::{Log, Telemetry};
 use ports::Ports;
@@ -141,7 +143,7 @@ impl Daemon {
         let readiness = Readiness::new();
         // The data plane answers for readiness as soon as it runs, which is before there is a list
         // of what it has to wait for.
-        let _starting = readiness.pending("the daemon is starting");
+        let _starting = readiness.register_task("the daemon is starting");
         let store = Store::new();
         let (certificates, renewal) = identities::certificates(config)?;
         let revoked = config.crl_path.as_deref().map(RevocationFile::open);
@@ -150,8 +152,8 @@ impl Daemon {
         let identities = Identities::new(certificates, revocations.unwrap_or_default());
         let data_plane = DataPlaneConfig {
             workers: config.workers,
-            connections_per_pod: CONNECTIONS_PER_POD,
-            unproven_per_pod: UNPROVEN_PER_POD,
+            max_connections_per_pod: MAX_CONNECTIONS_PER_POD,
+            max_handshakes_per_pod: MAX_HANDSHAKES_PER_POD,
             identities: identities.clone(),
             trust_domain_aliases: config.mesh.trust_domain_aliases.clone(),
             tunnel_max_age: config.tunnel_max_age,
@@ -192,7 +194,7 @@ impl Daemon {
             admin,
             daemon.stop_serving.clone(),
         ));
-        daemon.serving.spawn_local(admin::serve_stats(
+        daemon.serving.spawn_local(admin::serve_metrics(
             ports.stats,
             telemetry.clone(),
             daemon.stop_serving.clone(),
@@ -221,10 +223,10 @@ impl Daemon {
         let loaded = source.loaded();
         let reading = self
             .readiness
-            .pending("the source folder has not been read yet");
+            .register_task("the source folder has not been read yet");
         let enrolling = self
             .readiness
-            .pending("pods of this node have not been enrolled yet");
+            .register_task("pods of this node have not been enrolled yet");
         let source_stop = stop.clone();
         self.deciding
             .spawn_local(async move { Ok(source.run(source_stop).await?) });
@@ -264,7 +266,7 @@ impl Daemon {
     }
 
     async fn stop(&mut self, config: &Config) {
-        let _draining = self.readiness.pending("the daemon is stopping");
+        let _draining = self.readiness.register_task("the daemon is stopping");
         self.stop_deciding.cancel();
         while self.deciding.join_next().await.is_some() {}
         tracing::info!(deadline = ?config.termination_deadline, "draining");
@@ -313,7 +315,7 @@ fn enrolment(
 /// Readiness waits for something no longer, once a flag becomes true.
 async fn when(
     flag: watch::Receiver<bool>,
-    waiting: Pending,
+    waiting: PendingTask,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     tokio::select! {
@@ -340,7 +342,7 @@ async fn problems(
     let mut changed = store.subscribe();
     loop {
         changed.borrow_and_update();
-        telemetry.problems(store.load().problems().len());
+        telemetry.record_problems(store.load().problems().len());
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changed.changed() => if changed.is_err() { return Ok(()) },

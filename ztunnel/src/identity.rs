@@ -193,7 +193,7 @@ impl Identities {
             let Some(certificate) = &status.certificate else {
                 if let IdentityState::Expired { at } = status.state {
                     // Who watches for ends that are near is not to be left without the worst one.
-                    telemetry.certificate(identity, Some(at));
+                    telemetry.record_certificate_expiry(identity, Some(at));
                     after.insert(identity.clone(), Err(IdentityError::Expired));
                 }
                 continue;
@@ -205,7 +205,7 @@ impl Identities {
             let built = self.build(certificate, &state.bundle);
             // A certificate that cannot be used leaves what still works in place.
             if let Some(built) = built.or_else(|| old.cloned()) {
-                telemetry.certificate(identity, Some(built.certificate.not_after));
+                telemetry.record_certificate_expiry(identity, Some(built.certificate.not_after));
                 after.insert(identity.clone(), Ok(built));
             }
             builds += 1;
@@ -214,9 +214,9 @@ impl Identities {
             }
         }
         for identity in before.keys().filter(|one| !after.contains_key(one)) {
-            telemetry.certificate(identity, None);
+            telemetry.record_certificate_expiry(identity, None);
         }
-        telemetry.certificates(&state);
+        telemetry.record_certificates(&state);
         self.0.ready.store(Arc::new(after));
         self.0.changed.send_replace(());
     }

@@ -26,5 +26,6 @@ mod netlink;
 pub mod netns;
 mod nftables;
 pub mod proxy;
+pub mod readiness;
 pub mod revocation;
 pub mod telemetry;

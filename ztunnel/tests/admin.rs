@@ -1,5 +1,5 @@
-//! The admin and metrics ports, asked over HTTP as an operator asks them.
-// A step that fails ends the test with what it expected.
+//! The admin and metrics ports, over HTTP.
+// A failed step ends the test with the message of its `expect`.
 #![allow(clippy::expect_used)]
 
 use std::net::{SocketAddr, TcpListener};
@@ -15,20 +15,22 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use ztunnel::admin::{self, Admin, WorkloadState};
-use ztunnel::dataplane::{CONNECTIONS_PER_POD, DataPlane, DataPlaneConfig, UNPROVEN_PER_POD};
+use ztunnel::dataplane::{
+    DataPlane, DataPlaneConfig, MAX_CONNECTIONS_PER_POD, MAX_HANDSHAKES_PER_POD,
+};
 use ztunnel::identity::Identities;
-use ztunnel::telemetry::{Format, Log, LogConfig, Telemetry};
+use ztunnel::telemetry::{Log, LogConfig, LogFormat, Telemetry};
 
-fn port() -> (TcpListener, SocketAddr) {
+fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("it is bound");
+    let address = listener.local_addr().expect("a bound listener");
     (listener, address)
 }
 
 /// Status and body of one request.
-async fn ask(to: SocketAddr, method: &str, target: &str) -> (u16, String) {
-    let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    let text = raw(to, request.as_bytes()).await;
+async fn request(to: SocketAddr, method: &str, target: &str) -> (u16, String) {
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let text = send(to, head.as_bytes()).await;
     let status = text
         .split(' ')
         .nth(1)
@@ -37,25 +39,26 @@ async fn ask(to: SocketAddr, method: &str, target: &str) -> (u16, String) {
     (status.expect("a status"), body.to_owned())
 }
 
-async fn raw(to: SocketAddr, bytes: &[u8]) -> String {
+/// Sends bytes and returns the response.
+async fn send(to: SocketAddr, bytes: &[u8]) -> String {
     let exchange = async {
-        let mut stream = TcpStream::connect(to).await.expect("it listens");
-        stream.write_all(bytes).await.expect("it reads");
+        let mut stream = TcpStream::connect(to).await.expect("an open port");
+        stream.write_all(bytes).await.expect("an open connection");
         let mut text = String::new();
-        // It may end what it does not like with a reset; what it said before that counts.
+        // The server may reset a malformed request; the response before the reset counts.
         let _ = stream.read_to_string(&mut text).await;
         text
     };
     timeout(Duration::from_secs(20), exchange)
         .await
-        .expect("an answer in time")
+        .expect("a response in time")
 }
 
-/// What the admin port shows: the log can be installed once in a process, so this is one test.
+/// One test for all endpoints, because a process can install its log only once.
 #[tokio::test]
-async fn operators_see_the_mesh_the_pods_and_change_the_log_levels() {
+async fn admin_and_metrics_ports_serve_their_endpoints() {
     let levels = LogConfig {
-        format: Format::Json,
+        format: LogFormat::Json,
         filter: "warn".into(),
     };
     let (log, _guard) = Log::install(&levels).expect("the first log");
@@ -67,8 +70,8 @@ async fn operators_see_the_mesh_the_pods_and_change_the_log_levels() {
     let store = Store::new();
     let config = DataPlaneConfig {
         workers: 1,
-        connections_per_pod: CONNECTIONS_PER_POD,
-        unproven_per_pod: UNPROVEN_PER_POD,
+        max_connections_per_pod: MAX_CONNECTIONS_PER_POD,
+        max_handshakes_per_pod: MAX_HANDSHAKES_PER_POD,
         identities: identities.clone(),
         trust_domain_aliases: vec![],
         tunnel_max_age: std::time::Duration::from_secs(3600),
@@ -86,12 +89,12 @@ async fn operators_see_the_mesh_the_pods_and_change_the_log_levels() {
         config: json!({ "node": "a" }),
         quit: quit.clone(),
     };
-    let ((listener, to), (stats_listener, stats)) = (port(), port());
+    let ((listener, to), (stats_listener, stats)) = (listen(), listen());
     let local = LocalSet::new();
     let mut tasks = JoinSet::new();
     tasks.spawn_local_on(admin::serve(listener, admin, stop.clone()), &local);
     tasks.spawn_local_on(
-        admin::serve_stats(stats_listener, telemetry.clone(), stop.clone()),
+        admin::serve_metrics(stats_listener, telemetry.clone(), stop.clone()),
         &local,
     );
     tasks.spawn_local_on(renewal.run(stop.clone()), &local);
@@ -105,10 +108,10 @@ async fn operators_see_the_mesh_the_pods_and_change_the_log_levels() {
             pages(to).await;
             logging(to).await;
             metrics(stats).await;
-            hostile(to).await;
-            assert_eq!(ask(to, "GET", "/quitquitquit").await.0, 405);
+            malformed_requests(to).await;
+            assert_eq!(request(to, "GET", "/quitquitquit").await.0, 405);
             assert!(!quit.is_cancelled());
-            assert_eq!(ask(to, "POST", "/quitquitquit").await.0, 200);
+            assert_eq!(request(to, "POST", "/quitquitquit").await.0, 200);
             assert!(quit.is_cancelled());
             stop.cancel();
             while tasks.join_next().await.is_some() {}
@@ -121,7 +124,7 @@ fn pending() -> WorkloadState {
     WorkloadState {
         uid: WorkloadUid::of_pod("Kubernetes", "shop", "web-0", "1234"),
         state: "pending",
-        reason: Some("its network namespace is not there yet".into()),
+        reason: Some("its network namespace does not exist yet".into()),
         since: std::time::SystemTime::UNIX_EPOCH,
         name: "web-0".into(),
         namespace: "shop".into(),
@@ -131,9 +134,9 @@ fn pending() -> WorkloadState {
 }
 
 async fn pages(to: SocketAddr) {
-    assert_eq!(ask(to, "GET", "/").await.0, 200);
-    assert_eq!(ask(to, "GET", "/nothing").await.0, 404);
-    let (status, dump) = ask(to, "GET", "/config_dump").await;
+    assert_eq!(request(to, "GET", "/").await.0, 200);
+    assert_eq!(request(to, "GET", "/nothing").await.0, 404);
+    let (status, dump) = request(to, "GET", "/config_dump").await;
     assert_eq!(status, 200);
     let dump: Value = serde_json::from_str(&dump).expect("JSON");
     for key in [
@@ -149,7 +152,7 @@ async fn pages(to: SocketAddr) {
     assert_eq!(dump["config"], json!({ "node": "a" }));
     let state = &dump["workloadState"]["Kubernetes//Pod/shop/web-0/1234"];
     assert_eq!(state["state"], "pending");
-    assert_eq!(state["reason"], "its network namespace is not there yet");
+    assert_eq!(state["reason"], "its network namespace does not exist yet");
     assert_eq!(
         state["connections"],
         json!({ "inbound": [], "outbound": [] })
@@ -158,7 +161,7 @@ async fn pages(to: SocketAddr) {
 }
 
 async fn logging(to: SocketAddr) {
-    let level = async |target: &str| ask(to, "POST", target).await;
+    let level = async |target: &str| request(to, "POST", target).await;
     assert_eq!(
         level("/logging").await,
         (200, "current log level is warn\n".into())
@@ -176,27 +179,27 @@ async fn logging(to: SocketAddr) {
         level("/logging?reset").await,
         (200, "current log level is warn\n".into())
     );
-    assert_eq!(ask(to, "GET", "/logging?level=debug").await.0, 405);
+    assert_eq!(request(to, "GET", "/logging?level=debug").await.0, 405);
 }
 
 async fn metrics(to: SocketAddr) {
     for target in ["/metrics", "/stats/prometheus"] {
-        let (status, text) = ask(to, "GET", target).await;
+        let (status, text) = request(to, "GET", target).await;
         assert_eq!(status, 200);
         assert!(text.contains("istio_build{component=\"ztunnel\""), "{text}");
     }
-    assert_eq!(ask(to, "GET", "/config_dump").await.0, 404);
-    assert_eq!(ask(to, "POST", "/metrics").await.0, 405);
+    assert_eq!(request(to, "GET", "/config_dump").await.0, 404);
+    assert_eq!(request(to, "POST", "/metrics").await.0, 405);
 }
 
-/// What is not a request ends its own connection and nothing else.
-async fn hostile(to: SocketAddr) {
+/// A malformed or oversized request affects its own connection only.
+async fn malformed_requests(to: SocketAddr) {
     let many = "a: b\r\n".repeat(1000);
     let long = format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "b".repeat(100_000));
     let flood = format!("GET / HTTP/1.1\r\n{many}\r\n");
     for bytes in ["\u{0}\u{1}garbage\r\n\r\n", "GET\r\n\r\n", &long, &flood] {
-        let answer = raw(to, bytes.as_bytes()).await;
-        assert!(!answer.contains("200 OK"), "{answer}");
+        let response = send(to, bytes.as_bytes()).await;
+        assert!(!response.contains("200 OK"), "{response}");
     }
-    assert_eq!(ask(to, "GET", "/").await.0, 200);
+    assert_eq!(request(to, "GET", "/").await.0, 200);
 }

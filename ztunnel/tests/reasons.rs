@@ -1,5 +1,4 @@
-//! The list of reasons in the documentation is that of the source: nothing that the daemon says is
-//! missing there, and nothing there is never said.
+//! The reason codes in docs/reasons.md are exactly those in the source.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -7,12 +6,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What stands right before a code wherever one is given that no `code()` gives.
-const GIVEN: [&str; 6] = [
+/// The text right before a code in the places that do not take it from a `code()` function.
+const CODE_PREFIXES: [&str; 6] = [
     ".stop(\"",
     ".abort(\"",
     "Found::Replaced(\"",
-    "capture_repaired(\"",
+    "record_capture_repair(\"",
     "refuse(None, \"",
     ".reason().unwrap_or(\"",
 ];
@@ -21,20 +20,20 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The text of every source file of the crates that give reasons, without their tests.
+/// The text of every source file of the crates that define codes, without their tests.
 fn sources() -> Vec<String> {
     let mut folders: Vec<PathBuf> = ["hbone/src", "mesh/src", "ztunnel/src"]
         .map(|folder| root().join(folder))
         .into();
     let mut texts = Vec::new();
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder of the source") {
-            let path = entry.expect("an entry").path();
+        for entry in fs::read_dir(&folder).expect("a source folder") {
+            let path = entry.expect("a folder entry").path();
             let name = path.file_name().unwrap_or_default();
             if path.is_dir() && name != "tests" {
                 folders.push(path);
             } else if path.extension().is_some_and(|end| end == "rs") && name != "tests.rs" {
-                let text = fs::read_to_string(&path).expect("a file of the source");
+                let text = fs::read_to_string(&path).expect("a source file");
                 let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
                 texts.push(text[..end].to_owned());
             }
@@ -44,17 +43,17 @@ fn sources() -> Vec<String> {
 }
 
 fn is_code(text: &str) -> bool {
-    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(word)
+    let is_code_char = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(is_code_char)
 }
 
-/// The string literals of a text that look like codes.
+/// The string literals of a text that have the form of a code.
 fn literals(text: &str) -> impl Iterator<Item = String> {
     let quoted = text.split('"').skip(1).step_by(2);
     quoted.filter(|text| is_code(text)).map(str::to_owned)
 }
 
-/// The codes that a source file gives for connections and pods.
+/// The codes that a source file defines for connections and pods.
 fn codes(source: &str) -> BTreeSet<String> {
     let mut codes = BTreeSet::new();
     for (at, _) in source.match_indices("fn code(") {
@@ -66,7 +65,7 @@ fn codes(source: &str) -> BTreeSet<String> {
         let body = &source[at..];
         codes.extend(literals(&body[..body.find(&end).unwrap_or(body.len())]));
     }
-    for before in GIVEN {
+    for before in CODE_PREFIXES {
         for (at, _) in source.match_indices(before) {
             let rest = &source[at + before.len()..];
             let code = rest.split('"').next().unwrap_or_default();
@@ -87,22 +86,31 @@ fn documented() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_reason_that_is_given_is_documented() {
+fn every_code_in_the_source_is_documented() {
     let documented = documented();
-    let given: BTreeSet<String> = sources().iter().flat_map(|source| codes(source)).collect();
-    assert!(given.len() > 50, "these are too few to be all: {given:?}");
-    let missing: Vec<_> = given.difference(&documented).collect();
+    let defined: BTreeSet<String> = sources().iter().flat_map(|source| codes(source)).collect();
+    assert!(
+        defined.len() > 50,
+        "too few codes, the search is broken: {defined:?}"
+    );
+    let missing: Vec<_> = defined.difference(&documented).collect();
     assert!(missing.is_empty(), "not in docs/reasons.md: {missing:?}");
 }
 
 #[test]
-fn every_reason_that_is_documented_is_given_somewhere() {
+fn every_documented_code_is_in_the_source() {
     let sources = sources();
-    let said = |code: &String| {
+    let is_in_source = |code: &String| {
         let literal = format!("\"{code}\"");
         sources.iter().any(|source| source.contains(&literal))
     };
     let documented = documented();
-    let never: Vec<_> = documented.iter().filter(|code| !said(code)).collect();
-    assert!(never.is_empty(), "nobody says {never:?}");
+    let unused: Vec<_> = documented
+        .iter()
+        .filter(|code| !is_in_source(code))
+        .collect();
+    assert!(
+        unused.is_empty(),
+        "documented but not in the source: {unused:?}"
+    );
 }

@@ -17,8 +17,7 @@ use super::{Admin, WorkloadState};
 use crate::dataplane::{ConnectionInfo, Direction};
 
 impl Admin {
-    /// Everything. Keys of certificates are not in it, and cannot be: what it is made from does not
-    /// show them.
+    /// The complete dump. It contains no private key: the types that it reads do not expose them.
     pub(super) fn dump(&self) -> Value {
         let model = self.store.model();
         let mut workloads: Vec<_> = model.workloads().collect();
@@ -30,22 +29,22 @@ impl Admin {
             .map(|state| {
                 (
                     state.uid.to_string(),
-                    workload_state(&state, &self.data_plane.connections(&state.uid)),
+                    workload_state_json(&state, &self.data_plane.connections(&state.uid)),
                 )
             })
             .collect();
         let workloads: Vec<_> = workloads
             .into_iter()
-            .map(|workload| of_workload(workload))
+            .map(|workload| workload_json(workload))
             .collect();
         let services: Vec<_> = services
             .into_iter()
-            .map(|service| of_service(service))
+            .map(|service| service_json(service))
             .collect();
         json!({
             "workloads": workloads,
             "services": services,
-            // Serialized as istioctl reads them, with what became of each beside it.
+            // With the fields that istioctl reads, and the state of each policy.
             "policies": model.policies(),
             "stagedServices": {},
             "certificates": self.certificates(),
@@ -58,15 +57,15 @@ impl Admin {
 
     fn certificates(&self) -> Vec<Value> {
         let state = self.identities.state();
-        let roots = roots(&state.bundle);
+        let roots = roots_json(&state.bundle);
         let identities = state.identities.iter();
         identities
-            .map(|status| of_identity(status, &roots))
+            .map(|status| identity_json(status, &roots))
             .collect()
     }
 }
 
-fn of_workload(workload: &Workload) -> Value {
+fn workload_json(workload: &Workload) -> Value {
     json!({
         "uid": workload.uid,
         "workloadIps": workload.ips,
@@ -93,7 +92,7 @@ fn of_workload(workload: &Workload) -> Value {
     })
 }
 
-fn of_service(service: &Service) -> Value {
+fn service_json(service: &Service) -> Value {
     let endpoints: BTreeMap<String, Value> = service
         .endpoints
         .iter()
@@ -117,8 +116,7 @@ fn of_service(service: &Service) -> Value {
             (uid, value)
         })
         .collect();
-    // What istioctl wants as the target is the endpoint's to say; where a service has none, 0 says
-    // that nothing answers.
+    // istioctl shows one target per port, which the endpoints define; 0 if the service has none.
     let ports: BTreeMap<String, u16> = service
         .ports
         .iter()
@@ -176,12 +174,12 @@ fn load_balancer(service: &Service) -> Value {
     json!({ "mode": mode, "routingPreferences": preferences, "healthPolicy": health })
 }
 
-fn workload_state(state: &WorkloadState, connections: &[ConnectionInfo]) -> Value {
+fn workload_state_json(state: &WorkloadState, connections: &[ConnectionInfo]) -> Value {
     let of = |direction: Direction| {
         connections
             .iter()
             .filter(|connection| connection.direction == direction)
-            .map(of_connection)
+            .map(connection_json)
             .collect::<Vec<_>>()
     };
     let mut value = json!({
@@ -201,7 +199,7 @@ fn workload_state(state: &WorkloadState, connections: &[ConnectionInfo]) -> Valu
     value
 }
 
-fn of_connection(connection: &ConnectionInfo) -> Value {
+fn connection_json(connection: &ConnectionInfo) -> Value {
     let text = |address: &SocketAddr| address.to_string();
     json!({
         "src": text(&connection.source),
@@ -213,37 +211,34 @@ fn of_connection(connection: &ConnectionInfo) -> Value {
     })
 }
 
-/// One identity as `istioctl ztunnel-config certificate` shows it.
-fn of_identity(status: &IdentityStatus, roots: &[Value]) -> Value {
+/// One identity, in the shape that `istioctl ztunnel-config certificate` reads.
+fn identity_json(status: &IdentityStatus, roots: &[Value]) -> Value {
     let error = status.last_error.as_ref();
-    let because = error.map(|error| format!(": {}: {}", error.code, error.message));
-    let because = because.unwrap_or_default();
+    let cause = error.map(|error| format!(": {}: {}", error.code, error.message));
+    let cause = cause.unwrap_or_default();
     let state = match status.state {
         IdentityState::Initializing => "Initializing".to_owned(),
         IdentityState::Available => "Available".to_owned(),
-        IdentityState::Unavailable => format!("Unavailable{because}"),
+        IdentityState::Unavailable => format!("Unavailable{cause}"),
         IdentityState::Expired { at } => {
-            format!(
-                "Unavailable: certificate_expired at {}{because}",
-                rfc3339(at)
-            )
+            format!("Unavailable: certificate_expired at {}{cause}", rfc3339(at))
         }
     };
     let certificate = status.certificate.as_ref();
     let mut value = json!({
         "identity": status.identity.to_string(),
         "state": state,
-        "certChain": certificate.map(of_certificate).into_iter().collect::<Vec<_>>(),
+        "certChain": certificate.map(certificate_json).into_iter().collect::<Vec<_>>(),
         "rootCerts": roots,
     });
-    // Also while the certificate that there is goes on.
+    // Present also while an earlier certificate is still valid.
     if let Some(error) = error {
         value["lastError"] = json!({ "code": error.code, "message": error.message });
     }
     value
 }
 
-fn of_certificate(certificate: &Arc<Certificate>) -> Value {
+fn certificate_json(certificate: &Arc<Certificate>) -> Value {
     json!({
         "pem": certificate.chain.first().map(|der| pem(der)).unwrap_or_default(),
         "serialNumber": decimal(&certificate.serial),
@@ -252,7 +247,7 @@ fn of_certificate(certificate: &Arc<Certificate>) -> Value {
     })
 }
 
-fn roots(bundle: &TrustBundle) -> Vec<Value> {
+fn roots_json(bundle: &TrustBundle) -> Vec<Value> {
     bundle
         .roots()
         .iter()
@@ -260,13 +255,13 @@ fn roots(bundle: &TrustBundle) -> Vec<Value> {
         .collect()
 }
 
-/// Base64 of the PEM text: bytes in JSON, as the peer writes them.
+/// Base64 of the PEM text: bytes in JSON, as Istio's ztunnel writes them.
 fn pem(der: &[u8]) -> String {
     BASE64.encode(pem::encode(&pem::Pem::new("CERTIFICATE", der)))
 }
 
-/// A hexadecimal number of any length in decimal, which is how istioctl reads a serial number.
-/// Empty if it is none.
+/// Converts a hexadecimal number of any length to decimal, the form in which istioctl reads serial
+/// numbers. Empty if it is not a number.
 fn decimal(hex: &str) -> String {
     let mut digits: Vec<u32> = vec![0];
     for c in hex.chars().filter(|c| *c != ':') {
@@ -290,7 +285,7 @@ fn decimal(hex: &str) -> String {
         .collect()
 }
 
-/// UTC; empty for a time that no calendar has.
+/// RFC 3339 in UTC; empty for a time out of its range.
 fn rfc3339(time: SystemTime) -> String {
     OffsetDateTime::from(time)
         .format(&Rfc3339)

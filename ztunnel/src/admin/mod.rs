@@ -1,11 +1,11 @@
-//! What the operator asks the daemon: its state on loopback, its metrics, whether it is ready.
+//! The HTTP endpoints for operators: config dump, log levels and shutdown; metrics.
 //!
 //! - 15000, loopback only: `GET /`, `GET /config_dump`, `POST /logging`, `POST /quitquitquit`;
-//! - 15020: `GET /metrics` and `GET /stats/prometheus`;
-//! - 15021: `GET /healthz/ready`, see [`readiness`].
+//! - 15020: `GET /metrics` and `GET /stats/prometheus`.
+//!
+//! A data-plane thread serves 15021, see [`crate::readiness`].
 
 mod dump;
-pub mod readiness;
 
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -22,16 +22,16 @@ use crate::dataplane::DataPlane;
 use crate::identity::Identities;
 use crate::telemetry::{Log, Telemetry};
 
-/// A pod of this node as enrolment sees it.
+/// The enrolment state of a pod of this node.
 #[derive(Clone, Debug)]
 pub struct WorkloadState {
     /// The pod.
     pub uid: WorkloadUid,
     /// The verified state, such as `enrolled` or `pending`.
     pub state: &'static str,
-    /// Why it is in that state, if there is more to say than the state does.
+    /// The reason for the state, if it needs one.
     pub reason: Option<String>,
-    /// Since when it is in that state.
+    /// When it entered the state.
     pub since: SystemTime,
     /// Pod name.
     pub name: String,
@@ -43,26 +43,27 @@ pub struct WorkloadState {
     pub trust_domain: String,
 }
 
-/// What the admin pages show and do.
+/// What the admin endpoints show and change.
 pub struct Admin {
-    /// The mesh as this daemon knows it.
+    /// The model.
     pub store: Store,
-    /// Whose connections are listed.
+    /// The open connections.
     pub data_plane: Arc<DataPlane>,
-    /// Whose certificates are listed.
+    /// The certificates.
     pub identities: Identities,
-    /// Whose levels can be changed.
+    /// The log levels.
     pub log: Log,
-    /// Answers with the pods of this node.
+    /// Returns the pods of this node.
     pub workloads: Box<dyn Fn() -> Vec<WorkloadState>>,
-    /// The configuration in force, as it is shown.
+    /// The configuration in force, as JSON.
     pub config: serde_json::Value,
-    /// Ends the daemon in good order.
+    /// Starts a graceful shutdown of the daemon.
     pub quit: CancellationToken,
 }
 
-/// Serves the admin port until stopped. Runs in a `LocalSet`. The listener has to be a loopback
-/// one: there is no other check of who asks.
+/// Serves the admin port until stopped. Runs in a `LocalSet`.
+///
+/// The listener must be bound to a loopback address: there is no other access control.
 pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) {
     let admin = Rc::new(admin);
     admin::serve(listener, stop, move |request| {
@@ -73,19 +74,19 @@ pub async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken)
 }
 
 /// Serves the metrics port until stopped. Runs in a `LocalSet`.
-pub async fn serve_stats(
+pub async fn serve_metrics(
     listener: TcpListener,
     telemetry: Arc<Telemetry>,
     stop: CancellationToken,
 ) {
     admin::serve(listener, stop, move |request| {
         let telemetry = telemetry.clone();
-        async move { stats(&request, &telemetry) }
+        async move { respond_metrics(&request, &telemetry) }
     })
     .await;
 }
 
-fn stats(request: &Request, telemetry: &Telemetry) -> Response {
+fn respond_metrics(request: &Request, telemetry: &Telemetry) -> Response {
     match (request.path.as_str(), &request.method) {
         ("/metrics" | "/stats/prometheus", &Method::GET) => match telemetry.scrape() {
             Ok(metrics) => admin::metrics(metrics),
@@ -100,8 +101,8 @@ fn stats(request: &Request, telemetry: &Telemetry) -> Response {
 }
 
 const INDEX: &str = "\
-GET  /config_dump        what the mesh looks like from here, and the pods of this node
-POST /logging            the log levels; ?level=info,hbone=debug to change, ?reset to return
+GET  /config_dump        the model, the certificates, and the pods of this node with their connections
+POST /logging            the log levels; ?level=info,hbone=debug to change, ?reset to restore
 POST /quitquitquit       drain and exit
 ";
 
@@ -116,9 +117,9 @@ impl Admin {
                     format!("{}\n", ErrorChain(&error)),
                 ),
             },
-            ("/logging", &Method::POST) => self.logging(request),
+            ("/logging", &Method::POST) => self.respond_logging(request),
             ("/quitquitquit", &Method::POST) => {
-                tracing::info!("asked to quit on the admin port");
+                tracing::info!("shutdown requested on the admin port");
                 self.quit.cancel();
                 text(StatusCode::OK, "shutdown now\n")
             }
@@ -128,7 +129,7 @@ impl Admin {
         }
     }
 
-    fn logging(&self, request: &Request) -> Response {
+    fn respond_logging(&self, request: &Request) -> Response {
         let (reset, level) = (request.query_param("reset"), request.query_param("level"));
         if reset.is_none() && level.is_none() {
             return text(
@@ -136,9 +137,9 @@ impl Admin {
                 format!("current log level is {}\n", self.log.filter()),
             );
         }
-        match self.log.set(level.as_deref()) {
+        match self.log.set_filter(level.as_deref()) {
             Ok(now) => {
-                tracing::info!(level = %now, "the log levels were changed on the admin port");
+                tracing::info!(level = %now, "log levels changed on the admin port");
                 text(StatusCode::OK, format!("current log level is {now}\n"))
             }
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{}\n", ErrorChain(&error))),

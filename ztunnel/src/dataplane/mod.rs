@@ -1,19 +1,13 @@
-//! The data plane: one thread per core, each with its own runtime, its own listeners in every pod
+//! The data plane: one thread per core, each with its own runtime, its own listeners in every pod,
 //! and its own tunnels.
 //!
-//! Workers share nothing but the store, the certificates and the counters, all of which are read
-//! without a lock. The control side speaks to them through bounded channels and waits for the
-//! answer with a deadline: a worker that does not answer is an error with its number in it, never a
-//! control side that hangs. A connection is accepted, served and ended on one thread.
+//! Workers share only the store, the certificates and the counters, all of which are read without a
+//! lock. The control side sends them commands through bounded channels and waits for each reply with
+//! a deadline: a worker that does not reply is an error that names it, and never blocks the control
+//! side. A connection is accepted, served and ended on one thread; [`crate::proxy`] serves it.
 
-mod authorize;
-mod listen;
-mod pod;
+mod listener;
 mod pods;
-pub(crate) mod recheck;
-pub(crate) mod registry;
-mod sockets;
-pub(crate) mod unproven;
 mod worker;
 
 use std::collections::HashMap;
@@ -27,58 +21,54 @@ use spiffe::TrustDomain;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-pub use registry::{ConnectionInfo, Direction};
+pub use crate::proxy::{ConnectionInfo, Direction};
 
-use crate::admin::readiness::Readiness;
 use crate::identity::Identities;
 use crate::netns::Netns;
+use crate::proxy::{ConnectionRegistry, SharedContext};
+use crate::readiness::Readiness;
 use crate::telemetry::Telemetry;
-use registry::Registry;
-use worker::{Command, Worker};
+use worker::{Command, ReadinessServer, Worker};
 
-pub(crate) use pod::PodContext;
+/// Commands that may be queued for one worker. The control side sends a few per pod event and waits
+/// for each reply.
+const MAX_QUEUED_COMMANDS: usize = 256;
 
-/// Commands that may wait for one worker. The control side sends a few per pod event and waits for
-/// each answer.
-const COMMANDS: usize = 256;
-
-/// How long a worker may take to answer. It never blocks, so silence for this long means that it is
-/// stuck.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long a worker may take to reply. It never blocks, so one that takes longer is stuck.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections that one pod may have open at a time, both directions together, unless configured
-/// otherwise. At 5 KB each before its buffers grow this is 160 MB; without a bound one pod can take
-/// the node's whole memory and every descriptor.
-pub const CONNECTIONS_PER_POD: usize = 32_768;
+/// otherwise. At 5 KB each before their buffers grow this is 160 MB. Without a limit one pod can
+/// exhaust the node's memory and file descriptors.
+pub const MAX_CONNECTIONS_PER_POD: usize = 32_768;
 
 /// Tunnels of one pod that may be in their handshakes at a time, unless configured otherwise. A
-/// handshake takes milliseconds, so this is room for thousands of new peers a second; and it is all
-/// that those can hold who prove nothing.
-pub const UNPROVEN_PER_POD: usize = 1024;
+/// handshake takes milliseconds, so this admits thousands of new peers a second; and it bounds what
+/// unverified peers can hold.
+pub const MAX_HANDSHAKES_PER_POD: usize = 1024;
 
-/// What a data plane is made of.
+/// The configuration of a data plane.
 pub struct DataPlaneConfig {
     /// Number of threads; at least one is started.
     pub workers: usize,
-    /// Connections that one pod may have open at a time; see [`CONNECTIONS_PER_POD`].
-    pub connections_per_pod: usize,
-    /// Tunnels of one pod whose peers have not proven who they are; see [`UNPROVEN_PER_POD`].
-    pub unproven_per_pod: usize,
+    /// Connections that one pod may have open at a time; see [`MAX_CONNECTIONS_PER_POD`].
+    pub max_connections_per_pod: usize,
+    /// Tunnels of one pod that may be in their handshakes; see [`MAX_HANDSHAKES_PER_POD`].
+    pub max_handshakes_per_pod: usize,
     /// The certificates that the workers serve and dial with.
     pub identities: Identities,
-    /// Other names of the mesh's trust domain: whoever proves an identity in one of them is of this
+    /// Other names of the mesh's trust domain. A peer with an identity in one of them is of this
     /// mesh.
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// How long a tunnel takes new connections, at either end.
     pub tunnel_max_age: Duration,
-    /// The listener of the readiness port, which the first worker answers; none in tests.
+    /// The readiness port, which the first worker serves; none in tests.
     pub readiness: Option<(TcpListener, Arc<Readiness>)>,
 }
 
-/// A pod that takes part in the mesh.
+/// A pod to be added to the data plane.
 pub struct Pod {
-    /// Which workload it is; everything else about it is looked up when a connection needs it, and
-    /// so is never stale.
+    /// Its workload. Everything else about it is looked up for each connection, and so is current.
     pub workload: WorkloadUid,
     /// Its network namespace, in which the workers make the sockets that they dial with.
     pub netns: Arc<Netns>,
@@ -86,143 +76,140 @@ pub struct Pod {
     pub listeners: Vec<PodListeners>,
 }
 
-/// The three listeners of one pod for one worker, made inside the pod's network namespace.
+/// The three listeners of one pod for one worker, created in the pod's network namespace.
 pub struct PodListeners {
-    /// 15001: what the pod opens.
+    /// 15001: connections that the pod opens.
     pub outbound: TcpListener,
-    /// 15006: what reaches the pod in clear.
+    /// 15006: plain connections to the pod.
     pub inbound_plain: TcpListener,
-    /// 15008: what reaches the pod through the mesh.
+    /// 15008: connections to the pod through the mesh.
     pub inbound_hbone: TcpListener,
 }
 
 /// How a pod leaves the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// It left the mesh but lives: nothing new is accepted, what is established lives on.
+    /// The pod left the mesh but still runs: nothing new is accepted, open connections continue.
     OptOut,
-    /// It is gone: every connection is reset now.
+    /// The pod was deleted: every connection is reset now.
     Gone,
 }
 
-/// Why the data plane did not do what it was told.
+/// Why an operation of the data plane failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system gave no thread or no runtime.
+    /// A worker's thread or runtime could not be created.
     #[error("cannot start data-plane worker {worker}")]
     Start {
         /// Number of the worker, from 0.
         worker: usize,
-        /// What the system said.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// A worker did not answer in time, or has ended.
-    #[error("data-plane worker {worker} does not answer: it is stuck or has ended")]
+    /// A worker did not reply in time, or has ended.
+    #[error("data-plane worker {worker} does not reply: it is stuck or has ended")]
     Unresponsive {
         /// Number of the worker, from 0.
         worker: usize,
     },
-    /// The pod came with another number of listeners than there are workers.
-    #[error("pod {uid} came with {listeners} sets of listeners for {workers} workers")]
+    /// The number of listener sets is not the number of workers.
+    #[error("pod {uid} has {listeners} sets of listeners for {workers} workers")]
     Listeners {
         /// The pod.
         uid: WorkloadUid,
-        /// How many it came with.
+        /// The sets that it has.
         listeners: usize,
-        /// How many are needed.
+        /// The sets that it needs.
         workers: usize,
     },
-    /// A listener could not be handed to the worker's runtime.
+    /// A listener could not be registered with the worker's runtime.
     #[error("cannot accept on the listeners of pod {uid}")]
     Accept {
         /// The pod.
         uid: WorkloadUid,
-        /// What the system said.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// A pod that stopped accepting and whose last connections may still be open.
+/// A pod that was removed: its listeners are closed, and its last connections may still be open.
 #[must_use = "the pod's return path may be removed only after its last connection has ended"]
-pub struct Leaving {
+pub struct Draining {
     ended: Vec<oneshot::Receiver<()>>,
 }
 
-impl Leaving {
-    /// Resolves when the pod's last connection has ended on every worker. This can take as long as
-    /// the applications like.
-    pub async fn ended(self) {
-        // A worker that ended without an answer has ended its connections too.
+impl Draining {
+    /// Resolves when the pod's last connection has ended on every worker, which can take as long as
+    /// its applications keep connections open.
+    pub async fn finished(self) {
+        // A worker that ended without a reply has ended its connections too.
         join_all(self.ended).await;
     }
 }
 
-/// The running data plane.
+/// A running data plane.
 pub struct DataPlane {
     workers: Vec<mpsc::Sender<Command>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
-    registries: Mutex<HashMap<WorkloadUid, Arc<Registry>>>,
-    connections_per_pod: usize,
+    connections: Mutex<HashMap<WorkloadUid, Arc<ConnectionRegistry>>>,
+    max_connections_per_pod: usize,
 }
 
 impl DataPlane {
-    /// Starts the workers. They live in the network namespace of the calling thread.
+    /// Starts the workers, in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// Fails if a thread or its runtime cannot be made.
+    /// Fails if a thread or its runtime cannot be created.
     pub fn start(
         config: DataPlaneConfig,
         store: Store,
         telemetry: Arc<Telemetry>,
     ) -> Result<Self, Error> {
         let count = config.workers.max(1);
-        let (senders, receivers): (Vec<_>, Vec<_>) =
-            (0..count).map(|_| mpsc::channel(COMMANDS)).unzip();
-        let mut readiness = config.readiness;
-        let trust_domain_aliases: Arc<[TrustDomain]> = config.trust_domain_aliases.into();
+        let shared = Arc::new(SharedContext {
+            store,
+            identities: config.identities,
+            telemetry,
+            trust_domain_aliases: config.trust_domain_aliases,
+            tunnel_max_age: config.tunnel_max_age,
+            // The kernel spreads new connections evenly over the workers.
+            max_handshakes: config.max_handshakes_per_pod.div_ceil(count),
+        });
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..count)
+            .map(|_| mpsc::channel(MAX_QUEUED_COMMANDS))
+            .unzip();
+        let mut readiness = config
+            .readiness
+            .map(|(listener, readiness)| ReadinessServer {
+                listener,
+                readiness,
+                workers: senders.iter().map(mpsc::Sender::downgrade).collect(),
+            });
         let mut threads = Vec::with_capacity(count);
         for (worker, commands) in receivers.into_iter().enumerate() {
-            let parts = worker::Parts {
-                number: worker,
-                store: store.clone(),
-                identities: config.identities.clone(),
-                telemetry: telemetry.clone(),
-                trust_domain_aliases: trust_domain_aliases.clone(),
-                tunnel_max_age: config.tunnel_max_age,
-                // The kernel spreads new connections evenly over the workers.
-                unproven_per_pod: config.unproven_per_pod.div_ceil(count),
-                readiness: readiness.take().map(|(listener, state)| {
-                    (
-                        listener,
-                        state,
-                        senders.iter().map(mpsc::Sender::downgrade).collect(),
-                    )
-                }),
-            };
-            threads.push(
-                Worker::spawn(parts, commands).map_err(|source| Error::Start { worker, source })?,
-            );
+            let thread = Worker::spawn(worker, shared.clone(), commands, readiness.take())
+                .map_err(|source| Error::Start { worker, source })?;
+            threads.push(thread);
         }
         Ok(Self {
             workers: senders,
             threads: Mutex::new(threads),
-            registries: Mutex::default(),
-            connections_per_pod: config.connections_per_pod,
+            connections: Mutex::default(),
+            max_connections_per_pod: config.max_connections_per_pod,
         })
     }
 
-    /// Number of workers, and so of listener sets that a [`Pod`] brings.
+    /// Number of workers, and so of the listener sets of a [`Pod`].
     pub fn workers(&self) -> usize {
         self.workers.len()
     }
 
-    /// Takes a pod in. Resolves when every worker accepts on its listeners.
+    /// Adds a pod. Resolves when every worker accepts on its listeners.
     ///
     /// # Errors
-    /// Fails if a worker does not answer or cannot use its listeners; no worker serves the pod
-    /// then.
+    /// Fails if a worker does not reply or cannot use its listeners; then no worker serves the pod.
     pub async fn add(&self, pod: Pod) -> Result<(), Error> {
         let Pod {
             workload,
@@ -236,25 +223,26 @@ impl DataPlane {
                 workers: self.workers.len(),
             });
         }
-        let registry = Arc::new(Registry::new(self.workers.len(), self.connections_per_pod));
-        let answers = join_all(
-            listeners
-                .into_iter()
-                .enumerate()
-                .map(|(worker, listeners)| {
-                    let (uid, netns, registry) =
-                        (workload.clone(), netns.clone(), registry.clone());
-                    self.ask(worker, |answer| Command::Add {
-                        uid,
-                        netns,
-                        listeners,
-                        registry,
-                        answer,
-                    })
-                }),
-        )
-        .await;
-        let failure = answers.into_iter().find_map(|answer| match answer {
+        let connections = Arc::new(ConnectionRegistry::new(
+            self.workers.len(),
+            self.max_connections_per_pod,
+        ));
+        let sent = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(worker, listeners)| {
+                let (uid, netns, connections) =
+                    (workload.clone(), netns.clone(), connections.clone());
+                self.request(worker, |reply| Command::Add {
+                    uid,
+                    netns,
+                    listeners,
+                    connections,
+                    reply,
+                })
+            });
+        let replies = join_all(sent).await;
+        let failure = replies.into_iter().find_map(|reply| match reply {
             Ok(Ok(())) => None,
             Ok(Err(source)) => Some(Error::Accept {
                 uid: workload.clone(),
@@ -263,86 +251,80 @@ impl DataPlane {
             Err(error) => Some(error),
         });
         if let Some(error) = failure {
-            // Workers that did accept must not go on serving half a pod; their answers add nothing
-            // to the first failure.
+            // Not all workers serve the pod, so none may. The first failure is the one to report.
             let _ = self.remove(&workload, Removal::Gone).await;
             return Err(error);
         }
-        self.lock_registries().insert(workload, registry);
+        self.lock_connections().insert(workload, connections);
         Ok(())
     }
 
-    /// Lets a pod go. Resolves when its listeners are closed on every worker; the answer tells when
-    /// its connections have ended. A pod that is unknown, or has left before, is no error.
-    /// [`Removal::Gone`] after [`Removal::OptOut`] ends what lived on.
+    /// Removes a pod. Resolves when its listeners are closed on every worker; the result resolves
+    /// when its connections have ended. A pod that is unknown, or was removed before, is no error.
+    /// [`Removal::Gone`] after [`Removal::OptOut`] resets the connections that were left open.
     ///
     /// # Errors
-    /// Fails if a worker does not answer.
-    pub async fn remove(&self, uid: &WorkloadUid, how: Removal) -> Result<Leaving, Error> {
-        let answers = join_all((0..self.workers.len()).map(|worker| {
-            let uid = uid.clone();
-            self.ask(worker, move |answer| Command::Remove { uid, how, answer })
-        }))
-        .await;
-        if how == Removal::Gone {
-            self.lock_registries().remove(uid);
-        }
-        let ended = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(Leaving { ended })
-    }
-
-    /// Makes every pool forget its tunnels to a workload that is gone, and every cache its labels.
-    ///
-    /// # Errors
-    /// Fails if a worker does not answer.
-    pub async fn purge(&self, destination: &WorkloadUid) -> Result<(), Error> {
-        let answers = join_all((0..self.workers.len()).map(|worker| {
-            let destination = destination.clone();
-            self.ask(worker, move |answer| Command::Purge {
-                destination,
-                answer,
+    /// Fails if a worker does not reply.
+    pub async fn remove(&self, uid: &WorkloadUid, removal: Removal) -> Result<Draining, Error> {
+        let ended = self
+            .request_all(|reply| Command::Remove {
+                uid: uid.clone(),
+                removal,
+                reply,
             })
-        }))
-        .await;
-        answers.into_iter().collect()
+            .await;
+        if removal == Removal::Gone {
+            self.lock_connections().remove(uid);
+        }
+        Ok(Draining { ended: ended? })
     }
 
-    /// Asks every worker for a sign of life.
+    /// Drops the tunnels to a deleted workload from every pool, and its labels from every cache.
     ///
     /// # Errors
-    /// Fails with the first worker that does not answer.
-    pub async fn ping(&self) -> Result<(), Error> {
-        let answers = join_all(
-            (0..self.workers.len())
-                .map(|worker| self.ask(worker, |answer| Command::Ping { answer })),
-        )
-        .await;
-        answers.into_iter().collect()
+    /// Fails if a worker does not reply.
+    pub async fn purge(&self, destination: &WorkloadUid) -> Result<(), Error> {
+        self.request_all(|reply| Command::Purge {
+            destination: destination.clone(),
+            reply,
+        })
+        .await?;
+        Ok(())
     }
 
-    /// Connections of one pod that are open now; empty for a pod that is not here.
+    /// Checks that every worker replies.
+    ///
+    /// # Errors
+    /// Fails with the first worker that does not reply.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.request_all(|reply| Command::Ping { reply }).await?;
+        Ok(())
+    }
+
+    /// The open connections of one pod; empty for a pod that is unknown.
     pub fn connections(&self, uid: &WorkloadUid) -> Vec<ConnectionInfo> {
-        let registry = self.lock_registries().get(uid).cloned();
+        let registry = self.lock_connections().get(uid).cloned();
         registry.map(|registry| registry.list()).unwrap_or_default()
     }
 
-    /// Ends the data plane: stops accepting, tells peers to open nothing new, waits for what is
-    /// open until the deadline, resets the rest, and joins the threads. The data plane answers
-    /// nothing afterwards.
-    pub async fn drain(&self, deadline: Duration) {
-        let until = Instant::now() + deadline;
-        let ends = self.workers.iter().map(|commands| async move {
-            let (answer, ended) = oneshot::channel();
-            if timeout(ANSWER, commands.send(Command::Drain { until, answer }))
+    /// Drains and ends the data plane: stops accepting, stops peers from opening new streams, waits
+    /// for open connections until the deadline, resets the rest, and joins the threads. Every later
+    /// request fails.
+    pub async fn drain(&self, grace_period: Duration) {
+        let deadline = Instant::now() + grace_period;
+        let drains = self.workers.iter().map(|commands| async move {
+            let (reply, ended) = oneshot::channel();
+            let drain = Command::Drain { deadline, reply };
+            if timeout(REPLY_TIMEOUT, commands.send(drain))
                 .await
                 .is_ok_and(|sent| sent.is_ok())
             {
-                // A worker joins its tasks after the deadline; one that is stuck must not keep the
-                // process alive.
-                let _ = timeout(deadline + ANSWER, ended).await;
+                // A worker joins its tasks after the deadline. One that is stuck must not keep the
+                // process running.
+                let _ = timeout(grace_period + REPLY_TIMEOUT, ended).await;
             }
         });
-        join_all(ends).await;
+        join_all(drains).await;
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads
@@ -353,27 +335,38 @@ impl DataPlane {
         }
     }
 
-    async fn ask<T>(
+    /// Sends a command to every worker and waits for the replies. Fails with the first worker that
+    /// does not reply.
+    async fn request_all<T>(
+        &self,
+        command: impl Fn(oneshot::Sender<T>) -> Command,
+    ) -> Result<Vec<T>, Error> {
+        let requests = (0..self.workers.len()).map(|worker| self.request(worker, &command));
+        join_all(requests).await.into_iter().collect()
+    }
+
+    async fn request<T>(
         &self,
         worker: usize,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, Error> {
-        let (answer, answered) = oneshot::channel();
+        let (reply, received) = oneshot::channel();
         let exchange = async {
-            self.workers.get(worker)?.send(command(answer)).await.ok()?;
-            answered.await.ok()
+            self.workers.get(worker)?.send(command(reply)).await.ok()?;
+            received.await.ok()
         };
-        timeout(ANSWER, exchange)
+        timeout(REPLY_TIMEOUT, exchange)
             .await
             .ok()
             .flatten()
             .ok_or(Error::Unresponsive { worker })
     }
 
-    fn lock_registries(&self) -> std::sync::MutexGuard<'_, HashMap<WorkloadUid, Arc<Registry>>> {
-        // The map is whole between any two statements, so a panic elsewhere while it was held has
-        // not broken it.
-        self.registries
+    fn lock_connections(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<WorkloadUid, Arc<ConnectionRegistry>>> {
+        // No statement leaves the map half changed, so a poisoned lock is safe to use.
+        self.connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,49 +1,101 @@
-//! The pods of one worker.
+//! The pods of one worker: their listeners, and the task that serves each.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io;
 use std::rc::Rc;
 
 use mesh::WorkloadUid;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::pod::PodContext;
+use super::PodListeners;
+use super::listener::{Listener, accept_loop};
+use crate::proxy::{self, PodContext};
 
-/// A pod that is served, or one that left but still has connections.
-pub(super) struct Served {
+/// A pod that is served, or one that was removed but still has connections.
+pub(super) struct ServedPod {
     pub(super) context: Rc<PodContext>,
+    /// The listeners that are still open.
+    pub(super) open_listeners: TaskTracker,
+    /// Cancelled when the pod's last connection has ended.
     pub(super) ended: CancellationToken,
 }
 
-/// Everything that is served, shared by the worker and its re-check. A pod that left and came back
-/// is there twice while its old connections live.
+/// The pods of one worker. A pod that was removed and added again is in it twice while its old
+/// connections are open. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Pods(Rc<RefCell<HashMap<WorkloadUid, Vec<Rc<Served>>>>>);
+pub(super) struct ServedPods(Rc<RefCell<HashMap<WorkloadUid, Vec<Rc<ServedPod>>>>>);
 
-impl Pods {
-    pub(super) fn add(&self, uid: WorkloadUid, served: Rc<Served>) {
-        self.0.borrow_mut().entry(uid).or_default().push(served);
+impl ServedPods {
+    pub(super) fn add(&self, pod: Rc<ServedPod>) {
+        let mut pods = self.0.borrow_mut();
+        pods.entry(pod.context.uid.clone()).or_default().push(pod);
     }
 
-    pub(super) fn of(&self, uid: &WorkloadUid) -> Vec<Rc<Served>> {
+    /// The pods with this UID.
+    pub(super) fn with_uid(&self, uid: &WorkloadUid) -> Vec<Rc<ServedPod>> {
         self.0.borrow().get(uid).cloned().unwrap_or_default()
     }
 
-    /// A copy, so that nothing is done while the map is borrowed.
-    pub(super) fn all(&self) -> Vec<Rc<PodContext>> {
+    /// All pods. A copy, so that callers do not hold the map borrowed.
+    pub(super) fn contexts(&self) -> Vec<Rc<PodContext>> {
         let pods = self.0.borrow();
         let served = pods.values().flatten();
-        served.map(|served| served.context.clone()).collect()
+        served.map(|pod| pod.context.clone()).collect()
     }
 
-    /// Lets go what of this pod has ended.
-    pub(super) fn forget_ended(&self, uid: &WorkloadUid) {
+    /// Removes the pods with this UID that have ended.
+    pub(super) fn remove_ended(&self, uid: &WorkloadUid) {
         let mut pods = self.0.borrow_mut();
         if let Some(generations) = pods.get_mut(uid) {
-            generations.retain(|served| !served.ended.is_cancelled());
+            generations.retain(|pod| !pod.ended.is_cancelled());
             if generations.is_empty() {
                 pods.remove(uid);
             }
         }
     }
+}
+
+/// One pod's listeners, registered with the worker's runtime.
+pub(super) struct RegisteredListeners {
+    outbound: Listener,
+    inbound_plain: Listener,
+    inbound_hbone: Listener,
+}
+
+impl RegisteredListeners {
+    /// Registers the listeners with the runtime of this thread, and counts them in `open`.
+    pub(super) fn new(listeners: PodListeners, open: &TaskTracker) -> io::Result<Self> {
+        Ok(Self {
+            outbound: Listener::new(listeners.outbound, open)?,
+            inbound_plain: Listener::new(listeners.inbound_plain, open)?,
+            inbound_hbone: Listener::new(listeners.inbound_hbone, open)?,
+        })
+    }
+}
+
+/// Serves a pod until it is drained or aborted and its last connection has ended.
+pub(super) async fn serve(pod: Rc<PodContext>, listeners: RegisteredListeners) {
+    let mut loops = JoinSet::new();
+    loops.spawn_local(accept_loop(
+        listeners.outbound,
+        pod.clone(),
+        proxy::outbound::serve,
+    ));
+    loops.spawn_local(accept_loop(
+        listeners.inbound_plain,
+        pod.clone(),
+        proxy::inbound_plain::serve,
+    ));
+    loops.spawn_local(accept_loop(
+        listeners.inbound_hbone,
+        pod.clone(),
+        proxy::inbound::serve,
+    ));
+    while loops.join_next().await.is_some() {}
+    // Every connection has ended, so the pool's tunnels carry no stream.
+    pod.pool.close(Instant::now()).await;
 }

@@ -1,4 +1,4 @@
-//! One data-plane thread: it obeys commands, owns its pods, and answers for its own life.
+//! One data-plane thread: it handles commands, and owns its pods.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,99 +7,85 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mesh::{Store, WorkloadUid};
-use spiffe::TrustDomain;
+use mesh::WorkloadUid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinSet, LocalSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::pod::{self, Listening, PodContext, PodParts};
-use super::pods::{Pods, Served};
-use super::recheck;
-use super::registry::Registry;
+use super::pods::{self, RegisteredListeners, ServedPod, ServedPods};
 use super::{PodListeners, Removal};
-use crate::admin::readiness::{self, Readiness};
-use crate::identity::Identities;
 use crate::netns::Netns;
-use crate::telemetry::{Telemetry, WorkerTelemetry};
+use crate::proxy::{ConnectionRegistry, PodContext, SharedContext, WorkerContext, reauthorize};
+use crate::readiness::{self, Readiness};
 
-/// How often the bytes of open connections reach the metrics; shorter than any scrape interval.
-const REPORT: Duration = Duration::from_secs(5);
+/// How often the bytes of open connections are added to the metrics; shorter than any usual scrape
+/// interval.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Reports between two clean-ups: one minute.
+/// Reports between two sweeps: one minute.
 const REPORTS_PER_SWEEP: u32 = 12;
 
-/// How long a worker may take to answer readiness' question; it answers a live one in microseconds.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// How long a worker may take to reply to a ping of the readiness check. A healthy one takes
+/// microseconds.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long ended tasks may take to notice that they were aborted.
-const LAST_TASKS: Duration = Duration::from_secs(2);
+/// How long aborted connections may take to end.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) enum Command {
     Add {
         uid: WorkloadUid,
         netns: Arc<Netns>,
         listeners: PodListeners,
-        registry: Arc<Registry>,
-        answer: oneshot::Sender<io::Result<()>>,
+        connections: Arc<ConnectionRegistry>,
+        reply: oneshot::Sender<io::Result<()>>,
     },
+    /// The reply comes when the listeners are closed; the receiver in it resolves when the last
+    /// connection has ended.
     Remove {
         uid: WorkloadUid,
-        how: Removal,
-        answer: oneshot::Sender<oneshot::Receiver<()>>,
+        removal: Removal,
+        reply: oneshot::Sender<oneshot::Receiver<()>>,
     },
     Purge {
         destination: WorkloadUid,
-        answer: oneshot::Sender<()>,
+        reply: oneshot::Sender<()>,
     },
     Ping {
-        answer: oneshot::Sender<()>,
+        reply: oneshot::Sender<()>,
     },
     Drain {
-        until: Instant,
-        answer: oneshot::Sender<()>,
+        deadline: Instant,
+        reply: oneshot::Sender<()>,
     },
 }
 
-/// What a worker is made of.
-pub(super) struct Parts {
-    pub(super) number: usize,
-    pub(super) store: Store,
-    pub(super) identities: Identities,
-    pub(super) telemetry: Arc<Telemetry>,
-    pub(super) trust_domain_aliases: Arc<[TrustDomain]>,
-    pub(super) tunnel_max_age: Duration,
-    /// On this worker.
-    pub(super) unproven_per_pod: usize,
-    pub(super) readiness: Option<(
-        std::net::TcpListener,
-        Arc<Readiness>,
-        Vec<mpsc::WeakSender<Command>>,
-    )>,
+/// The readiness port and what it checks.
+pub(super) struct ReadinessServer {
+    pub(super) listener: std::net::TcpListener,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) workers: Vec<mpsc::WeakSender<Command>>,
 }
 
 pub(super) struct Worker {
-    number: usize,
-    store: Store,
-    identities: Identities,
-    shared: Arc<Telemetry>,
-    telemetry: Rc<WorkerTelemetry>,
-    trust_domain_aliases: Arc<[TrustDomain]>,
-    tunnel_max_age: Duration,
-    unproven_per_pod: usize,
-    pods: Pods,
+    context: Rc<WorkerContext>,
+    pods: ServedPods,
+    /// One task per pod, and one per removal.
     tasks: JoinSet<()>,
-    served: HashMap<Id, WorkloadUid>,
+    pod_of_task: HashMap<Id, WorkloadUid>,
     reports: u32,
 }
 
-/// A worker that is gone would leave its share of every pod's new connections to nobody, while the
-/// process looks alive. So a panic of the thread itself, not of a connection's task, ends the
-/// process: capture stays closed, and the next daemon takes over.
-struct WholeOrNothing;
+/// Aborts the process if the thread panics.
+///
+/// New connections of every pod are spread over the workers, so without one worker a part of them
+/// would never be accepted while the process looks healthy. After the abort capture stays closed
+/// until the next daemon takes over. A panic of a connection's task ends only that connection.
+struct AbortOnPanic;
 
-impl Drop for WholeOrNothing {
+impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             std::process::abort();
@@ -108,107 +94,118 @@ impl Drop for WholeOrNothing {
 }
 
 impl Worker {
-    /// Starts the thread. Its runtime is made here so that a failure is the caller's to report.
+    /// Starts the thread of worker `number`.
+    ///
+    /// # Errors
+    /// Fails if the runtime or the thread cannot be created.
     pub(super) fn spawn(
-        parts: Parts,
+        number: usize,
+        shared: Arc<SharedContext>,
         commands: mpsc::Receiver<Command>,
+        readiness: Option<ReadinessServer>,
     ) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         std::thread::Builder::new()
-            .name(format!("data-{}", parts.number))
+            .name(format!("data-{number}"))
             .spawn(move || {
-                let _whole = WholeOrNothing;
-                LocalSet::new().block_on(&runtime, async move {
-                    let readiness = parts.readiness;
-                    let worker = Worker {
-                        number: parts.number,
-                        store: parts.store,
-                        identities: parts.identities,
-                        telemetry: Rc::new(WorkerTelemetry::new(parts.telemetry.clone())),
-                        shared: parts.telemetry,
-                        trust_domain_aliases: parts.trust_domain_aliases,
-                        tunnel_max_age: parts.tunnel_max_age,
-                        unproven_per_pod: parts.unproven_per_pod,
-                        pods: Pods::default(),
-                        tasks: JoinSet::new(),
-                        served: HashMap::new(),
-                        reports: 0,
-                    };
-                    let stop = CancellationToken::new();
-                    let mut beside = JoinSet::new();
-                    // Runs through the drain too: what is open then is still subject to policy.
-                    let recheck =
-                        recheck::follow(worker.store.clone(), worker.pods.clone(), stop.clone());
-                    beside.spawn_local(async move {
-                        let _whole = WholeOrNothing;
-                        recheck.await;
-                    });
-                    if let Some((listener, state, workers)) = readiness {
-                        let alive = move || alive(workers.clone());
-                        beside.spawn_local(readiness::serve(listener, state, alive, stop.clone()));
-                    }
-                    worker.run(commands).await;
-                    stop.cancel();
-                    while beside.join_next().await.is_some() {}
-                });
+                let _abort_on_panic = AbortOnPanic;
+                let serve = Self::serve(number, shared, commands, readiness);
+                LocalSet::new().block_on(&runtime, serve);
             })
     }
 
+    async fn serve(
+        number: usize,
+        shared: Arc<SharedContext>,
+        commands: mpsc::Receiver<Command>,
+        readiness: Option<ReadinessServer>,
+    ) {
+        let store = shared.store.clone();
+        let worker = Worker {
+            context: Rc::new(WorkerContext::new(number, shared)),
+            pods: ServedPods::default(),
+            tasks: JoinSet::new(),
+            pod_of_task: HashMap::new(),
+            reports: 0,
+        };
+        let stop = CancellationToken::new();
+        let mut background = JoinSet::new();
+        // Runs through the drain too: policies still apply to the connections that are open then.
+        let pods = worker.pods.clone();
+        let reauthorize = reauthorize::watch(store, move || pods.contexts(), stop.clone());
+        background.spawn_local(async move {
+            let _abort_on_panic = AbortOnPanic;
+            reauthorize.await;
+        });
+        if let Some(server) = readiness {
+            let is_alive = move || all_alive(server.workers.clone());
+            background.spawn_local(readiness::serve(
+                server.listener,
+                server.readiness,
+                is_alive,
+                stop.clone(),
+            ));
+        }
+        worker.run(commands).await;
+        stop.cancel();
+        while background.join_next().await.is_some() {}
+    }
+
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut report = interval(REPORT);
+        let mut report = interval(REPORT_INTERVAL);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::Drain { until, answer }) => {
-                        self.end(until).await;
-                        // Whoever asked may have stopped waiting.
-                        let _ = answer.send(());
+                    Some(Command::Drain { deadline, reply }) => {
+                        self.drain(deadline).await;
+                        // The sender may have stopped waiting.
+                        let _ = reply.send(());
                         return;
                     }
-                    Some(command) => self.obey(command),
-                    None => return self.end(Instant::now()).await,
+                    Some(command) => self.handle(command),
+                    None => return self.drain(Instant::now()).await,
                 },
                 Some(ended) = self.tasks.join_next_with_id() => {
                     let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
-                    self.forget(id);
+                    self.remove_ended(id);
                 }
                 _ = report.tick() => self.report(),
             }
         }
     }
 
-    /// Whoever asked may have stopped waiting; an answer that nobody takes is no error.
-    fn obey(&mut self, command: Command) {
+    /// Handles a command. The sender may have stopped waiting, so a reply that cannot be sent is no
+    /// error.
+    fn handle(&mut self, command: Command) {
         match command {
             Command::Add {
                 uid,
                 netns,
                 listeners,
-                registry,
-                answer,
+                connections,
+                reply,
             } => {
-                let _ = answer.send(self.add(uid, netns, listeners, registry));
+                let _ = reply.send(self.add(uid, netns, listeners, connections));
             }
-            Command::Remove { uid, how, answer } => {
-                self.remove(&uid, how, answer);
-            }
-            Command::Purge {
-                destination,
-                answer,
-            } => {
-                for pod in self.pods.all() {
+            Command::Remove {
+                uid,
+                removal,
+                reply,
+            } => self.remove(&uid, removal, reply),
+            Command::Purge { destination, reply } => {
+                for pod in self.pods.contexts() {
                     pod.pool.retire_destination(destination.as_str());
                 }
-                self.telemetry.forget(&destination);
-                let _ = answer.send(());
+                self.context.telemetry.remove_workload(&destination);
+                let _ = reply.send(());
             }
-            Command::Ping { answer } => {
-                let _ = answer.send(());
+            Command::Ping { reply } => {
+                let _ = reply.send(());
             }
-            // Taken by the caller, which ends with it.
+            // Handled in `run`, which it ends.
             Command::Drain { .. } => {}
         }
     }
@@ -218,117 +215,106 @@ impl Worker {
         uid: WorkloadUid,
         netns: Arc<Netns>,
         listeners: PodListeners,
-        registry: Arc<Registry>,
+        connections: Arc<ConnectionRegistry>,
     ) -> io::Result<()> {
-        let context = Rc::new(PodContext::new(PodParts {
-            uid: uid.clone(),
-            netns,
-            registry,
-            worker: self.number,
-            store: self.store.clone(),
-            identities: self.identities.clone(),
-            telemetry: self.telemetry.clone(),
-            trust_domain_aliases: self.trust_domain_aliases.clone(),
-            tunnel_max_age: self.tunnel_max_age,
-            unproven: self.unproven_per_pod,
-        }));
-        let listening = Listening::new(listeners, &context.ends)?;
+        let open_listeners = TaskTracker::new();
+        let listeners = RegisteredListeners::new(listeners, &open_listeners)?;
+        let context = PodContext::new(uid.clone(), netns, connections, self.context.clone());
+        let context = Rc::new(context);
         let ended = CancellationToken::new();
-        let served = Rc::new(Served {
+        self.pods.add(Rc::new(ServedPod {
             context: context.clone(),
+            open_listeners,
             ended: ended.clone(),
-        });
+        }));
         let task = self.tasks.spawn_local(async move {
-            // Told by a guard, so that even a panic in the pod's own loop lets the waiting control
-            // side go on.
+            // A drop guard, so that a panic in the pod's task does not leave a removal waiting.
             let _ended = ended.drop_guard();
-            pod::serve(context, listening).await;
+            pods::serve(context, listeners).await;
         });
-        self.served.insert(task.id(), uid.clone());
-        self.pods.add(uid, served);
+        self.pod_of_task.insert(task.id(), uid);
         Ok(())
     }
 
-    /// Answers when the pod's listeners are closed, with what tells when its last connection has
-    /// ended.
+    /// Removes a pod; see [`Command::Remove`].
     fn remove(
         &mut self,
         uid: &WorkloadUid,
-        how: Removal,
-        answer: oneshot::Sender<oneshot::Receiver<()>>,
+        removal: Removal,
+        reply: oneshot::Sender<oneshot::Receiver<()>>,
     ) {
-        let leaving = self.pods.of(uid);
-        for served in &leaving {
-            match how {
-                Removal::OptOut => served.context.drain(),
-                Removal::Gone => served.context.abort("workload_gone"),
+        let removed = self.pods.with_uid(uid);
+        for pod in &removed {
+            match removal {
+                Removal::OptOut => pod.context.drain(),
+                Removal::Gone => pod.context.abort("workload_gone"),
             }
         }
         self.tasks.spawn_local(async move {
-            for served in &leaving {
-                let open = &served.context.ends.open;
-                open.close();
-                open.wait().await;
+            for pod in &removed {
+                pod.open_listeners.close();
+                pod.open_listeners.wait().await;
             }
-            let (tell, told) = oneshot::channel();
-            let _ = answer.send(told);
-            for served in leaving {
-                served.ended.cancelled().await;
+            let (ended, wait_for_end) = oneshot::channel();
+            let _ = reply.send(wait_for_end);
+            for pod in removed {
+                pod.ended.cancelled().await;
             }
-            let _ = tell.send(());
+            let _ = ended.send(());
         });
     }
 
-    /// A pod's task has ended: nothing of the pod is left.
-    fn forget(&mut self, task: Id) {
-        if let Some(uid) = self.served.remove(&task) {
-            self.pods.forget_ended(&uid);
+    /// Removes the pod of a task that has ended.
+    fn remove_ended(&mut self, task: Id) {
+        if let Some(uid) = self.pod_of_task.remove(&task) {
+            self.pods.remove_ended(&uid);
         }
     }
 
     fn report(&mut self) {
-        self.pods.all().iter().for_each(|pod| pod.report());
+        for pod in self.pods.contexts() {
+            pod.report_bytes();
+        }
         self.reports += 1;
         if self.reports.is_multiple_of(REPORTS_PER_SWEEP) {
-            self.telemetry.refresh();
-            if self.number == 0 {
-                self.shared.sweep();
+            self.context.telemetry.clear_cache();
+            // One worker sweeps the metrics of all.
+            if self.context.number == 0 {
+                self.context.shared.telemetry.sweep();
             }
         }
     }
 
-    /// Stops accepting, waits for what is open until the deadline, and resets the rest.
-    async fn end(mut self, until: Instant) {
-        let all = |worker: &Self, tell: fn(&PodContext)| {
-            worker.pods.all().iter().for_each(|pod| tell(pod));
-        };
-        all(&self, PodContext::drain);
-        let finished = timeout_at(until, async {
-            while self.tasks.join_next().await.is_some() {}
-        })
-        .await;
-        if finished.is_err() {
-            all(&self, |pod| pod.abort("drain_deadline"));
-            let _ = timeout(LAST_TASKS, async {
-                while self.tasks.join_next().await.is_some() {}
-            })
-            .await;
+    /// Stops accepting, waits for open connections until the deadline, and resets the rest.
+    async fn drain(mut self, deadline: Instant) {
+        for pod in self.pods.contexts() {
+            pod.drain();
+        }
+        if timeout_at(deadline, self.join_tasks()).await.is_err() {
+            for pod in self.pods.contexts() {
+                pod.abort("drain_deadline");
+            }
+            let _ = timeout(ABORT_TIMEOUT, self.join_tasks()).await;
         }
         self.tasks.shutdown().await;
     }
+
+    async fn join_tasks(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
 }
 
-/// Whether every worker answers.
-async fn alive(workers: Vec<mpsc::WeakSender<Command>>) -> bool {
+/// Whether every worker answers a ping.
+async fn all_alive(workers: Vec<mpsc::WeakSender<Command>>) -> bool {
     for worker in workers {
-        let (answer, answered) = oneshot::channel();
-        // Weak, so that asking does not keep a data plane alive that its owner has dropped.
+        let (reply, received) = oneshot::channel();
+        // Weak, so that the readiness port does not keep the workers of a dropped data plane running.
         let Some(worker) = worker.upgrade() else {
             return false;
         };
-        let exchange =
-            async { worker.send(Command::Ping { answer }).await.is_ok() && answered.await.is_ok() };
-        if !timeout(SIGN_OF_LIFE, exchange).await.unwrap_or(false) {
+        let ping =
+            async { worker.send(Command::Ping { reply }).await.is_ok() && received.await.is_ok() };
+        if !timeout(PING_TIMEOUT, ping).await.unwrap_or(false) {
             return false;
         }
     }

@@ -286,13 +286,13 @@ impl Entry {
             Ok(Found::Stands) => self.succeed(tools, Some(desired)),
             Ok(Found::Repaired(reason)) => {
                 tracing::warn!(pod = %uid, reason, "capture did not stand: repaired");
-                tools.telemetry.capture_repaired(reason);
+                tools.telemetry.record_capture_repair(reason);
                 self.repairs += 1;
                 self.succeed(tools, Some(desired));
             }
             Ok(Found::Replaced(reason)) => {
                 tracing::warn!(pod = %uid, reason, "pod must be enrolled anew");
-                tools.telemetry.capture_repaired(reason);
+                tools.telemetry.record_capture_repair(reason);
                 self.repairs += 1;
                 self.watch = None;
                 self.enter(Phase::Pending);

@@ -230,7 +230,7 @@ impl Enrolment {
             outcome = self.guard.verify().await.map(|repaired| {
                 if repaired {
                     tracing::warn!("the node's guard rules were gone or changed: put back");
-                    self.tools.telemetry.capture_repaired("guard");
+                    self.tools.telemetry.record_capture_repair("guard");
                 }
             });
         }
@@ -247,7 +247,7 @@ impl Enrolment {
         self.guard_stands = outcome.is_ok();
         if due && self.guard_stands {
             match self.guard.dropped().await {
-                Ok(packets) => self.tools.telemetry.guard_dropped(packets),
+                Ok(packets) => self.tools.telemetry.record_guard_drops(packets),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(error, "what the guard has dropped could not be counted");
@@ -330,7 +330,7 @@ impl Enrolment {
                     .count(),
             )
         });
-        self.tools.telemetry.enrolment(&counts);
+        self.tools.telemetry.record_enrolment(&counts);
         self.statuses.send_replace(Arc::new(statuses));
     }
 }

@@ -15,7 +15,7 @@ use super::claims::{Claim, Claims};
 use super::plan::Desired;
 use super::source::PodNetns;
 use crate::capture::{self, Capture, Drift, Redirection, Rules};
-use crate::dataplane::{self, DataPlane, Leaving, Pod, Removal};
+use crate::dataplane::{self, DataPlane, Draining, Pod, Removal};
 use crate::identity::Identities;
 use crate::netns::{Netns, NetnsId, NetnsThreads, ThreadsEnded};
 use crate::telemetry::Telemetry;
@@ -203,7 +203,7 @@ pub(super) async fn enrol(
         .await?;
     match redirect(tools, &netns, &desired.redirection).await {
         Ok(capture) => {
-            tools.telemetry.pod_started();
+            tools.telemetry.record_pod_started();
             Ok(Enrolled {
                 netns,
                 claim,
@@ -322,13 +322,13 @@ pub(super) async fn leave(
         ended = stay(tools, leaving, &netns, capture) => ended?,
         () = interrupt.cancelled() => {
             // It has left the data plane all the same, and comes back as another.
-            tools.telemetry.pod_stopped();
+            tools.telemetry.record_pod_stopped();
             *enrolled = None;
             return Ok(Left::Interrupted);
         }
     }
     tools.threads.run(move || Capture::remove(&netns)).await??;
-    tools.telemetry.pod_stopped();
+    tools.telemetry.record_pod_stopped();
     *enrolled = None;
     Ok(Left::Clean)
 }
@@ -336,13 +336,13 @@ pub(super) async fn leave(
 /// Keeps the return path in place until the pod's last connection has ended.
 async fn stay(
     tools: &Tools,
-    leaving: Leaving,
+    leaving: Draining,
     netns: &Arc<Netns>,
     mut capture: Capture,
 ) -> Result<(), StepError> {
     let mut tick = interval(tools.verify_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let ended = leaving.ended();
+    let ended = leaving.finished();
     tokio::pin!(ended);
     loop {
         tokio::select! {
@@ -359,7 +359,7 @@ async fn stay(
         let drift;
         (capture, drift) = tools.threads.run(look).await??;
         if let Some(drift) = drift {
-            tools.telemetry.capture_repaired(drift.code());
+            tools.telemetry.record_capture_repair(drift.code());
         }
     }
 }
@@ -389,8 +389,8 @@ const RESET: Duration = Duration::from_secs(5);
 /// next pod out.
 async fn release(tools: &Tools, uid: &WorkloadUid, enrolled: Enrolled) -> Result<(), StepError> {
     let ended = tools.data_plane.remove(uid, Removal::Gone).await;
-    tools.telemetry.pod_stopped();
-    let _ = timeout(RESET, ended?.ended()).await;
+    tools.telemetry.record_pod_stopped();
+    let _ = timeout(RESET, ended?.finished()).await;
     drop(enrolled.claim);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Why a connection failed, in the four answers a proxy needs: what, whose fault, may it be tried
-//! again, and a stable code.
+//! Why a connection failed: what happened, whose fault it is, whether another attempt may help, and
+//! a stable reason code.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,25 +12,25 @@ use mesh::{Denial, WorkloadUid};
 use crate::identity::IdentityError;
 use crate::telemetry::ResponseFlags;
 
-/// A connection that did not come to be.
+/// Why a connection was not established.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("the connection was not redirected here: its original destination is unknown")]
+    #[error("the original destination is unknown: the connection was not redirected to this port")]
     OriginalDestination(#[source] io::Error),
-    #[error("pod {0} is not known (yet, or no longer)")]
+    #[error("pod {0} is not in the model (yet, or any more)")]
     WorkloadUnknown(WorkloadUid),
-    #[error("{0} is a port of the mesh itself, and the mesh carries no calls to itself")]
+    #[error("{0} is a port of the data plane itself, which the mesh does not forward to")]
     SelfCall(SocketAddr),
-    #[error("the pod has as many open connections as it may have")]
+    #[error("the pod has reached its limit of open connections")]
     ConnectionLimit,
-    #[error("its handshake was pushed out: too many peers of the pod have not proven who they are")]
+    #[error("the handshake was evicted: too many tunnels to the pod are in their handshakes")]
     HandshakeLimit,
-    #[error("no endpoint can be used for {destination}")]
+    #[error("no usable endpoint for {destination}")]
     NoEndpoint {
         destination: String,
         code: &'static str,
     },
-    #[error("the pod cannot prove who it is")]
+    #[error("the pod has no usable certificate")]
     Identity(#[from] IdentityError),
     #[error("the tunnel failed")]
     Tunnel(#[source] hbone::Error),
@@ -42,7 +42,7 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("{to} did not answer in time")]
+    #[error("{to} did not respond in time")]
     DialTimeout { to: SocketAddr },
     #[error("{authority} is not this pod")]
     NotThisPod { authority: String },
@@ -55,8 +55,8 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The code that stands in the access log and in the metric. The peer of a refused CONNECT
-    /// learns the status only.
+    /// The reason code in the access log and in the metric. The peer of a refused CONNECT receives
+    /// only the status.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::OriginalDestination(_) => "original_destination_unknown",
@@ -84,7 +84,7 @@ impl Error {
         }
     }
 
-    /// Who has to act. Shown to the operator in debug output only; the code already implies it.
+    /// Whose fault it is. Logged at debug level only, because the code implies it.
     pub(crate) fn fault(&self) -> Fault {
         match self {
             Self::OriginalDestination(_) | Self::SelfCall(_) | Self::NotThisPod { .. } => {
@@ -104,9 +104,9 @@ impl Error {
         }
     }
 
-    /// Whether another endpoint may answer. Only failures before any byte of the application was
-    /// forwarded become an error here, so a retry never sends a byte twice.
-    pub(crate) fn retryable(&self) -> bool {
+    /// Whether another attempt may succeed. Only failures before the first byte of the application
+    /// was forwarded become this type, so a retry never sends a byte twice.
+    pub(super) fn is_retryable(&self) -> bool {
         match self {
             Self::Dial { .. } | Self::DialTimeout { .. } => true,
             Self::Tunnel(error) => error.reason().is_retryable_before_send(),
@@ -114,8 +114,8 @@ impl Error {
         }
     }
 
-    /// Istio's coarse class of the failure, which its dashboards select on.
-    pub(crate) fn flags(&self) -> ResponseFlags {
+    /// Istio's `response_flags` of the failure, which its dashboards select on.
+    pub(super) fn response_flags(&self) -> ResponseFlags {
         match self {
             Self::Identity(_) => ResponseFlags::IdentityError,
             Self::Tunnel(error) => flags_of(error.reason()),
@@ -124,8 +124,8 @@ impl Error {
         }
     }
 
-    /// The status by which a CONNECT is refused, as the peer chooses it.
-    pub(crate) fn status(&self) -> u16 {
+    /// The status of a refused CONNECT, as Istio's ztunnel chooses it.
+    pub(super) fn connect_status(&self) -> u16 {
         match self {
             Self::SelfCall(_) | Self::NotThisPod { .. } => 400,
             Self::ForeignTrustDomain(_) | Self::Denied(_) => 401,
@@ -133,7 +133,7 @@ impl Error {
         }
     }
 
-    /// The policy that denied it, if one did.
+    /// The policy that denied the connection, if one did.
     pub(crate) fn policy(&self) -> Option<&Arc<str>> {
         match self {
             Self::Denied(denial) => Some(&denial.policy),
@@ -141,7 +141,7 @@ impl Error {
         }
     }
 
-    /// What the operator reads: the error, and everything that caused it.
+    /// The text of the access log: the error with all its causes.
     pub(crate) fn text(&self) -> String {
         let text = ErrorChain(self).to_string();
         match self {
@@ -151,26 +151,26 @@ impl Error {
     }
 }
 
-/// What the operator reads of a tunnel that failed under an open connection.
+/// The text of the access log for a tunnel that failed under an open connection.
 pub(super) fn text_of(error: &hbone::Error) -> String {
     ErrorChain(error).to_string() + hint(error.reason())
 }
 
-/// Only the daemon that denied knows why, and it does not tell strangers.
+/// The peer's daemon does not send the reason of a denial, so this names the place where it is logged.
 fn hint(reason: Reason) -> &'static str {
     match reason {
         Reason::ConnectRejected(401 | 403) => {
-            "; it is denied there, and the log of the destination's node names the policy"
+            "; a policy of the destination denies it, and the log on the destination's node names the policy"
         }
         _ => "",
     }
 }
 
-/// The class of a failure of the tunnel.
+/// Istio's `response_flags` of a failed tunnel.
 pub(crate) fn flags_of(reason: Reason) -> ResponseFlags {
     match reason {
-        // Silence on the tunnel's port, where the pod's other ports may answer, is what a
-        // NetworkPolicy does.
+        // No response on the tunnel's port, while other ports of the pod may respond, is the symptom of
+        // a NetworkPolicy.
         Reason::ConnectTimeout => ResponseFlags::NetworkPolicy,
         Reason::TlsHandshakeTimeout
         | Reason::TlsHandshakeFailed
@@ -191,49 +191,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_another_endpoint_can_mend_is_tried_again() {
+    fn only_failures_that_another_attempt_can_avoid_are_retryable() {
         let to = SocketAddr::from(([10, 0, 0, 1], 80));
-        assert!(Error::DialTimeout { to }.retryable());
+        assert!(Error::DialTimeout { to }.is_retryable());
         assert!(
             Error::Dial {
                 to,
                 source: io::ErrorKind::ConnectionRefused.into()
             }
-            .retryable()
+            .is_retryable()
         );
-        assert!(!Error::Socket(io::ErrorKind::OutOfMemory.into()).retryable());
-        assert!(!Error::Stopped("workload_gone").retryable());
-        assert!(!Error::ConnectionLimit.retryable());
+        assert!(!Error::Socket(io::ErrorKind::OutOfMemory.into()).is_retryable());
+        assert!(!Error::Stopped("workload_gone").is_retryable());
+        assert!(!Error::ConnectionLimit.is_retryable());
         let tunnel = |reason| Error::Tunnel(hbone::Error::from(reason));
-        assert!(tunnel(Reason::TunnelClosed).retryable());
-        assert!(tunnel(Reason::ConnectResponseTimeout).retryable());
-        assert!(!tunnel(Reason::ConnectRejected(401)).retryable());
+        assert!(tunnel(Reason::TunnelClosed).is_retryable());
+        assert!(tunnel(Reason::ConnectResponseTimeout).is_retryable());
+        assert!(!tunnel(Reason::ConnectRejected(401)).is_retryable());
     }
 
     #[test]
-    fn a_request_for_somebody_else_is_the_askers_fault_and_an_application_that_is_down_is_not() {
+    fn wrong_destination_is_refused_with_400_and_a_closed_application_port_with_503() {
         let to = SocketAddr::from(([10, 0, 0, 1], 80));
         assert_eq!(
             Error::NotThisPod {
                 authority: "10.0.0.2:80".into()
             }
-            .status(),
+            .connect_status(),
             400
         );
-        assert_eq!(Error::SelfCall(to).status(), 400);
+        assert_eq!(Error::SelfCall(to).connect_status(), 400);
         assert_eq!(
             Error::Dial {
                 to,
                 source: io::ErrorKind::ConnectionRefused.into()
             }
-            .status(),
+            .connect_status(),
             503
         );
         assert_eq!(Error::SelfCall(to).fault(), Fault::Downstream);
     }
 
     #[test]
-    fn a_denial_names_its_policy_and_is_the_askers_to_mend() {
+    fn denial_names_its_policy_and_is_a_downstream_fault() {
         let error = Error::Denied(Denial {
             policy: "AuthorizationPolicy: no ALLOW matched".into(),
         });
@@ -241,14 +241,17 @@ mod tests {
             error.text(),
             "denied by AuthorizationPolicy: no ALLOW matched"
         );
-        assert_eq!((error.code(), error.status()), ("policy_denied", 401));
-        assert_eq!(error.flags(), ResponseFlags::Deny);
+        assert_eq!(
+            (error.code(), error.connect_status()),
+            ("policy_denied", 401)
+        );
+        assert_eq!(error.response_flags(), ResponseFlags::Deny);
         assert_eq!(error.fault(), Fault::Downstream);
-        assert!(!error.retryable());
+        assert!(!error.is_retryable());
     }
 
     #[test]
-    fn failures_have_istios_flags() {
+    fn failed_tunnels_have_istios_response_flags() {
         assert_eq!(flags_of(Reason::ConnectRejected(401)), ResponseFlags::Deny);
         assert_eq!(
             flags_of(Reason::ConnectTimeout),
@@ -262,25 +265,25 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_by_the_other_side_says_where_its_policy_is_named() {
+    fn denial_by_the_destination_names_the_place_where_its_policy_is_logged() {
         let error = hbone::Error::from(Reason::ConnectRejected(401));
         let text = text_of(&error);
-        assert!(text.contains("status 401; it is denied there"), "{text}");
+        assert!(
+            text.contains("status 401; a policy of the destination denies it"),
+            "{text}"
+        );
         assert!(Error::Tunnel(error).text().ends_with("names the policy"));
         let down = hbone::Error::from(Reason::ConnectRejected(503));
         assert!(text_of(&down).ends_with("status 503"));
     }
 
     #[test]
-    fn the_text_names_the_cause_once() {
+    fn text_names_the_cause_once() {
         let to = SocketAddr::from(([10, 0, 0, 1], 80));
         let error = Error::Dial {
             to,
-            source: io::Error::other("the cable is out"),
+            source: io::Error::other("no carrier"),
         };
-        assert_eq!(
-            error.text(),
-            "cannot connect to 10.0.0.1:80: the cable is out"
-        );
+        assert_eq!(error.text(), "cannot connect to 10.0.0.1:80: no carrier");
     }
 }

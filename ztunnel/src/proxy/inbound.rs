@@ -1,4 +1,5 @@
-//! What reaches the pod through the mesh: verified peer, CONNECT, the application.
+//! Connections to the pod through the mesh: handshake, CONNECT, authorization, dial to the
+//! application.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
@@ -9,16 +10,18 @@ use hbone::{
     Accepted, Authority, Baggage, ConnectRequest, ConnectResponse, Peer, Reason, Rejected,
     ServeOutcome, ServeSummary, TunnelService,
 };
-use mesh::{Model, Service, Workload};
+use mesh::{Model, Workload};
 use spiffe::SpiffeId;
 use tokio::net::TcpStream;
 
 use super::Error;
-use super::address::{canonical, endpoint_of, is_own, port_behind, refuse_elsewhere, reset};
-use super::flow::Flow;
-use crate::dataplane::PodContext;
-use crate::dataplane::registry::{Direction, Slot};
-use crate::dataplane::unproven::Place;
+use super::connections::{ConnectionPermit, Direction};
+use super::context::PodContext;
+use super::handshakes::HandshakePermit;
+use super::local_dst::{addressed_service, refuse_own_port, require_local_dst, target_port};
+use super::sockets::{canonical, reset};
+use super::tracker::{ConnectionTracker, reject};
+use crate::identity::Identity;
 
 /// Serves one tunnel that a peer opened to the pod.
 pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: SocketAddr) {
@@ -27,12 +30,12 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
         Ok(local) => canonical(local),
         Err(_) => return reset(transport),
     };
-    let abort = pod.ends.abort.child_token();
-    let place = pod.unproven.enter(abort.clone());
+    let abort = pod.shutdown.abort.child_token();
+    let permit = pod.handshakes.admit(abort.clone());
     let identity = tokio::select! {
         biased;
         () = abort.cancelled() => {
-            pushed_out(&pod, peer, local);
+            report_evicted(&pod, peer, local);
             return reset(transport);
         }
         identity = identity(&pod) => identity,
@@ -40,7 +43,7 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
     let identity = match identity {
         Ok(identity) => identity,
         Err(error) => {
-            refused(&pod, Direction::Inbound, peer, Some(local), &error);
+            reject(&pod, Direction::Inbound, peer, Some(local), &error);
             return reset(transport);
         }
     };
@@ -48,58 +51,64 @@ pub(crate) async fn serve(pod: Rc<PodContext>, transport: TcpStream, peer: Socke
         pod: pod.clone(),
         local,
         identity: OnceCell::new(),
-        standing: RefCell::new(Standing::Unproven(place)),
-        overloaded: Cell::new(false),
+        admission: RefCell::new(Admission::Handshake(permit)),
+        is_overload_logged: Cell::new(false),
     });
-    let end = hbone::serve(
+    let summary = hbone::serve(
         transport,
         &identity.server,
         tunnel.clone(),
-        &pod.serve,
-        pod.ends.drain.clone(),
+        &pod.serve_config,
+        pod.shutdown.drain.clone(),
         abort,
     )
     .await;
     drop(identity);
-    match (end.outcome, &*tunnel.standing.borrow()) {
-        (ServeOutcome::Aborted, Standing::Unproven(_)) => pushed_out(&pod, peer, local),
-        _ => report(&pod, peer, local, &end),
+    match (summary.outcome, &*tunnel.admission.borrow()) {
+        (ServeOutcome::Aborted, Admission::Handshake(_)) => report_evicted(&pod, peer, local),
+        _ => report_failed_tunnel(&pod, peer, local, &summary),
     }
 }
 
-/// Tells of a handshake that made room for others, unless it is the pod that has gone.
-fn pushed_out(pod: &PodContext, peer: SocketAddr, local: SocketAddr) {
-    if !pod.ends.abort.is_cancelled() {
-        let error = Error::HandshakeLimit;
-        refused(pod, Direction::Inbound, peer, Some(local), &error);
-    }
-}
-
-async fn identity(pod: &PodContext) -> Result<Arc<crate::identity::Identity>, Error> {
+/// The pod's current certificates.
+async fn identity(pod: &PodContext) -> Result<Arc<Identity>, Error> {
     let identity = {
-        let model = pod.store.load();
+        let model = pod.store().load();
         model
             .workload(&pod.uid)
             .ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?
             .identity
             .clone()
     };
-    Ok(pod.identities.ready(&identity).await?)
+    Ok(pod.identities().ready(&identity).await?)
 }
 
-/// Counts and logs a tunnel that broke, whether it carried something or not: what its streams tell of
-/// their ends does not say what its peer did to it. What a peer does in good order is told by its
-/// streams alone.
-fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeSummary) {
-    let (ServeOutcome::Failed, Some(error)) = (end.outcome, &end.error) else {
+/// Counts and logs a handshake that was evicted. A handshake that ended with its pod is not one.
+fn report_evicted(pod: &PodContext, peer: SocketAddr, local: SocketAddr) {
+    if !pod.shutdown.abort.is_cancelled() {
+        let error = Error::HandshakeLimit;
+        reject(pod, Direction::Inbound, peer, Some(local), &error);
+    }
+}
+
+/// Counts and logs a tunnel that failed, with or without streams: the lines of its streams do not
+/// say what its peer did to the tunnel. A tunnel that ended in good order has only those lines.
+fn report_failed_tunnel(
+    pod: &PodContext,
+    peer: SocketAddr,
+    local: SocketAddr,
+    summary: &ServeSummary,
+) {
+    let (ServeOutcome::Failed, Some(error)) = (summary.outcome, &summary.error) else {
         return;
     };
     let error = Error::Tunnel(error.clone());
-    if end.streams == 0 {
-        return refused(pod, Direction::Inbound, peer, Some(local), &error);
+    if summary.streams == 0 {
+        return reject(pod, Direction::Inbound, peer, Some(local), &error);
     }
-    pod.telemetry.failed(Direction::Inbound, error.code());
-    let identity = end.peer.as_ref().map(|peer| &peer.identity);
+    pod.telemetry()
+        .record_failure(Direction::Inbound, error.code());
+    let identity = summary.peer.as_ref().map(|peer| &peer.identity);
     tracing::event!(
         target: "access",
         tracing::Level::WARN,
@@ -108,115 +117,97 @@ fn report(pod: &PodContext, peer: SocketAddr, local: SocketAddr, end: &ServeSumm
         dst.addr = %local,
         pod = %pod.uid,
         direction = Direction::Inbound.name(),
-        streams = end.streams,
+        streams = summary.streams,
         error = error.text(),
         reason = error.code(),
         "tunnel failed"
     );
 }
 
-/// Counts and logs what failed before there was a connection to speak of.
-pub(super) fn refused(
-    pod: &PodContext,
-    direction: Direction,
-    peer: SocketAddr,
-    wanted: Option<SocketAddr>,
-    error: &Error,
-) {
-    pod.telemetry.failed(direction, error.code());
-    tracing::event!(
-        target: "access",
-        tracing::Level::WARN,
-        src.addr = %peer,
-        dst.addr = wanted.map(tracing::field::display),
-        pod = %pod.uid,
-        direction = direction.name(),
-        error = error.text(),
-        reason = error.code(),
-        "connection failed"
-    );
-}
-
-/// The decisions about one tunnel's streams.
+/// One inbound tunnel, and the decisions about its streams.
 struct Tunnel {
     pod: Rc<PodContext>,
-    /// The address that the peer dialled; what it asks for has to be the same pod address.
+    /// The address that the peer dialled. Every CONNECT must address the same pod address.
     local: SocketAddr,
-    /// Who the peer proved to be, shared by the accounts of all its streams.
+    /// The peer's verified identity, shared by the trackers of all its streams.
     identity: OnceCell<Arc<SpiffeId>>,
-    standing: RefCell<Standing>,
-    /// It has been told once that streams are refused.
-    overloaded: Cell<bool>,
+    admission: RefCell<Admission>,
+    /// Whether a refusal of excess streams has been logged.
+    is_overload_logged: Cell<bool>,
 }
 
-/// What a tunnel counts as.
-enum Standing {
-    /// One of the pod's handshakes, held for its drop.
-    Unproven(#[allow(dead_code)] Place),
-    /// One of the pod's connections, held for its drop.
-    Proven(#[allow(dead_code)] Slot),
-    /// A peer that is known, for whom there was no room.
+/// Which limit of the pod a tunnel counts against.
+enum Admission {
+    /// The handshake limit. The permit is held for its drop.
+    Handshake(#[allow(dead_code)] HandshakePermit),
+    /// The connection limit. The permit is held for its drop.
+    Connection(#[allow(dead_code)] ConnectionPermit),
+    /// None: the peer is verified, and the pod has reached its connection limit.
     Refused,
 }
 
 impl Tunnel {
-    /// Counts and logs that nothing of what a known peer wants is looked at.
-    fn turned_away(&self, peer: &Peer, error: &Error) {
+    /// Counts and logs that a verified peer's tunnel or stream is refused unseen.
+    fn reject(&self, peer: &Peer, error: &Error) {
         let from = canonical(peer.address);
         let local = Some(self.local);
-        refused(&self.pod, Direction::Inbound, from, local, error);
+        reject(&self.pod, Direction::Inbound, from, local, error);
     }
 }
 
 impl TunnelService for Tunnel {
     async fn connect(&self, peer: &Peer, request: ConnectRequest) -> Result<Accepted, Rejected> {
         let from = canonical(peer.address);
-        let Some(slot) = self.pod.admit() else {
-            self.turned_away(peer, &Error::ConnectionLimit);
-            return Err(rejected(&Error::ConnectionLimit));
+        let Some(permit) = self.pod.try_admit() else {
+            self.reject(peer, &Error::ConnectionLimit);
+            return Err(rejection(&Error::ConnectionLimit));
         };
-        let mut flow = Flow::begin(&self.pod, slot, Direction::Inbound, from, self.local);
-        match self.establish(peer, from, &request, &mut flow).await {
+        let mut tracker =
+            ConnectionTracker::start(&self.pod, permit, Direction::Inbound, from, self.local);
+        match self.establish(peer, from, &request, &mut tracker).await {
             Ok((upstream, response)) => {
-                flow.opened();
-                let opts = flow.relay_opts();
+                tracker.mark_opened();
+                let opts = tracker.relay_opts();
                 Ok(Accepted {
                     upstream,
                     response,
                     opts,
-                    on_end: Box::new(move |end| flow.closed(&end)),
+                    on_end: Box::new(move |end| tracker.finish(&end)),
                 })
             }
             Err(error) => {
-                flow.failed(&error);
-                Err(rejected(&error))
+                tracker.finish_failed(&error);
+                Err(rejection(&error))
             }
         }
     }
 
     fn accept_tunnel(&self, peer: &Peer) -> bool {
-        let slot = self.pod.admit();
-        let admitted = slot.is_some();
-        if !admitted {
-            self.turned_away(peer, &Error::ConnectionLimit);
+        let permit = self.pod.try_admit();
+        let is_admitted = permit.is_some();
+        if !is_admitted {
+            self.reject(peer, &Error::ConnectionLimit);
         }
-        self.standing
-            .replace(slot.map_or(Standing::Refused, Standing::Proven));
-        admitted
+        self.admission
+            .replace(permit.map_or(Admission::Refused, Admission::Connection));
+        is_admitted
     }
 
     fn on_refused_stream(&self, peer: &Peer) {
         let error = Error::Tunnel(Reason::TooManyStreams.into());
-        // Its peer may go on for ever: each is counted, and the first told.
-        if self.overloaded.replace(true) {
-            return self.pod.telemetry.failed(Direction::Inbound, error.code());
+        // A peer can cause this without end: each refusal is counted, and the first is logged.
+        if self.is_overload_logged.replace(true) {
+            let telemetry = self.pod.telemetry();
+            return telemetry.record_failure(Direction::Inbound, error.code());
         }
-        self.turned_away(peer, &error);
+        self.reject(peer, &error);
     }
 
     fn on_bad_request(&self, peer: &Peer, reason: Reason, detail: &str) {
         let from = canonical(peer.address);
-        self.pod.telemetry.failed(Direction::Inbound, reason.code());
+        self.pod
+            .telemetry()
+            .record_failure(Direction::Inbound, reason.code());
         tracing::event!(
             target: "access",
             tracing::Level::WARN,
@@ -231,125 +222,112 @@ impl TunnelService for Tunnel {
     }
 }
 
-fn rejected(error: &Error) -> Rejected {
+fn rejection(error: &Error) -> Rejected {
     Rejected {
-        status: error.status(),
+        status: error.connect_status(),
         reason: error.code(),
     }
 }
 
 impl Tunnel {
-    /// Decides about a request and dials the application. Authorization stands between the two: the
-    /// flow is registered, the peer is proven, the target is known, and nothing has reached the
-    /// application yet. A policy that comes while it is dialled stops the flow.
+    /// Authorizes a CONNECT and dials the application.
+    ///
+    /// Authorization comes when the connection is registered, the peer is verified and the target is
+    /// known, and before anything reaches the application. A policy that changes during the dial
+    /// stops the connection.
     async fn establish(
         &self,
         peer: &Peer,
         from: SocketAddr,
         request: &ConnectRequest,
-        flow: &mut Flow,
+        tracker: &mut ConnectionTracker,
     ) -> Result<(TcpStream, ConnectResponse), Error> {
-        flow.via(self.local, Some(request.authority.clone()));
-        let (target, answer) = {
-            let model = self.pod.store.load();
-            let workload = model
-                .workload(&self.pod.uid)
-                .ok_or_else(|| Error::WorkloadUnknown(self.pod.uid.clone()))?;
-            let identity = self
-                .identity
-                .get_or_init(|| Arc::new(peer.identity.clone()))
-                .clone();
-            let source = self.pod.source(&model, from.ip(), Some(&identity)).cloned();
-            flow.from(source, Some(identity));
-            let host = request
-                .forwarded
-                .as_ref()
-                .and_then(|forwarded| forwarded.host.as_deref());
-            let target = self.target(&model, workload, &request.authority);
-            let port = target
-                .as_ref()
-                .map_or(request.authority.port(), SocketAddr::port);
-            flow.to(
-                Some(workload.clone()),
-                service_behind(&model, workload, host, port),
-            );
-            self.check_trust_domain(workload, peer)?;
-            (target?, baggage(workload))
-        };
-        flow.authorize(target)?;
-        let upstream = flow
+        tracker.set_destination(self.local, Some(request.authority.clone()));
+        let (target, baggage) = self.resolve(peer, from, request, tracker)?;
+        tracker.authorize(target)?;
+        let upstream = tracker
             .unless_stopped(self.pod.sockets.dial_from(from.ip(), target))
             .await?;
-        Ok((
-            upstream,
-            ConnectResponse {
-                baggage: Some(answer),
-            },
-        ))
+        let response = ConnectResponse {
+            baggage: Some(baggage),
+        };
+        Ok((upstream, response))
     }
 
-    fn check_trust_domain(&self, workload: &Workload, peer: &Peer) -> Result<(), Error> {
-        let theirs = peer.identity.trust_domain();
-        if self.pod.is_one_mesh(&workload.identity, theirs) {
+    /// Looks up both ends of a CONNECT in the current model: the target in this pod, and this pod's
+    /// baggage for the response. Holds the model for no longer than this.
+    fn resolve(
+        &self,
+        peer: &Peer,
+        from: SocketAddr,
+        request: &ConnectRequest,
+        tracker: &mut ConnectionTracker,
+    ) -> Result<(SocketAddr, Baggage), Error> {
+        let model = self.pod.store().load();
+        let workload = model
+            .workload(&self.pod.uid)
+            .ok_or_else(|| Error::WorkloadUnknown(self.pod.uid.clone()))?;
+        let identity = self
+            .identity
+            .get_or_init(|| Arc::new(peer.identity.clone()))
+            .clone();
+        let source = self
+            .pod
+            .source_workload(&model, from.ip(), Some(&identity))
+            .cloned();
+        tracker.set_source(source, Some(identity));
+        let host = request
+            .forwarded
+            .as_ref()
+            .and_then(|forwarded| forwarded.host.as_deref());
+        let target = self.target(&model, workload, &request.authority);
+        let port = target
+            .as_ref()
+            .map_or(request.authority.port(), SocketAddr::port);
+        tracker.set_target(
+            Some(workload.clone()),
+            addressed_service(&model, workload, host, port),
+        );
+        self.require_trust_domain(workload, peer)?;
+        Ok((target?, baggage(workload)))
+    }
+
+    fn require_trust_domain(&self, workload: &Workload, peer: &Peer) -> Result<(), Error> {
+        let trust_domain = peer.identity.trust_domain();
+        if self.pod.same_trust_domain(&workload.identity, trust_domain) {
             return Ok(());
         }
-        Err(Error::ForeignTrustDomain(theirs.to_string()))
+        Err(Error::ForeignTrustDomain(trust_domain.to_string()))
     }
 
-    /// Where in the pod a request leads. The address is always the one that the peer dialled, so a
-    /// name can never lead elsewhere.
+    /// The address in the pod that an authority names. Its IP is always the one that the peer
+    /// dialled, so a host name cannot lead to another address.
     fn target(
         &self,
         model: &Model,
         workload: &Workload,
         authority: &Authority,
     ) -> Result<SocketAddr, Error> {
-        let elsewhere = || Error::NotThisPod {
+        let not_this_pod = || Error::NotThisPod {
             authority: authority.to_string(),
         };
         let target = match authority {
             Authority::Address(address) => canonical(*address),
             Authority::Host { name, port } => {
-                let port = port_behind(model, workload, name, *port).ok_or_else(elsewhere)?;
+                let port = target_port(model, workload, name, *port).ok_or_else(not_this_pod)?;
                 SocketAddr::new(self.local.ip(), port)
             }
         };
-        if is_own(target.port()) {
-            return Err(Error::SelfCall(target));
-        }
+        refuse_own_port(target)?;
         if target.ip() != self.local.ip() {
-            return Err(elsewhere());
+            return Err(not_this_pod());
         }
-        refuse_elsewhere(workload, target)?;
+        require_local_dst(workload, target)?;
         Ok(target)
     }
 }
 
-/// The service that was meant: the one that the client named if this pod is behind it, else the
-/// first that leads to the port.
-pub(super) fn service_behind(
-    model: &Model,
-    pod: &Workload,
-    host: Option<&str>,
-    port: u16,
-) -> Option<Arc<Service>> {
-    let services = || {
-        pod.services
-            .iter()
-            .filter_map(|name| model.service(&name.namespace, &name.name))
-    };
-    if let Some(named) = host.and_then(|host| services().find(|service| *service.hostname == *host))
-    {
-        return Some(named.clone());
-    }
-    let leads_here = |service: &&Arc<Service>| {
-        endpoint_of(service, pod)
-            .is_some_and(|endpoint| endpoint.ports.iter().any(|ports| ports.target == port))
-    };
-    services().find(leads_here).cloned()
-}
-
-/// A workload as the tunnel's headers describe it.
+/// A workload's `baggage` header.
 pub(super) fn baggage(workload: &Workload) -> Baggage {
     let text = |value: &Arc<str>| (!value.is_empty()).then(|| value.to_string());
     Baggage {

@@ -1,4 +1,4 @@
-//! What reaches the pod in clear: the same way as through the mesh, but nobody has proved anything.
+//! Plain connections to the pod: the same steps as through the mesh, without a verified identity.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -6,36 +6,39 @@ use std::rc::Rc;
 use hbone::relay_tcp;
 use tokio::net::TcpStream;
 
-use super::address::{canonical, refuse_elsewhere, reset};
-use super::captured::register;
-use super::flow::Flow;
-use super::{Error, inbound};
-use crate::dataplane::PodContext;
-use crate::dataplane::registry::Direction;
+use super::Error;
+use super::connections::Direction;
+use super::context::PodContext;
+use super::local_dst::{addressed_service, require_local_dst};
+use super::redirected::register;
+use super::sockets::{canonical, reset};
+use super::tracker::ConnectionTracker;
 
-/// Carries one connection that came in clear.
+/// Serves one plain inbound connection.
 pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: SocketAddr) {
     let peer = canonical(peer);
-    let Some((mut flow, wanted)) = register(&pod, Direction::Inbound, &downstream, peer) else {
+    let Some((mut tracker, original_dst)) = register(&pod, Direction::Inbound, &downstream, peer)
+    else {
         return reset(downstream);
     };
-    let stop = flow.stop();
+    let stop = tracker.stop_signal();
     let connected = tokio::select! {
         biased;
-        reason = stop.stopped() => Err(flow.stopped(reason)),
-        // Boxed, because a connection spends its life in the relay and not here.
-        connected = Box::pin(connect(&pod, &mut flow, peer, wanted)) => connected,
+        reason = stop.stopped() => Err(tracker.stop_error(reason)),
+        // Boxed to keep this future small: most of a connection's time is in the relay.
+        connected = Box::pin(connect(&pod, &mut tracker, peer, original_dst)) => connected,
     };
     match connected {
         Ok(upstream) => {
-            flow.opened();
-            let opts = flow.relay_opts();
+            tracker.mark_opened();
+            let opts = tracker.relay_opts();
             let end = relay_tcp(downstream, upstream, opts).await;
-            flow.closed(&end);
+            tracker.finish(&end);
         }
         Err(error) => {
-            // Told before the reset, so that whoever sees the reset finds its reason.
-            flow.failed(&error);
+            // Recorded before the reset, so that the reason is in log and metric when a client sees
+            // the reset.
+            tracker.finish_failed(&error);
             reset(downstream);
         }
     }
@@ -43,22 +46,22 @@ pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: Sock
 
 async fn connect(
     pod: &PodContext,
-    flow: &mut Flow,
+    tracker: &mut ConnectionTracker,
     peer: SocketAddr,
-    wanted: SocketAddr,
+    original_dst: SocketAddr,
 ) -> Result<TcpStream, Error> {
     {
-        let model = pod.store.load();
+        let model = pod.store().load();
         let workload = model
             .workload(&pod.uid)
             .ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?;
-        flow.from(model.workload_by_ip(peer.ip()).cloned(), None);
-        flow.to(
+        tracker.set_source(model.workload_by_ip(peer.ip()).cloned(), None);
+        tracker.set_target(
             Some(workload.clone()),
-            inbound::service_behind(&model, workload, None, wanted.port()),
+            addressed_service(&model, workload, None, original_dst.port()),
         );
-        refuse_elsewhere(workload, wanted)?;
+        require_local_dst(workload, original_dst)?;
     }
-    flow.authorize(wanted)?;
-    pod.sockets.dial_from(peer.ip(), wanted).await
+    tracker.authorize(original_dst)?;
+    pod.sockets.dial_from(peer.ip(), original_dst).await
 }

@@ -1,4 +1,4 @@
-//! What the pod opens: original destination, route, tunnel or plain TCP, relay.
+//! Connections that the pod opens: original destination, route, tunnel or plain TCP, relay.
 
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -17,67 +17,69 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::Error;
-use super::address::{canonical, reset};
-use super::captured::{is_direct, register};
-use super::flow::Flow;
+use super::connections::Direction;
+use super::context::PodContext;
 use super::inbound::baggage;
-use crate::dataplane::PodContext;
-use crate::dataplane::registry::Direction;
+use super::redirected::{is_direct, register};
+use super::sockets::{canonical, reset};
+use super::tracker::ConnectionTracker;
 
 /// Endpoints that are tried for one connection.
-const ATTEMPTS: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 
-/// No attempt begins later than this after the application connected: it has its own patience,
-/// which is often 30 s.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// No attempt begins later than this after the application connected: the application has its own
+/// connect timeout, often 30 s.
+const RETRY_DEADLINE: Duration = Duration::from_secs(15);
 
-/// How long one endpoint may take to answer where another could: so that all attempts together begin
-/// within [`PATIENCE`]. A peer whose own application takes longer to accept is no loss.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long one endpoint may take to respond while another is left, so that all attempts begin within
+/// [`RETRY_DEADLINE`]. The cost is a peer whose application takes longer than this to accept.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Carries one connection that the pod opened.
+/// Serves one connection that the pod opened.
 pub(crate) async fn serve(pod: Rc<PodContext>, downstream: TcpStream, peer: SocketAddr) {
     let peer = canonical(peer);
-    let Some((mut flow, wanted)) = register(&pod, Direction::Outbound, &downstream, peer) else {
+    let Some((mut tracker, original_dst)) = register(&pod, Direction::Outbound, &downstream, peer)
+    else {
         return reset(downstream);
     };
-    if is_direct(&downstream, wanted) {
-        let source = pod.store.load().workload(&pod.uid).cloned();
-        flow.from(source, None);
-        flow.failed(&Error::SelfCall(wanted));
+    if is_direct(&downstream, original_dst) {
+        let source = pod.store().load().workload(&pod.uid).cloned();
+        tracker.set_source(source, None);
+        tracker.finish_failed(&Error::SelfCall(original_dst));
         return reset(downstream);
     }
-    let stop = flow.stop();
+    let stop = tracker.stop_signal();
     let connected = tokio::select! {
         biased;
         reason = stop.stopped() => Err(Error::Stopped(reason)),
-        () = given_up(&downstream) => return flow.closed(&GIVEN_UP),
-        // Boxed, because it is large and a connection spends its life in the relay and not here.
-        connected = Box::pin(connect(&pod, &mut flow, peer, wanted)) => connected,
+        () = client_reset(&downstream) => return tracker.finish(&CLIENT_RESET),
+        // Boxed, because it is large, and most of a connection's time is in the relay.
+        connected = Box::pin(connect(&pod, &mut tracker, peer, original_dst)) => connected,
     };
     match connected {
-        Ok(upstream) => relay(flow, downstream, upstream).await,
+        Ok(upstream) => relay(tracker, downstream, upstream).await,
         Err(error) => {
-            // Told before the reset, so that whoever sees the reset finds its reason.
-            flow.failed(&error);
+            // Recorded before the reset, so that the reason is in log and metric when the
+            // application sees the reset.
+            tracker.finish_failed(&error);
             reset(downstream);
         }
     }
 }
 
-/// Resolves when the application has reset its connection and had said nothing. What it had said goes
-/// its way, and the reset after it, as without a mesh.
-async fn given_up(downstream: &TcpStream) {
+/// Resolves when the application has reset its connection without having sent anything. Bytes that
+/// it sent before are still delivered, and the reset after them, as without a mesh.
+async fn client_reset(downstream: &TcpStream) {
     let reset = downstream.ready(Interest::ERROR).await;
-    // Bytes come before the error, which stays for the relay if there are any.
+    // The kernel returns bytes before the error, and keeps the error for the relay.
     let first = SockRef::from(downstream).peek(&mut [MaybeUninit::uninit()]);
     if reset.is_ok() && first.is_ok_and(|bytes| bytes > 0) {
         std::future::pending::<()>().await;
     }
 }
 
-/// The application did not wait for its connection. That is no failure of the mesh.
-const GIVEN_UP: RelaySummary = RelaySummary {
+/// The application reset its connection before it was relayed, which is no failure of the mesh.
+const CLIENT_RESET: RelaySummary = RelaySummary {
     sent: 0,
     received: 0,
     outcome: RelayOutcome::Reset {
@@ -85,115 +87,124 @@ const GIVEN_UP: RelaySummary = RelaySummary {
     },
 };
 
-/// The other side of a connection.
+/// The connection to the destination.
 enum Upstream {
-    Tunnel { stream: Box<Stream>, answered: bool },
+    Tunnel {
+        stream: Box<Stream>,
+        /// Whether the peer's response to the CONNECT has been awaited.
+        has_response: bool,
+    },
     Plain(TcpStream),
 }
 
-async fn relay(flow: Flow, downstream: TcpStream, upstream: Upstream) {
-    flow.opened();
-    let mut opts = flow.relay_opts();
+async fn relay(tracker: ConnectionTracker, downstream: TcpStream, upstream: Upstream) {
+    tracker.mark_opened();
+    let mut opts = tracker.relay_opts();
     let end = match upstream {
-        Upstream::Tunnel { stream, answered } => {
-            opts.optimistic = !answered;
+        Upstream::Tunnel {
+            stream,
+            has_response,
+        } => {
+            opts.optimistic = !has_response;
             stream.relay(downstream, opts).await
         }
         Upstream::Plain(upstream) => relay_tcp(downstream, upstream, opts).await,
     };
-    flow.closed(&end);
+    tracker.finish(&end);
 }
 
-/// Connects to where the route leads; to the next endpoint if one fails before it has seen anything
-/// of the application.
+/// Connects along the route; to another endpoint if one fails before it has received a byte of the
+/// application.
 async fn connect(
     pod: &PodContext,
-    flow: &mut Flow,
+    tracker: &mut ConnectionTracker,
     peer: SocketAddr,
-    wanted: SocketAddr,
+    original_dst: SocketAddr,
 ) -> Result<Upstream, Error> {
     let started = Instant::now();
     let mut tried: Vec<EndpointKey> = Vec::new();
     let mut failure = None;
-    for last in (1..=ATTEMPTS).map(|n| n == ATTEMPTS) {
-        let (source, route) = decide(pod, wanted, &tried)?;
-        let others = Others::of(&route, &tried, last);
+    for is_last in (1..=MAX_ATTEMPTS).map(|n| n == MAX_ATTEMPTS) {
+        let (source, route) = select_route(pod, original_dst, &tried)?;
+        let options = RetryOptions::of(&route, &tried, is_last);
         if failure.is_some() && matches!(route, Route::NoEndpoint { .. }) {
-            // How the last endpoint failed says more than that none is left.
+            // The failure of the last endpoint is more specific than "no endpoint is left".
             break;
         }
         let endpoint = route
             .endpoint()
             .map(|endpoint| (endpoint, route.may_retry()));
-        let again = match attempt(pod, flow, peer, source, route, others).await {
+        let error = match attempt(pod, tracker, peer, source, route, options).await {
             Ok(upstream) => return Ok(upstream),
-            Err(error) => {
-                let again = (error.retryable() && started.elapsed() < PATIENCE)
-                    .then(|| next(&error, endpoint))
-                    .flatten();
-                failure = Some(error);
-                again
-            }
+            Err(error) => error,
         };
-        match again {
-            Some(Retry::Elsewhere(endpoint)) => tried.push(endpoint),
+        let retry = (error.is_retryable() && started.elapsed() < RETRY_DEADLINE)
+            .then(|| retry_after(&error, endpoint))
+            .flatten();
+        failure = Some(error);
+        match retry {
+            Some(Retry::Excluding(endpoint)) => tried.push(endpoint),
             Some(Retry::SameEndpoint) => {}
             None => break,
         }
     }
     Err(failure.unwrap_or_else(|| Error::NoEndpoint {
-        destination: wanted.to_string(),
+        destination: original_dst.to_string(),
         code: "no_healthy_endpoint",
     }))
 }
 
-/// The route for the pod as it is now. The model is let go before anything waits.
-fn decide(
+/// The route by the current model, which is released before anything is awaited.
+fn select_route(
     pod: &PodContext,
-    wanted: SocketAddr,
+    original_dst: SocketAddr,
     tried: &[EndpointKey],
 ) -> Result<(Arc<Workload>, Route), Error> {
-    let model = pod.store.load();
+    let model = pod.store().load();
     let source = model
         .workload(&pod.uid)
         .ok_or_else(|| Error::WorkloadUnknown(pod.uid.clone()))?;
-    let route = route(&model, source, wanted, tried, &mut pod.random.borrow_mut());
+    let mut random = pod.random.borrow_mut();
+    let route = route(&model, source, original_dst, tried, &mut random);
     Ok((source.clone(), route))
 }
 
 enum Retry {
-    Elsewhere(EndpointKey),
+    /// Another endpoint of the service than this one and those tried before.
+    Excluding(EndpointKey),
     SameEndpoint,
 }
 
-/// A service has other endpoints to try. A pod that was addressed itself has none, but one whose
-/// tunnel is just going away takes the next tunnel.
-fn next(error: &Error, endpoint: Option<(EndpointKey, bool)>) -> Option<Retry> {
-    let (endpoint, of_service) = endpoint?;
-    let tunnel_is_leaving = match error {
+/// What to try after a failure. `endpoint` is the one that failed, and whether a service led to it.
+///
+/// A service has other endpoints. A pod that was addressed directly has none, but if its tunnel is
+/// going away the next tunnel to it can serve.
+fn retry_after(error: &Error, endpoint: Option<(EndpointKey, bool)>) -> Option<Retry> {
+    let (endpoint, is_of_service) = endpoint?;
+    let is_tunnel_going_away = match error {
         Error::Tunnel(error) => matches!(error.reason(), Reason::GoAway | Reason::StreamRefused),
         _ => false,
     };
-    match (of_service, tunnel_is_leaving) {
-        (true, _) => Some(Retry::Elsewhere(endpoint)),
+    match (is_of_service, is_tunnel_going_away) {
+        (true, _) => Some(Retry::Excluding(endpoint)),
         (false, true) => Some(Retry::SameEndpoint),
         (false, false) => None,
     }
 }
 
-/// The endpoints beside the one that is tried.
+/// Whether other endpoints could serve if an attempt through a tunnel fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Others {
-    /// There are none: the answer need not be awaited.
+enum RetryOptions {
+    /// There is no other endpoint: the response need not be awaited.
     None,
-    /// There are, and there is an attempt left.
+    /// There is another endpoint, and an attempt is left.
     Left,
-    /// All were tried, or enough of them: the last one has all the time that it needs.
-    Tried,
+    /// All endpoints, or the maximum of them, were tried: the last attempt has the full timeout.
+    Exhausted,
 }
 
-impl Others {
-    fn of(route: &Route, tried: &[EndpointKey], last: bool) -> Self {
+impl RetryOptions {
+    fn of(route: &Route, tried: &[EndpointKey], is_last: bool) -> Self {
         let endpoints = match route {
             Route::Mesh {
                 service: Some(service),
@@ -203,19 +214,19 @@ impl Others {
         };
         match endpoints {
             0 | 1 => Self::None,
-            n if !last && tried.len() + 1 < n => Self::Left,
-            _ => Self::Tried,
+            n if !is_last && tried.len() + 1 < n => Self::Left,
+            _ => Self::Exhausted,
         }
     }
 }
 
 async fn attempt(
     pod: &PodContext,
-    flow: &mut Flow,
+    tracker: &mut ConnectionTracker,
     peer: SocketAddr,
     source: Arc<Workload>,
     route: Route,
-    others: Others,
+    options: RetryOptions,
 ) -> Result<Upstream, Error> {
     match route {
         Route::Mesh {
@@ -226,15 +237,17 @@ async fn attempt(
             lease,
         } => {
             let identity = Arc::new(source.identity.clone());
-            flow.from(Some(source.clone()), Some(identity));
-            flow.to(Some(workload.clone()), service.clone());
-            flow.via(tunnel, Some(Authority::from(target)));
-            flow.hold(lease);
-            let service = service.as_deref();
-            let parties = (&*source, &*workload, service);
-            let mut stream = open_tunnel(pod, parties, target, tunnel, peer).await?;
-            let answered = answer(&mut stream, others).await?;
-            Ok(Upstream::Tunnel { stream, answered })
+            tracker.set_source(Some(source.clone()), Some(identity));
+            tracker.set_target(Some(workload.clone()), service.clone());
+            tracker.set_destination(tunnel, Some(Authority::from(target)));
+            tracker.attach_lease(lease);
+            let ends = (&*source, &*workload, service.as_deref());
+            let mut stream = open_stream(pod, ends, target, tunnel, peer).await?;
+            let has_response = await_response(&mut stream, options).await?;
+            Ok(Upstream::Tunnel {
+                stream,
+                has_response,
+            })
         }
         Route::Plain {
             target,
@@ -242,38 +255,39 @@ async fn attempt(
             service,
             lease,
         } => {
-            flow.from(Some(source), None);
-            flow.to(workload, service);
-            flow.via(target, None);
-            flow.hold(lease);
+            tracker.set_source(Some(source), None);
+            tracker.set_target(workload, service);
+            tracker.set_destination(target, None);
+            tracker.attach_lease(lease);
             pod.sockets.dial(target).await.map(Upstream::Plain)
         }
         Route::Passthrough { target } => {
-            flow.from(Some(source), None);
-            flow.via(target, None);
+            tracker.set_source(Some(source), None);
+            tracker.set_destination(target, None);
             pod.sockets.dial(target).await.map(Upstream::Plain)
         }
         Route::NoEndpoint { service, code } => {
-            flow.from(Some(source), None);
+            tracker.set_source(Some(source), None);
             let destination = service.as_ref().map_or_else(
                 || "this address".into(),
                 |service| service.hostname.to_string(),
             );
-            flow.to(None, service);
+            tracker.set_target(None, service);
             Err(Error::NoEndpoint { destination, code })
         }
     }
 }
 
-/// Through the mesh or not at all: whatever fails here, nothing is sent in clear.
-async fn open_tunnel(
+/// Opens a CONNECT stream in a tunnel to the workload. If that fails, nothing is sent in clear
+/// instead.
+async fn open_stream(
     pod: &PodContext,
     (source, workload, service): (&Workload, &Workload, Option<&Service>),
     target: SocketAddr,
     tunnel: SocketAddr,
     peer: SocketAddr,
 ) -> Result<Box<Stream>, Error> {
-    let identity = pod.identities.ready(&source.identity).await?;
+    let identity = pod.identities().ready(&source.identity).await?;
     let key = PoolKey {
         source: source.identity.clone(),
         destination: workload.uid.to_arc(),
@@ -288,24 +302,25 @@ async fn open_tunnel(
         }),
         traceparent: Some(TraceParent::random()),
     };
-    let all_names;
-    let expect = if pod.trust_domain_aliases.is_empty() {
+    let with_aliases;
+    let expected = if pod.trust_domain_aliases().is_empty() {
         std::slice::from_ref(&workload.identity)
     } else {
-        all_names = pod.under_all_names(&workload.identity);
-        &all_names
+        with_aliases = pod.with_aliases(&workload.identity);
+        &with_aliases
     };
-    let opened = pod.pool.open(&key, expect, &identity.client, request);
+    let opened = pod.pool.open(&key, expected, &identity.client, request);
     opened.await.map(Box::new).map_err(Error::Tunnel)
 }
 
-/// Where another endpoint could take over, the answer is awaited before the application's first
-/// byte leaves. Where none could, the first byte travels with the CONNECT and saves a round trip.
-async fn answer(stream: &mut Stream, others: Others) -> Result<bool, Error> {
-    match others {
-        Others::None => return Ok(false),
-        Others::Left => stream.response_within(ANSWER).await,
-        Others::Tried => stream.response().await,
+/// Waits for the response to the CONNECT if another endpoint could serve, before the first byte of
+/// the application is sent. If none could, that byte travels with the CONNECT and saves a round
+/// trip. Returns whether the response was awaited.
+async fn await_response(stream: &mut Stream, options: RetryOptions) -> Result<bool, Error> {
+    match options {
+        RetryOptions::None => return Ok(false),
+        RetryOptions::Left => stream.response_within(ATTEMPT_TIMEOUT).await,
+        RetryOptions::Exhausted => stream.response().await,
     }
     .map(|_| true)
     .map_err(Error::Tunnel)

@@ -1,4 +1,4 @@
-//! What policies denied: one series per policy that denies, with a bound on how many there can be.
+//! Counts denials by policy, with a bound on the number of series.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,33 +7,33 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily};
 use rustc_hash::FxHashMap;
 
-use super::traffic::family;
+use super::traffic::counter_family;
 
-/// Policies that can have a series at a time. Those that deny something are a few; past it denials
-/// count under [`OTHERS`], so that policies that come and go by the thousand under ever new names
-/// cannot fill the memory of the daemon and of whoever scrapes it.
-const SERIES: usize = 1000;
+/// Policies that can have a series at a time. Few policies deny anything. Above the limit denials
+/// count under [`OTHERS`], so that thousands of short-lived policies cannot exhaust the memory of the
+/// daemon and of its scraper.
+const MAX_SERIES: usize = 1000;
 
-/// The label of what has no series of its own. No policy is called so: a policy's label names its
-/// kind first.
+/// The label of policies without a series of their own. No policy has this label: a policy's label
+/// starts with its kind.
 const OTHERS: &str = "others";
 
 /// One counter with the label `policy`. Clones share it.
 ///
-/// Counting takes a lock, because a denial is rare and ends a connection; what is allowed never
-/// comes here.
+/// Counting takes a lock, which is cheap enough: a denial is rare and ends a connection, and allowed
+/// connections are not counted here.
 #[derive(Clone)]
 pub(super) struct Denials {
     name: &'static str,
     help: &'static str,
     desc: Desc,
-    counts: Arc<Mutex<FxHashMap<Arc<str>, Held>>>,
+    counts: Arc<Mutex<FxHashMap<Arc<str>, Entry>>>,
 }
 
-/// A count, and for how many sweeps in a row nothing was added to it.
-struct Held {
+struct Entry {
     count: u64,
-    idle: u32,
+    /// Consecutive sweeps since the last denial.
+    idle_sweeps: u32,
 }
 
 impl Denials {
@@ -50,27 +50,30 @@ impl Denials {
     /// Counts one denial by this policy.
     pub(super) fn count(&self, policy: &Arc<str>) {
         let mut counts = self.lock();
-        let policy = if counts.len() < SERIES || counts.contains_key(policy) {
+        let policy = if counts.len() < MAX_SERIES || counts.contains_key(policy) {
             policy.clone()
         } else {
             OTHERS.into()
         };
-        let held = counts.entry(policy).or_insert(Held { count: 0, idle: 0 });
-        held.count += 1;
-        held.idle = 0;
+        let entry = counts.entry(policy).or_insert(Entry {
+            count: 0,
+            idle_sweeps: 0,
+        });
+        entry.count += 1;
+        entry.idle_sweeps = 0;
     }
 
-    /// Drops the series of policies that have denied nothing for `sweeps` calls in a row, which is
-    /// what a policy does that no longer exists.
-    pub(super) fn sweep(&self, sweeps: u32) {
-        self.lock().retain(|_, held| {
-            held.idle += 1;
-            held.idle <= sweeps
+    /// Drops the series of policies that denied nothing for `max_idle` consecutive calls, such as
+    /// deleted ones.
+    pub(super) fn sweep(&self, max_idle: u32) {
+        self.lock().retain(|_, entry| {
+            entry.idle_sweeps += 1;
+            entry.idle_sweeps <= max_idle
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, FxHashMap<Arc<str>, Held>> {
-        // The map is whole between any two statements, so a panic elsewhere has not broken it.
+    fn lock(&self) -> MutexGuard<'_, FxHashMap<Arc<str>, Entry>> {
+        // No statement leaves the map half changed, so a poisoned lock is safe to use.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,12 +88,12 @@ impl Collector for Denials {
         if counts.is_empty() {
             return Vec::new();
         }
-        let metrics = counts.iter().map(|(policy, held)| metric(policy, held));
-        vec![family(self.name, self.help, metrics.collect())]
+        let metrics = counts.iter().map(|(policy, entry)| metric(policy, entry));
+        vec![counter_family(self.name, self.help, metrics.collect())]
     }
 }
 
-fn metric(policy: &str, held: &Held) -> Metric {
+fn metric(policy: &str, entry: &Entry) -> Metric {
     let mut label = LabelPair::default();
     label.set_name("policy".into());
     label.set_value(policy.into());
@@ -98,7 +101,7 @@ fn metric(policy: &str, held: &Held) -> Metric {
     let mut counter = Counter::default();
     // A Prometheus sample is a float; counts stay exact up to 2^53.
     #[allow(clippy::cast_precision_loss)]
-    counter.set_value(held.count as f64);
+    counter.set_value(entry.count as f64);
     metric.set_counter(counter);
     metric
 }
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn each_policy_counts_what_it_denied() {
+    fn each_policy_counts_its_own_denials() {
         let denials = denials();
         assert!(denials.collect().is_empty());
         denials.count(&"AuthorizationPolicy shop/a".into());
@@ -132,28 +135,28 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_denies_no_more_leaves_the_scrape_and_one_that_does_stays() {
+    fn idle_policy_leaves_the_scrape_and_active_policy_stays() {
         let denials = denials();
-        let (gone, here) = ("gone".into(), "here".into());
-        denials.count(&gone);
-        denials.count(&here);
+        let (idle, active) = ("idle".into(), "active".into());
+        denials.count(&idle);
+        denials.count(&active);
         for _ in 0..3 {
             denials.sweep(2);
-            denials.count(&here);
+            denials.count(&active);
         }
-        assert_eq!(value(&denials, "gone"), None);
-        assert_eq!(value(&denials, "here"), Some(4.0));
+        assert_eq!(value(&denials, "idle"), None);
+        assert_eq!(value(&denials, "active"), Some(4.0));
     }
 
     #[test]
-    fn policies_under_ever_new_names_share_one_series() {
+    fn policies_above_the_series_limit_share_one_series() {
         let denials = denials();
-        for number in 0..SERIES + 5 {
+        for number in 0..MAX_SERIES + 5 {
             denials.count(&format!("policy {number}").into());
         }
         denials.count(&"policy 0".into());
         assert_eq!(value(&denials, OTHERS), Some(5.0));
         assert_eq!(value(&denials, "policy 0"), Some(2.0));
-        assert_eq!(denials.lock().len(), SERIES + 1);
+        assert_eq!(denials.lock().len(), MAX_SERIES + 1);
     }
 }

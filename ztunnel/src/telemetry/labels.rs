@@ -1,11 +1,9 @@
-//! Istio's label set of a connection: names, order, and what each value is taken from.
+//! Istio's label set of a connection: names, order, and the source of each value.
 
 use std::sync::Arc;
 
 use mesh::{Service, Workload};
 use spiffe::SpiffeId;
-
-use crate::dataplane::Direction;
 
 /// The labels of every `istio_tcp_*` metric, in Istio's order.
 pub(super) const NAMES: [&str; 27] = [
@@ -38,31 +36,50 @@ pub(super) const NAMES: [&str; 27] = [
     "destination_zone",
 ];
 
-/// Place of `response_flags`, the one label that is known only at the end.
+/// Index of `response_flags`, the only label that is not known before the end.
 pub(super) const RESPONSE_FLAGS: usize = 21;
 
-/// How Istio spells what is not known.
+/// Istio's value of a label that is not known.
 const UNKNOWN: &str = "unknown";
 
-/// Who takes part in a connection, as far as it is known.
+/// The direction of a connection, seen from the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// A client connected to the pod.
+    Inbound,
+    /// The pod connected to a destination.
+    Outbound,
+}
+
+impl Direction {
+    /// The value in the access log and in `ambit_connection_failures_total`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// Both sides of a connection, as far as they are known.
 #[derive(Clone, Debug)]
-pub(crate) struct Parties {
-    /// Which side this daemon stands on.
+pub(crate) struct ConnectionLabels {
+    /// Inbound at the destination, outbound at the source.
     pub(crate) reporter: Direction,
-    /// The workload that opened it; on the inbound side a guess by address, for telemetry only.
+    /// The client's workload. On the inbound side it is looked up by address, for telemetry only.
     pub(crate) source: Option<Arc<Workload>>,
-    /// Who the source proved to be.
+    /// The verified identity of the client.
     pub(crate) source_identity: Option<Arc<SpiffeId>>,
-    /// The workload that it reaches.
+    /// The workload that the connection reaches.
     pub(crate) destination: Option<Arc<Workload>>,
     /// The service that was addressed.
     pub(crate) service: Option<Arc<Service>>,
-    /// Whether both sides proved who they are.
+    /// Whether both sides are verified.
     pub(crate) mutual_tls: bool,
 }
 
-impl Parties {
-    /// The values for [`NAMES`], without the one at [`RESPONSE_FLAGS`].
+impl ConnectionLabels {
+    /// The values of [`NAMES`]; the one at [`RESPONSE_FLAGS`] is unset.
     pub(super) fn values(&self) -> [Arc<str>; NAMES.len()] {
         let unknown: Arc<str> = UNKNOWN.into();
         let mut values = std::array::from_fn(|_| unknown.clone());
@@ -79,7 +96,7 @@ impl Parties {
             },
         );
         if let Some(source) = &self.source {
-            for (at, value) in of_workload(source)
+            for (at, value) in workload_labels(source)
                 .into_iter()
                 .enumerate()
                 .filter(|(at, _)| *at != PRINCIPAL)
@@ -98,7 +115,7 @@ impl Parties {
             set(11, &service.name);
         }
         if let Some(destination) = &self.destination {
-            for (at, value) in of_workload(destination)
+            for (at, value) in workload_labels(destination)
                 .into_iter()
                 .enumerate()
                 .filter(|(at, _)| *at != PRINCIPAL)
@@ -117,13 +134,13 @@ impl Parties {
     }
 }
 
-/// Place of the principal among the eight labels of a workload.
+/// Index of the principal among the eight labels of a workload.
 const PRINCIPAL: usize = 4;
 
-/// The eight labels of a workload. Istio fills `app` and `version` from the canonical service, and
-/// dashboards rely on it. The value at [`PRINCIPAL`] is a placeholder: a principal is proven, not
-/// looked up.
-fn of_workload(workload: &Workload) -> [&Arc<str>; 8] {
+/// The eight labels of a workload. As in Istio, `app` and `version` are the canonical service and
+/// revision; dashboards depend on that. The value at [`PRINCIPAL`] is a placeholder: a principal is
+/// verified, not looked up.
+fn workload_labels(workload: &Workload) -> [&Arc<str>; 8] {
     [
         &workload.workload_name,
         &workload.canonical_name,

@@ -1,4 +1,4 @@
-//! One line of log, in either format: Istio's tab-separated text, or one JSON object.
+//! The format of a log line: Istio's tab-separated text, or one JSON object.
 
 use std::fmt::{self, Display, Write as _};
 use std::str::FromStr;
@@ -7,9 +7,9 @@ use tracing::Level;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
+pub enum LogFormat {
     /// `time level scope message k=v k="v"`, the first five separated by tabs.
     #[default]
     Plain,
@@ -17,7 +17,7 @@ pub enum Format {
     Json,
 }
 
-impl FromStr for Format {
+impl FromStr for LogFormat {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -29,7 +29,7 @@ impl FromStr for Format {
     }
 }
 
-impl Display for Format {
+impl Display for LogFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Plain => "plain",
@@ -38,42 +38,42 @@ impl Display for Format {
     }
 }
 
-/// The fields of a line while they are gathered. Values are quoted so that no byte of them can
-/// start another field or line.
+/// Collects the fields of a line. Values are quoted so that none of their bytes can start another
+/// field or line.
 pub(crate) struct Fields {
-    format: Format,
+    format: LogFormat,
     text: String,
 }
 
 impl Fields {
-    pub(crate) fn new(format: Format) -> Self {
+    pub(crate) fn new(format: LogFormat) -> Self {
         Self {
             format,
             text: String::with_capacity(512),
         }
     }
 
-    /// A value that is text: quoted in both formats.
+    /// Adds text, quoted in both formats.
     pub(crate) fn text(&mut self, key: &str, value: &str) {
         self.key(key);
-        // Writing to a string cannot fail.
+        // Writing to a string never fails.
         let _ = match self.format {
-            Format::Plain => write!(self.text, "{value:?}"),
-            Format::Json => write!(self.text, "{}", serde_json::Value::from(value)),
+            LogFormat::Plain => write!(self.text, "{value:?}"),
+            LogFormat::Json => write!(self.text, "{}", serde_json::Value::from(value)),
         };
     }
 
-    /// A value that needs no quotes in text, such as an address: its own syntax has neither spaces
-    /// nor quotes.
+    /// Adds a value that needs no quotes in plain text, such as an address: its syntax has neither
+    /// spaces nor quotes.
     pub(crate) fn bare(&mut self, key: &str, value: impl Display) {
         self.key(key);
         let _ = match self.format {
-            Format::Plain => write!(self.text, "{value}"),
-            Format::Json => write!(self.text, "{}", serde_json::Value::from(value.to_string())),
+            LogFormat::Plain => write!(self.text, "{value}"),
+            LogFormat::Json => write!(self.text, "{}", serde_json::Value::from(value.to_string())),
         };
     }
 
-    /// A number.
+    /// Adds a number.
     pub(crate) fn number(&mut self, key: &str, value: u64) {
         self.key(key);
         let _ = write!(self.text, "{value}");
@@ -81,13 +81,13 @@ impl Fields {
 
     fn key(&mut self, key: &str) {
         let _ = match self.format {
-            Format::Plain if self.text.is_empty() => write!(self.text, "{key}="),
-            Format::Plain => write!(self.text, " {key}="),
-            Format::Json => write!(self.text, ",{}:", serde_json::Value::from(key)),
+            LogFormat::Plain if self.text.is_empty() => write!(self.text, "{key}="),
+            LogFormat::Plain => write!(self.text, " {key}="),
+            LogFormat::Json => write!(self.text, ",{}:", serde_json::Value::from(key)),
         };
     }
 
-    /// The whole line, with the time of now.
+    /// The complete line, with the current time.
     pub(crate) fn line(self, level: Level, scope: &str, message: &str) -> String {
         let mut time = String::with_capacity(32);
         let _ = SystemTime.format_time(&mut Writer::new(&mut time));
@@ -103,15 +103,15 @@ impl Fields {
             Level::TRACE => "trace",
         };
         match self.format {
-            Format::Plain if self.text.is_empty() => {
+            LogFormat::Plain if self.text.is_empty() => {
                 format!("{time}\t{level}\t{scope}\t{}\n", Escaped(message))
             }
-            Format::Plain => format!(
+            LogFormat::Plain => format!(
                 "{time}\t{level}\t{scope}\t{}\t{}\n",
                 Escaped(message),
                 self.text
             ),
-            Format::Json => format!(
+            LogFormat::Json => format!(
                 "{{\"level\":\"{level}\",\"time\":\"{time}\",\"scope\":{},\"message\":{}{}}}\n",
                 serde_json::Value::from(scope),
                 serde_json::Value::from(message),
@@ -121,7 +121,7 @@ impl Fields {
     }
 }
 
-/// A message without the control characters that could forge a field or a line.
+/// A message whose control characters, which could forge a field or a line, are escaped.
 struct Escaped<'a>(&'a str);
 
 impl Display for Escaped<'_> {
@@ -140,7 +140,7 @@ impl Display for Escaped<'_> {
 mod tests {
     use super::*;
 
-    fn line(format: Format) -> String {
+    fn line(format: LogFormat) -> String {
         let mut fields = Fields::new(format);
         fields.bare("src.addr", "10.0.0.1:80");
         fields.text("error", "bad \"name\"\nforged\tline");
@@ -154,17 +154,17 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_line_is_tab_separated_and_nothing_in_it_starts_another_line() {
+    fn plain_line_is_tab_separated_and_escapes_control_characters() {
         assert_eq!(
-            line(Format::Plain),
+            line(LogFormat::Plain),
             "2026-01-02T03:04:05.000006Z\tinfo\taccess\tconnection\\ncomplete\t\
              src.addr=10.0.0.1:80 error=\"bad \\\"name\\\"\\nforged\\tline\" bytes_sent=7\n"
         );
     }
 
     #[test]
-    fn a_json_line_is_one_object() {
-        let parsed: serde_json::Value = serde_json::from_str(&line(Format::Json)).unwrap();
+    fn json_line_is_one_object() {
+        let parsed: serde_json::Value = serde_json::from_str(&line(LogFormat::Json)).unwrap();
         assert_eq!(parsed["level"], "info");
         assert_eq!(parsed["scope"], "access");
         assert_eq!(parsed["message"], "connection\ncomplete");

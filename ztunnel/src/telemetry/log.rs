@@ -1,5 +1,5 @@
-//! The log: one writer thread behind a bounded queue that drops, and counts, what a stalled reader
-//! does not take.
+//! The log: one writer thread behind a bounded queue. If the reader of standard output stalls, lines
+//! are dropped and counted.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,83 +15,82 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use super::line::{Fields, Format};
+use super::line::{Fields, LogFormat};
 
-/// Lines that may wait for the writer: about 4 MB of access log, or a second of it at full load.
-/// The daemon carries the node's traffic whether or not anybody reads its log, so past this lines
-/// are dropped and counted.
-const WAITING_LINES: usize = 10_000;
+/// Lines that may wait for the writer: about 4 MB of access log, or a second of it at full load. A
+/// stalled reader must not stop the node's traffic, so above this lines are dropped and counted.
+const MAX_QUEUED_LINES: usize = 10_000;
 
-/// How much the writer gathers before it writes: many lines cost one system call under load, and a
-/// single line is flushed at once.
-const WRITE_BUFFER: usize = 64 * 1024;
+/// The writer's buffer. Under load many lines share one system call; a single line is flushed at
+/// once.
+const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 
-/// How the log starts.
+/// The configuration of the log.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
-    /// How lines look.
-    pub format: Format,
-    /// Levels in the form of `RUST_LOG`, such as `info` or `info,access=off`.
+    /// The format of its lines.
+    pub format: LogFormat,
+    /// Levels in `RUST_LOG` syntax, such as `info` or `info,access=off`.
     pub filter: String,
 }
 
-/// The levels cannot be understood.
+/// Why the log cannot be installed or its levels not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// Not the form of `RUST_LOG`.
-    #[error("log level {filter:?} is not understood")]
+    /// The levels are not in `RUST_LOG` syntax.
+    #[error("invalid log level {filter:?}: use a level or target=level, separated by commas")]
     Filter {
-        /// What was asked for.
+        /// The requested levels.
         filter: String,
-        /// What is wrong with it.
+        /// The syntax error.
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
-    /// Another part of the process has installed a log before.
-    #[error("a log is installed already")]
+    /// The process has a log already.
+    #[error("the process has a log already")]
     Installed(#[source] tracing::subscriber::SetGlobalDefaultError),
-    /// The log has been taken down.
-    #[error("the log has ended")]
-    Ended(#[source] reload::Error),
+    /// The log was shut down.
+    #[error("the log was shut down")]
+    ShutDown(#[source] reload::Error),
 }
 
-/// The running log. Clones share it.
+/// A handle to the log. Clones share it.
 #[derive(Clone)]
 pub struct Log {
-    format: Format,
+    format: LogFormat,
     writer: NonBlocking,
     dropped: ErrorCounter,
     filter: reload::Handle<EnvFilter, Registry>,
     initial: Arc<str>,
 }
 
-/// Writes what still waits when dropped; hold it until the process ends.
-#[must_use = "dropping the guard ends the log"]
+/// Flushes the queue on drop; keep it until the process ends.
+#[must_use = "dropping the guard shuts the log down"]
 pub struct LogGuard(#[allow(dead_code)] WorkerGuard);
 
 impl Log {
-    /// Starts the log of the process on standard output.
+    /// Installs the log of the process, on standard output.
     ///
     /// # Errors
-    /// Fails if the levels are not understood, or a log is installed already.
+    /// Fails if the levels are invalid, or the process has a log already.
     pub fn install(config: &LogConfig) -> Result<(Self, LogGuard), LogError> {
-        let (log, subscriber, guard) = Self::to(io::stdout(), config)?;
+        let (log, subscriber, guard) = Self::new(io::stdout(), config)?;
         tracing::subscriber::set_global_default(subscriber).map_err(LogError::Installed)?;
         Ok((log, guard))
     }
 
-    fn to(
+    fn new(
         out: impl Write + Send + 'static,
         config: &LogConfig,
     ) -> Result<(Self, impl Subscriber + Send + Sync + 'static, LogGuard), LogError> {
         let (filter, handle) = reload::Layer::new(parse(&config.filter)?);
         let (writer, guard) = NonBlockingBuilder::default()
             .lossy(true)
-            .buffered_lines_limit(WAITING_LINES)
+            .buffered_lines_limit(MAX_QUEUED_LINES)
             .thread_name("log")
-            .finish(io::BufWriter::with_capacity(WRITE_BUFFER, out));
+            .finish(io::BufWriter::with_capacity(WRITE_BUFFER_BYTES, out));
         let lines = tracing_subscriber::fmt::layer()
-            .event_format(Lines(config.format))
+            .event_format(LineFormatter(config.format))
             .with_writer(writer.clone());
         let log = Self {
             format: config.format,
@@ -107,37 +106,37 @@ impl Log {
         ))
     }
 
-    /// Changes the levels, or returns to those of the start. Answers with what holds now.
+    /// Changes the levels, or restores the configured ones. Returns the levels now in force.
     ///
     /// # Errors
-    /// Fails, and changes nothing, if the levels are not understood.
-    pub fn set(&self, filter: Option<&str>) -> Result<String, LogError> {
+    /// Fails, and changes nothing, if the levels are invalid.
+    pub fn set_filter(&self, filter: Option<&str>) -> Result<String, LogError> {
         let filter = parse(filter.unwrap_or(&self.initial))?;
         let now = filter.to_string();
-        self.filter.reload(filter).map_err(LogError::Ended)?;
+        self.filter.reload(filter).map_err(LogError::ShutDown)?;
         Ok(now)
     }
 
-    /// The levels that hold now.
+    /// The levels in force.
     pub fn filter(&self) -> String {
         self.filter
             .with_current(ToString::to_string)
             .unwrap_or_default()
     }
 
-    /// Lines that nobody took in time, since the start.
+    /// Lines dropped since the start.
     pub fn dropped(&self) -> u64 {
         self.dropped.dropped_lines() as u64
     }
 
-    pub(super) fn format(&self) -> Format {
+    pub(super) fn format(&self) -> LogFormat {
         self.format
     }
 
-    /// A whole line, past the levels. Never waits.
+    /// Writes a complete line, without a check of its level. Never waits.
     pub(super) fn write(&self, line: &str) {
-        // Each write is one entry of the queue; a full queue counts the line as dropped and is no
-        // error.
+        // Each write is one entry of the queue. A full queue is no error: the line counts as
+        // dropped.
         let _ = self.writer.clone().write_all(line.as_bytes());
     }
 }
@@ -160,10 +159,10 @@ fn parse(filter: &str) -> Result<EnvFilter, LogError> {
         })
 }
 
-/// Events as lines.
-struct Lines(Format);
+/// Formats tracing events as lines.
+struct LineFormatter(LogFormat);
 
-impl<S, N> FormatEvent<S, N> for Lines
+impl<S, N> FormatEvent<S, N> for LineFormatter
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -174,7 +173,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut visitor = Gather {
+        let mut visitor = EventVisitor {
             message: String::new(),
             fields: Fields::new(self.0),
         };
@@ -189,12 +188,12 @@ where
     }
 }
 
-struct Gather {
+struct EventVisitor {
     message: String,
     fields: Fields,
 }
 
-impl Visit for Gather {
+impl Visit for EventVisitor {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let text = format!("{value:?}");
         self.record_str(field, &text);
@@ -224,10 +223,10 @@ mod tests {
 
     use super::*;
 
-    /// Takes nothing until released.
-    struct Stalled(mpsc::Receiver<()>);
+    /// Blocks until its channel is closed.
+    struct StalledWriter(mpsc::Receiver<()>);
 
-    impl Write for Stalled {
+    impl Write for StalledWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.0.recv();
             Ok(bytes.len())
@@ -239,9 +238,9 @@ mod tests {
     }
 
     #[derive(Clone, Default)]
-    struct Memory(Arc<std::sync::Mutex<Vec<u8>>>);
+    struct MemoryWriter(Arc<std::sync::Mutex<Vec<u8>>>);
 
-    impl Write for Memory {
+    impl Write for MemoryWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -254,25 +253,25 @@ mod tests {
 
     fn config(filter: &str) -> LogConfig {
         LogConfig {
-            format: Format::Plain,
+            format: LogFormat::Plain,
             filter: filter.into(),
         }
     }
 
     #[test]
-    fn a_reader_that_stalls_costs_lines_and_never_time() {
+    fn stalled_reader_drops_lines_and_never_blocks() {
         let (release, stalled) = mpsc::channel();
-        let (log, _subscriber, guard) = Log::to(Stalled(stalled), &config("info")).unwrap();
+        let (log, _subscriber, guard) = Log::new(StalledWriter(stalled), &config("info")).unwrap();
         let start = Instant::now();
         let line = "x".repeat(400) + "\n";
-        for _ in 0..WAITING_LINES * 3 {
+        for _ in 0..MAX_QUEUED_LINES * 3 {
             log.write(&line);
         }
-        // Three full queues are formatted and refused in milliseconds; a wait for the reader would
-        // last for ever.
+        // Three queues of lines are formatted and dropped in milliseconds; a wait for the reader
+        // would not end.
         assert!(start.elapsed() < Duration::from_secs(5));
         assert!(
-            log.dropped() >= (WAITING_LINES * 2 - WAITING_LINES / 10) as u64,
+            log.dropped() >= (MAX_QUEUED_LINES * 2 - MAX_QUEUED_LINES / 10) as u64,
             "dropped {}",
             log.dropped()
         );
@@ -281,16 +280,16 @@ mod tests {
     }
 
     #[test]
-    fn the_levels_change_while_the_log_runs_and_a_mistake_changes_nothing() {
-        let memory = Memory::default();
-        let (log, subscriber, guard) = Log::to(memory.clone(), &config("info")).unwrap();
+    fn levels_change_at_runtime_and_invalid_levels_change_nothing() {
+        let memory = MemoryWriter::default();
+        let (log, subscriber, guard) = Log::new(memory.clone(), &config("info")).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::debug!("hidden");
-            assert!(log.set(Some("debug")).is_ok());
+            assert!(log.set_filter(Some("debug")).is_ok());
             tracing::debug!(pods = 3_u64, name = "a b", "shown");
-            assert!(log.set(Some("nonsense=nonsense=")).is_err());
+            assert!(log.set_filter(Some("nonsense=nonsense=")).is_err());
             tracing::debug!("shown too");
-            assert_eq!(log.set(None).unwrap(), "info");
+            assert_eq!(log.set_filter(None).unwrap(), "info");
             tracing::debug!("hidden again");
         });
         drop(guard);

@@ -1,33 +1,30 @@
-//! Everything that is counted beside traffic: Istio's names where Istio has one, `ambit_` where it
-//! has none.
+//! The metrics that are recorded as things happen, other than traffic: Istio's names where Istio has
+//! the metric, `ambit_` otherwise.
 
-use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
+use mesh::certs::{Counters, TrustBundle};
+use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
-use tokio::runtime::Handle;
+use spiffe::SpiffeId;
 
-use super::certificates::Certificates;
 use super::denials::Denials;
-use super::log::Log;
 
-/// The counters and gauges that somebody sets while things happen.
 pub(super) struct Metrics {
     pub(super) sockets_open: IntGaugeVec,
     pub(super) failures: IntCounterVec,
     pub(super) accept_failures: IntCounterVec,
     pub(super) policy_denials: Denials,
     pub(super) dry_run_denials: Denials,
-    pub(super) enrolment: IntGaugeVec,
+    enrolment: IntGaugeVec,
     pub(super) capture_repairs: IntCounterVec,
     pub(super) guard_dropped: IntCounter,
     pub(super) problems: IntGauge,
-    pub(super) certificates: Certificates,
-    pub(super) active_proxies: IntGauge,
-    pub(super) pending_proxies: IntGauge,
+    pub(super) certificates: CertificateMetrics,
+    active_proxies: IntGauge,
+    pending_proxies: IntGauge,
     pub(super) proxies_started: IntCounter,
     pub(super) proxies_stopped: IntCounter,
 }
@@ -65,11 +62,11 @@ impl Metrics {
             )?,
             policy_denials: denials(
                 "ambit_policy_denials_total",
-                "Connections that were refused or ended by a policy, by the policy",
+                "Connections that a policy refused or ended, by policy",
             )?,
             dry_run_denials: denials(
                 "ambit_policy_dry_run_denials_total",
-                "Connections that a policy on trial (istio.io/dry-run) would have denied, by the policy",
+                "Connections that a dry-run policy (istio.io/dry-run) would have denied, by policy",
             )?,
             enrolment: gauges(
                 "ambit_enrolment_pods",
@@ -83,13 +80,13 @@ impl Metrics {
             )?,
             guard_dropped: counter(
                 "ambit_guard_dropped_packets_total",
-                "Packets in clear from a meshed pod to a meshed pod that the node's guard has dropped",
+                "Plain packets between meshed pods that the node's guard dropped",
             )?,
             problems: gauge(
                 "ambit_configuration_problems",
-                "Objects or fields that could not be understood",
+                "Objects or fields that are invalid",
             )?,
-            certificates: Certificates::register(registry)?,
+            certificates: CertificateMetrics::register(registry)?,
             active_proxies: gauge(
                 "workload_manager_active_proxy_count",
                 "The total number of active proxies",
@@ -108,118 +105,117 @@ impl Metrics {
             )?,
         })
     }
+
+    /// Sets how many pods are in each state; a state that is not named has none.
+    pub(super) fn record_enrolment(&self, states: &[(&str, usize)]) {
+        self.enrolment.reset();
+        let (mut active, mut pending) = (0, 0);
+        for (state, pods) in states {
+            let pods = i64::try_from(*pods).unwrap_or(i64::MAX);
+            self.enrolment.with_label_values(&[*state]).set(pods);
+            match *state {
+                "enrolled" => active = pods,
+                "pending" => pending = pods,
+                _ => {}
+            }
+        }
+        self.active_proxies.set(active);
+        self.pending_proxies.set(pending);
+    }
 }
 
+/// What an alert on certificates needs, and what explains it.
+pub(super) struct CertificateMetrics {
+    expiry: GaugeVec,
+    bundle_expiry: Gauge,
+    first_issues: IntCounter,
+    renewals: IntCounter,
+    failures: IntCounterVec,
+}
+
+impl CertificateMetrics {
+    fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
+        Ok(Self {
+            expiry: registered(
+                registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "ambit_certificate_expiry_timestamp_seconds",
+                        "When the identity's certificate expires (Unix time)",
+                    ),
+                    &["identity"],
+                )?,
+            )?,
+            bundle_expiry: registered(
+                registry,
+                Gauge::new(
+                    "ambit_trust_bundle_expiry_timestamp_seconds",
+                    "When the first root of the trust bundle expires (Unix time); 0 without a bundle",
+                )?,
+            )?,
+            first_issues: counter(
+                "ambit_certificate_first_issues_total",
+                "Certificates issued for identities that had none before",
+            )?,
+            renewals: counter(
+                "ambit_certificate_renewals_total",
+                "Certificates that replaced earlier ones",
+            )?,
+            failures: registered(
+                registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "ambit_certificate_failures_total",
+                        "Failed attempts to have a certificate issued, by reason code",
+                    ),
+                    &["reason"],
+                )?,
+            )?,
+        })
+    }
+
+    /// Sets when the certificate of an identity expires; none removes the identity.
+    pub(super) fn record_expiry(&self, identity: &SpiffeId, expiry: Option<SystemTime>) {
+        let identity = identity.to_string();
+        match expiry {
+            Some(expiry) => self
+                .expiry
+                .with_label_values(&[&identity])
+                .set(unix_seconds(expiry)),
+            // An identity that never had a certificate has no series to remove.
+            None => drop(self.expiry.remove_label_values(&[&identity])),
+        }
+    }
+
+    pub(super) fn record_bundle(&self, bundle: &TrustBundle) {
+        let earliest = bundle.earliest_expiry();
+        self.bundle_expiry.set(earliest.map_or(0.0, unix_seconds));
+    }
+
+    /// Raises the metrics to these counts, which never decrease.
+    pub(super) fn record_counters(&self, counters: &Counters) {
+        let raise = |metric: &IntCounter, count: u64| {
+            metric.inc_by(count.saturating_sub(metric.get()));
+        };
+        raise(&self.first_issues, counters.first_issues);
+        raise(&self.renewals, counters.renewals);
+        for (reason, count) in &counters.failures {
+            raise(&self.failures.with_label_values(&[*reason]), *count);
+        }
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Registers a collector and returns it.
 pub(super) fn registered<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: C,
 ) -> prometheus::Result<C> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
-}
-
-/// What can be read at any time and so is read only when somebody scrapes: the runtimes and the
-/// log's losses.
-pub(super) struct Pulled {
-    log: Option<Log>,
-    runtimes: Mutex<Vec<Handle>>,
-    dropped: Gauge,
-    workers: Gauge,
-    queued: Gauge,
-    alive: Gauge,
-    busy: GaugeVec,
-    parks: GaugeVec,
-}
-
-impl Pulled {
-    pub(super) fn new(log: Option<Log>) -> prometheus::Result<Self> {
-        let gauge = |name: &str, help: &str| Gauge::with_opts(Opts::new(name, help));
-        let per_worker = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &["worker"]);
-        Ok(Self {
-            log,
-            runtimes: Mutex::default(),
-            dropped: gauge(
-                "ambit_log_lines_dropped_total",
-                "Log lines that were dropped because their reader stalled",
-            )?,
-            workers: gauge("tokio_num_workers", "Number of data-plane threads")?,
-            queued: gauge(
-                "tokio_global_queue_depth",
-                "Tasks that wait to be scheduled on the data plane",
-            )?,
-            alive: gauge("tokio_num_alive_tasks", "Tasks that live on the data plane")?,
-            busy: per_worker(
-                "tokio_worker_total_busy_duration_seconds_total",
-                "Time for which a data-plane thread was busy",
-            )?,
-            parks: per_worker(
-                "tokio_worker_park_count_total",
-                "How often a data-plane thread went to sleep",
-            )?,
-        })
-    }
-
-    pub(super) fn watch(&self, runtime: Handle) {
-        self.runtimes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(runtime);
-    }
-
-    fn collectors(&self) -> [&dyn Collector; 6] {
-        [
-            &self.dropped,
-            &self.workers,
-            &self.queued,
-            &self.alive,
-            &self.busy,
-            &self.parks,
-        ]
-    }
-
-    #[allow(clippy::cast_precision_loss)]
-    fn read(&self) {
-        self.dropped
-            .set(self.log.as_ref().map_or(0, Log::dropped) as f64);
-        let runtimes = self.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
-        let sum = |of: fn(&Handle) -> usize| runtimes.iter().map(of).sum::<usize>() as f64;
-        self.workers.set(runtimes.len() as f64);
-        self.queued
-            .set(sum(|runtime| runtime.metrics().global_queue_depth()));
-        self.alive
-            .set(sum(|runtime| runtime.metrics().num_alive_tasks()));
-        for (worker, runtime) in runtimes.iter().enumerate() {
-            // Each runtime has one thread, and so each thread is worker 0 of its own.
-            let metrics = runtime.metrics();
-            let worker = worker.to_string();
-            self.busy
-                .with_label_values(&[&worker])
-                .set(metrics.worker_total_busy_duration(0).as_secs_f64());
-            self.parks
-                .with_label_values(&[&worker])
-                .set(metrics.worker_park_count(0) as f64);
-        }
-    }
-}
-
-/// The registry's handle on what is pulled.
-pub(super) struct Pull(pub(super) std::sync::Arc<Pulled>);
-
-impl Collector for Pull {
-    fn desc(&self) -> Vec<&Desc> {
-        self.0
-            .collectors()
-            .into_iter()
-            .flat_map(Collector::desc)
-            .collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        self.0.read();
-        self.0
-            .collectors()
-            .into_iter()
-            .flat_map(Collector::collect)
-            .collect()
-    }
 }

@@ -1,19 +1,16 @@
-//! What the daemon tells the outside: metrics with Istio's names and labels, the access log, and
-//! its own log.
+//! What the daemon reports: metrics with Istio's names and labels, the access log, and its own log.
 //!
-//! A connection's cost is one hash of six words when it opens, a few atomic additions while it
-//! lives, and one formatted line, handed to a bounded queue, when it ends. No reader of any of it
-//! can make a connection wait.
+//! A connection costs one hash of six words when it opens, a few atomic additions while it is open,
+//! and one formatted line, sent to a bounded queue, when it ends. No reader of metrics or logs can
+//! make a connection wait.
 
-mod access;
-mod cache;
-mod certificates;
+mod access_log;
 mod denials;
 mod labels;
 mod line;
 mod log;
 mod metrics;
-mod process;
+mod scrape;
 mod traffic;
 
 use std::cell::RefCell;
@@ -26,45 +23,41 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use spiffe::SpiffeId;
 use tokio::runtime::Handle;
 
-pub use line::Format;
+pub use labels::Direction;
+pub use line::LogFormat;
 pub use log::{Log, LogConfig, LogError, LogGuard};
-pub use traffic::Series;
 
-pub(crate) use access::Ended;
-pub(crate) use labels::Parties;
-pub(crate) use traffic::ResponseFlags;
+pub(crate) use access_log::AccessLogEntry;
+pub(crate) use labels::ConnectionLabels;
+pub(crate) use traffic::{ResponseFlags, TrafficSeries};
 
-use crate::dataplane::Direction;
-use cache::Cache;
-use metrics::{Metrics, Pull, Pulled};
-use process::Process;
-use traffic::Traffic;
+use metrics::Metrics;
+use scrape::ScrapeMetrics;
+use traffic::{SeriesCache, TrafficMetrics};
 
-/// For how many sweeps a series may be unused before it leaves the scrape. Swept once a minute: one
-/// hour, as long as the slowest dashboards look back with `rate()`.
-const IDLE_SWEEPS: u32 = 60;
+/// Sweeps for which a series may be unused before it leaves the scrape. At one sweep a minute this
+/// is one hour, as long as the longest usual `rate()` window of dashboards.
+const MAX_IDLE_SWEEPS: u32 = 60;
 
 /// The metrics and the access log of the process.
 pub struct Telemetry {
     registry: Registry,
-    traffic: Traffic,
+    traffic: TrafficMetrics,
     metrics: Metrics,
-    pulled: Arc<Pulled>,
+    scrape_metrics: ScrapeMetrics,
     log: Option<Log>,
 }
 
 impl Telemetry {
-    /// The metrics, all registered; access-log lines go to `log`, or nowhere without one.
+    /// Registers all metrics. Access-log lines go to `log`; without one they are discarded.
     ///
     /// # Errors
-    /// Fails if two metrics have one name.
+    /// Fails if two metrics have the same name.
     pub fn new(log: Option<Log>) -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let traffic = metrics::registered(&registry, Traffic::new()?)?;
+        let traffic = metrics::registered(&registry, TrafficMetrics::new()?)?;
         let metrics = Metrics::register(&registry)?;
-        let pulled = Arc::new(Pulled::new(log.clone())?);
-        registry.register(Box::new(Pull(pulled.clone())))?;
-        registry.register(Box::new(Process::new()?))?;
+        let scrape_metrics = metrics::registered(&registry, ScrapeMetrics::new(log.clone())?)?;
         let build = IntGaugeVec::new(
             Opts::new("istio_build", "Istio component build info"),
             &["component", "tag"],
@@ -77,12 +70,12 @@ impl Telemetry {
             registry,
             traffic,
             metrics,
-            pulled,
+            scrape_metrics,
             log,
         })
     }
 
-    /// Where other parts of the daemon register metrics of their own.
+    /// The registry, for metrics of other parts of the daemon.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
@@ -90,95 +83,83 @@ impl Telemetry {
     /// All metrics in Prometheus' text format.
     ///
     /// # Errors
-    /// Fails if a collector answers nonsense.
+    /// Fails if a collector returns invalid metrics.
     pub fn scrape(&self) -> prometheus::Result<String> {
         let mut text = String::with_capacity(64 * 1024);
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
 
-    /// Publishes how many pods are in each state; states that are not named have none.
-    pub fn enrolment(&self, states: &[(&str, usize)]) {
-        self.metrics.enrolment.reset();
-        let mut pending = 0;
-        for (state, pods) in states {
-            let pods = i64::try_from(*pods).unwrap_or(i64::MAX);
-            self.metrics
-                .enrolment
-                .with_label_values(&[*state])
-                .set(pods);
-            match *state {
-                "enrolled" => self.metrics.active_proxies.set(pods),
-                "pending" => pending = pods,
-                _ => {}
-            }
-        }
-        if !states.iter().any(|(state, _)| *state == "enrolled") {
-            self.metrics.active_proxies.set(0);
-        }
-        self.metrics.pending_proxies.set(pending);
+    /// Sets how many pods are in each enrolment state; a state that is not named has none.
+    pub fn record_enrolment(&self, states: &[(&str, usize)]) {
+        self.metrics.record_enrolment(states);
     }
 
-    /// Counts a pod that was taken into the data plane.
-    pub fn pod_started(&self) {
+    /// Counts a pod that was added to the data plane.
+    pub fn record_pod_started(&self) {
         self.metrics.proxies_started.inc();
     }
 
-    /// Counts a pod that left the data plane.
-    pub fn pod_stopped(&self) {
+    /// Counts a pod that was removed from the data plane.
+    pub fn record_pod_stopped(&self) {
         self.metrics.proxies_stopped.inc();
     }
 
     /// Counts a repair of a pod's capture.
-    pub fn capture_repaired(&self, reason: &str) {
+    pub fn record_capture_repair(&self, reason: &str) {
         self.metrics
             .capture_repairs
             .with_label_values(&[reason])
             .inc();
     }
 
-    /// Counts packets that the node's guard has dropped.
-    pub fn guard_dropped(&self, packets: u64) {
+    /// Adds packets that the node's guard has dropped.
+    pub fn record_guard_drops(&self, packets: u64) {
         self.metrics.guard_dropped.inc_by(packets);
     }
 
-    /// Publishes how many problems the configuration has.
-    pub fn problems(&self, count: usize) {
+    /// Sets how many problems the configuration has.
+    pub fn record_problems(&self, count: usize) {
         self.metrics
             .problems
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Publishes when the certificate of an identity expires; none, if it has none.
-    pub(crate) fn certificate(&self, identity: &SpiffeId, expiry: Option<SystemTime>) {
-        self.metrics.certificates.expiry(identity, expiry);
+    /// Sets when the certificate of an identity expires; none removes the identity.
+    pub(crate) fn record_certificate_expiry(
+        &self,
+        identity: &SpiffeId,
+        expiry: Option<SystemTime>,
+    ) {
+        self.metrics.certificates.record_expiry(identity, expiry);
     }
 
-    /// Publishes what has become of certificates so far, and whom the mesh trusts.
-    pub(crate) fn certificates(&self, state: &CertificatesState) {
-        self.metrics.certificates.counters(&state.counters);
-        self.metrics.certificates.bundle(&state.bundle);
+    /// Sets the counts of issued and failed certificates, and the expiry of the trust bundle.
+    pub(crate) fn record_certificates(&self, state: &CertificatesState) {
+        self.metrics.certificates.record_counters(&state.counters);
+        self.metrics.certificates.record_bundle(&state.bundle);
     }
 
-    /// Drops series that nobody has used for an hour. To be called once a minute.
+    /// Drops series that were unused for an hour. To be called once a minute.
     pub(crate) fn sweep(&self) {
-        self.traffic.sweep(IDLE_SWEEPS);
-        self.metrics.policy_denials.sweep(IDLE_SWEEPS);
-        self.metrics.dry_run_denials.sweep(IDLE_SWEEPS);
+        self.traffic.sweep(MAX_IDLE_SWEEPS);
+        self.metrics.policy_denials.sweep(MAX_IDLE_SWEEPS);
+        self.metrics.dry_run_denials.sweep(MAX_IDLE_SWEEPS);
     }
 }
 
-/// One worker's access to the telemetry: the shared counters, and an index that is its own.
+/// One worker's access to the telemetry: the shared metrics, and a cache of series of its own.
 pub(crate) struct WorkerTelemetry {
     shared: Arc<Telemetry>,
-    cache: RefCell<Cache>,
+    cache: RefCell<SeriesCache>,
     outbound_open: IntGauge,
     inbound_open: IntGauge,
 }
 
 impl WorkerTelemetry {
+    /// To be called in the worker's runtime, whose metrics it exports.
     pub(crate) fn new(shared: Arc<Telemetry>) -> Self {
-        shared.pulled.watch(Handle::current());
+        shared.scrape_metrics.add_runtime(Handle::current());
         let open = &shared.metrics.sockets_open;
         let (outbound_open, inbound_open) = (
             open.with_label_values(&["source"]),
@@ -192,25 +173,23 @@ impl WorkerTelemetry {
         }
     }
 
-    /// The series that a connection of these parties counts in.
-    pub(crate) fn series(&self, parties: &Parties) -> Arc<Series> {
-        self.cache
-            .borrow_mut()
-            .series(&self.shared.traffic, parties)
+    /// The series in which a connection with these labels counts.
+    pub(crate) fn traffic_series(&self, labels: &ConnectionLabels) -> Arc<TrafficSeries> {
+        self.cache.borrow_mut().series(&self.shared.traffic, labels)
     }
 
-    /// Counts a connection as open until the answer is dropped.
-    pub(crate) fn open(&self, direction: Direction) -> Open {
+    /// Counts a connection as open until the guard is dropped.
+    pub(crate) fn track_open(&self, direction: Direction) -> OpenConnectionGuard {
         let gauge = match direction {
             Direction::Outbound => &self.outbound_open,
             Direction::Inbound => &self.inbound_open,
         };
         gauge.inc();
-        Open(gauge.clone())
+        OpenConnectionGuard(gauge.clone())
     }
 
-    /// Counts a failure under its reason code.
-    pub(crate) fn failed(&self, direction: Direction, reason: &str) {
+    /// Counts a failed connection under its reason code.
+    pub(crate) fn record_failure(&self, direction: Direction, reason: &str) {
         self.shared
             .metrics
             .failures
@@ -219,17 +198,17 @@ impl WorkerTelemetry {
     }
 
     /// Counts a connection that a policy refused or ended.
-    pub(crate) fn denied(&self, policy: &Arc<str>) {
+    pub(crate) fn record_denial(&self, policy: &Arc<str>) {
         self.shared.metrics.policy_denials.count(policy);
     }
 
-    /// Counts a connection that a policy on trial would have denied.
-    pub(crate) fn would_be_denied(&self, policy: &Arc<str>) {
+    /// Counts a connection that a dry-run policy would have denied.
+    pub(crate) fn record_dry_run_denial(&self, policy: &Arc<str>) {
         self.shared.metrics.dry_run_denials.count(policy);
     }
 
-    /// Counts a connection that could not even be accepted.
-    pub(crate) fn accept_failed(&self, reason: &str) {
+    /// Counts a connection that could not be accepted.
+    pub(crate) fn record_accept_failure(&self, reason: &str) {
         self.shared
             .metrics
             .accept_failures
@@ -237,42 +216,41 @@ impl WorkerTelemetry {
             .inc();
     }
 
-    /// Writes the line of a connection that has ended, if such lines are wanted.
-    pub(crate) fn access(&self, ended: &Ended<'_>) {
+    /// Writes the access-log line of a connection, if its level is enabled.
+    pub(crate) fn log_access(&self, entry: &AccessLogEntry<'_>) {
         let Some(log) = &self.shared.log else { return };
-        // One macro call per level, because each remembers whether its own level is wanted.
-        let wanted = if ended.level() == tracing::Level::ERROR {
+        // One macro call per level, because each call site caches whether its own level is enabled.
+        let is_enabled = if entry.level() == tracing::Level::ERROR {
             tracing::enabled!(target: "access", tracing::Level::ERROR)
         } else {
             tracing::enabled!(target: "access", tracing::Level::INFO)
         };
-        if wanted {
-            log.write(&ended.line(log.format()));
+        if is_enabled {
+            log.write(&entry.line(log.format()));
         }
     }
 
-    /// All metrics, as they would be scraped.
+    /// All metrics in Prometheus' text format.
     #[cfg(test)]
     pub(crate) fn scrape(&self) -> String {
         self.shared.scrape().unwrap()
     }
 
-    /// Forgets the labels of a workload that is gone.
-    pub(crate) fn forget(&self, uid: &WorkloadUid) {
-        self.cache.borrow_mut().forget(uid);
+    /// Drops the cached series of a workload that was deleted.
+    pub(crate) fn remove_workload(&self, uid: &WorkloadUid) {
+        self.cache.borrow_mut().remove_workload(uid);
     }
 
-    /// Starts the index afresh, so that it does not keep versions of objects that an update has
-    /// replaced.
-    pub(crate) fn refresh(&self) {
+    /// Empties the cache, so that it does not keep replaced versions of objects.
+    pub(crate) fn clear_cache(&self) {
         self.cache.take();
     }
 }
 
-/// A connection that counts as open while this lives.
-pub(crate) struct Open(IntGauge);
+/// Counts a connection as open until dropped.
+pub(crate) struct OpenConnectionGuard(IntGauge);
 
-impl Drop for Open {
+impl Drop for OpenConnectionGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

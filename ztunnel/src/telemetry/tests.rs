@@ -1,4 +1,4 @@
-//! What users read, exactly as they read it.
+//! The exact metrics and access-log lines.
 
 use std::time::Duration;
 
@@ -61,9 +61,9 @@ pub(crate) fn service(namespace: &str, name: &str) -> Arc<Service> {
     })
 }
 
-fn meshed(reporter: Direction) -> Parties {
+fn mutual_tls(reporter: Direction) -> ConnectionLabels {
     let source = workload("shop", "web");
-    Parties {
+    ConnectionLabels {
         reporter,
         source_identity: Some(Arc::new(source.identity.clone())),
         source: Some(source),
@@ -73,8 +73,8 @@ fn meshed(reporter: Direction) -> Parties {
     }
 }
 
-fn stranger() -> Parties {
-    Parties {
+fn plain_to_unknown() -> ConnectionLabels {
+    ConnectionLabels {
         reporter: Direction::Outbound,
         source: Some(workload("shop", "web")),
         source_identity: None,
@@ -93,14 +93,14 @@ fn traffic(telemetry: &Telemetry) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_connection_is_counted_under_istios_names_and_labels() {
+async fn connection_counts_under_istios_metric_names_and_labels() {
     let telemetry = Arc::new(Telemetry::new(None).unwrap());
     let worker = WorkerTelemetry::new(telemetry.clone());
-    let series = worker.series(&meshed(Direction::Inbound));
-    series.opened();
-    series.moved(10, 2000);
-    series.closed();
-    series.failed(ResponseFlags::Connect);
+    let series = worker.traffic_series(&mutual_tls(Direction::Inbound));
+    series.record_opened();
+    series.add_bytes(10, 2000);
+    series.record_closed();
+    series.record_failure(ResponseFlags::Connect);
     let labels = |flags: &str| {
         format!(
             "reporter=\"destination\",source_workload=\"web\",source_canonical_service=\"web\",\
@@ -133,11 +133,11 @@ async fn a_connection_is_counted_under_istios_names_and_labels() {
 }
 
 #[tokio::test]
-async fn what_is_not_known_is_called_unknown() {
+async fn unknown_values_have_istios_unknown_label() {
     let telemetry = Arc::new(Telemetry::new(None).unwrap());
     WorkerTelemetry::new(telemetry.clone())
-        .series(&stranger())
-        .opened();
+        .traffic_series(&plain_to_unknown())
+        .record_opened();
     let line = traffic(&telemetry)
         .into_iter()
         .find(|line| line.contains("opened"))
@@ -157,12 +157,12 @@ async fn what_is_not_known_is_called_unknown() {
 }
 
 #[tokio::test]
-async fn every_metric_that_dashboards_read_is_there_before_the_first_connection() {
+async fn dashboard_metrics_exist_before_the_first_connection() {
     let telemetry = Arc::new(Telemetry::new(None).unwrap());
     let _worker = WorkerTelemetry::new(telemetry.clone());
-    telemetry.enrolment(&[("enrolled", 3), ("pending", 1)]);
-    telemetry.capture_repaired("rules_missing");
-    telemetry.problems(2);
+    telemetry.record_enrolment(&[("enrolled", 3), ("pending", 1)]);
+    telemetry.record_capture_repair("rules_missing");
+    telemetry.record_problems(2);
     let text = telemetry.scrape().unwrap();
     for line in [
         "istio_build{component=\"ztunnel\",tag=\"",
@@ -191,36 +191,36 @@ async fn every_metric_that_dashboards_read_is_there_before_the_first_connection(
 }
 
 #[tokio::test]
-async fn parties_that_have_met_before_cost_no_second_label_set() {
+async fn same_labels_share_one_series() {
     let worker = WorkerTelemetry::new(Arc::new(Telemetry::new(None).unwrap()));
-    let parties = meshed(Direction::Outbound);
-    let first = worker.series(&parties);
-    assert!(Arc::ptr_eq(&first, &worker.series(&parties)));
-    // Another version of the same objects has the same labels, and so counts in the same series.
+    let labels = mutual_tls(Direction::Outbound);
+    let first = worker.traffic_series(&labels);
+    assert!(Arc::ptr_eq(&first, &worker.traffic_series(&labels)));
+    // Another version of the same objects has the same labels.
     assert!(Arc::ptr_eq(
         &first,
-        &worker.series(&meshed(Direction::Outbound))
+        &worker.traffic_series(&mutual_tls(Direction::Outbound))
     ));
-    // One that proves to be somebody else does not.
-    let mut other = parties;
-    let stranger = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/other").unwrap();
-    other.source_identity = Some(Arc::new(stranger));
-    assert!(!Arc::ptr_eq(&first, &worker.series(&other)));
+    // Another verified identity is another label.
+    let mut other = labels;
+    let identity = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/other").unwrap();
+    other.source_identity = Some(Arc::new(identity));
+    assert!(!Arc::ptr_eq(&first, &worker.traffic_series(&other)));
 }
 
 #[tokio::test]
-async fn series_of_workloads_that_went_leave_the_scrape_and_those_in_use_stay() {
+async fn unused_series_leave_the_scrape_and_used_ones_stay() {
     let telemetry = Arc::new(Telemetry::new(None).unwrap());
     let worker = WorkerTelemetry::new(telemetry.clone());
-    let used = worker.series(&stranger());
-    let parties = meshed(Direction::Outbound);
-    worker.series(&parties);
-    worker.forget(&parties.destination.as_ref().unwrap().uid);
-    worker.refresh();
-    for _ in 0..IDLE_SWEEPS {
+    let used = worker.traffic_series(&plain_to_unknown());
+    let labels = mutual_tls(Direction::Outbound);
+    worker.traffic_series(&labels);
+    worker.remove_workload(&labels.destination.as_ref().unwrap().uid);
+    worker.clear_cache();
+    for _ in 0..MAX_IDLE_SWEEPS {
         telemetry.sweep();
     }
-    used.opened();
+    used.record_opened();
     let lines = traffic(&telemetry);
     assert!(
         lines
@@ -231,10 +231,10 @@ async fn series_of_workloads_that_went_leave_the_scrape_and_those_in_use_stay() 
     assert!(!lines.is_empty());
 }
 
-fn ended(parties: &Parties, format: Format) -> String {
+fn access_line(labels: &ConnectionLabels, format: LogFormat) -> String {
     let authority: Authority = "10.0.0.2:80".parse().unwrap();
-    let line = Ended {
-        parties,
+    let line = AccessLogEntry {
+        labels,
         source: "10.0.0.1:40000".parse().unwrap(),
         destination: "10.0.0.2:15008".parse().unwrap(),
         hbone: Some(&authority),
@@ -250,8 +250,8 @@ fn ended(parties: &Parties, format: Format) -> String {
 }
 
 #[test]
-fn the_access_log_has_istios_fields_in_istios_order_and_the_reason() {
-    let line = ended(&meshed(Direction::Outbound), Format::Plain);
+fn access_log_has_istios_fields_in_istios_order_and_the_reason() {
+    let line = access_line(&mutual_tls(Direction::Outbound), LogFormat::Plain);
     let (time, rest) = line.split_once('\t').unwrap();
     assert!(
         time.ends_with('Z') && time.len() == "2026-01-02T03:04:05.000006Z".len(),
@@ -270,8 +270,8 @@ fn the_access_log_has_istios_fields_in_istios_order_and_the_reason() {
 }
 
 #[test]
-fn the_inbound_line_counts_bytes_as_the_pod_sees_them() {
-    let line = ended(&meshed(Direction::Inbound), Format::Json);
+fn inbound_access_log_counts_bytes_from_the_pods_side() {
+    let line = access_line(&mutual_tls(Direction::Inbound), LogFormat::Json);
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["direction"], "inbound");
     assert_eq!(line["bytes_sent"], 490);
@@ -281,10 +281,10 @@ fn the_inbound_line_counts_bytes_as_the_pod_sees_them() {
 }
 
 #[test]
-fn a_failure_is_an_error_with_text_for_people_and_a_code_for_machines() {
-    let parties = stranger();
-    let line = Ended {
-        parties: &parties,
+fn failed_connection_is_logged_at_error_level_with_text_and_code() {
+    let labels = plain_to_unknown();
+    let line = AccessLogEntry {
+        labels: &labels,
         source: "10.0.0.1:40000".parse().unwrap(),
         destination: "10.9.9.9:80".parse().unwrap(),
         hbone: None,
@@ -295,7 +295,7 @@ fn a_failure_is_an_error_with_text_for_people_and_a_code_for_machines() {
         reason: "connect_refused",
         policy: None,
     }
-    .line(Format::Plain);
+    .line(LogFormat::Plain);
     let (_, rest) = line.trim_end().split_once('\t').unwrap();
     assert_eq!(
         rest,
@@ -307,10 +307,10 @@ fn a_failure_is_an_error_with_text_for_people_and_a_code_for_machines() {
 }
 
 #[test]
-fn a_denial_names_its_policy_last() {
-    let parties = meshed(Direction::Inbound);
-    let line = Ended {
-        parties: &parties,
+fn denied_connection_names_its_policy_last() {
+    let labels = mutual_tls(Direction::Inbound);
+    let line = AccessLogEntry {
+        labels: &labels,
         source: "10.0.0.1:40000".parse().unwrap(),
         destination: "10.0.0.2:15008".parse().unwrap(),
         hbone: None,
@@ -321,7 +321,7 @@ fn a_denial_names_its_policy_last() {
         reason: "policy_denied",
         policy: Some("AuthorizationPolicy shop/deny"),
     }
-    .line(Format::Plain);
+    .line(LogFormat::Plain);
     assert!(
         line.trim_end().ends_with(
             "error=\"denied by AuthorizationPolicy shop/deny\" reason=\"policy_denied\" \
@@ -332,15 +332,15 @@ fn a_denial_names_its_policy_last() {
 }
 
 #[tokio::test]
-async fn denials_are_counted_by_policy_and_those_on_trial_apart() {
+async fn dry_run_denials_count_apart_from_denials() {
     let telemetry = Arc::new(Telemetry::new(None).unwrap());
     let worker = WorkerTelemetry::new(telemetry.clone());
-    worker.denied(&"AuthorizationPolicy shop/deny".into());
-    worker.would_be_denied(&"AuthorizationPolicy shop/trial".into());
+    worker.record_denial(&"AuthorizationPolicy shop/deny".into());
+    worker.record_dry_run_denial(&"AuthorizationPolicy shop/dry-run".into());
     let text = telemetry.scrape().unwrap();
     for line in [
         "ambit_policy_denials_total{policy=\"AuthorizationPolicy shop/deny\"} 1",
-        "ambit_policy_dry_run_denials_total{policy=\"AuthorizationPolicy shop/trial\"} 1",
+        "ambit_policy_dry_run_denials_total{policy=\"AuthorizationPolicy shop/dry-run\"} 1",
     ] {
         assert!(
             text.lines().any(|found| found == line),

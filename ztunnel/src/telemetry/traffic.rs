@@ -1,22 +1,24 @@
-//! Istio's TCP metrics: one series per label set, found by one hash when a connection opens and by
-//! none while it lives.
+//! Istio's TCP metrics: one series per label set. A connection looks its series up once, by one hash
+//! in its worker's cache, when it opens.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mesh::{Service, Workload, WorkloadUid};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType};
+use rustc_hash::FxHashMap;
 
-use super::labels::{NAMES, Parties, RESPONSE_FLAGS};
+use super::labels::{ConnectionLabels, Direction, NAMES, RESPONSE_FLAGS};
 
-/// Istio's `response_flags`: why a connection failed, as coarse as its dashboards need it.
+/// Istio's `response_flags`: the class of a failure, which its dashboards select on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum ResponseFlags {
-    /// It did not fail.
+    /// Not a failure.
     None,
-    /// The connection was refused by policy.
+    /// A policy denied the connection.
     Deny,
     /// The destination could not be reached.
     Connect,
@@ -24,9 +26,9 @@ pub(crate) enum ResponseFlags {
     TlsFailure,
     /// The tunnel's HTTP/2 handshake failed.
     H2HandshakeFailure,
-    /// The tunnel's port did not answer, as when a NetworkPolicy blocks it.
+    /// The tunnel's port did not respond, the symptom of a NetworkPolicy that blocks it.
     NetworkPolicy,
-    /// There was no certificate to use, or the peer was somebody else.
+    /// The pod has no usable certificate.
     IdentityError,
     /// The peer's certificate is revoked.
     CertRevoked,
@@ -58,9 +60,9 @@ impl ResponseFlags {
     }
 }
 
-/// The counters of one label set. Connections hold it while they are open.
+/// The counters of one label set. Open connections hold it.
 #[derive(Debug)]
-pub struct Series {
+pub(crate) struct TrafficSeries {
     labels: [Arc<str>; NAMES.len()],
     opened: AtomicU64,
     closed: AtomicU64,
@@ -69,43 +71,43 @@ pub struct Series {
     failed: [AtomicU64; ResponseFlags::ALL.len()],
 }
 
-impl Series {
-    pub(crate) fn opened(&self) {
+impl TrafficSeries {
+    pub(crate) fn record_opened(&self) {
         self.opened.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn closed(&self) {
+    pub(crate) fn record_closed(&self) {
         self.closed.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn failed(&self, flags: ResponseFlags) {
+    pub(crate) fn record_failure(&self, flags: ResponseFlags) {
         self.failed[flags as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Adds bytes: `requests` from the opener, `responses` back to it. Istio calls the first
-    /// received and the second sent on both sides (istio/istio#32399).
-    pub(crate) fn moved(&self, requests: u64, responses: u64) {
-        if requests > 0 {
-            self.received.fetch_add(requests, Ordering::Relaxed);
+    /// Adds bytes from and to the client. On both sides Istio's metrics name the first "received" and
+    /// the second "sent" (istio/istio#32399).
+    pub(crate) fn add_bytes(&self, from_client: u64, to_client: u64) {
+        if from_client > 0 {
+            self.received.fetch_add(from_client, Ordering::Relaxed);
         }
-        if responses > 0 {
-            self.sent.fetch_add(responses, Ordering::Relaxed);
+        if to_client > 0 {
+            self.sent.fetch_add(to_client, Ordering::Relaxed);
         }
     }
 }
 
-/// All series, as a Prometheus collector.
+/// All series, as a Prometheus collector. Clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Traffic {
-    series: Arc<Mutex<HashMap<[Arc<str>; NAMES.len()], Held>>>,
+pub(super) struct TrafficMetrics {
+    series: Arc<Mutex<HashMap<[Arc<str>; NAMES.len()], Entry>>>,
     descs: Arc<[Desc; 5]>,
 }
 
-/// A series, and for how many sweeps in a row nobody but the collector has held it.
 #[derive(Debug)]
-struct Held {
-    series: Arc<Series>,
-    idle: u32,
+struct Entry {
+    series: Arc<TrafficSeries>,
+    /// Consecutive sweeps in which only this entry held the series.
+    idle_sweeps: u32,
 }
 
 /// The five metrics: name, and help as Istio gives it.
@@ -132,7 +134,7 @@ const METRICS: [(&str, &str); 5] = [
     ),
 ];
 
-impl Traffic {
+impl TrafficMetrics {
     pub(super) fn new() -> prometheus::Result<Self> {
         let names: Vec<String> = NAMES.iter().map(ToString::to_string).collect();
         let desc = |at: usize| {
@@ -150,12 +152,12 @@ impl Traffic {
         })
     }
 
-    /// The series of these labels. Costs building the labels; workers keep the answer.
-    pub(super) fn series(&self, parties: &Parties) -> Arc<Series> {
-        let labels = parties.values();
+    /// The series of these labels. Builds all label values, so workers cache the result.
+    fn series(&self, labels: &ConnectionLabels) -> Arc<TrafficSeries> {
+        let labels = labels.values();
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = all.entry(labels).or_insert_with_key(|labels| Held {
-            series: Arc::new(Series {
+        let entry = all.entry(labels).or_insert_with_key(|labels| Entry {
+            series: Arc::new(TrafficSeries {
                 labels: labels.clone(),
                 opened: AtomicU64::new(0),
                 closed: AtomicU64::new(0),
@@ -163,43 +165,42 @@ impl Traffic {
                 received: AtomicU64::new(0),
                 failed: Default::default(),
             }),
-            idle: 0,
+            idle_sweeps: 0,
         });
-        held.idle = 0;
-        held.series.clone()
+        entry.idle_sweeps = 0;
+        entry.series.clone()
     }
 
-    /// Drops the series that no worker and no connection has held for `sweeps` calls in a row, so
-    /// that workloads that went do not stay in every scrape for ever.
-    pub(super) fn sweep(&self, sweeps: u32) {
+    /// Drops the series that neither a worker's cache nor a connection held for `max_idle`
+    /// consecutive calls, so that deleted workloads leave the scrape.
+    pub(super) fn sweep(&self, max_idle: u32) {
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, held| {
-            held.idle = if Arc::strong_count(&held.series) > 1 {
+        all.retain(|_, entry| {
+            entry.idle_sweeps = if Arc::strong_count(&entry.series) > 1 {
                 0
             } else {
-                held.idle + 1
+                entry.idle_sweeps + 1
             };
-            held.idle < sweeps
+            entry.idle_sweeps < max_idle
         });
     }
 }
 
-impl Collector for Traffic {
+impl Collector for TrafficMetrics {
     fn desc(&self) -> Vec<&Desc> {
         self.descs.iter().collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        // The list is copied so that a scrape of many series never makes a worker wait for the
-        // lock.
-        let all: Vec<Arc<Series>> = self
+        // A copy, so that a worker does not wait for the lock during a long scrape.
+        let all: Vec<Arc<TrafficSeries>> = self
             .series
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .values()
-            .map(|held| held.series.clone())
+            .map(|entry| entry.series.clone())
             .collect();
-        let of = |pick: fn(&Series) -> &AtomicU64| {
+        let of = |pick: fn(&TrafficSeries) -> &AtomicU64| {
             all.iter()
                 .map(|series| metric(series, ResponseFlags::None, pick(series)))
                 .collect::<Vec<_>>()
@@ -222,13 +223,13 @@ impl Collector for Traffic {
         .into_iter()
         .zip(METRICS)
         .filter(|(metrics, _)| !metrics.is_empty())
-        .map(|(metrics, (name, help))| family(name, help, metrics))
+        .map(|(metrics, (name, help))| counter_family(name, help, metrics))
         .collect()
     }
 }
 
-/// A counter of these series.
-pub(super) fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
+/// A counter with these samples.
+pub(super) fn counter_family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.into());
     family.set_help(help.into());
@@ -237,7 +238,7 @@ pub(super) fn family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFami
     family
 }
 
-fn metric(series: &Series, flags: ResponseFlags, value: &AtomicU64) -> Metric {
+fn metric(series: &TrafficSeries, flags: ResponseFlags, value: &AtomicU64) -> Metric {
     let labels = NAMES
         .iter()
         .zip(&series.labels)
@@ -259,4 +260,92 @@ fn metric(series: &Series, flags: ResponseFlags, value: &AtomicU64) -> Metric {
     counter.set_value(value.load(Ordering::Relaxed) as f64);
     metric.set_counter(counter);
     metric
+}
+
+/// Label sets that one worker caches. A node's pods talk to fewer peers than this; above it the cache
+/// is emptied, and each label set is built once more.
+const MAX_CACHED_SERIES: usize = 4096;
+
+/// Identifies a label set cheaply: by the addresses of the objects that it is made of. An address
+/// identifies one version of one object, and is not reused while the cached entry holds the object.
+#[derive(PartialEq, Eq, Hash)]
+struct CacheKey {
+    reporter: Direction,
+    source: usize,
+    destination: usize,
+    service: usize,
+    has_source_identity: bool,
+    mutual_tls: bool,
+}
+
+struct CachedSeries {
+    source: Option<Arc<Workload>>,
+    destination: Option<Arc<Workload>>,
+    // Held so that the address in the key is not reused.
+    _service: Option<Arc<Service>>,
+    series: Arc<TrafficSeries>,
+}
+
+/// One worker's cache of the series that its connections count in.
+#[derive(Default)]
+pub(super) struct SeriesCache {
+    entries: FxHashMap<CacheKey, CachedSeries>,
+}
+
+impl SeriesCache {
+    /// The series of these labels; one hash of six words if it is cached.
+    pub(super) fn series(
+        &mut self,
+        metrics: &TrafficMetrics,
+        labels: &ConnectionLabels,
+    ) -> Arc<TrafficSeries> {
+        // The key implies a verified identity only if it is the source workload's own. Any other is
+        // looked up by all labels.
+        let is_implied_by_key = match (&labels.source, &labels.source_identity) {
+            (Some(source), Some(verified)) => source.identity == **verified,
+            (_, None) => true,
+            (None, Some(_)) => false,
+        };
+        if !is_implied_by_key {
+            return metrics.series(labels);
+        }
+        let key = CacheKey {
+            reporter: labels.reporter,
+            source: address(labels.source.as_ref()),
+            destination: address(labels.destination.as_ref()),
+            service: address(labels.service.as_ref()),
+            has_source_identity: labels.source_identity.is_some(),
+            mutual_tls: labels.mutual_tls,
+        };
+        if let Some(entry) = self.entries.get(&key) {
+            return entry.series.clone();
+        }
+        if self.entries.len() >= MAX_CACHED_SERIES {
+            self.entries.clear();
+        }
+        let series = metrics.series(labels);
+        let entry = CachedSeries {
+            source: labels.source.clone(),
+            destination: labels.destination.clone(),
+            _service: labels.service.clone(),
+            series: series.clone(),
+        };
+        self.entries.insert(key, entry);
+        series
+    }
+
+    /// Drops the entries of a workload that was deleted.
+    pub(super) fn remove_workload(&mut self, uid: &WorkloadUid) {
+        let is_it = |workload: &Option<Arc<Workload>>| {
+            workload
+                .as_ref()
+                .is_some_and(|workload| workload.uid == *uid)
+        };
+        self.entries
+            .retain(|_, entry| !is_it(&entry.source) && !is_it(&entry.destination));
+    }
+}
+
+fn address<T>(object: Option<&Arc<T>>) -> usize {
+    object.map_or(0, |object| Arc::as_ptr(object).addr())
 }

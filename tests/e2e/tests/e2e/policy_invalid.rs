@@ -344,7 +344,7 @@ fn a_policy_on_trial_is_counted_and_logged_and_denies_nobody() -> Result<()> {
         let said = lab.daemon_log(node)?;
         let line = said
             .lines()
-            .find(|line| line.contains("foo/trial") && line.contains("on trial"));
+            .find(|line| line.contains("foo/trial") && line.contains("dry-run"));
         println!("{}", line.context("nothing in the log")?);
         let report = evidence::policy(&lab, node, AUTHORIZATION, "foo", "trial")?;
         ensure!(report.to_string().contains("\"dryRun\":true"), "{report:#}");

@@ -1,9 +1,7 @@
-//! The shape that istioctl reads.
-
 use super::*;
 
 #[test]
-fn a_serial_number_is_decimal_however_long_it_is() {
+fn serial_number_of_any_length_is_decimal() {
     assert_eq!(decimal("0"), "0");
     assert_eq!(decimal("ff"), "255");
     assert_eq!(
@@ -21,7 +19,7 @@ fn times_are_rfc_3339() {
 }
 
 #[test]
-fn an_identity_without_a_certificate_is_shown_as_initializing() {
+fn identity_without_a_certificate_is_initializing() {
     let status = IdentityStatus {
         identity: spiffe::SpiffeId::new("spiffe://cluster.local/ns/shop/sa/web").unwrap(),
         state: IdentityState::Initializing,
@@ -29,7 +27,7 @@ fn an_identity_without_a_certificate_is_shown_as_initializing() {
         last_error: None,
     };
     assert_eq!(
-        of_identity(&status, &[]),
+        identity_json(&status, &[]),
         json!({
             "identity": "spiffe://cluster.local/ns/shop/sa/web",
             "state": "Initializing",
@@ -40,9 +38,9 @@ fn an_identity_without_a_certificate_is_shown_as_initializing() {
 }
 
 #[test]
-fn an_identity_whose_certificate_has_expired_says_since_when_and_why() {
+fn expired_identity_has_its_expiry_time_and_last_error() {
     let web = spiffe::SpiffeId::new("spiffe://cluster.local/ns/shop/sa/web").unwrap();
-    let error = mesh::certs::IssueError::new(&web, "ca_unreachable", "nobody is there");
+    let error = mesh::certs::IssueError::new(&web, "ca_unreachable", "connection refused");
     let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_767_323_045);
     let status = IdentityStatus {
         identity: web,
@@ -50,19 +48,19 @@ fn an_identity_whose_certificate_has_expired_says_since_when_and_why() {
         certificate: None,
         last_error: Some(error),
     };
-    let shown = of_identity(&status, &[]);
+    let value = identity_json(&status, &[]);
     assert_eq!(
-        shown["state"],
-        "Unavailable: certificate_expired at 2026-01-02T03:04:05Z: ca_unreachable: nobody is there"
+        value["state"],
+        "Unavailable: certificate_expired at 2026-01-02T03:04:05Z: ca_unreachable: connection refused"
     );
     assert_eq!(
-        shown["lastError"],
-        json!({ "code": "ca_unreachable", "message": "nobody is there" })
+        value["lastError"],
+        json!({ "code": "ca_unreachable", "message": "connection refused" })
     );
 }
 
 #[test]
-fn a_pod_is_shown_with_its_state_and_its_connections_by_direction() {
+fn pod_has_its_state_and_its_connections_by_direction() {
     let state = WorkloadState {
         uid: mesh::WorkloadUid::of_pod("Kubernetes", "shop", "web-0", "1234"),
         state: "pending",
@@ -83,7 +81,7 @@ fn a_pod_is_shown_with_its_state_and_its_connections_by_direction() {
         received: 2,
     };
     assert_eq!(
-        workload_state(&state, &[connection]),
+        workload_state_json(&state, &[connection]),
         json!({
             "state": "pending",
             "reason": "no netns",
@@ -110,8 +108,8 @@ fn a_pod_is_shown_with_its_state_and_its_connections_by_direction() {
 }
 
 #[test]
-fn a_policy_is_shown_as_istioctl_reads_it_and_with_what_became_of_it() {
-    use crate::dataplane::recheck::tests::{DENY_9090, publish};
+fn policy_has_the_fields_of_istioctl_and_its_state() {
+    use crate::proxy::fixture::{DENY_9090, publish};
     let store = mesh::Store::new();
     publish(&store, &[DENY_9090]);
     let policies = json!(store.load().policies());

@@ -27,14 +27,14 @@ use ztunnel::identity::Identities;
 use ztunnel::netns::Netns;
 use ztunnel::telemetry::Telemetry;
 
-/// Everything in a test happens within this.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// Limit for every step of a test.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) const PODS: [&str; 3] = ["a", "b", "c"];
 
-static WORLDS: AtomicUsize = AtomicUsize::new(0);
+static MESHES: AtomicUsize = AtomicUsize::new(0);
 
-/// Namespaces of one test, gone when it ends.
+/// The network namespaces of one test; deleted on drop.
 struct Namespaces {
     prefix: String,
 }
@@ -53,7 +53,7 @@ fn ip(arguments: &str) {
 
 impl Namespaces {
     fn new() -> Self {
-        let number = WORLDS.fetch_add(1, Ordering::Relaxed);
+        let number = MESHES.fetch_add(1, Ordering::Relaxed);
         let this = Self {
             prefix: format!("zt-{}-{number}", std::process::id()),
         };
@@ -78,8 +78,7 @@ impl Namespaces {
             ip(&format!(
                 "-n {name} address add fd77::{number}/64 dev eth0 nodad"
             ));
-            // The service's addresses have to be routable, as they are in a cluster by the default
-            // route.
+            // Service addresses must be routable; in a cluster the default route does that.
             ip(&format!("-n {name} route add 10.96.0.0/16 via 10.77.0.254"));
             ip(&format!(
                 "-n {name} neigh add 10.77.0.254 lladdr 02:00:00:00:00:01 dev eth0"
@@ -95,7 +94,7 @@ impl Namespaces {
     fn open(&self, pod: &str) -> Arc<Netns> {
         Arc::new(
             Netns::open(&PathBuf::from(format!("/run/netns/{}", self.name(pod))))
-                .expect("the namespace was just made"),
+                .expect("the namespace was just created"),
         )
     }
 }
@@ -110,8 +109,8 @@ impl Drop for Namespaces {
     }
 }
 
-/// The mesh on the switch.
-pub(crate) struct World {
+/// The mesh of the three pods.
+pub(crate) struct TestMesh {
     pub(crate) data_plane: DataPlane,
     store: Store,
     telemetry: Arc<Telemetry>,
@@ -121,23 +120,20 @@ pub(crate) struct World {
     namespaces: Namespaces,
 }
 
-/// What a test wants to be different.
+/// What a test can change.
 pub(crate) struct Options {
-    pub(crate) connections_per_pod: usize,
-    pub(crate) unproven_per_pod: usize,
+    pub(crate) max_connections_per_pod: usize,
+    pub(crate) max_handshakes_per_pod: usize,
     pub(crate) certificates: bool,
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
-    pub(crate) readiness: Option<(
-        std::net::TcpListener,
-        Arc<ztunnel::admin::readiness::Readiness>,
-    )>,
+    pub(crate) readiness: Option<(std::net::TcpListener, Arc<ztunnel::readiness::Readiness>)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            connections_per_pod: 1000,
-            unproven_per_pod: 100,
+            max_connections_per_pod: 1000,
+            max_handshakes_per_pod: 100,
             certificates: true,
             trust_domain_aliases: vec![],
             readiness: None,
@@ -145,7 +141,7 @@ impl Default for Options {
     }
 }
 
-impl World {
+impl TestMesh {
     pub(crate) async fn new(options: Options) -> Self {
         let namespaces = Namespaces::new();
         let store = Store::new();
@@ -158,14 +154,14 @@ impl World {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(renewal.run(stop.clone()));
-        let (following, counted, ended) = (identities.clone(), telemetry.clone(), stop.clone());
-        tasks.spawn(async move { following.run(&counted, ended).await });
+        let (publisher, recorded, stopped) = (identities.clone(), telemetry.clone(), stop.clone());
+        tasks.spawn(async move { publisher.run(&recorded, stopped).await });
         if options.certificates {
             let meshed = ["a", "b"].map(|pod| {
                 store
                     .model()
                     .workload(&uid(pod))
-                    .expect("it is in the model")
+                    .expect("the pod is in the model")
                     .identity
                     .clone()
             });
@@ -173,8 +169,8 @@ impl World {
         }
         let config = DataPlaneConfig {
             workers: 2,
-            connections_per_pod: options.connections_per_pod,
-            unproven_per_pod: options.unproven_per_pod,
+            max_connections_per_pod: options.max_connections_per_pod,
+            max_handshakes_per_pod: options.max_handshakes_per_pod,
             identities,
             readiness: options.readiness,
             trust_domain_aliases: options.trust_domain_aliases,
@@ -182,7 +178,7 @@ impl World {
         };
         let data_plane =
             DataPlane::start(config, store.clone(), telemetry.clone()).expect("threads");
-        let world = Self {
+        let mesh = Self {
             data_plane,
             store,
             telemetry,
@@ -191,9 +187,9 @@ impl World {
             stop,
             namespaces,
         };
-        world.enrol("a").await;
-        world.enrol("b").await;
-        world
+        mesh.enrol("a").await;
+        mesh.enrol("b").await;
+        mesh
     }
 
     pub(crate) async fn enrol(&self, pod: &str) {
@@ -207,17 +203,17 @@ impl World {
                 listeners,
             })
             .await
-            .expect("it is taken in");
+            .expect("the pod is added");
         Capture::apply(netns, Rules::Redirect(Redirection::default()))
             .expect("these tests need nft");
     }
 
-    /// The pods and these policies replace what the mesh knew.
-    pub(crate) fn policies(&self, policies: &str) {
+    /// Replaces the model with the pods and these policies.
+    pub(crate) fn apply_policies(&self, policies: &str) {
         self.publish(&manifests(), policies);
     }
 
-    /// These manifests and policies replace what the mesh knew.
+    /// Replaces the model with these manifests and policies.
     pub(crate) fn publish(&self, manifests: &str, policies: &str) {
         let problems = publish(&self.store, &format!("{manifests}---\n{policies}"));
         assert_eq!(problems, [""; 0]);
@@ -235,8 +231,8 @@ impl World {
         TcpListener::from_std(listener).expect("a runtime")
     }
 
-    /// An application in a pod that takes nothing from its backlog, which has room for one.
-    pub(crate) fn listen_and_ignore(&self, pod: &str, address: &str) -> Socket {
+    /// An application in a pod that never accepts; its backlog holds one connection.
+    pub(crate) fn listen_without_accepting(&self, pod: &str, address: &str) -> Socket {
         let address: SocketAddr = address.parse().expect("an address");
         let listening = || {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -256,11 +252,11 @@ impl World {
             .namespaces
             .open(pod)
             .enter(|| Socket::new(Domain::for_address(to), kind, None))?;
-        within(TcpSocket::from_std_stream(socket.into()).connect(to)).await
+        within_timeout(TcpSocket::from_std_stream(socket.into()).connect(to)).await
     }
 
-    /// Gives a pod one more address, of which no object knows. Returns when the pod's kernel takes it
-    /// for its own, which for IPv6 is a moment later.
+    /// Adds an address that no object lists to a pod. Returns when the pod's kernel treats it as local,
+    /// which for IPv6 takes a moment.
     pub(crate) async fn add_address(&self, pod: &str, address: &str) {
         let pod = self.namespaces.name(pod);
         let unchecked = if address.contains(':') { " nodad" } else { "" };
@@ -271,15 +267,15 @@ impl World {
             let output = Command::new("ip")
                 .args(["-n", &pod, "route", "get", address])
                 .output()
-                .expect("iproute2 is there");
+                .expect("these tests need iproute2");
             output.stdout.starts_with(b"local")
         };
-        self.until("the address is the pod's", is_own).await;
+        self.wait_until("the address to be local", is_own).await;
     }
 
-    /// What pod `b` answers to a CONNECT that comes from pod `c` with a certificate of the mesh's
-    /// root for `identity`. Runs in a `LocalSet`.
-    pub(crate) async fn ask(
+    /// Sends a CONNECT from pod `c` to pod `b` with a certificate of the mesh's root for `identity`, and
+    /// returns the response. Runs in a `LocalSet`.
+    pub(crate) async fn send_connect(
         &self,
         identity: &str,
         authority: &str,
@@ -295,8 +291,8 @@ impl World {
             roots: self.ca.authority().bundle().roots().to_vec(),
             revocations: hbone::Revocations::none(),
         };
-        let tls = ClientTls::new(&credentials).expect("it can be used");
-        let expect = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/b").expect("an identity");
+        let tls = ClientTls::new(&credentials).expect("usable credentials");
+        let expected = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/b").expect("an identity");
         let key = PoolKey {
             source: identity,
             destination: "b".into(),
@@ -304,20 +300,22 @@ impl World {
         };
         let pool = Pool::new(
             PoolConfig::default(),
-            Rc::new(Inside(self.namespaces.open("c"))),
+            Rc::new(PodSocketFactory(self.namespaces.open("c"))),
         );
         let request = ConnectRequest::new(authority.parse().expect("an authority"));
-        let answer = async {
-            let mut stream = pool.open(&key, &[expect], &tls, request).await?;
+        let response = async {
+            let mut stream = pool.open(&key, &[expected], &tls, request).await?;
             stream.response().await
         };
-        let answer = within(answer).await.map_err(|error| error.reason());
+        let response = within_timeout(response)
+            .await
+            .map_err(|error| error.reason());
         pool.close(Instant::now()).await;
-        answer
+        response
     }
 
-    /// The value of a counter, summed over all series whose labels contain all of `labels`.
-    pub(crate) fn count(&self, name: &str, labels: &[&str]) -> f64 {
+    /// The sum of a metric over all series whose labels contain all of `labels`.
+    pub(crate) fn metric_sum(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.telemetry.scrape().expect("metrics");
         let series = text.lines().filter(|line| {
             line.split(['{', ' ']).next() == Some(name)
@@ -328,31 +326,32 @@ impl World {
             .sum()
     }
 
-    /// Waits until a condition holds that other threads bring about.
-    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+    /// Waits until other threads make a condition true; panics with `what` and all metrics if they do
+    /// not.
+    pub(crate) async fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let holds = async {
             while !condition(self) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         let metrics = || self.telemetry.scrape().unwrap_or_default();
-        timeout(SOON, holds)
+        timeout(TEST_TIMEOUT, holds)
             .await
-            .unwrap_or_else(|_| panic!("{what}; metrics:\n{}", metrics()));
+            .unwrap_or_else(|_| panic!("timed out waiting for {what}; metrics:\n{}", metrics()));
     }
 
-    /// Ends it in good order: the threads are joined and the namespaces gone.
-    pub(crate) async fn end(mut self) {
+    /// Joins the threads and deletes the namespaces.
+    pub(crate) async fn shut_down(mut self) {
         self.data_plane.drain(Duration::ZERO).await;
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
 }
 
-/// Makes sockets in a pod.
-struct Inside(Arc<Netns>);
+/// Creates sockets in a pod.
+struct PodSocketFactory(Arc<Netns>);
 
-impl hbone::SocketFactory for Inside {
+impl hbone::SocketFactory for PodSocketFactory {
     fn new_tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = self
@@ -362,10 +361,10 @@ impl hbone::SocketFactory for Inside {
     }
 }
 
-pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
-    timeout(SOON, work)
+pub(crate) async fn within_timeout<T>(work: impl Future<Output = T>) -> T {
+    timeout(TEST_TIMEOUT, work)
         .await
-        .expect("it takes far longer than it may")
+        .expect("a step that ends in time")
 }
 
 pub(crate) fn uid(pod: &str) -> WorkloadUid {
@@ -377,17 +376,17 @@ pub(crate) fn uid(pod: &str) -> WorkloadUid {
     )
 }
 
-/// Replaces what the store holds, and says what is wrong with the manifests.
+/// Replaces the model; returns the problems of the manifests.
 fn publish(store: &Store, manifests: &str) -> Vec<String> {
     let mut objects = Objects::default();
-    for (object, origin) in parse(&"world.yaml".into(), manifests.as_bytes()).objects {
+    for (object, origin) in parse(&"mesh.yaml".into(), manifests.as_bytes()).objects {
         objects.insert(object, origin);
     }
     let params = Params::new("cluster.local".parse().expect("a trust domain"));
     let (model, problems) = compile(&objects, &params);
-    let said = problems.iter().map(ToString::to_string).collect();
+    let messages = problems.iter().map(ToString::to_string).collect();
     store.apply(model, problems);
-    said
+    messages
 }
 
 pub(crate) fn manifests() -> String {
