@@ -1,10 +1,10 @@
-//! The certificate authority: one that a test plays itself, to answer what no good one would
-//! ([`HostileCa`]), and callers of the shipped one ([`Caller`]).
+//! Certificate authorities in tests: a fake one that sends invalid responses ([`FakeCa`]), and a client of the shipped
+//! one ([`CaClient`]).
 
-mod answer;
-mod caller;
-mod hostile;
+mod client;
+mod fake;
+mod response;
 
-pub use answer::Answer;
-pub use caller::{Ask, Caller, Csr, calling, claims, signed, unix_time};
-pub use hostile::{HostileCa, NAME};
+pub use client::{CaClient, Csr, CsrRequest, sign_token, token_claims, unix_time, with_ca_client};
+pub use fake::{CA_SERVER_NAME, FakeCa};
+pub use response::CaResponse;

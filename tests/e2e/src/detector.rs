@@ -34,7 +34,7 @@ impl Detector {
         })
     }
 
-    /// Where the marker was seen up to now.
+    /// Location the marker was seen up to now.
     ///
     /// # Errors
     /// A recording is not complete, so that "not seen" would mean nothing.

@@ -1,26 +1,29 @@
-//! A client that does to an HBONE port what no well-behaved peer does.
+//! Clients and servers that attack an HBONE port.
 //!
-//! Real programs (curl, openssl) cover what they can say; for the rest there is [`Tunnel`], which speaks TLS with
-//! whatever certificate it is given and writes HTTP/2 frames by hand, right or wrong. [`Neighbour`] is the
-//! well-behaved client that must not notice, [`Watch`] what the daemon says of it meanwhile.
+//! Real programs (curl, openssl) cover the attacks that they can make. For the rest there is [`Tunnel`], which connects
+//! with any certificate and sends any HTTP/2 frames, valid or not, and [`RogueServer`], which listens where a pod should
+//! be. [`Neighbour`] is a well-behaved client that an attack must not affect. [`DaemonMonitor`] measures what the daemon
+//! logs and uses meanwhile.
 
-mod arena;
 mod certs;
+mod fixture;
 mod frames;
-mod impostor;
-mod inside;
+mod monitor;
 mod neighbour;
+mod netns;
+mod rogue_server;
 mod tls;
 mod tunnel;
-mod watch;
 
-pub use arena::{Arena, MEMBER, STALL, TALK, WINDOW};
-pub use certs::{Authority, Leaf};
-pub use frames::{Frame, Kind, connect, frame, headers, literal, reset, settings};
-pub use impostor::{Act, Impostor, no_settings, status};
-pub(crate) use inside::inside_until;
-pub use inside::{Origin, inside};
+pub use certs::{Leaf, TestCa};
+pub use fixture::{
+    AttackFixture, MEMBER_IDENTITY, NON_READING_PORT, STREAM_WINDOW_BYTES, WRITING_PORT,
+};
+pub use frames::{Frame, FrameType, connect, frame, headers, literal, rst_stream, settings};
+pub use monitor::DaemonMonitor;
 pub use neighbour::Neighbour;
-pub use tls::{H2, Hello, TLS13};
-pub use tunnel::{Answer, PREFACE, Tunnel};
-pub use watch::Watch;
+pub(crate) use netns::block_on_in_netns;
+pub use netns::{Netns, run_in_netns};
+pub use rogue_server::{Behaviour, RogueServer, empty_settings, response_headers};
+pub use tls::{ALPN_H2, TLS13_ONLY, TlsClient};
+pub use tunnel::{ConnectResult, PREFACE, Tunnel};

@@ -1,4 +1,4 @@
-//! What a daemon says of input that is wrong.
+//! Files in the daemons' source folder, and the problems that daemons report in them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use serde_json::Value;
 
 use crate::metrics;
 
-/// A change of the folder is read within milliseconds, and within seconds where its notification was lost.
-const READ: Duration = Duration::from_secs(8);
+/// How long a change may take to be reported: milliseconds, or seconds if its inotify event was lost.
+const DEADLINE: Duration = Duration::from_secs(8);
 
-/// How many problems there are now.
+/// The number of current problems.
 const PROBLEMS: &str = "ambit_configuration_problems";
 
-/// A file in the folder that all daemons of a lab read, which was not written by the lab. It is removed with this value.
+/// A file that a test adds to the folder that all daemons of a lab read. Dropping the value removes it.
 #[derive(Debug)]
 pub struct SourceFile(PathBuf);
 
 impl SourceFile {
-    /// Writes it.
+    /// Writes the file.
     ///
     /// # Errors
     /// The folder cannot be written to.
@@ -30,19 +30,19 @@ impl SourceFile {
         Ok(file)
     }
 
-    /// Puts another content in its place, at once: by a rename, as everybody writes who may be read meanwhile.
+    /// Replaces the content atomically, by a rename.
     ///
     /// # Errors
     /// The folder cannot be written to.
     pub fn replace(&self, content: impl AsRef<[u8]>) -> Result<()> {
-        // Hidden names are not read.
+        // The daemons ignore hidden files.
         let name = self.0.file_name().unwrap_or_default().to_string_lossy();
         let new = self.0.with_file_name(format!(".{name}.new"));
         std::fs::write(&new, content).with_context(|| new.display().to_string())?;
         std::fs::rename(&new, &self.0).with_context(|| self.0.display().to_string())
     }
 
-    /// Overwrites it where it is, as a shell's redirection does: for a moment it is empty, or half of it is there.
+    /// Overwrites the file in place, as a shell's redirection does: a reader may see it empty or truncated.
     ///
     /// # Errors
     /// The folder cannot be written to.
@@ -50,10 +50,10 @@ impl SourceFile {
         std::fs::write(&self.0, content).with_context(|| self.0.display().to_string())
     }
 
-    /// Takes it away.
+    /// Removes the file.
     ///
     /// # Errors
-    /// It is not there.
+    /// The file does not exist.
     pub fn remove(self) -> Result<()> {
         std::fs::remove_file(&self.0).with_context(|| self.0.display().to_string())
     }
@@ -61,12 +61,12 @@ impl SourceFile {
 
 impl Drop for SourceFile {
     fn drop(&mut self) {
-        // Gone with the lab at the latest.
+        // If this fails, the lab's end removes the folder.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// One of the lab's own files, changed by somebody else; as it was again when this value is dropped.
+/// One of the lab's own files, edited by a test. Dropping the value restores it.
 #[derive(Debug)]
 pub struct EditedFile {
     path: PathBuf,
@@ -74,10 +74,10 @@ pub struct EditedFile {
 }
 
 impl EditedFile {
-    /// Changes the text of `name`, for example `service.shop.web.yaml`.
+    /// Edits the file `name`, for example `service.shop.web.yaml`.
     ///
     /// # Errors
-    /// There is no such file.
+    /// The file does not exist.
     pub fn edit(lab: &Lab, name: &str, edit: impl FnOnce(&str) -> String) -> Result<Self> {
         let path = lab.source_folder().join(name);
         let before = std::fs::read(&path).with_context(|| path.display().to_string())?;
@@ -93,75 +93,80 @@ impl Drop for EditedFile {
     }
 }
 
-/// What is to be said of a mistake.
+/// A problem that daemons must report.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpectedProblem<'a> {
     /// The file, relative to the folder.
     pub file: &'a str,
-    /// `Kind namespace/name`; empty if it cannot be told.
+    /// `Kind namespace/name`; empty if the object is not known.
     pub object: &'a str,
-    /// The field's path; empty for the whole.
+    /// The field's path; empty for the whole object.
     pub field: &'a str,
-    /// The stable code.
+    /// The reason code.
     pub code: &'a str,
 }
 
 impl ExpectedProblem<'_> {
-    /// Waits until the daemon of `node` reports it in its dump, its metric and its log; returns its message.
+    /// Waits until the daemon of `node` reports the problem in dump, metric and log. Returns its message.
     ///
     /// # Errors
-    /// It does not within 8 s; the error shows what it reports instead.
+    /// It does not within 8 s; the error has the problems that it reports.
     pub fn wait(&self, lab: &Lab, node: &str) -> Result<String> {
-        let found = lab.wait_until(&format!("{self:?} of {node}"), READ, || {
+        let found = lab.wait_until(&format!("{self:?} in the dump of {node}"), DEADLINE, || {
             problems(lab, node)
                 .ok()?
                 .into_iter()
-                .find(|problem| self.is(problem))
+                .find(|problem| self.matches(problem))
         });
-        let found = found.with_context(|| format!("instead: {:#?}", problems(lab, node)))?;
+        let found =
+            found.with_context(|| format!("reported problems: {:#?}", problems(lab, node)))?;
         metrics::wait(lab, node, PROBLEMS, &[], 1.0)?;
-        lab.wait_until(&format!("{self:?} in the log of {node}"), READ, || {
+        lab.wait_until(&format!("{self:?} in the log of {node}"), DEADLINE, || {
             lab.daemon_log(node)
                 .ok()?
                 .lines()
-                .any(|line| self.is_in(line))
+                .any(|line| self.matches_line(line))
                 .then_some(())
         })?;
         Ok(text(&found, "message"))
     }
 
-    /// Waits until the daemon of `node` no longer reports it.
+    /// Waits until the daemon of `node` no longer reports the problem.
     ///
     /// # Errors
     /// It still does after 8 s.
     pub fn wait_gone(&self, lab: &Lab, node: &str) -> Result<()> {
-        lab.wait_until(&format!("the end of {self:?} of {node}"), READ, || {
-            let still = problems(lab, node)
-                .ok()?
-                .iter()
-                .any(|problem| self.is(problem));
-            (!still).then_some(())
-        })
+        lab.wait_until(
+            &format!("{self:?} to disappear from the dump of {node}"),
+            DEADLINE,
+            || {
+                let is_reported = problems(lab, node)
+                    .ok()?
+                    .iter()
+                    .any(|problem| self.matches(problem));
+                (!is_reported).then_some(())
+            },
+        )
     }
 
-    fn is(&self, problem: &Value) -> bool {
+    fn matches(&self, problem: &Value) -> bool {
         text(problem, "file") == self.file
             && object(problem) == self.object
             && text(problem, "field") == self.field
             && text(problem, "code") == self.code
     }
 
-    fn is_in(&self, line: &str) -> bool {
+    fn matches_line(&self, line: &str) -> bool {
         [self.file, self.object, self.field, self.code]
             .iter()
             .all(|part| line.contains(part))
     }
 }
 
-/// The problems that the daemon reports now.
+/// The problems in the daemon's dump.
 ///
 /// # Errors
-/// It does not answer.
+/// The daemon does not respond.
 pub fn problems(lab: &Lab, node: &str) -> Result<Vec<Value>> {
     let dump = lab.config_dump(node)?;
     dump.get("problems")
@@ -170,10 +175,10 @@ pub fn problems(lab: &Lab, node: &str) -> Result<Vec<Value>> {
         .context("no problems in the dump")
 }
 
-/// How many problems the daemon's metric says there are.
+/// The number of problems in the daemon's metric.
 ///
 /// # Errors
-/// It does not answer.
+/// The daemon does not respond.
 pub fn problem_count(lab: &Lab, node: &str) -> Result<f64> {
     Ok(metrics::sum(&metrics::scrape(lab, node)?, PROBLEMS, &[]))
 }

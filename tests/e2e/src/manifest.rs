@@ -61,7 +61,7 @@ impl Pod {
         }))
     }
 
-    /// Where it runs.
+    /// Location it runs.
     #[must_use]
     pub fn on(self, node: &str) -> Self {
         self.set("/spec", "nodeName", node)

@@ -1,9 +1,8 @@
-//! SPIRE itself: a server, and an agent for each node of a lab.
+//! A real SPIRE server, and an agent for each node of a lab.
 //!
-//! They run outside the lab, on loopback and sockets in a folder of the test: what is between a
-//! daemon and its agent is a socket in the file system. An agent is as an operator would have it: it
-//! joined with a token, keeps its own key on disk, attests the daemon by the path of its program,
-//! and lets it ask for others because its identity is among the authorized delegates.
+//! They run outside the lab, on loopback and on sockets in a folder of the test. An agent is configured as in
+//! production: it joins with a token, keeps its key on disk, attests the daemon by the path of its executable, and
+//! serves it the Delegated Identity API because the daemon's identity is an authorized delegate.
 
 mod programs;
 
@@ -23,15 +22,15 @@ use programs::{Program, run};
 /// The trust domain, which is the daemons' default.
 const TRUST_DOMAIN: &str = "cluster.local";
 
-/// Who the daemons are to SPIRE.
-const DELEGATE: &str = "spiffe://cluster.local/ambit/ztunnel";
+/// The daemons' own identity in SPIRE.
+const DAEMON_ID: &str = "spiffe://cluster.local/ambit/ztunnel";
 
-/// Both start in less than a second on a machine that has nothing else to do.
-const START: Duration = Duration::from_secs(30);
+/// How long server or agent may take to start: less than a second on an idle machine.
+const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A SPIRE server, for as long as this lives.
+/// A running SPIRE server. Dropping the value kills it.
 #[derive(Debug)]
-pub struct Spire {
+pub struct SpireServer {
     folder: TempDir,
     port: u16,
     _server: Program,
@@ -39,19 +38,19 @@ pub struct Spire {
 
 /// The SPIRE agent of a node.
 #[derive(Debug)]
-pub struct Agent {
+pub struct SpireAgent {
     node: String,
     folder: PathBuf,
     running: Option<Program>,
 }
 
-impl Spire {
+impl SpireServer {
     /// Starts a server.
     ///
     /// # Errors
-    /// SPIRE is not installed, or does not start; the error has what it said.
+    /// SPIRE is not installed, or does not start; the error has its last message.
     pub fn start() -> Result<Self> {
-        let folder = tempfile::tempdir().context("a folder for SPIRE")?;
+        let folder = tempfile::tempdir().context("create a folder for SPIRE")?;
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("a free port")?;
         let port = free.local_addr()?.port();
         drop(free);
@@ -63,28 +62,28 @@ impl Spire {
             port,
             _server: server,
         };
-        healthy("spire-server", &spire.socket())?;
+        wait_healthy("spire-server", &spire.socket())?;
         Ok(spire)
     }
 
-    /// Starts the agent of a node, with the daemon as its delegate.
+    /// Starts the agent of a node and authorizes the node's daemon.
     ///
     /// # Errors
-    /// It does not start.
-    pub fn agent(&self, node: &str) -> Result<Agent> {
-        let agent = self.lone_agent(node)?;
-        self.delegate(node)?;
+    /// The agent does not start.
+    pub fn start_agent(&self, node: &str) -> Result<SpireAgent> {
+        let agent = self.start_agent_without_delegate(node)?;
+        self.authorize_daemon(node)?;
         Ok(agent)
     }
 
-    /// Starts the agent of a node, to which the daemon is nobody.
+    /// Starts the agent of a node, which denies the node's daemon until [`Self::authorize_daemon`].
     ///
     /// # Errors
-    /// It does not start.
-    pub fn lone_agent(&self, node: &str) -> Result<Agent> {
+    /// The agent does not start.
+    pub fn start_agent_without_delegate(&self, node: &str) -> Result<SpireAgent> {
         let folder = self.folder.path().join(node);
-        fs::create_dir(&folder).context("a folder for the agent")?;
-        let token = self.ask(&["token", "generate", "-spiffeID", &alias(node)])?;
+        fs::create_dir(&folder).context("create a folder for the agent")?;
+        let token = self.call(&["token", "generate", "-spiffeID", &agent_id(node)])?;
         let token = token["value"].as_str().context("a join token")?.to_owned();
         let bundle = run(
             "spire-server",
@@ -95,7 +94,7 @@ impl Spire {
             folder.join("agent.conf"),
             agent_config(&folder, self.port, &token),
         )?;
-        let mut agent = Agent {
+        let mut agent = SpireAgent {
             node: node.to_owned(),
             folder,
             running: None,
@@ -104,21 +103,21 @@ impl Spire {
         Ok(agent)
     }
 
-    /// Makes the daemon of a node an authorized delegate of its agent.
+    /// Registers the daemon of a node as an authorized delegate of its agent.
     ///
     /// # Errors
     /// The server refuses.
-    pub fn delegate(&self, node: &str) -> Result<()> {
+    pub fn authorize_daemon(&self, node: &str) -> Result<()> {
         let program = fs::canonicalize(ztunnel()?)?;
         let path = format!("unix:path:{}", program.display());
-        self.register(node, DELEGATE, &[&path], None).map(drop)
+        self.register(node, DAEMON_ID, &[&path], None).map(drop)
     }
 
-    /// Registers a service account's identity on a node; what the id of the entry is.
+    /// Registers a service account's identity on a node. Returns the entry id.
     ///
     /// # Errors
     /// The server refuses.
-    pub fn workload(
+    pub fn register_workload(
         &self,
         node: &str,
         namespace: &str,
@@ -129,11 +128,17 @@ impl Spire {
         self.register(node, &id, &selectors(namespace, account), ttl)
     }
 
-    /// Registers another identity than the pods' own for a service account.
+    /// Registers an identity that is not the pods' own for a service account. Returns the entry id.
     ///
     /// # Errors
     /// The server refuses.
-    pub fn impostor(&self, node: &str, namespace: &str, account: &str, id: &str) -> Result<String> {
+    pub fn register_other_identity(
+        &self,
+        node: &str,
+        namespace: &str,
+        account: &str,
+        id: &str,
+    ) -> Result<String> {
         self.register(node, id, &selectors(namespace, account), None)
     }
 
@@ -144,7 +149,7 @@ impl Spire {
         selectors: &[impl AsRef<str>],
         ttl: Option<Duration>,
     ) -> Result<String> {
-        let parent = alias(node);
+        let parent = agent_id(node);
         let mut words = vec!["entry", "create", "-parentID", &parent, "-spiffeID", id];
         for selector in selectors {
             words.extend(["-selector", selector.as_ref()]);
@@ -153,25 +158,26 @@ impl Spire {
         if let Some(ttl) = &ttl {
             words.extend(["-x509SVIDTTL", ttl]);
         }
-        let created = self.ask(&words)?;
+        let created = self.call(&words)?;
         let entry = created.pointer("/results/0/entry/id");
         let entry = entry.and_then(Value::as_str);
-        entry.map(str::to_owned).context("the id of an entry")
+        entry.map(str::to_owned).context("entry id")
     }
 
-    /// Removes an entry.
+    /// Deletes an entry.
     ///
     /// # Errors
     /// There is no such entry.
-    pub fn withdraw(&self, entry: &str) -> Result<()> {
-        self.ask(&["entry", "delete", "-entryID", entry]).map(drop)
+    pub fn delete_entry(&self, entry: &str) -> Result<()> {
+        self.call(&["entry", "delete", "-entryID", entry]).map(drop)
     }
 
-    fn ask(&self, words: &[&str]) -> Result<Value> {
+    fn call(&self, words: &[&str]) -> Result<Value> {
         let socket = self.socket();
         let mut words = words.to_vec();
         words.extend(["-socketPath", &socket, "-output", "json"]);
-        serde_json::from_str(&run("spire-server", &words)?).context("what spire-server said")
+        serde_json::from_str(&run("spire-server", &words)?)
+            .context("parse the output of spire-server")
     }
 
     fn socket(&self) -> String {
@@ -179,16 +185,16 @@ impl Spire {
     }
 }
 
-impl Agent {
-    /// Where it serves the Delegated Identity API.
+impl SpireAgent {
+    /// The socket of the Delegated Identity API.
     pub fn admin_socket(&self) -> PathBuf {
         self.folder.join("admin/admin.sock")
     }
 
-    /// Starts it, again if it was killed, and waits until it serves.
+    /// Starts the agent, or restarts it, and waits until it is healthy.
     ///
     /// # Errors
-    /// It does not start.
+    /// The agent does not start.
     pub fn start(&mut self) -> Result<()> {
         self.running = None;
         self.running = Some(Program::start(
@@ -196,19 +202,19 @@ impl Agent {
             &self.folder.join("agent.conf"),
         )?);
         let socket = self.folder.join("api/agent.sock");
-        healthy("spire-agent", &socket.display().to_string())
+        wait_healthy("spire-agent", &socket.display().to_string())
     }
 
-    /// SIGKILL; it stays dead until it is started again.
+    /// Kills the agent (SIGKILL).
     pub fn kill(&mut self) {
         self.running = None;
     }
 
-    /// The selectors of all subscriptions that were made since it was first started.
+    /// The selectors of all subscriptions since the first start.
     ///
     /// # Errors
-    /// Its log cannot be read.
-    pub fn asked(&self) -> Result<Vec<String>> {
+    /// The agent's log cannot be read.
+    pub fn subscribed_selectors(&self) -> Result<Vec<String>> {
         let log = fs::read_to_string(self.folder.join("agent.log"))?;
         let asked = log
             .lines()
@@ -218,9 +224,9 @@ impl Agent {
     }
 }
 
-/// A lab whose daemons ask these agents, each the one of its node.
-pub fn options<'a>(agents: impl IntoIterator<Item = &'a Agent>) -> Options {
-    let launch = |agent: &Agent| {
+/// Options of a lab whose daemons use these agents, each the one of its node.
+pub fn lab_options<'a>(agents: impl IntoIterator<Item = &'a SpireAgent>) -> Options {
+    let launch = |agent: &SpireAgent| {
         let socket = agent.admin_socket().display().to_string();
         (
             agent.node.clone(),
@@ -234,8 +240,8 @@ pub fn options<'a>(agents: impl IntoIterator<Item = &'a Agent>) -> Options {
     }
 }
 
-/// The identity that stands for whichever agent runs on a node.
-fn alias(node: &str) -> String {
+/// The parent id of a node's entries. The join token gives it to the agent of that node.
+fn agent_id(node: &str) -> String {
     format!("spiffe://{TRUST_DOMAIN}/node/{node}")
 }
 
@@ -243,13 +249,13 @@ fn selectors(namespace: &str, account: &str) -> [String; 2] {
     [format!("k8s:ns:{namespace}"), format!("k8s:sa:{account}")]
 }
 
-fn healthy(program: &str, socket: &str) -> Result<()> {
-    let mut said = None;
-    let healthy = lab::wait_until(&format!("{program} to be healthy"), START, || {
-        said = run(program, &["healthcheck", "-socketPath", socket]).err();
-        said.is_none().then_some(())
+fn wait_healthy(program: &str, socket: &str) -> Result<()> {
+    let mut error = None;
+    let healthy = lab::wait_until(&format!("{program} to be healthy"), START_DEADLINE, || {
+        error = run(program, &["healthcheck", "-socketPath", socket]).err();
+        error.is_none().then_some(())
     });
-    healthy.with_context(|| format!("it said {said:?}"))
+    healthy.with_context(|| format!("last error: {error:?}"))
 }
 
 fn server_config(folder: &Path, port: u16) -> String {
@@ -275,7 +281,7 @@ plugins {{
     )
 }
 
-/// The agent looks for new entries every second instead of every five, so that tests need not wait.
+/// The agent polls for new entries every second instead of every five, so that tests wait less.
 fn agent_config(folder: &Path, port: u16, token: &str) -> String {
     let folder = folder.display();
     format!(
@@ -291,7 +297,7 @@ agent {{
   trust_bundle_path = "{folder}/bundle.pem"
   trust_domain = "{TRUST_DOMAIN}"
   join_token = "{token}"
-  authorized_delegates = ["{DELEGATE}"]
+  authorized_delegates = ["{DAEMON_ID}"]
   experimental {{ sync_interval = "1s" }}
 }}
 plugins {{

@@ -1,11 +1,10 @@
-//! One TCP connection between two scripted programs, over every path that a connection can take.
+//! Runs one TCP connection between two scripted programs over every path through and around the mesh.
 //!
-//! The two ends are `tcp_peer.py`, a small program on plain sockets that follows a script of steps
-//! (`send 100k`, `shut`, `drain`, `reset`) and prints what it sees, one event per line
-//! (`received 102400 intact`, `fin`, `rst`). It compares every byte with the stream that the other
-//! end sends. A [`Connection`] states both scripts and what both ends must see, and holds on every
-//! [`Path`]: the direct one shows that it is TCP that is described, the others that the mesh adds
-//! and takes away nothing.
+//! Both ends run `tcp_peer.py`, which executes a script of steps (`send 100k`, `shut`, `drain`, `reset`) on a plain
+//! socket and prints one event per line (`received 102400 intact`, `fin`, `rst`). It compares every byte with the
+//! stream that the other end sends. A [`Scenario`] has both scripts and the events that both ends must print, the same
+//! on every [`Path`]. The direct path checks the scenario against plain TCP, the others check that the mesh changes
+//! nothing.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -16,13 +15,13 @@ use lab::{IpFamily, Lab, Options, Process};
 
 use crate::manifest::{self, Pod};
 
-/// The longest script takes 70 s; a peer that sees nothing for 90 s says so and ends.
+/// The longest script takes 70 s; a peer without progress for 90 s prints an event and ends.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The program that plays one end of a connection.
 const PEER: &str = include_str!("tcp_peer.py");
 
-/// From where to where, and through what. Client and server are always on different nodes.
+/// Which of client and server are in the mesh. They are always on different nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
     /// Both pods are outside the mesh: plain TCP.
@@ -31,10 +30,10 @@ pub enum Path {
     Meshed,
     /// The same over IPv6.
     MeshedV6,
-    /// The client alone is in the mesh: its daemon relays in plain.
-    Leaving,
-    /// The server alone is in the mesh: its daemon relays in plain.
-    Entering,
+    /// Only the client is in the mesh: its daemon relays to plain TCP.
+    MeshToPlain,
+    /// Only the server is in the mesh: its daemon relays from plain TCP.
+    PlainToMesh,
 }
 
 impl Path {
@@ -43,23 +42,23 @@ impl Path {
         Self::Direct,
         Self::Meshed,
         Self::MeshedV6,
-        Self::Leaving,
-        Self::Entering,
+        Self::MeshToPlain,
+        Self::PlainToMesh,
     ];
 
     /// The client's pod.
     pub fn client(self) -> &'static str {
         match self {
-            Self::Direct | Self::Entering => "plain/client",
-            Self::Meshed | Self::MeshedV6 | Self::Leaving => "mesh/client",
+            Self::Direct | Self::PlainToMesh => "plain/client",
+            Self::Meshed | Self::MeshedV6 | Self::MeshToPlain => "mesh/client",
         }
     }
 
     /// The server's pod.
     pub fn server(self) -> &'static str {
         match self {
-            Self::Direct | Self::Leaving => "plain/server",
-            Self::Meshed | Self::MeshedV6 | Self::Entering => "mesh/server",
+            Self::Direct | Self::MeshToPlain => "plain/server",
+            Self::Meshed | Self::MeshedV6 | Self::PlainToMesh => "mesh/server",
         }
     }
 
@@ -77,96 +76,99 @@ impl Path {
     }
 }
 
-/// What the two ends of a connection do, and what they must see of each other.
+/// The scripts of both ends of a connection, and the events that they must print.
 #[derive(Debug, Clone, Copy)]
-pub struct Connection<'a> {
-    /// The client's steps, once it is connected.
+pub struct Scenario<'a> {
+    /// The client's steps after its connect.
     pub client: &'a [&'a str],
-    /// What the client sees, in this order.
-    pub client_sees: &'a [&'a str],
-    /// The server's steps, once it has accepted.
+    /// The client's events in order, after `connected`.
+    pub client_events: &'a [&'a str],
+    /// The server's steps after its accept.
     pub server: &'a [&'a str],
-    /// What the server sees, in this order.
-    pub server_sees: &'a [&'a str],
+    /// The server's events in order, after `accepted`.
+    pub server_events: &'a [&'a str],
 }
 
-/// What one end saw and measured.
+/// What one end printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transcript {
-    /// One line per event.
+    /// The events, one per line.
     pub events: Vec<String>,
-    /// Times and amounts, which differ from run to run.
-    pub measured: Vec<String>,
+    /// The measurements: times and amounts, which differ from run to run.
+    pub measurements: Vec<String>,
 }
 
 impl Transcript {
-    /// Of the process' output.
-    pub fn of(stdout: &str) -> Self {
-        let (measured, events) = stdout
+    /// Splits a program's stdout into events and measurements.
+    pub fn parse(stdout: &str) -> Self {
+        let (measurements, events) = stdout
             .lines()
             .map(str::to_owned)
             .partition(|line| line.starts_with('#'));
-        Self { events, measured }
+        Self {
+            events,
+            measurements,
+        }
     }
 
-    /// The first number behind these words in a measurement: `blocked after` 3145728.
+    /// The first number after these words in a measurement: `blocked after` 3145728.
     pub fn number(&self, words: &str) -> Option<f64> {
-        let behind = self
-            .measured
+        let rest = self
+            .measurements
             .iter()
             .find_map(|line| line.split_once(words))?
             .1;
-        behind.split_whitespace().next()?.parse().ok()
+        rest.split_whitespace().next()?.parse().ok()
     }
 }
 
-/// What both ends saw.
+/// What both ends printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Observed {
+pub struct Transcripts {
     /// The client's transcript.
     pub client: Transcript,
     /// The server's transcript.
     pub server: Transcript,
 }
 
-/// A running pair of scripted ends.
+/// The programs of a running scenario.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningScenario {
     client: Process,
     server: Process,
     _side_channel: tempfile::TempDir,
 }
 
-impl Running {
+impl RunningScenario {
     /// Starts both ends in their pods.
     ///
     /// # Errors
-    /// A pod is missing, or there is no python3.
+    /// A pod is missing, or python3 is not installed.
     pub fn start(lab: &Lab, path: Path, client: &[&str], server: &[&str]) -> Result<Self> {
-        let dir = tempfile::tempdir().context("a folder for the side channel")?;
+        let dir = tempfile::tempdir().context("create a folder for the side channel")?;
         let channel = dir.path().join("s").display().to_string();
-        let listen = peer(&[&[&channel, "listen"], server].concat());
+        let listen = peer_command(&[&[&channel, "listen"], server].concat());
         let address = path.address(lab)?.to_string();
-        let connect = peer(&[&[&channel, "connect", &address], client].concat());
+        let connect = peer_command(&[&[&channel, "connect", &address], client].concat());
         Ok(Self {
-            server: lab.spawn(path.server(), &refs(&listen))?,
-            client: lab.spawn(path.client(), &refs(&connect))?,
+            server: lab.spawn(path.server(), &as_strs(&listen))?,
+            client: lab.spawn(path.client(), &as_strs(&connect))?,
             _side_channel: dir,
         })
     }
 
-    /// Waits until the client has seen this.
+    /// Waits until the client has printed this event.
     ///
     /// # Errors
-    /// It has not at the deadline.
+    /// It has not after 120 s.
     pub fn wait_client(&self, event: &str) -> Result<()> {
         self.client.wait_stdout(&format!("{event}\n"), DEADLINE)
     }
 
-    /// Waits until the server has seen this.
+    /// Waits until the server has printed this event.
     ///
     /// # Errors
-    /// It has not at the deadline.
+    /// It has not after 120 s.
     pub fn wait_server(&self, event: &str) -> Result<()> {
         self.server.wait_stdout(&format!("{event}\n"), DEADLINE)
     }
@@ -174,7 +176,7 @@ impl Running {
     /// Ends the server's step `hold`.
     ///
     /// # Errors
-    /// It has ended.
+    /// The server program has ended.
     pub fn release_server(&mut self) -> Result<()> {
         self.server.write(b"go on\n")
     }
@@ -182,16 +184,16 @@ impl Running {
     /// Ends the client's step `hold`.
     ///
     /// # Errors
-    /// It has ended.
+    /// The client program has ended.
     pub fn release_client(&mut self) -> Result<()> {
         self.client.write(b"go on\n")
     }
 
-    /// Waits for the end of both scripts.
+    /// Waits until both scripts have ended.
     ///
     /// # Errors
-    /// A script did not end, or broke.
-    pub fn finish(self) -> Result<Observed> {
+    /// A script did not end within 120 s, or failed.
+    pub fn finish(self) -> Result<Transcripts> {
         let client = self.client.wait(DEADLINE).context("client")?;
         let server = self.server.wait(DEADLINE).context("server")?;
         for (end, output) in [("client", &client), ("server", &server)] {
@@ -203,21 +205,21 @@ impl Running {
             );
         }
         let (client, server) = (
-            Transcript::of(&client.stdout),
-            Transcript::of(&server.stdout),
+            Transcript::parse(&client.stdout),
+            Transcript::parse(&server.stdout),
         );
-        Ok(Observed { client, server })
+        Ok(Transcripts { client, server })
     }
 }
 
-/// The command line of a scripted end.
-pub fn peer(arguments: &[&str]) -> Vec<String> {
-    program(PEER, arguments)
+/// The command line of `tcp_peer.py`.
+pub fn peer_command(arguments: &[&str]) -> Vec<String> {
+    python_command(PEER, arguments)
 }
 
-/// The command line of a python program. The packaged interpreter is preferred to one of the
-/// user's, which may be a wrapper; -S and -E keep the surroundings out.
-pub(crate) fn program(text: &str, arguments: &[&str]) -> Vec<String> {
+/// The command line of a python program. It prefers the system's interpreter, because one in the user's PATH may be a
+/// wrapper; -S and -E ignore site packages and environment.
+pub(crate) fn python_command(text: &str, arguments: &[&str]) -> Vec<String> {
     let packaged = std::path::Path::new("/usr/bin/python3");
     let python = if packaged.exists() {
         "/usr/bin/python3"
@@ -232,11 +234,11 @@ pub(crate) fn program(text: &str, arguments: &[&str]) -> Vec<String> {
 }
 
 /// A command line as [`Lab::spawn`] takes it.
-pub fn refs(words: &[String]) -> Vec<&str> {
+pub fn as_strs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
 }
 
-/// Client pods on node `a` and server pods on node `b`, in the mesh and outside.
+/// A client pod on node `a` and a server pod on node `b`, each inside and outside the mesh.
 pub fn manifests() -> String {
     let pod = |namespace: &str, name: &str, node: &str| {
         let account = manifest::service_account(namespace, name);
@@ -253,12 +255,12 @@ pub fn manifests() -> String {
     ])
 }
 
-/// The lab of this test process. Its tests share it, so that their connections share tunnels and
-/// daemons as those of a cluster do. It goes when the process ends.
+/// The lab that all scenarios of this test process share, so that their connections share daemons and tunnels as in a
+/// cluster. It is removed when the process ends.
 ///
 /// # Panics
-/// It does not come up.
-pub fn lab() -> &'static Lab {
+/// The lab does not come up.
+pub fn shared_lab() -> &'static Lab {
     static LAB: OnceLock<Lab> = OnceLock::new();
     LAB.get_or_init(|| match up(Options::default()) {
         Ok(lab) => lab,
@@ -266,51 +268,51 @@ pub fn lab() -> &'static Lab {
     })
 }
 
-/// A lab of [`manifests`]. Buffers of its pods' sockets grow as far as Linux lets them by default, whatever
-/// this machine's do: that bounds what is in flight on a connection that nobody reads, and what many of them
-/// take of the memory that all sockets of a machine share (`tcp_mem`), past which the kernel resets anybody's.
+/// Brings up a lab of [`manifests`]. The pods' socket buffers get Linux's default limits, whatever the machine's are.
+/// That bounds the bytes in flight on a connection that is not read, and the share of many such connections in the
+/// memory of all sockets of the machine (`tcp_mem`), beyond which the kernel resets arbitrary connections.
 ///
 /// # Errors
-/// It does not come up.
+/// The lab does not come up.
 pub fn up(options: Options) -> Result<Lab> {
     let lab = Lab::up(manifests(), options)?;
-    let set = "cd /proc/sys/net/ipv4 && echo 4096 131072 6291456 >tcp_rmem && echo 4096 16384 4194304 >tcp_wmem";
+    let set_buffers = "cd /proc/sys/net/ipv4 && echo 4096 131072 6291456 >tcp_rmem && echo 4096 16384 4194304 >tcp_wmem";
     for pod in ["mesh/client", "mesh/server", "plain/client", "plain/server"] {
-        lab.exec(pod, &["sh", "-c", set])?
+        lab.exec(pod, &["sh", "-c", set_buffers])?
             .ok()
-            .with_context(|| format!("buffers of {pod}"))?;
+            .with_context(|| format!("socket buffers of {pod}"))?;
     }
     Ok(lab)
 }
 
-/// The connection on one path, to its end.
+/// Runs a scenario on one path to its end.
 ///
 /// # Errors
-/// A script did not end.
-pub fn observe(lab: &Lab, path: Path, connection: &Connection<'_>) -> Result<Observed> {
-    Running::start(lab, path, connection.client, connection.server)?.finish()
+/// A script did not end or failed.
+fn run(lab: &Lab, path: Path, scenario: &Scenario<'_>) -> Result<Transcripts> {
+    RunningScenario::start(lab, path, scenario.client, scenario.server)?.finish()
 }
 
-impl Connection<'_> {
-    /// Makes this connection on every path at the same time, and fails unless each end sees on each
-    /// path exactly what it must. Returns what was seen, for what a test measures beside it.
+impl Scenario<'_> {
+    /// Runs the scenario on every path concurrently and checks the events of both ends. Returns the transcripts, whose
+    /// measurements a test may check.
     ///
     /// # Panics
-    /// An end saw something else; the message has both transcripts of each path that differs.
-    pub fn is_the_same_on_every_path(&self) -> Vec<(Path, Observed)> {
-        self.is_the_same_on(&Path::ALL)
+    /// An end printed other events; the message has both transcripts of each such path.
+    pub fn assert_on_every_path(&self) -> Vec<(Path, Transcripts)> {
+        self.assert_on(&Path::ALL)
     }
 
-    /// The same on these paths only, for what would take too long on all.
+    /// Like [`Self::assert_on_every_path`], for a scenario that would take too long on all paths.
     ///
     /// # Panics
-    /// An end saw something else.
-    pub fn is_the_same_on(&self, paths: &[Path]) -> Vec<(Path, Observed)> {
-        let lab = lab();
+    /// An end printed other events.
+    pub fn assert_on(&self, paths: &[Path]) -> Vec<(Path, Transcripts)> {
+        let lab = shared_lab();
         let runs: Vec<_> = std::thread::scope(|scope| {
             let start = |path: &Path| {
                 let path = *path;
-                scope.spawn(move || (path, observe(lab, path, self)))
+                scope.spawn(move || (path, run(lab, path, self)))
             };
             let runs: Vec<_> = paths.iter().map(start).collect();
             runs.into_iter().filter_map(|run| run.join().ok()).collect()
@@ -329,27 +331,38 @@ impl Connection<'_> {
             .collect()
     }
 
-    fn difference(&self, path: Path, run: &Result<Observed>) -> Option<String> {
-        let observed = match run {
-            Ok(observed) => observed,
+    fn difference(&self, path: Path, run: &Result<Transcripts>) -> Option<String> {
+        let transcripts = match run {
+            Ok(transcripts) => transcripts,
             Err(error) => return Some(format!("{path:?}: {error:#}")),
         };
         let ends = [
-            ("client", &observed.client, "connected", self.client_sees),
-            ("server", &observed.server, "accepted", self.server_sees),
+            (
+                "client",
+                &transcripts.client,
+                "connected",
+                self.client_events,
+            ),
+            (
+                "server",
+                &transcripts.server,
+                "accepted",
+                self.server_events,
+            ),
         ];
-        let as_it_must = ends.iter().all(|(_, saw, first, sees)| {
-            saw.events
+        let is_expected = ends.iter().all(|(_, transcript, first, expected)| {
+            transcript
+                .events
                 .iter()
                 .map(String::as_str)
-                .eq([*first].into_iter().chain(sees.iter().copied()))
+                .eq([*first].into_iter().chain(expected.iter().copied()))
         });
-        let shown = ends.map(|(end, saw, _, sees)| {
+        let lines = ends.map(|(end, transcript, _, expected)| {
             format!(
-                "  {end} must see {sees:?}\n         saw      {:?}\n         {:?}",
-                saw.events, saw.measured
+                "  {end} expected {expected:?}\n         printed  {:?}\n         {:?}",
+                transcript.events, transcript.measurements
             )
         });
-        (!as_it_must).then(|| format!("{path:?}:\n{}", shown.join("\n")))
+        (!is_expected).then(|| format!("{path:?}:\n{}", lines.join("\n")))
     }
 }

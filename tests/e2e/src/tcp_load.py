@@ -1,21 +1,21 @@
-"""Many TCP connections at once.
+"""Opens or serves many TCP connections at once.
 
-    tcp_load.py serve                       echoes; prints its port
-    tcp_load.py many ADDRESS PORT COUNT ROUNDS SIZE
+    tcp_load.py echo                        echoes; prints its port
+    tcp_load.py concurrent ADDRESS PORT COUNT ROUNDS SIZE
                 COUNT connections, all open before the first is closed, each with ROUNDS exchanges
     tcp_load.py short ADDRESS PORT COUNT AT-ONCE SIZE
                 COUNT connections of one exchange each, AT-ONCE of them at any time
     tcp_load.py abort ADDRESS PORT COUNT AT-ONCE SIZE
                 the same, but each is reset as soon as its bytes are sent
-    tcp_load.py rude                        resets each connection at its first byte; prints its port, and a
-                line for each
-    tcp_load.py deaf                        accepts and never reads; prints its port
-    tcp_load.py flood ADDRESS PORT COUNT
-                COUNT connections, each filled until nothing moves for a second, and then held
-                until stdin ends
+    tcp_load.py reset                       resets each connection at its first byte; prints its port, and a
+                line for each reset
+    tcp_load.py no-read                     accepts and never reads; prints its port
+    tcp_load.py stalled ADDRESS PORT COUNT
+                COUNT connections; sends on each until nothing is accepted for a second, and keeps
+                them open until stdin is closed
 
-A client prints `KEY VALUE` lines: what was completed, every kind of error with its count, times.
-Each exchange is SIZE bytes there and the same bytes back. Needs python3-minimal only.
+A client prints `KEY VALUE` lines: completed connections, every kind of error with its count, times.
+An exchange sends SIZE bytes and receives the same bytes. Needs python3-minimal only.
 """
 
 import hashlib
@@ -25,27 +25,27 @@ import struct
 import sys
 import time
 
-DEADLINE = 100.0  # the whole run; what is not done by then is an error
+DEADLINE = 100.0  # seconds of the whole run; connections that are not done by then are errors
 
 
-def serve(rude=False):
+def serve(resets=False):
     listener = socket.create_server(
         ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
     )
     listener.setblocking(False)
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
-    sockets, waiting = {}, {}
+    sockets, pending = {}, {}
     print("listening", listener.getsockname()[1], flush=True)
     while True:
         for fd, events in poll.poll():
             if fd == listener.fileno():
                 accept(listener, poll, sockets)
-            elif rude:
+            elif resets:
                 reset(sockets.pop(fd))
                 print("reset", flush=True)
-            elif not echo(sockets[fd], fd, events, poll, waiting):
-                waiting.pop(fd, None)
+            elif not echo(sockets[fd], fd, events, poll, pending):
+                pending.pop(fd, None)
                 sockets.pop(fd).close()
 
 
@@ -65,10 +65,10 @@ def accept(listener, poll, sockets):
         poll.register(connection, select.EPOLLIN)
 
 
-def echo(connection, fd, events, poll, waiting):
-    """Reads only when everything read before is written; false at the end."""
+def echo(connection, fd, events, poll, pending):
+    """Writes pending data or reads; returns false at the end of the connection."""
     try:
-        data = waiting.pop(fd, b"") if events & select.EPOLLOUT else connection.recv(65536)
+        data = pending.pop(fd, b"") if events & select.EPOLLOUT else connection.recv(65536)
         if not data:
             return False
         rest = data[connection.send(data) :]
@@ -77,24 +77,24 @@ def echo(connection, fd, events, poll, waiting):
     except OSError:
         return False
     if rest:
-        waiting[fd] = rest
+        pending[fd] = rest
     poll.modify(fd, select.EPOLLOUT if rest else select.EPOLLIN)
     return True
 
 
 class Client:
-    """All connections of a run, moved by one epoll loop."""
+    """All connections of a run, in one epoll loop."""
 
-    def __init__(self, address, port, count, at_once, rounds, size, together=False, abort=False):
+    def __init__(self, address, port, count, at_once, rounds, size, concurrent=False, abort=False):
         self.abort = abort
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.family, self.target = family, (address, port)
-        self.left, self.at_once, self.rounds, self.together = count, at_once, rounds, together
-        self.count, self.open_now, self.most_open, self.done = count, 0, 0, 0
+        self.left, self.at_once, self.rounds, self.concurrent = count, at_once, rounds, concurrent
+        self.count, self.max_open, self.done = count, 0, 0
         self.message = hashlib.shake_128(b"load").digest(size)
         self.poll, self.connections = select.epoll(), {}
         self.errors, self.times = {}, []
-        self.parked = []  # have made their first exchange and wait for the others
+        self.parked = []  # connections that wait until all others have made their first exchange
 
     def run(self):
         start = time.monotonic()
@@ -110,17 +110,17 @@ class Client:
         return time.monotonic() - start
 
     def exchanged(self, connection):
-        """After an exchange: the next one, or the end."""
+        """Starts the next exchange or the end of a connection, or parks it."""
         connection.round += 1
-        if self.together and connection.round == 1:
+        if self.concurrent and connection.round == 1:
             self.parked.append(connection)
-            self.go_on_together()
+            self.resume_when_all_parked()
         else:
             connection.next()
 
-    def go_on_together(self):
+    def resume_when_all_parked(self):
         if self.parked and len(self.parked) + self.done == self.count:
-            self.most_open = len(self.parked)
+            self.max_open = len(self.parked)
             parked, self.parked = self.parked, []
             for connection in parked:
                 connection.next()
@@ -161,7 +161,7 @@ class Connection:
 
     def next(self):
         if self.round == self.client.rounds:
-            self.closing = True  # FIN there, and the end only when the server's FIN is here
+            self.closing = True  # ends with the server's FIN
             self.socket.shutdown(socket.SHUT_WR)
             return
         self.to_send, self.got, self.began = self.client.message, 0, time.monotonic()
@@ -175,20 +175,20 @@ class Connection:
             reset(self.socket)
         self.socket.close()
         self.client.done += 1
-        self.client.go_on_together()
+        self.client.resume_when_all_parked()
 
 
-def deaf():
+def serve_without_reading():
     listener = socket.create_server(
         ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
     )
     print("listening", listener.getsockname()[1], flush=True)
-    held = []
+    connections = []
     while True:
-        held.append(listener.accept())
+        connections.append(listener.accept())
 
 
-def flood(address, port, count):
+def stall(address, port, count):
     poll, sockets, sent = select.epoll(), {}, 0
     for _ in range(count):
         connection = socket.create_connection((address, port))
@@ -206,7 +206,7 @@ def flood(address, port, count):
 def report(client, seconds):
     print("completed", client.done - sum(client.errors.values()))
     print("errors", client.errors or 0)
-    print("together", client.most_open)
+    print("max-open", client.max_open)
     print(f"seconds {seconds:.2f}")
     times = sorted(client.times) or [0]
     print(f"p50-ms {times[len(times) // 2] * 1000:.2f}")
@@ -215,16 +215,16 @@ def report(client, seconds):
 
 def main(kind, address=None, port=0, count=0, middle=0, size=0):
     port, count, middle, size = int(port), int(count), int(middle), int(size)
-    if kind in ("serve", "rude"):
-        serve(rude=kind == "rude")
-    elif kind == "deaf":
-        deaf()
-    elif kind == "flood":
-        flood(address, port, count)
+    if kind in ("echo", "reset"):
+        serve(resets=kind == "reset")
+    elif kind == "no-read":
+        serve_without_reading()
+    elif kind == "stalled":
+        stall(address, port, count)
     else:
-        at_once, rounds = (count, middle) if kind == "many" else (middle, 1)
+        at_once, rounds = (count, middle) if kind == "concurrent" else (middle, 1)
         abort = kind == "abort"
-        load = Client(address, port, count, at_once, rounds, size, kind == "many", abort)
+        load = Client(address, port, count, at_once, rounds, size, kind == "concurrent", abort)
         report(load, load.run())
 
 

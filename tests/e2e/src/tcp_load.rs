@@ -1,85 +1,85 @@
-//! Many connections at once, and what they leave behind in the daemons.
+//! Loads of many TCP connections, and the resources that a daemon uses for them.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lab::{Lab, Process};
 
-use crate::tcp::{Path, program, refs};
+use crate::tcp::{Path, as_strs, python_command};
 
-/// The program that makes and serves many connections.
+/// The program that opens and serves many connections.
 const LOAD: &str = include_str!("tcp_load.py");
 
-/// The program ends itself after 100 s.
+/// The program ends after 100 s at the latest.
 const DEADLINE: Duration = Duration::from_secs(110);
 
-/// An echo server for thousands of connections; it runs until this is dropped.
+/// An echo server for thousands of connections. Dropping the value kills it.
 #[derive(Debug)]
-pub struct Echo {
+pub struct EchoServer {
     process: Process,
     port: u16,
 }
 
-impl Echo {
-    /// Starts it in a pod.
+impl EchoServer {
+    /// Starts an echo server in a pod.
     ///
     /// # Errors
-    /// It does not listen.
+    /// The server does not listen within 10 s.
     pub fn start(lab: &Lab, pod: &str) -> Result<Self> {
-        Self::serving(lab, pod, "serve")
+        Self::spawn(lab, pod, "echo")
     }
 
-    /// Starts one that accepts and never reads.
+    /// Starts a server that accepts connections and never reads.
     ///
     /// # Errors
-    /// It does not listen.
-    pub fn deaf(lab: &Lab, pod: &str) -> Result<Self> {
-        Self::serving(lab, pod, "deaf")
+    /// As [`Self::start`].
+    pub fn start_non_reading(lab: &Lab, pod: &str) -> Result<Self> {
+        Self::spawn(lab, pod, "no-read")
     }
 
-    /// Starts one that resets each connection at its first byte.
+    /// Starts a server that resets each connection when the first byte arrives.
     ///
     /// # Errors
-    /// It does not listen.
-    pub fn rude(lab: &Lab, pod: &str) -> Result<Self> {
-        Self::serving(lab, pod, "rude")
+    /// As [`Self::start`].
+    pub fn start_resetting(lab: &Lab, pod: &str) -> Result<Self> {
+        Self::spawn(lab, pod, "reset")
     }
 
-    /// How many connections [`Self::rude`] has reset so far.
-    pub fn resets(&self) -> usize {
-        let said = String::from_utf8_lossy(&self.process.stdout()).into_owned();
-        said.matches("reset\n").count()
+    /// How many connections a server of [`Self::start_resetting`] has reset so far.
+    pub fn reset_count(&self) -> usize {
+        let stdout = String::from_utf8_lossy(&self.process.stdout()).into_owned();
+        stdout.matches("reset\n").count()
     }
 
-    /// Where it listens.
+    /// The listening port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    fn serving(lab: &Lab, pod: &str, how: &str) -> Result<Self> {
-        let process = lab.spawn(pod, &refs(&with_many_files(&[how])))?;
+    fn spawn(lab: &Lab, pod: &str, mode: &str) -> Result<Self> {
+        let process = lab.spawn(pod, &as_strs(&load_command(&[mode])))?;
         process
             .wait_stdout("\n", Duration::from_secs(10))
-            .context("echo server")?;
-        let said = String::from_utf8_lossy(&process.stdout()).into_owned();
-        let port = said
+            .context("start the server")?;
+        let stdout = String::from_utf8_lossy(&process.stdout()).into_owned();
+        let port = stdout
             .trim()
             .rsplit(' ')
             .next()
             .and_then(|port| port.parse().ok());
         Ok(Self {
-            port: port.with_context(|| format!("echo server said {said:?}"))?,
+            port: port
+                .with_context(|| format!("no port in the output of the server: {stdout:?}"))?,
             process,
         })
     }
 }
 
-/// Longer than a busy machine makes anybody wait: who waits for a reader that has stopped, waits for
-/// ever.
-pub const LONG_MS: f64 = 20_000.0;
+/// An exchange takes less on a busy machine; one that is blocked behind a stopped reader takes for ever.
+pub const MAX_EXCHANGE_MS: f64 = 20_000.0;
 
-/// A thousand connections at once.
-pub const THOUSAND: Load = Load::Together {
+/// A thousand concurrent connections.
+pub const THOUSAND_CONCURRENT: Load = Load::Concurrent {
     connections: 1000,
     exchanges: 10,
     size: 1024,
@@ -88,70 +88,70 @@ pub const THOUSAND: Load = Load::Together {
 /// A load of many connections.
 #[derive(Debug, Clone, Copy)]
 pub enum Load {
-    /// This many connections, all open before the first is closed.
-    Together {
-        /// How many.
+    /// Connections that are all open before the first is closed.
+    Concurrent {
+        /// The number of connections.
         connections: u32,
-        /// Exchanges on each.
+        /// Exchanges on each connection.
         exchanges: u32,
-        /// Bytes each way of an exchange.
+        /// Bytes in each direction of an exchange.
         size: u32,
     },
-    /// Connections of one exchange.
+    /// Connections of one exchange each.
     Short {
-        /// How many in all.
+        /// The total number of connections.
         connections: u32,
-        /// How many at any time.
+        /// The number of connections open at any time.
         at_once: u32,
-        /// Bytes each way of the exchange.
+        /// Bytes in each direction of the exchange.
         size: u32,
     },
-    /// Connections that the client resets as soon as it has sent.
+    /// Connections that the client resets right after sending.
     Aborted {
-        /// How many in all.
+        /// The total number of connections.
         connections: u32,
-        /// How many at any time.
+        /// The number of connections open at any time.
         at_once: u32,
-        /// Bytes that are sent.
+        /// Bytes sent before the reset.
         size: u32,
     },
-    /// Connections that the client fills until they are blocked, and holds.
-    Flood {
-        /// How many.
+    /// Connections on which the client sends until it is blocked, and which it then keeps open.
+    Stalled {
+        /// The number of connections.
         connections: u32,
     },
 }
 
-/// How a load went.
+/// The result of a load.
 #[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Connections of which every exchange was right and that ended with FIN on both sides.
+pub struct LoadReport {
+    /// Connections whose exchanges were all correct and that ended with FIN on both sides.
     pub completed: u32,
-    /// Every other kind of end with its count, as text; `0` when there was none.
+    /// Every other kind of end with its count, as python prints it; `0` if there was none.
     pub errors: String,
-    /// Most connections that were open at once, when they were to be open together.
-    pub together: u32,
-    /// The whole run in seconds.
+    /// The most connections open at once, for [`Load::Concurrent`].
+    pub max_open: u32,
+    /// The duration of the whole run in seconds.
     pub seconds: f64,
-    /// The median time of an exchange (with the connect, if it is the first) in milliseconds.
+    /// The median time of an exchange in milliseconds; the first includes the connect.
     pub p50_ms: f64,
     /// The slowest exchange in milliseconds.
     pub slowest_ms: f64,
 }
 
 impl Load {
-    /// Starts the load over a path.
+    /// Starts the load on a path.
     ///
     /// # Errors
     /// The lab has no such pod.
-    pub fn start(self, lab: &Lab, path: Path, echo: &Echo) -> Result<Process> {
-        let (address, port) = (path.address(lab)?.to_string(), echo.port.to_string());
+    pub fn start(self, lab: &Lab, path: Path, server: &EchoServer) -> Result<Process> {
+        let (address, port) = (path.address(lab)?.to_string(), server.port.to_string());
         let (kind, numbers) = match self {
-            Self::Together {
+            Self::Concurrent {
                 connections,
                 exchanges,
                 size,
-            } => ("many", vec![connections, exchanges, size]),
+            } => ("concurrent", vec![connections, exchanges, size]),
             Self::Short {
                 connections,
                 at_once,
@@ -162,49 +162,50 @@ impl Load {
                 at_once,
                 size,
             } => ("abort", vec![connections, at_once, size]),
-            Self::Flood { connections } => ("flood", vec![connections]),
+            Self::Stalled { connections } => ("stalled", vec![connections]),
         };
         let numbers: Vec<_> = numbers.iter().map(u32::to_string).collect();
-        let arguments = [&[kind, &address, &port], &refs(&numbers)[..]].concat();
-        lab.spawn(path.client(), &refs(&with_many_files(&arguments)))
+        let arguments = [&[kind, &address, &port], &as_strs(&numbers)[..]].concat();
+        lab.spawn(path.client(), &as_strs(&load_command(&arguments)))
     }
 
-    /// Runs the load over a path, to its end.
+    /// Runs the load on a path to its end.
     ///
     /// # Errors
-    /// The program broke; failed connections are no error here, but in the outcome.
-    pub fn run(self, lab: &Lab, path: Path, echo: &Echo) -> Result<Outcome> {
-        Outcome::of(self.start(lab, path, echo)?).with_context(|| format!("{self:?} on {path:?}"))
+    /// The program failed. Failed connections are not an error, but counted in the report.
+    pub fn run(self, lab: &Lab, path: Path, server: &EchoServer) -> Result<LoadReport> {
+        LoadReport::wait(self.start(lab, path, server)?)
+            .with_context(|| format!("{self:?} on {path:?}"))
     }
 }
 
-impl Outcome {
-    /// How many connections ended by a reset, whether it was met in sending or in receiving.
-    pub fn resets(&self) -> u32 {
+impl LoadReport {
+    /// How many connections ended by a reset, seen while sending or receiving.
+    pub fn reset_count(&self) -> u32 {
         let count = |kind: &str| {
-            let behind = self.errors.split_once(kind)?.1;
-            let number = behind.trim_start_matches(['\'', ':', ' ']);
+            let rest = self.errors.split_once(kind)?.1;
+            let number = rest.trim_start_matches(['\'', ':', ' ']);
             number.split([',', '}']).next()?.parse::<u32>().ok()
         };
-        let kinds = ["Connection reset by peer", "Broken pipe"];
+        let kinds = ["Scenario reset by peer", "Broken pipe"];
         kinds.into_iter().filter_map(count).sum()
     }
 
-    /// Of a started load, which is waited for.
+    /// Waits until a started load has ended.
     ///
     /// # Errors
-    /// The program broke.
-    pub fn of(load: Process) -> Result<Self> {
-        let said = load.wait(DEADLINE)?.ok()?;
+    /// The program failed.
+    pub fn wait(load: Process) -> Result<Self> {
+        let stdout = load.wait(DEADLINE)?.ok()?;
         let value = |key: &str| {
-            let line = said.lines().find_map(|line| line.strip_prefix(key));
+            let line = stdout.lines().find_map(|line| line.strip_prefix(key));
             line.map(str::trim)
-                .with_context(|| format!("no {key} in {said:?}"))
+                .with_context(|| format!("no {key} in {stdout:?}"))
         };
         Ok(Self {
             completed: value("completed")?.parse()?,
             errors: value("errors")?.to_owned(),
-            together: value("together")?.parse()?,
+            max_open: value("max-open")?.parse()?,
             seconds: value("seconds")?.parse()?,
             p50_ms: value("p50-ms")?.parse()?,
             slowest_ms: value("slowest-ms")?.parse()?,
@@ -212,35 +213,38 @@ impl Outcome {
     }
 }
 
-/// Distributions allow 1024 open files by default.
-fn with_many_files(arguments: &[&str]) -> Vec<String> {
+/// The command line of `tcp_load.py`, with more open files than the usual limit of 1024.
+fn load_command(arguments: &[&str]) -> Vec<String> {
     let shell = ["sh", "-c", "ulimit -n 16384 && exec \"$@\"", "load"].map(str::to_owned);
-    shell.into_iter().chain(program(LOAD, arguments)).collect()
+    shell
+        .into_iter()
+        .chain(python_command(LOAD, arguments))
+        .collect()
 }
 
-/// What a daemon holds.
+/// The resources that a daemon uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
-    /// Open file descriptors other than tunnels.
+pub struct DaemonUsage {
+    /// Open file descriptors without those of tunnels.
     pub files: usize,
-    /// Established tunnels, which a pool keeps for a while for who comes next.
+    /// Established tunnels, which a pool keeps open for later connections.
     pub tunnels: usize,
     /// Resident memory in KiB.
     pub rss_kib: u64,
 }
 
-impl Held {
-    /// By the daemon of a node, now. `pod` is the only one there that has tunnels.
+impl DaemonUsage {
+    /// Measures the daemon of a node. `pod` is the only pod there that has tunnels.
     ///
     /// # Errors
-    /// It does not run.
-    pub fn by(lab: &Lab, node: &str, pod: &str) -> Result<Self> {
+    /// The daemon does not run.
+    pub fn measure(lab: &Lab, node: &str, pod: &str) -> Result<Self> {
         let pid = lab
             .status()?
             .node(node)?
             .daemon_pid
             .context("the daemon does not run")?;
-        let tunnels = tunnels(lab, pod)?;
+        let tunnels = tunnel_count(lab, pod)?;
         let files = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -253,8 +257,8 @@ impl Held {
     }
 }
 
-/// Established connections of a pod from or to port 15008, as proc(5) lists them.
-fn tunnels(lab: &Lab, pod: &str) -> Result<usize> {
+/// The number of established connections of a pod from or to port 15008, from `/proc/net/tcp`.
+fn tunnel_count(lab: &Lab, pod: &str) -> Result<usize> {
     let text = lab
         .exec(pod, &["cat", "/proc/net/tcp", "/proc/net/tcp6"])?
         .ok()?;
@@ -271,10 +275,10 @@ fn tunnels(lab: &Lab, pod: &str) -> Result<usize> {
     Ok(text.lines().filter(is_tunnel).count())
 }
 
-/// Entries that conntrack could not insert or had to drop in a pod, since the pod was made.
+/// Entries that conntrack could not insert, or dropped, since the pod's network namespace was created.
 ///
 /// # Errors
-/// The kernel has no conntrack, or the numbers cannot be read.
+/// The kernel has no conntrack, or its statistics have an unknown format.
 pub fn conntrack_failures(lab: &Lab, pod: &str) -> Result<u64> {
     let text = lab
         .exec(pod, &["cat", "/proc/net/stat/nf_conntrack"])?
@@ -282,7 +286,7 @@ pub fn conntrack_failures(lab: &Lab, pod: &str) -> Result<u64> {
     let mut lines = text.lines();
     let names: Vec<_> = lines
         .next()
-        .context("no header")?
+        .context("nf_conntrack statistics have no header")?
         .split_whitespace()
         .collect();
     let mut failures = 0;
@@ -290,21 +294,21 @@ pub fn conntrack_failures(lab: &Lab, pod: &str) -> Result<u64> {
     for line in lines {
         for (name, value) in names.iter().zip(line.split_whitespace()) {
             if ["insert_failed", "drop", "early_drop"].contains(name) {
-                failures += u64::from_str_radix(value, 16).context("a counter")?;
+                failures += u64::from_str_radix(value, 16).context("conntrack counter")?;
             }
         }
     }
     if !names.contains(&"insert_failed") {
-        bail!("unknown columns: {names:?}");
+        bail!("unknown columns of nf_conntrack statistics: {names:?}");
     }
     Ok(failures)
 }
 
-/// How many connections conntrack holds in a pod, and how many it may hold.
+/// The number of conntrack entries in a pod, and their limit.
 ///
 /// # Errors
 /// The kernel has no conntrack.
-pub fn conntrack_fill(lab: &Lab, pod: &str) -> Result<(u64, u64)> {
+pub fn conntrack_usage(lab: &Lab, pod: &str) -> Result<(u64, u64)> {
     let read = |name: &str| -> Result<u64> {
         let file = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
         Ok(lab.exec(pod, &["cat", &file])?.ok()?.trim().parse()?)

@@ -1,13 +1,13 @@
-"""One end of one TCP connection: follows a script and prints what it sees, one event per line.
+"""One end of a TCP connection: executes the steps of a script and prints one event per line.
 
     tcp_peer.py SIDE-CHANNEL listen STEP...
     tcp_peer.py SIDE-CHANNEL connect ADDRESS STEP...
     tcp_peer.py - connect-port ADDRESS PORT STEP...
 
-The listening end says its port to the other end over the side channel, a unix socket that knows
-nothing of network namespaces. Every event is told there too, so that one end can `await` what the
-other has seen. Each end sends a byte stream of its own that the other knows: every received byte
-is compared. Lines that begin with `#` are measurements, not events.
+The listening end sends its port to the other end over the side channel, a unix socket, which works
+across network namespaces. Every event is sent there too, so that one end can `await` an event of the
+other. Each end sends its own fixed byte stream, and the other end compares every received byte.
+Lines that begin with `#` are measurements, not events.
 
 Needs python3-minimal only.
 """
@@ -21,16 +21,16 @@ import struct
 import sys
 import time
 
-DEADLINE = 90.0  # no step waits longer for progress
-BLOCKED = 2.0  # a sender that makes no progress for this long is blocked
-PERIOD = 1_000_003  # prime, so that no buffer size hides a shift of the stream
+DEADLINE = 90.0  # seconds that a step may wait for progress
+BLOCKED = 2.0  # seconds without progress after which a sender counts as blocked
+PERIOD = 1_000_003  # bytes; prime, so that no buffer size hides a shift of the stream
 CHUNK = 512 * 1024
 UNITS = {"k": 1024, "M": 1024**2, "G": 1024**3}
-BROKEN = {errno.ECONNRESET: "rst", errno.EPIPE: "broken pipe", errno.ETIMEDOUT: "timeout"}
+ERROR_NAMES = {errno.ECONNRESET: "rst", errno.EPIPE: "broken pipe", errno.ETIMEDOUT: "timeout"}
 
 
-class Ended(Exception):
-    """The connection ended in a way that leaves nothing for the rest of the script."""
+class ScriptEnded(Exception):
+    """The connection ended, so the rest of the script cannot run."""
 
 
 def stream(side):
@@ -53,16 +53,16 @@ class SideChannel:
             self.socket = listener.accept()[0]
         else:
             self.socket = socket.socket(socket.AF_UNIX)
-            give_up = time.monotonic() + DEADLINE
-            # The path appears by a rename when the other end accepts.
+            deadline = time.monotonic() + DEADLINE
+            # The other end creates the path by a rename once it listens.
             while self.socket.connect_ex(path) != 0:
-                if time.monotonic() > give_up:
+                if time.monotonic() > deadline:
                     raise SystemExit("the other end did not start")
                 time.sleep(0.005)
         self.socket.settimeout(DEADLINE)
         self.lines = self.socket.makefile("r")
 
-    def tell(self, line):
+    def publish(self, line):
         try:
             self.socket.sendall((line + "\n").encode())
         except OSError:
@@ -72,26 +72,26 @@ class SideChannel:
         for line in self.lines:
             if line.startswith(event):
                 return line.strip()
-        raise SystemExit(f"the other end stopped before it said {event!r}")
+        raise SystemExit(f"the other end ended before its event {event!r}")
 
 
-class Nobody:
-    """The side channel of an end that has no scripted other end."""
+class NullChannel:
+    """The side channel of an end whose other end has no script."""
 
-    def tell(self, line):
+    def publish(self, line):
         pass
 
 
-class End:
+class Endpoint:
     def __init__(self, side_channel, side, other):
         self.channel = side_channel
         self.mine, self.theirs = stream(side), stream(other)
         self.sent = self.received = 0
-        self.socket, self.began = None, time.monotonic()
+        self.socket, self.start = None, time.monotonic()
 
     def event(self, text):
         print(text, flush=True)
-        self.channel.tell(text)
+        self.channel.publish(text)
 
     def ready(self, events, seconds):
         """Whether the socket became readable or writable in time."""
@@ -101,19 +101,19 @@ class End:
 
     def wait_ready(self, events, what):
         if not self.ready(events, DEADLINE):
-            self.event(f"nothing for {DEADLINE:.0f} s: {what}")
-            raise Ended
+            self.event(f"no progress for {DEADLINE:.0f} s: {what}")
+            raise ScriptEnded
 
     def read(self, limit):
-        """Bytes, or how the stream ended: "fin", "rst"."""
+        """Returns bytes, or how the stream ended: "fin", "rst"."""
         self.wait_ready(select.POLLIN, "receive")
         try:
             return self.socket.recv(limit) or "fin"
         except OSError as error:
-            return BROKEN.get(error.errno, str(error))
+            return ERROR_NAMES.get(error.errno, str(error))
 
     def write(self, limit):
-        """Offers bytes once; false when the connection broke (which was said)."""
+        """Calls send once; returns false, after an event, if the connection failed."""
         at = self.sent % PERIOD
         try:
             self.sent += self.socket.send(memoryview(self.mine)[at : at + min(limit, CHUNK)])
@@ -121,33 +121,33 @@ class End:
         except BlockingIOError:
             return True
         except OSError as error:
-            self.event("send: " + BROKEN.get(error.errno, str(error)))
+            self.event("send: " + ERROR_NAMES.get(error.errno, str(error)))
             return False
 
     def push(self, end):
-        """Sends until the kernel has taken all up to `end`."""
+        """Sends until the kernel has accepted everything up to stream position `end`."""
         while self.sent < end:
             self.wait_ready(select.POLLOUT, "send")
             if not self.write(end - self.sent):
-                raise Ended
+                raise ScriptEnded
 
     def check(self, data):
         if not self.theirs.startswith(data, self.received % PERIOD):
             self.event(f"corrupt within {len(data)} bytes at {self.received}")
-            raise Ended
+            raise ScriptEnded
         if self.received == 0:
-            print(f"# first byte after {time.monotonic() - self.began:.4f} s")
+            print(f"# first byte after {time.monotonic() - self.start:.4f} s")
         self.received += len(data)
 
     # The steps.
 
     def send(self, count):
-        """Sends; says so when the kernel has taken all of it."""
+        """Sends this much; the event follows when the kernel has accepted all of it."""
         self.push(self.sent + amount(count))
         self.event(f"sent {amount(count)}")
 
     def overfill(self, count):
-        """Sends more than all buffers take, to an end that does not read before this one is blocked."""
+        """Sends more than all buffers hold: blocks first, and finishes once the other end reads."""
         end = self.sent + amount(count)
         self.fill(end)
         self.push(end)
@@ -160,18 +160,18 @@ class End:
                 return
 
     def fill(self, end=sys.maxsize):
-        """Sends until it is blocked."""
+        """Sends until blocked."""
         while self.ready(select.POLLOUT, BLOCKED):
             if self.sent == end:
                 self.event("never blocked")
-                raise Ended
+                raise ScriptEnded
             if not self.write(end - self.sent):
-                raise Ended
+                raise ScriptEnded
         print(f"# blocked after {self.sent}")
         self.event("blocked")
 
-    def both(self, count):
-        """Sends and receives this much at the same time."""
+    def exchange(self, count):
+        """Sends and receives this much concurrently."""
         send_end, receive_end = self.sent + amount(count), self.received + amount(count)
         while self.sent < send_end or self.received < receive_end:
             poll = select.poll()
@@ -179,16 +179,16 @@ class End:
             wanted |= select.POLLIN if self.received < receive_end else 0
             poll.register(self.socket, wanted)
             if not (ready := poll.poll(DEADLINE * 1000)):
-                self.event("nothing moves")
-                raise Ended
+                self.event("no progress")
+                raise ScriptEnded
             if ready[0][1] & select.POLLOUT and not self.write(send_end - self.sent):
-                raise Ended
+                raise ScriptEnded
             if ready[0][1] & ~select.POLLOUT:
                 self.recv_once(receive_end - self.received)
         self.event(f"exchanged {amount(count)} intact")
 
-    def drip(self, count, seconds):
-        """Sends in equal parts, one each 250 ms."""
+    def send_paced(self, count, seconds):
+        """Sends in equal parts, one every 250 ms."""
         parts = int(float(seconds) * 4)
         start, end = time.monotonic(), self.sent + amount(count)
         for part in range(1, parts + 1):
@@ -197,21 +197,21 @@ class End:
             self.push(goal)
         self.event(f"sent {amount(count)}")
 
-    def dribble(self, count):
-        """Sends single bytes, each as a packet of its own."""
+    def send_bytewise(self, count):
+        """Sends single bytes, each in its own packet."""
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         end = self.sent + amount(count)
         while self.sent < end:
             self.wait_ready(select.POLLOUT, "send")
             if not self.write(1):
-                raise Ended
+                raise ScriptEnded
         self.event(f"sent {amount(count)}")
 
     def recv_once(self, missing):
         data = self.read(min(CHUNK, missing))
         if isinstance(data, str):
             self.event(f"{data}, {missing} bytes missing")
-            raise Ended
+            raise ScriptEnded
         self.check(data)
 
     def recv(self, count):
@@ -222,7 +222,7 @@ class End:
         self.event(f"received {amount(count)} intact")
 
     def drain(self, how="all"):
-        """Receives until FIN or RST. `some`: how much arrives before it is left to chance."""
+        """Receives until FIN or RST. With `some`, any amount may arrive before it."""
         before, start = self.received, None
         while not isinstance(data := self.read(CHUNK), str):
             start = start or time.monotonic()
@@ -236,26 +236,26 @@ class End:
         self.event(data)
 
     def quiet(self, seconds):
-        """Nothing at all arrives for this long: no byte, no end."""
+        """Checks that neither data nor FIN nor RST arrives for this long."""
         if self.ready(select.POLLIN | select.POLLRDHUP, float(seconds)):
             self.event("not quiet")
             self.drain()
-            raise Ended
+            raise ScriptEnded
         self.event("quiet")
 
-    def stop(self, seconds):
-        """Reads nothing for this long, whatever there is."""
+    def pause(self, seconds):
+        """Reads nothing for this long."""
         time.sleep(float(seconds))
 
     def keepalive(self, seconds):
-        """Lets the kernel probe an idle connection this often; five in a row are answered late at worst."""
+        """Enables keepalive probes at this interval; five unanswered probes end the connection."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
             self.socket.setsockopt(socket.IPPROTO_TCP, option, int(seconds))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
 
     def small_window(self):
-        """From now on little is accepted ahead of being read."""
+        """Sets a small receive buffer."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
     def shut(self):
@@ -267,26 +267,26 @@ class End:
         self.event("closed")
 
     def reset(self):
-        """Closes with RST: what is not yet sent is thrown away."""
+        """Closes with RST; unsent data is discarded."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
         self.event("reset")
 
     def wait_for(self, *event):
-        """`await EVENT`: until the other end has seen it."""
+        """`await EVENT`: waits for an event of the other end."""
         self.channel.wait(" ".join(event))
 
     def hold(self):
-        """Until the test writes a line to stdin."""
+        """Waits until the test writes a line to stdin."""
         self.event("holding")
         sys.stdin.readline()
 
-    def follow(self, script):
+    def run(self, script):
         try:
             for step in script:
                 name, *arguments = step.split()
                 getattr(self, {"await": "wait_for"}.get(name, name))(*arguments)
-        except Ended:
+        except ScriptEnded:
             pass
 
 
@@ -294,13 +294,13 @@ def listen(path, script):
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
         listener.settimeout(DEADLINE)
         channel = SideChannel(path, listens=True)
-        channel.tell(f"listening {listener.getsockname()[1]}")
-        end = End(channel, "server", "client")
+        channel.publish(f"listening {listener.getsockname()[1]}")
+        end = Endpoint(channel, "server", "client")
         end.socket, peer = listener.accept()
         print(f"# accepted from {peer[0]}")
         end.event("accepted")
     end.socket.setblocking(False)
-    end.follow(script)
+    end.run(script)
 
 
 def connect(path, address, script):
@@ -310,20 +310,20 @@ def connect(path, address, script):
 
 
 def connect_port(channel, address, port, script):
-    end = End(channel, "client", "server")
+    end = Endpoint(channel, "client", "server")
     start = time.monotonic()
     try:
         end.socket = socket.create_connection((address, port), timeout=DEADLINE)
     except ConnectionRefusedError:
         return end.event("refused")
     except ConnectionResetError:
-        # It was there, and was reset before this program had its turn.
+        # Connected, and reset before this program ran again.
         end.event("connected")
         return end.event("rst")
     print(f"# connected in {time.monotonic() - start:.4f} s")
     end.event("connected")
     end.socket.setblocking(False)
-    end.follow(script)
+    end.run(script)
 
 
 if __name__ == "__main__":
@@ -333,4 +333,4 @@ if __name__ == "__main__":
     elif role == "connect":
         connect(side_channel, rest[0], rest[1:])
     else:
-        connect_port(Nobody(), rest[0], int(rest[1]), rest[2:])
+        connect_port(NullChannel(), rest[0], int(rest[1]), rest[2:])

@@ -1,4 +1,4 @@
-//! Certificates that a mesh must judge: its own, strangers', expired and misshapen ones.
+//! Certificates and revocation lists of a test: valid, expired, of an untrusted root, or with wrong names.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -11,29 +11,29 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// How long before now a certificate starts, so that it is valid at once.
+/// By default a certificate is valid from this long before now until this long after.
 const SKEW: Duration = Duration::from_secs(3600);
 
-/// A certificate authority of which we hold the key.
-pub struct Authority {
+/// A certificate authority whose key the test holds.
+pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A leaf certificate with its key.
 #[derive(Debug)]
 pub struct Leaf {
-    /// The certificate alone; the roots of these tests sign directly.
+    /// The leaf alone: the roots of these tests sign leaves directly.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Its key.
+    /// The leaf's key.
     pub key: PrivateKeyDer<'static>,
 }
 
-impl Authority {
-    /// The authority of a running lab, whose daemons trust what it signs.
+impl TestCa {
+    /// Reads the authority of a running lab, which the lab's daemons trust.
     ///
     /// # Errors
     /// The folder holds no usable authority.
-    pub fn of(folder: &Path) -> Result<Self> {
+    pub fn from_folder(folder: &Path) -> Result<Self> {
         let read = |name: &str| {
             let path = folder.join(name);
             std::fs::read_to_string(&path).with_context(|| path.display().to_string())
@@ -44,11 +44,11 @@ impl Authority {
         Ok(Self { issuer })
     }
 
-    /// An authority that nobody trusts. Its name is that of the lab's, so that only the signature tells them apart.
+    /// Creates an authority that no daemon trusts. Its name equals the lab's, so only the signature differs.
     ///
     /// # Errors
-    /// No key could be made.
-    pub fn foreign() -> Result<Self> {
+    /// No key can be generated.
+    pub fn untrusted() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params
@@ -64,10 +64,10 @@ impl Authority {
         })
     }
 
-    /// A list of these certificates as revoked, PEM.
+    /// Signs a revocation list of these certificates, PEM.
     ///
     /// # Errors
-    /// One of them is no certificate.
+    /// An element is not a certificate.
     pub fn revocation_list(&self, revoked: &[CertificateDer<'_>]) -> Result<String> {
         let now = SystemTime::now();
         let revoked_cert = |der: &CertificateDer<'_>| -> Result<RevokedCertParams> {
@@ -91,7 +91,7 @@ impl Authority {
         list.pem().context("PEM")
     }
 
-    /// A leaf, valid now, with these URIs as its subject alternative names.
+    /// Signs a leaf that is valid now, with these URIs as its subject alternative names.
     ///
     /// # Errors
     /// A URI is not ASCII.
@@ -100,7 +100,7 @@ impl Authority {
         self.leaf_valid(uris, now - SKEW, now + SKEW)
     }
 
-    /// A leaf with these limits of its validity.
+    /// Like [`Self::leaf`], with this validity.
     ///
     /// # Errors
     /// A URI is not ASCII.

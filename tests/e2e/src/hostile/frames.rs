@@ -1,37 +1,37 @@
-//! HTTP/2 frames made by hand (RFC 9113 section 4), so that they can also be wrong.
+//! Encodes HTTP/2 frames (RFC 9113 section 4), valid or not, and decodes a response's `:status`.
 
 /// Frame types, RFC 9113 section 6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
-    /// Bytes of a stream.
+pub enum FrameType {
+    /// DATA
     Data = 0,
-    /// Start or end of a stream's headers.
+    /// HEADERS
     Headers = 1,
-    /// The end of one stream, at once.
-    Reset = 3,
-    /// Limits of a connection.
+    /// RST_STREAM
+    RstStream = 3,
+    /// SETTINGS
     Settings = 4,
-    /// Are you there?
+    /// PING
     Ping = 6,
-    /// No new streams.
+    /// GOAWAY
     GoAway = 7,
-    /// More bytes are welcome.
+    /// WINDOW_UPDATE
     WindowUpdate = 8,
-    /// More of the headers.
+    /// CONTINUATION
     Continuation = 9,
 }
 
 /// A received frame.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// Its type as on the wire.
-    pub kind: u8,
-    /// Its flags.
+    /// The type, see [`FrameType`].
+    pub frame_type: u8,
+    /// The flags.
     pub flags: u8,
-    /// Its stream; 0 is the connection.
+    /// The stream id; 0 is the connection.
     pub stream: u32,
-    /// What it carries.
+    /// The payload.
     pub payload: Vec<u8>,
 }
 
@@ -40,8 +40,8 @@ pub(super) const END_STREAM: u8 = 0x1;
 /// END_HEADERS
 pub(super) const END_HEADERS: u8 = 0x4;
 
-/// One frame. Payloads above 16,777,215 bytes do not fit a frame and are cut.
-pub fn frame(kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+/// Encodes one frame. A payload is cut after 16,777,215 bytes, the most that fits a frame.
+pub fn frame(frame_type: FrameType, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let payload = &payload[..payload.len().min(0xff_ffff)];
     let mut bytes = Vec::with_capacity(9 + payload.len());
     // The length has three bytes on the wire.
@@ -50,23 +50,23 @@ pub fn frame(kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
             .unwrap_or_default()
             .to_be_bytes()[1..],
     );
-    bytes.extend_from_slice(&[kind as u8, flags]);
+    bytes.extend_from_slice(&[frame_type as u8, flags]);
     bytes.extend_from_slice(&stream.to_be_bytes());
     bytes.extend_from_slice(payload);
     bytes
 }
 
-/// A HEADERS frame with all headers in it, each a literal that no table remembers.
+/// Encodes a HEADERS frame with END_HEADERS. Each field is a literal that is never indexed.
 pub fn headers(stream: u32, fields: &[(&str, &str)], end_stream: bool) -> Vec<u8> {
     let block: Vec<u8> = fields
         .iter()
         .flat_map(|(name, value)| literal(name, value))
         .collect();
     let flags = END_HEADERS | if end_stream { END_STREAM } else { 0 };
-    frame(Kind::Headers, flags, stream, &block)
+    frame(FrameType::Headers, flags, stream, &block)
 }
 
-/// The HEADERS of a CONNECT.
+/// Encodes the HEADERS of a CONNECT.
 pub fn connect(stream: u32, authority: &str) -> Vec<u8> {
     headers(
         stream,
@@ -75,7 +75,7 @@ pub fn connect(stream: u32, authority: &str) -> Vec<u8> {
     )
 }
 
-/// A SETTINGS frame with these values.
+/// Encodes a SETTINGS frame with these (id, value) pairs.
 pub fn settings(values: &[(u16, u32)]) -> Vec<u8> {
     let entry = |(id, value): &(u16, u32)| {
         let mut bytes = id.to_be_bytes().to_vec();
@@ -83,30 +83,30 @@ pub fn settings(values: &[(u16, u32)]) -> Vec<u8> {
         bytes
     };
     frame(
-        Kind::Settings,
+        FrameType::Settings,
         0,
         0,
         &values.iter().flat_map(entry).collect::<Vec<_>>(),
     )
 }
 
-/// RST_STREAM with CANCEL.
-pub fn reset(stream: u32) -> Vec<u8> {
-    frame(Kind::Reset, 0, stream, &8_u32.to_be_bytes())
+/// Encodes RST_STREAM with CANCEL.
+pub fn rst_stream(stream: u32) -> Vec<u8> {
+    frame(FrameType::RstStream, 0, stream, &8_u32.to_be_bytes())
 }
 
-/// A header field as RFC 7541 section 6.2.3 has it: never indexed, new name, no Huffman code.
+/// Encodes a header field as in RFC 7541 section 6.2.3: never indexed, new name, no Huffman code.
 pub fn literal(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = vec![0x10];
     for text in [name, value] {
-        length(&mut bytes, text.len());
+        push_length(&mut bytes, text.len());
         bytes.extend_from_slice(text.as_bytes());
     }
     bytes
 }
 
-/// RFC 7541 section 5.1 with a prefix of 7 bits.
-fn length(bytes: &mut Vec<u8>, length: usize) {
+/// Encodes an integer as in RFC 7541 section 5.1 with a prefix of 7 bits.
+fn push_length(bytes: &mut Vec<u8>, length: usize) {
     if length < 0x7f {
         bytes.push(length.to_le_bytes()[0]);
         return;
@@ -120,8 +120,8 @@ fn length(bytes: &mut Vec<u8>, length: usize) {
     bytes.push(rest.to_le_bytes()[0]);
 }
 
-/// The `:status` of an answer. We forbid the peer a header table, so it is the first field, and either one of the
-/// static table or a literal with the static table's name (RFC 7541 appendix A, entries 8 to 14).
+/// Decodes the `:status` of a response. The tests allow the peer no dynamic header table, so `:status` is the first
+/// field, and either an entry of the static table or a literal with a static name (RFC 7541 appendix A, entries 8 to 14).
 pub(super) fn status(block: &[u8]) -> Option<u16> {
     // A dynamic table size update may come first.
     let start = block.iter().position(|byte| byte & 0xe0 != 0x20)?;
@@ -147,7 +147,7 @@ pub(super) fn status(block: &[u8]) -> Option<u16> {
     std::str::from_utf8(&digits).ok()?.parse().ok()
 }
 
-/// Digits in the code of RFC 7541 appendix B: 0 to 2 have five bits, the others six. Padding is all ones.
+/// Decodes Huffman-coded digits, RFC 7541 appendix B: 0 to 2 have five bits, the others six. The padding is all ones.
 fn huffman_digits(bytes: &[u8]) -> Option<Vec<u8>> {
     let bit = |at: usize| bytes.get(at / 8).map(|byte| byte >> (7 - at % 8) & 1);
     let bits = |at: usize, count: usize| {
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_is_read_in_each_form_that_a_server_may_choose() {
+    fn status_is_decoded_in_every_encoding() {
         assert_eq!(status(&[0x88]), Some(200));
         assert_eq!(status(&[0x20, 0x8c]), Some(400));
         assert_eq!(status(b"\x48\x03503"), Some(503));
@@ -182,16 +182,16 @@ mod tests {
     }
 
     #[test]
-    fn a_long_literal_has_a_length_of_several_bytes() {
+    fn long_literal_has_a_multi_byte_length() {
         // RFC 7541 section C.1.2 has 1337 with a prefix of 5 bits; with 7 bits it is 127 + 1210.
         let field = literal("", &"x".repeat(1337));
         assert_eq!(field[..5], [0x10, 0, 0x7f, 0xba, 0x09]);
     }
 
     #[test]
-    fn a_frame_starts_with_its_length_kind_flags_and_stream() {
+    fn frame_header_has_length_type_flags_and_stream() {
         assert_eq!(
-            frame(Kind::Data, 1, 3, b"ab"),
+            frame(FrameType::Data, 1, 3, b"ab"),
             [0, 0, 2, 0, 1, 0, 0, 0, 3, b'a', b'b']
         );
     }

@@ -1,4 +1,4 @@
-//! TLS as an attacker speaks it: any certificate, any version, and no doubt about the server.
+//! A TLS client that offers any certificate, ALPN and version, and accepts every server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,42 +13,42 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::certs::Leaf;
-use super::inside::Origin;
+use super::netns::Netns;
 
-/// The only protocol of an HBONE port.
-pub const H2: &[&[u8]] = &[b"h2"];
+/// The only ALPN protocol of an HBONE port.
+pub const ALPN_H2: &[&[u8]] = &[b"h2"];
 
 /// The only TLS version of an HBONE port.
-pub static TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+pub static TLS13_ONLY: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
-/// What a client says first.
+/// What a client offers in its handshake.
 #[derive(Debug, Clone, Copy)]
-pub struct Hello<'a> {
-    /// Who it says it is.
+pub struct TlsClient<'a> {
+    /// The client certificate.
     pub certificate: Option<&'a Leaf>,
-    /// ALPN, in order; empty sends none.
+    /// ALPN protocols in order; empty sends no ALPN extension.
     pub alpn: &'a [&'a [u8]],
-    /// The TLS versions that it offers.
+    /// The offered TLS versions.
     pub versions: &'a [&'static SupportedProtocolVersion],
 }
 
-impl<'a> Hello<'a> {
-    /// What a member of the mesh says.
-    pub fn of(certificate: &'a Leaf) -> Self {
+impl<'a> TlsClient<'a> {
+    /// A client that offers what a mesh daemon offers, with this certificate.
+    pub fn with_certificate(certificate: &'a Leaf) -> Self {
         Self {
             certificate: Some(certificate),
-            alpn: H2,
-            versions: TLS13,
+            alpn: ALPN_H2,
+            versions: TLS13_ONLY,
         }
     }
 
-    /// Connects and shakes hands. In TLS 1.3 a server's refusal of the client's certificate comes only with the first
-    /// read, so this may succeed although we are not welcome.
+    /// Connects and completes the handshake. In TLS 1.3 the server's rejection of the client certificate arrives with
+    /// the first read, so a successful handshake does not mean that the server has accepted the client.
     ///
     /// # Errors
     /// The connect or the handshake fails.
-    pub async fn handshake(&self, origin: &Origin, to: SocketAddr) -> Result<TlsStream<TcpStream>> {
-        let transport = origin.connect(to).await?;
+    pub async fn handshake(&self, netns: &Netns, to: SocketAddr) -> Result<TlsStream<TcpStream>> {
+        let transport = netns.connect(to).await?;
         let name = ServerName::IpAddress(to.ip().into());
         let connector = TlsConnector::from(Arc::new(self.config()?));
         connector
@@ -59,7 +59,7 @@ impl<'a> Hello<'a> {
 
     fn config(&self) -> Result<ClientConfig> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Arc::new(Anybody(Arc::clone(&provider)));
+        let verifier = Arc::new(AcceptAnyServer(Arc::clone(&provider)));
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(self.versions)?
             .dangerous()
@@ -75,11 +75,11 @@ impl<'a> Hello<'a> {
     }
 }
 
-/// Believes every server.
+/// A verifier that accepts every server certificate.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAnyServer(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyServer {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! An HTTP/2 connection on which everything may be said.
+//! An HTTP/2 client connection that sends any bytes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,42 +8,42 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::frames::{END_STREAM, Frame, Kind, connect, frame, settings, status};
-use super::inside::Origin;
-use super::tls::Hello;
+use super::frames::{END_STREAM, Frame, FrameType, connect, frame, settings, status};
+use super::netns::Netns;
+use super::tls::TlsClient;
 
-/// The client's first bytes, RFC 9113 section 3.4.
+/// The client connection preface, RFC 9113 section 3.4.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long the peer may take to answer one frame.
-const ANSWER: Duration = Duration::from_secs(15);
+/// How long the peer may take to respond.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Bytes of a frame before its payload.
-const HEAD: usize = 9;
+const FRAME_HEADER_BYTES: usize = 9;
 
 /// SETTINGS_HEADER_TABLE_SIZE
 const HEADER_TABLE_SIZE: u16 = 1;
 /// SETTINGS_INITIAL_WINDOW_SIZE
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// What became of a request.
+/// How the peer responded to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// It was answered.
+pub enum ConnectResult {
+    /// Response headers with this status.
     Status(u16),
-    /// Its stream was reset with this HTTP/2 error code.
+    /// RST_STREAM with this HTTP/2 error code.
     Reset(u32),
-    /// The whole connection was refused with this HTTP/2 error code.
+    /// GOAWAY with this HTTP/2 error code.
     GoAway(u32),
-    /// The connection ended, or broke, without a word of HTTP/2.
+    /// The connection ended, with or without a TLS alert, and without GOAWAY.
     Closed,
 }
 
-/// A TLS connection that has said the HTTP/2 preface.
+/// A TLS connection on which the HTTP/2 preface has been sent.
 pub struct Tunnel {
     reader: Reader,
     writer: WriteHalf<TlsStream<TcpStream>>,
-    next: u32,
+    next_stream_id: u32,
 }
 
 struct Reader {
@@ -52,24 +52,24 @@ struct Reader {
 }
 
 impl Tunnel {
-    /// Shakes hands and sends preface and SETTINGS. The peer may use no header table, so that its answers can be read
-    /// without one, and may send us `window` bytes per stream.
+    /// Completes the TLS handshake and sends preface and SETTINGS: no dynamic header table, so that responses can be
+    /// decoded without one, and a receive window of `window` bytes per stream.
     ///
     /// # Errors
     /// The peer refuses the connection or the handshake.
     pub async fn open(
-        hello: &Hello<'_>,
-        origin: &Origin,
+        client: &TlsClient<'_>,
+        netns: &Netns,
         to: SocketAddr,
         window: u32,
     ) -> Result<Self> {
-        let (read, mut writer) = tokio::io::split(hello.handshake(origin, to).await?);
+        let (read, mut writer) = tokio::io::split(client.handshake(netns, to).await?);
         let mut start = PREFACE.to_vec();
         start.extend(settings(&[
             (HEADER_TABLE_SIZE, 0),
             (INITIAL_WINDOW_SIZE, window),
         ]));
-        // A server that refuses our certificate may have closed already; the answer to the first request says so.
+        // A server that rejects the certificate may have closed already; the first request then returns `Closed`.
         let _ = writer.write_all(&start).await;
         let _ = writer.flush().await;
         Ok(Self {
@@ -78,18 +78,18 @@ impl Tunnel {
                 buffer: Vec::new(),
             },
             writer,
-            next: 1,
+            next_stream_id: 1,
         })
     }
 
-    /// The stream number that comes next.
-    pub fn stream(&mut self) -> u32 {
-        let stream = self.next;
-        self.next += 2;
+    /// Allocates the next stream id.
+    pub fn next_stream_id(&mut self) -> u32 {
+        let stream = self.next_stream_id;
+        self.next_stream_id += 2;
         stream
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     ///
     /// # Errors
     /// The connection is closed.
@@ -98,19 +98,19 @@ impl Tunnel {
         self.writer.flush().await.context("flush")
     }
 
-    /// Sends as much of `bytes` as the peer takes until it ends the connection, reading whatever it says. Returns the
-    /// connection's error code if it said GOAWAY, and `None` if it took all.
+    /// Sends all chunks while discarding what arrives. Returns `None` once all is sent, or how the peer ended the
+    /// connection before that.
     ///
     /// # Errors
-    /// The peer neither takes the bytes nor ends the connection within the time.
+    /// After `timeout`, the peer has neither read all bytes nor ended the connection.
     pub async fn flood(
         &mut self,
-        bytes: impl Iterator<Item = Vec<u8>>,
-        within: Duration,
-    ) -> Result<Option<Answer>> {
+        chunks: impl Iterator<Item = Vec<u8>>,
+        timeout: Duration,
+    ) -> Result<Option<ConnectResult>> {
         let Self { reader, writer, .. } = self;
         let write = async {
-            for chunk in bytes {
+            for chunk in chunks {
                 if writer.write_all(&chunk).await.is_err() || writer.flush().await.is_err() {
                     return std::future::pending().await;
                 }
@@ -118,10 +118,10 @@ impl Tunnel {
         };
         let end = async {
             loop {
-                match reader.next().await {
-                    None => return Answer::Closed,
-                    Some(frame) if frame.kind == Kind::GoAway as u8 => {
-                        return Answer::GoAway(code(&frame.payload, 4));
+                match reader.next_frame().await {
+                    None => return ConnectResult::Closed,
+                    Some(frame) if frame.frame_type == FrameType::GoAway as u8 => {
+                        return ConnectResult::GoAway(error_code(&frame.payload, 4));
                     }
                     Some(_) => {}
                 }
@@ -130,102 +130,109 @@ impl Tunnel {
         let either = async {
             tokio::select! {
                 biased;
-                answer = end => Some(answer),
+                result = end => Some(result),
                 () = write => None,
             }
         };
-        tokio::time::timeout(within, either)
+        tokio::time::timeout(timeout, either)
             .await
-            .context("the flood is neither taken nor refused")
+            .context("the peer neither reads the flood nor ends the connection")
     }
 
-    /// The next frame but SETTINGS and PING, which are acknowledged, and WINDOW_UPDATE; `None` at the connection's end.
+    /// Reads the next frame other than SETTINGS and PING, which it acknowledges, and WINDOW_UPDATE. `None` at the end
+    /// of the connection.
     ///
     /// # Errors
-    /// The peer says nothing for 15 s.
-    pub async fn next(&mut self) -> Result<Option<Frame>> {
+    /// Nothing arrives for 15 s.
+    pub async fn next_frame(&mut self) -> Result<Option<Frame>> {
         loop {
-            let next = tokio::time::timeout(ANSWER, self.reader.next()).await;
-            let Some(received) = next.context("the peer says nothing")? else {
+            let next = tokio::time::timeout(RESPONSE_TIMEOUT, self.reader.next_frame()).await;
+            let Some(received) = next.context("no frame arrived in 15 s")? else {
                 return Ok(None);
             };
-            let wants_ack = received.flags & END_STREAM == 0;
-            match received.kind {
-                kind if kind == Kind::Settings as u8 && wants_ack => {
-                    let _ = self.send(&frame(Kind::Settings, END_STREAM, 0, &[])).await;
-                }
-                kind if kind == Kind::Ping as u8 && wants_ack => {
+            let needs_ack = received.flags & END_STREAM == 0;
+            match received.frame_type {
+                frame_type if frame_type == FrameType::Settings as u8 && needs_ack => {
                     let _ = self
-                        .send(&frame(Kind::Ping, END_STREAM, 0, &received.payload))
+                        .send(&frame(FrameType::Settings, END_STREAM, 0, &[]))
                         .await;
                 }
-                kind if kind == Kind::Settings as u8 || kind == Kind::Ping as u8 => {}
-                kind if kind == Kind::WindowUpdate as u8 => {}
+                frame_type if frame_type == FrameType::Ping as u8 && needs_ack => {
+                    let _ = self
+                        .send(&frame(FrameType::Ping, END_STREAM, 0, &received.payload))
+                        .await;
+                }
+                frame_type
+                    if frame_type == FrameType::Settings as u8
+                        || frame_type == FrameType::Ping as u8 => {}
+                frame_type if frame_type == FrameType::WindowUpdate as u8 => {}
                 _ => return Ok(Some(received)),
             }
         }
     }
 
-    /// Sends a request whose frames are `bytes` and waits for what becomes of it.
+    /// Sends the frames of a request and waits for the response.
     ///
     /// # Errors
-    /// The peer says nothing for 15 s.
-    pub async fn ask(&mut self, stream: u32, bytes: &[u8]) -> Result<Answer> {
-        // A peer that has ended the connection has said why, which is then read.
+    /// Nothing arrives for 15 s.
+    pub async fn request(&mut self, stream: u32, bytes: &[u8]) -> Result<ConnectResult> {
+        // If the peer has ended the connection, the GOAWAY is still to be read.
         let _ = self.send(bytes).await;
-        self.answer(stream).await
+        self.wait_result(stream).await
     }
 
-    /// Waits for what becomes of the stream.
+    /// Waits for the response on a stream.
     ///
     /// # Errors
-    /// The peer says nothing for 15 s.
-    pub async fn answer(&mut self, stream: u32) -> Result<Answer> {
-        while let Some(frame) = self.next().await? {
-            let ours = frame.stream == stream;
-            match frame.kind {
-                kind if kind == Kind::GoAway as u8 => {
-                    return Ok(Answer::GoAway(code(&frame.payload, 4)));
+    /// Nothing arrives for 15 s.
+    pub async fn wait_result(&mut self, stream: u32) -> Result<ConnectResult> {
+        while let Some(frame) = self.next_frame().await? {
+            let is_same_stream = frame.stream == stream;
+            match frame.frame_type {
+                frame_type if frame_type == FrameType::GoAway as u8 => {
+                    return Ok(ConnectResult::GoAway(error_code(&frame.payload, 4)));
                 }
-                kind if kind == Kind::Reset as u8 && ours => {
-                    return Ok(Answer::Reset(code(&frame.payload, 0)));
+                frame_type if frame_type == FrameType::RstStream as u8 && is_same_stream => {
+                    return Ok(ConnectResult::Reset(error_code(&frame.payload, 0)));
                 }
-                kind if kind == Kind::Headers as u8 && ours => {
+                frame_type if frame_type == FrameType::Headers as u8 && is_same_stream => {
                     let status = status(&frame.payload)
                         .with_context(|| format!("no status in {frame:?}"))?;
-                    return Ok(Answer::Status(status));
+                    return Ok(ConnectResult::Status(status));
                 }
                 _ => {}
             }
         }
-        Ok(Answer::Closed)
+        Ok(ConnectResult::Closed)
     }
 
-    /// Asks for a stream to `authority`.
+    /// Sends a CONNECT to `authority` on a new stream, and waits for the response.
     ///
     /// # Errors
-    /// The peer says nothing for 15 s.
-    pub async fn connect(&mut self, authority: &str) -> Result<Answer> {
-        let stream = self.stream();
-        self.ask(stream, &connect(stream, authority)).await
+    /// Nothing arrives for 15 s.
+    pub async fn connect(&mut self, authority: &str) -> Result<ConnectResult> {
+        let stream = self.next_stream_id();
+        self.request(stream, &connect(stream, authority)).await
     }
 
-    /// Waits for DATA of the stream until `bytes` of it have come, and returns them. The answer to its request
-    /// may still be to come.
+    /// Reads DATA of a stream until at least `bytes` have arrived. Response headers are skipped.
     ///
     /// # Errors
-    /// The stream or the connection ends before, or the peer says nothing for 15 s.
-    pub async fn data(&mut self, stream: u32, bytes: usize) -> Result<Vec<u8>> {
+    /// The stream or the connection ends before that, or nothing arrives for 15 s.
+    pub async fn read_data(&mut self, stream: u32, bytes: usize) -> Result<Vec<u8>> {
         let mut data = Vec::new();
         while data.len() < bytes {
-            let frame = self.next().await?.context("the connection ended")?;
+            let frame = self.next_frame().await?.context("the connection ended")?;
             anyhow::ensure!(
-                frame.kind != Kind::GoAway as u8,
-                "the peer said GOAWAY {}",
-                code(&frame.payload, 4)
+                frame.frame_type != FrameType::GoAway as u8,
+                "GOAWAY {}",
+                error_code(&frame.payload, 4)
             );
-            if frame.stream == stream && frame.kind != Kind::Headers as u8 {
-                anyhow::ensure!(frame.kind == Kind::Data as u8, "{frame:?} instead of DATA");
+            if frame.stream == stream && frame.frame_type != FrameType::Headers as u8 {
+                anyhow::ensure!(
+                    frame.frame_type == FrameType::Data as u8,
+                    "{frame:?} instead of DATA"
+                );
                 data.extend(frame.payload);
             }
         }
@@ -234,19 +241,19 @@ impl Tunnel {
 }
 
 impl Reader {
-    /// Cancel-safe: what was read stays in the buffer until all of the frame is there.
-    async fn next(&mut self) -> Option<Frame> {
-        self.fill(HEAD).await?;
+    /// Cancel-safe: a partial frame stays in the buffer.
+    async fn next_frame(&mut self) -> Option<Frame> {
+        self.fill(FRAME_HEADER_BYTES).await?;
         let length = u32::from_be_bytes([0, self.buffer[0], self.buffer[1], self.buffer[2]]);
-        let end = HEAD + usize::try_from(length).ok()?;
+        let end = FRAME_HEADER_BYTES + usize::try_from(length).ok()?;
         self.fill(end).await?;
         let bytes: Vec<u8> = self.buffer.drain(..end).collect();
         let stream = u32::from_be_bytes([bytes[5] & 0x7f, bytes[6], bytes[7], bytes[8]]);
         Some(Frame {
-            kind: bytes[3],
+            frame_type: bytes[3],
             flags: bytes[4],
             stream,
-            payload: bytes[HEAD..].to_vec(),
+            payload: bytes[FRAME_HEADER_BYTES..].to_vec(),
         })
     }
 
@@ -260,8 +267,8 @@ impl Reader {
     }
 }
 
-/// The four bytes at `at`, as an HTTP/2 error code.
-fn code(payload: &[u8], at: usize) -> u32 {
+/// The HTTP/2 error code at offset `at`.
+fn error_code(payload: &[u8], at: usize) -> u32 {
     payload
         .get(at..at + 4)
         .and_then(|bytes| bytes.try_into().ok())

@@ -1,16 +1,16 @@
-"""Load that goes on until it is told to end, and says of every connection how it went.
+"""Makes connections until stdin is closed, and prints the result of each.
 
-    load.py short ADDRESS PORT RATE     RATE connections a second, each one HTTP request
-    load.py stream ADDRESS PORT RATE    one connection to an echo server, RATE KiB a second each way
+    load.py short ADDRESS PORT RATE     RATE connections per second, one HTTP request on each
+    load.py stream ADDRESS PORT RATE    one connection to an echo server, RATE KiB per second each way
 
-Connections begin by the clock, however those before them fare. `short` prints a line for each:
+Connections start at fixed times, however long earlier ones take. `short` prints a line for each:
 
     ok START END PORT
-    failed START END PORT WHY
+    failed START END PORT REASON
 
-START and END are Unix times, PORT is the client's own. `stream` compares every byte that comes back;
-it prints `streaming` after the first block, `echoed BYTES` at the end, and `failed` as soon as it
-does not. Closing stdin ends both.
+START and END are Unix times, PORT is the client's own. `stream` compares every echoed byte. It
+prints `streaming` after the first block, `echoed BYTES` at the end, and a `failed` line when the
+connection fails or a byte differs.
 
 Needs python3-minimal only.
 """
@@ -20,21 +20,21 @@ import sys
 import threading
 import time
 
-DEADLINE = 20.0  # of one wait; longer than any wait of a daemon
+TIMEOUT = 20.0  # seconds of one connect, send or receive; longer than any wait of a daemon
 BLOCK = bytes(at * 131 % 251 for at in range(8 * 1024))
 REQUEST = b"GET / HTTP/1.1\r\nHost: load\r\nConnection: close\r\n\r\n"
-SAYING = threading.Lock()
+PRINT_LOCK = threading.Lock()
 
 
-def say(*words):
-    with SAYING:
+def print_line(*words):
+    with PRINT_LOCK:
         print(*words, flush=True)
 
 
 class Connection:
     def __init__(self, address, port):
         self.socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-        self.socket.settimeout(DEADLINE)
+        self.socket.settimeout(TIMEOUT)
         self.port = 0
         self.socket.connect((address, port))
         self.port = self.socket.getsockname()[1]
@@ -49,70 +49,73 @@ class Connection:
         return data
 
 
-def report(work, start):
-    """Runs the work on a connection and says how it went; the port is known once it is connected."""
+def run_and_print(work, start):
+    """Runs `work` and prints its result. `work` stores the local port in `port` once connected."""
     port = [0]
     try:
-        done = work(port)
-        say(*(done or ["ok", start, time.time(), port[0]]))
+        result = work(port)
+        print_line(*(result or ["ok", start, time.time(), port[0]]))
     except OSError as error:
-        say("failed", start, time.time(), port[0], str(error).replace("\n", " ") or "timeout")
+        reason = str(error).replace("\n", " ") or "timeout"
+        print_line("failed", start, time.time(), port[0], reason)
 
 
-def short(address, port, own):
+def request(address, port, local_port):
     connection = Connection(address, port)
     with connection.socket:
-        own[0] = connection.port
+        local_port[0] = connection.port
         connection.socket.sendall(REQUEST)
-        answer = connection.read(65536)
-    if not answer.startswith(b"HTTP/1.1 200 "):
-        raise OSError(f"answer of {len(answer)} bytes")
+        response = connection.read(65536)
+    if not response.startswith(b"HTTP/1.1 200 "):
+        raise OSError(f"response of {len(response)} bytes")
 
 
-def many_short(address, port, rate, ended):
-    next_at = time.monotonic()
+def run_short(address, port, rate, stopped):
+    next_start = time.monotonic()
     running = []
-    while not ended.wait(max(0, next_at - time.monotonic())):
-        work = (lambda own: short(address, port, own), time.time())
-        thread = threading.Thread(target=report, args=work)
+    while not stopped.wait(max(0, next_start - time.monotonic())):
+        work = (lambda local_port: request(address, port, local_port), time.time())
+        thread = threading.Thread(target=run_and_print, args=work)
         thread.start()
         running = [one for one in running if one.is_alive()] + [thread]
-        next_at += 1 / rate
+        next_start += 1 / rate
     for thread in running:
         thread.join()
 
 
-def stream(address, port, rate, ended, own):
+def run_stream(address, port, rate, stopped, local_port):
     connection = Connection(address, port)
-    own[0] = connection.port
-    next_at, echoed = time.monotonic(), 0
-    while not ended.wait(max(0, next_at - time.monotonic())):
+    local_port[0] = connection.port
+    next_send, echoed = time.monotonic(), 0
+    while not stopped.wait(max(0, next_send - time.monotonic())):
         connection.socket.sendall(BLOCK)
         if connection.read(len(BLOCK)) != BLOCK:
-            raise OSError(f"other bytes came back after {echoed}")
+            raise OSError(f"wrong or missing echo after {echoed} bytes")
         if echoed == 0:
-            say("streaming")
+            print_line("streaming")
         echoed += len(BLOCK)
-        next_at += len(BLOCK) / 1024 / rate
+        next_send += len(BLOCK) / 1024 / rate
     connection.socket.shutdown(socket.SHUT_WR)
     if connection.read(1):
-        raise OSError("more came back than was sent")
+        raise OSError("more bytes were echoed than sent")
     return ["echoed", echoed]
 
 
-def until_stdin_ends(ended):
+def wait_stdin_closed(stopped):
     sys.stdin.read()
-    ended.set()
+    stopped.set()
 
 
 def main(kind, address, port, rate):
-    ended = threading.Event()
-    threading.Thread(target=until_stdin_ends, args=[ended], daemon=True).start()
+    stopped = threading.Event()
+    threading.Thread(target=wait_stdin_closed, args=[stopped], daemon=True).start()
     port, rate = int(port), float(rate)
     if kind == "short":
-        many_short(address, port, rate, ended)
+        run_short(address, port, rate, stopped)
     else:
-        report(lambda own: stream(address, port, rate, ended, own), time.time())
+        run_and_print(
+            lambda local_port: run_stream(address, port, rate, stopped, local_port), time.time()
+        )
 
 
 main(*sys.argv[1:])

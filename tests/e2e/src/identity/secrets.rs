@@ -1,4 +1,4 @@
-//! What no program may ever say.
+//! Checks that no secret appears in logs, metrics and dumps.
 
 use std::path::Path;
 
@@ -7,25 +7,25 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lab::{Lab, Location};
 
-use super::scene::NODES;
+use super::fixture::NODES;
 
-/// The CA's metrics, in the namespace it runs in.
+/// The CA's metrics address, in the namespace where it runs.
 const CA_METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 15014);
 
-/// Searches all that the lab's daemons and its certificate authority have said (logs, metrics,
-/// dumps) for the authority's keys, the tokens' key, the tokens, and for private keys of any kind.
+/// Searches logs, metrics and dumps of the lab's daemons and certificate authority for the authority's key, the token
+/// key, the tokens' signatures, and private keys of any kind.
 ///
 /// # Errors
-/// Something secret was said, or something could not be searched.
-pub fn appear_nowhere(lab: &Lab) -> Result<()> {
-    let mut said = vec![("the authority's log".to_owned(), lab.ca_log()?)];
+/// A secret was found, or an output could not be read.
+pub fn check_no_secrets_exposed(lab: &Lab) -> Result<()> {
+    let mut outputs = vec![("the CA's log".to_owned(), lab.ca_log()?)];
     let metrics = lab.http_get(&Location::Fabric, CA_METRICS.into(), "/metrics")?;
-    said.push(("the authority's metrics".to_owned(), metrics.ok()?));
+    outputs.push(("the CA's metrics".to_owned(), metrics.ok()?));
     for node in NODES {
-        said.push((format!("the log of {node}"), lab.daemon_log(node)?));
-        said.push((format!("the metrics of {node}"), lab.metrics(node)?));
+        outputs.push((format!("the log of {node}"), lab.daemon_log(node)?));
+        outputs.push((format!("the metrics of {node}"), lab.metrics(node)?));
         let dump = lab.config_dump(node)?.to_string();
-        said.push((format!("the dump of {node}"), dump));
+        outputs.push((format!("the dump of {node}"), dump));
     }
     let mut secrets = vec![
         ("a private key".to_owned(), "PRIVATE KEY".to_owned()),
@@ -39,9 +39,9 @@ pub fn appear_nowhere(lab: &Lab) -> Result<()> {
     }
     let tokens = lab.token_file("key.pem");
     for file in [lab.ca_folder().join("ca-key.pem"), tokens] {
-        secrets.extend(forms_of_key(&file)?);
+        secrets.extend(key_encodings(&file)?);
     }
-    for (place, text) in &said {
+    for (place, text) in &outputs {
         ensure!(!text.is_empty(), "{place} is empty");
         for (what, secret) in &secrets {
             ensure!(!text.contains(secret.as_str()), "{what} appears in {place}");
@@ -50,8 +50,8 @@ pub fn appear_nowhere(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A key as one might print it: the lines of its PEM, its secret number in hexadecimal.
-fn forms_of_key(file: &Path) -> Result<Vec<(String, String)>> {
+/// The forms in which a key could be printed: the lines of its PEM, and its private number in hexadecimal and as a list.
+fn key_encodings(file: &Path) -> Result<Vec<(String, String)>> {
     let pem = read(file)?;
     let what = format!("the key {}", file.display());
     let lines: Vec<&str> = pem
@@ -64,14 +64,14 @@ fn forms_of_key(file: &Path) -> Result<Vec<(String, String)>> {
     let at = der.windows(2).position(|two| two == [0x04, 0x20]);
     let number = at
         .and_then(|at| der.get(at + 2..at + 34))
-        .context("the secret number")?;
+        .context("the private number")?;
     let hex: String = number.iter().map(|byte| format!("{byte:02x}")).collect();
     let list = format!("{number:?}");
-    let forms = lines.iter().map(|line| (*line).to_owned());
-    let forms = forms
+    let encodings = lines.iter().map(|line| (*line).to_owned());
+    let encodings = encodings
         .filter(|line| line.len() > 20)
         .chain([hex.to_uppercase(), hex, list]);
-    Ok(forms.map(|form| (what.clone(), form)).collect())
+    Ok(encodings.map(|encoding| (what.clone(), encoding)).collect())
 }
 
 fn read(file: &Path) -> Result<String> {

@@ -86,7 +86,7 @@ pub struct Transfers {
 #[derive(Debug)]
 struct Download {
     curl: Process,
-    /// Where each connection's bytes go.
+    /// Location each connection's bytes go.
     files: Vec<PathBuf>,
 }
 

@@ -1,20 +1,20 @@
-//! SPIRE's programs, as `tests/setup.sh spire` installs them.
+//! Runs SPIRE's programs, which `tests/setup.sh spire` installs.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// Which SPIRE; `tests/setup.sh` builds the same.
+/// The SPIRE version that `tests/setup.sh` builds.
 const VERSION: &str = "1.13.3";
 
-/// A program that runs until this is dropped.
+/// A running program. Dropping the value kills it.
 #[derive(Debug)]
 pub(super) struct Program(Child);
 
 impl Program {
     pub(super) fn start(name: &str, config: &Path) -> Result<Self> {
-        // It must not outlive a test that is killed.
+        // The kernel kills it if the test process is killed.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(program(name)?);
         command.arg("run").arg("-config").arg(config);
@@ -25,22 +25,22 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended already, and then there is nothing to do.
+        // Fails if the program has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Runs one command of a program; what it printed.
+/// Runs one command of a program and returns its stdout.
 pub(super) fn run(name: &str, words: &[&str]) -> Result<String> {
     let output = Command::new(program(name)?).args(words).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
-        "{name} {}: {said}",
+        "{name} {}: {stderr}",
         words.join(" ")
     );
-    String::from_utf8(output.stdout).context("what it printed")
+    String::from_utf8(output.stdout).context("stdout is not UTF-8")
 }
 
 fn program(name: &str) -> Result<PathBuf> {
@@ -52,11 +52,11 @@ fn program(name: &str) -> Result<PathBuf> {
     };
     let folder = folder
         .or_else(cache)
-        .context("no HOME to look for SPIRE in")?;
+        .context("HOME is not set, so SPIRE cannot be found")?;
     let path = folder.join(name);
     ensure!(
         path.is_file(),
-        "no {}: tests/setup.sh spire",
+        "no {}: run tests/setup.sh spire",
         path.display()
     );
     Ok(path)

@@ -1,13 +1,14 @@
-//! `ambit ca` as a user runs it: the shipped binary with its files, its tokens, its refusals and its
-//! end, asked by callers of every kind.
+//! `ambit ca`, the shipped binary: its files, tokens, refusals and shutdown, and what its certificates contain.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ambit_e2e::ca::{Ask, Caller, Csr, calling, claims, signed, unix_time};
-use ambit_e2e::identity::{held, identity};
+use ambit_e2e::ca::{
+    CaClient, Csr, CsrRequest, sign_token, token_claims, unix_time, with_ca_client,
+};
+use ambit_e2e::identity::{cert_status, identity};
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::metrics;
 use ambit_e2e::programs::{PORT, curl, nginx, url};
@@ -19,18 +20,18 @@ use rustls_pki_types::pem::PemObject;
 use tonic::{Code, Status};
 use x509_parser::prelude::{GeneralName, X509Certificate};
 
-/// The caller of most tests, and whom it may ask for.
+/// The service account whose token most tests use, and the identity that they request.
 const NODE: &str = "istio-system/ztunnel";
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
-/// How long a refusal may take to show.
-const DENIED: Duration = Duration::from_secs(10);
+/// How long a refusal may take to appear in the dump.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The authority's metrics.
+/// The authority's metrics address.
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 15014);
 
-/// An authority alone, without nodes.
-fn alone(args: &[&str]) -> Result<Lab> {
+/// Brings up an authority without nodes.
+fn ca_only(args: &[&str]) -> Result<Lab> {
     let options = Options {
         run_daemons: false,
         identity: IdentitySource::Ca,
@@ -41,26 +42,29 @@ fn alone(args: &[&str]) -> Result<Lab> {
 }
 
 fn token(lab: &Lab, account: &str, impersonate: &[&str]) -> Result<String> {
-    signed(&lab.token_file("key.pem"), &claims(account, impersonate)?)
+    sign_token(
+        &lab.token_file("key.pem"),
+        &token_claims(account, impersonate)?,
+    )
 }
 
-async fn ask(caller: &Caller, token: &str, csr: &Csr) -> Result<Vec<String>, Status> {
-    let ask = Ask {
+async fn request_web(client: &CaClient, token: &str, csr: &Csr) -> Result<Vec<String>, Status> {
+    let request = CsrRequest {
         token: Some(token),
         csr: &csr.pem,
         identity: Some(WEB),
         seconds: 3600,
     };
-    caller.ask(ask).await
+    client.request_certificate(request).await
 }
 
-/// The names in a leaf, and whether it is an authority.
-fn names(pem: &str) -> Result<(Vec<String>, bool)> {
+/// The names in a leaf, and whether it is a CA certificate.
+fn leaf_names(pem: &str) -> Result<(Vec<String>, bool)> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).context("PEM")?;
     let (_, leaf) = x509_parser::parse_x509_certificate(&der).context("certificate")?;
     ensure!(
         leaf.subject().as_raw().len() <= 2,
-        "a subject: {}",
+        "the leaf has a subject: {}",
         leaf.subject()
     );
     Ok((all_names(&leaf)?, leaf.is_ca()))
@@ -75,16 +79,16 @@ fn all_names(leaf: &X509Certificate<'_>) -> Result<Vec<String>> {
     Ok(names.value.general_names.iter().map(name).collect())
 }
 
-fn refused(answer: Result<Vec<String>, Status>, code: Code, reason: &str) -> Result<()> {
-    match answer {
+fn check_refused(result: Result<Vec<String>, Status>, code: Code, reason: &str) -> Result<()> {
+    match result {
         Err(status) if status.code() == code && status.message().starts_with(reason) => Ok(()),
-        other => bail!("{code:?} {reason} was expected, not {other:?}"),
+        other => bail!("expected {code:?} {reason}, got {other:?}"),
     }
 }
 
 #[test]
-fn the_first_start_makes_files_for_the_owner_alone_and_the_next_ones_use_them() -> Result<()> {
-    let lab = alone(&[])?;
+fn first_start_creates_private_files_and_later_starts_reuse_them() -> Result<()> {
+    let lab = ca_only(&[])?;
     let read = |name: &str| std::fs::read(lab.ca_folder().join(name)).context("read");
     let (root, key) = (read("root-cert.pem")?, read("ca-key.pem")?);
     let mut private = vec![
@@ -98,37 +102,37 @@ fn the_first_start_makes_files_for_the_owner_alone_and_the_next_ones_use_them() 
         let mode = std::fs::metadata(&file)?.permissions().mode() & 0o777;
         ensure!(
             mode & 0o077 == 0,
-            "{} may be read by others: {mode:o}",
+            "{} is readable by others: {mode:o}",
             file.display()
         );
     }
     let token = token(&lab, NODE, &["shop/*"])?;
-    let first = calling(&lab, async |caller| {
-        Ok(ask(&caller, &token, &Csr::plain()?).await?)
+    let first = with_ca_client(&lab, async |client| {
+        Ok(request_web(&client, &token, &Csr::plain()?).await?)
     })?;
     lab.stop_ca()?;
-    let ca = lab.status()?.ca.context("no authority")?;
+    let ca = lab.status()?.ca.context("the lab has no authority")?;
     ensure!(
         matches!(&ca.state, ProgramState::Exited(how) if how.contains("exit status: 0")),
         "SIGTERM: {:?}",
         ca.state
     );
     lab.start_ca()?;
-    let second = calling(&lab, async |caller| {
-        Ok(ask(&caller, &token, &Csr::plain()?).await?)
+    let second = with_ca_client(&lab, async |client| {
+        Ok(request_web(&client, &token, &Csr::plain()?).await?)
     })?;
     ensure!(
         first.last() == second.last(),
-        "another root after a restart"
+        "the root changed at a restart"
     );
     ensure!(
         root == read("root-cert.pem")? && key == read("ca-key.pem")?,
-        "other files"
+        "the root or key file changed at a restart"
     );
     Ok(())
 }
 
-/// All files of a folder and of those in it.
+/// All files in a folder, recursively.
 fn walk(folder: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -141,22 +145,22 @@ fn walk(folder: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
     Ok(found)
 }
 
-/// Tokens that prove nothing, each with its reason; `folder` is for keys of others.
+/// Invalid tokens, each with its refusal reason. `folder` takes the keys of another authority.
 fn bad_tokens(lab: &Lab, folder: &Path) -> Result<Vec<(&'static str, Option<String>)>> {
     let key = lab.token_file("key.pem");
     let own = |change: &dyn Fn(&mut ambit::ca::Claims)| -> Result<Option<String>> {
-        let mut claims = claims(NODE, &["shop/*"])?;
+        let mut claims = token_claims(NODE, &["shop/*"])?;
         change(&mut claims);
-        signed(&key, &claims).map(Some)
+        sign_token(&key, &claims).map(Some)
     };
-    let (strange, public) = (folder.join("key"), folder.join("public"));
-    ambit::ca::create_keys(&strange, &public)?;
-    let strange = signed(&strange, &claims(NODE, &["shop/*"])?)?;
+    let (other_key, public) = (folder.join("key"), folder.join("public"));
+    ambit::ca::create_keys(&other_key, &public)?;
+    let other_token = sign_token(&other_key, &token_claims(NODE, &["shop/*"])?)?;
     Ok(vec![
         ("no_token", None),
         ("token_malformed", Some("not a token".to_owned())),
-        ("token_signature", Some(strange)),
-        // Used again after its end, by more than clocks may be apart.
+        ("token_signature", Some(other_token)),
+        // Expired for longer than the tolerated clock difference.
         (
             "token_expired",
             own(&|claims| claims.exp = unix_time(-600))?,
@@ -172,58 +176,58 @@ fn bad_tokens(lab: &Lab, folder: &Path) -> Result<Vec<(&'static str, Option<Stri
     ])
 }
 
-/// Identities for which a good token does not speak, each with its reason.
-const FOREIGN: [(&str, &str); 3] = [
+/// Identities that the valid token may not request, each with its refusal reason.
+const NOT_ALLOWED: [(&str, &str); 3] = [
     ("not_allowed", "spiffe://cluster.local/ns/shop/sa/bank"),
     ("not_allowed", "spiffe://cluster.local/ns/others/sa/web"),
     ("foreign_trust_domain", "spiffe://elsewhere/ns/shop/sa/web"),
 ];
 
 #[test]
-fn only_who_proves_to_be_somebody_is_answered_and_only_for_whom_it_may_speak() -> Result<()> {
-    let lab = alone(&[])?;
+fn requests_need_a_valid_token_that_allows_the_identity() -> Result<()> {
+    let lab = ca_only(&[])?;
     let good = token(&lab, NODE, &["shop/web", "other/*"])?;
     let folder = tempfile::tempdir()?;
     let bad = bad_tokens(&lab, folder.path())?;
     let any = "spiffe://cluster.local/ns/other/sa/any";
     let own = "spiffe://cluster.local/ns/istio-system/sa/ztunnel";
-    calling(&lab, async |caller| {
+    with_ca_client(&lab, async |client| {
         let csr = Csr::plain()?;
-        let ask = async |token, identity| {
-            let ask = Ask {
+        let send = async |token, identity| {
+            let request = CsrRequest {
                 token,
                 csr: &csr.pem,
                 identity,
                 seconds: 3600,
             };
-            caller.ask(ask).await
+            client.request_certificate(request).await
         };
         for (reason, token) in &bad {
-            let answer = ask(token.as_deref(), Some(WEB)).await;
-            refused(answer, Code::Unauthenticated, reason)?;
+            let result = send(token.as_deref(), Some(WEB)).await;
+            check_refused(result, Code::Unauthenticated, reason)?;
         }
-        for (reason, identity) in FOREIGN {
-            let answer = ask(Some(good.as_str()), Some(identity)).await;
-            refused(answer, Code::PermissionDenied, reason)?;
+        for (reason, identity) in NOT_ALLOWED {
+            let result = send(Some(good.as_str()), Some(identity)).await;
+            check_refused(result, Code::PermissionDenied, reason)?;
         }
-        for (asked, is) in [(Some(WEB), WEB), (Some(any), any), (None, own)] {
-            let answer = ask(Some(good.as_str()), asked).await?;
-            let (names, authority) = names(&answer[0])?;
+        for (requested, expected) in [(Some(WEB), WEB), (Some(any), any), (None, own)] {
+            let chain = send(Some(good.as_str()), requested).await?;
+            let (names, is_ca) = leaf_names(&chain[0])?;
             ensure!(
-                names == [is] && !authority,
-                "{asked:?}: {names:?} {authority}"
+                names == [expected] && !is_ca,
+                "{requested:?}: {names:?}, CA: {is_ca}"
             );
         }
         Ok(())
     })?;
     let reasons = bad.iter().map(|(reason, _)| *reason);
-    refusals_are_told(&lab, reasons.chain(FOREIGN.map(|(reason, _)| reason)))?;
+    check_refusals_reported(&lab, reasons.chain(NOT_ALLOWED.map(|(reason, _)| reason)))?;
     let tokens = bad.into_iter().filter_map(|(_, token)| token);
-    never_said(&lab, tokens.chain([good]))
+    check_no_secrets(&lab, tokens.chain([good]))
 }
 
-/// Each reason is counted and logged.
-fn refusals_are_told<'a>(lab: &Lab, reasons: impl Iterator<Item = &'a str>) -> Result<()> {
+/// Checks that each reason is counted and logged.
+fn check_refusals_reported<'a>(lab: &Lab, reasons: impl Iterator<Item = &'a str>) -> Result<()> {
     let metrics = metrics::parse(
         &lab.http_get(&Location::Fabric, METRICS.into(), "/metrics")?
             .ok()?,
@@ -231,7 +235,7 @@ fn refusals_are_told<'a>(lab: &Lab, reasons: impl Iterator<Item = &'a str>) -> R
     let log = lab.ca_log()?;
     for reason in reasons {
         let counted = metrics::sum(&metrics, "ambit_ca_refused_total", &[("reason", reason)]);
-        ensure!(counted >= 1.0, "{reason} was not counted");
+        ensure!(counted >= 1.0, "{reason} is not counted");
         ensure!(
             log.contains(&format!("reason=\"{reason}\"")),
             "{reason} is not in {log}"
@@ -240,17 +244,17 @@ fn refusals_are_told<'a>(lab: &Lab, reasons: impl Iterator<Item = &'a str>) -> R
     Ok(())
 }
 
-/// No token's signature is in the authority's log or metrics, and no key.
-fn never_said(lab: &Lab, tokens: impl Iterator<Item = String>) -> Result<()> {
+/// Checks that no token signature and no key is in the authority's log or metrics.
+fn check_no_secrets(lab: &Lab, tokens: impl Iterator<Item = String>) -> Result<()> {
     let metrics = lab
         .http_get(&Location::Fabric, METRICS.into(), "/metrics")?
         .ok()?;
-    let said = lab.ca_log()? + &metrics;
+    let output = lab.ca_log()? + &metrics;
     for token in tokens.filter(|token| token.contains('.')) {
         let signature = token.rsplit('.').next().unwrap_or_default();
         ensure!(
-            signature.len() > 20 && !said.contains(signature),
-            "a token was said"
+            signature.len() > 20 && !output.contains(signature),
+            "a token signature is in the output"
         );
     }
     for file in [
@@ -262,84 +266,88 @@ fn never_said(lab: &Lab, tokens: impl Iterator<Item = String>) -> Result<()> {
             .lines()
             .filter(|line| line.len() > 20 && !line.starts_with("---"))
         {
-            ensure!(!said.contains(line), "a key was said");
+            ensure!(!output.contains(line), "a key is in the output");
         }
     }
-    ensure!(!said.contains("PRIVATE KEY"), "a key was said");
+    ensure!(!output.contains("PRIVATE KEY"), "a key is in the output");
     Ok(())
 }
 
 #[test]
-fn nothing_that_a_request_wishes_for_is_in_the_certificate() -> Result<()> {
-    let lab = alone(&["--max-ttl", "2h"])?;
+fn names_and_extensions_of_a_csr_are_not_in_the_certificate() -> Result<()> {
+    let lab = ca_only(&["--max-ttl", "2h"])?;
     let token = token(&lab, NODE, &["shop/web"])?;
     let uri = |uri: &str| Ok::<_, rcgen::Error>(SanType::URI(uri.try_into()?));
-    let wishes = vec![
+    let names = vec![
         uri("spiffe://cluster.local/ns/shop/sa/bank")?,
         uri("spiffe://cluster.local/ns/istio-system/sa/istiod")?,
         SanType::DnsName("istiod.istio-system.svc".try_into()?),
         SanType::IpAddress([10, 96, 0, 1].into()),
     ];
-    let greedy = Csr::new(wishes, Some("admin"), true)?;
+    let csr = Csr::new(names, Some("admin"), true)?;
     let mut forged = Csr::plain()?;
-    // The signature of one request on the key of another.
+    // The content of one request with the signature of another.
     forged.pem = graft(&forged.pem, &Csr::plain()?.pem)?;
     let weak = weak_request()?;
-    calling(&lab, async |caller| {
-        let answer = ask(&caller, &token, &greedy).await?;
-        let (names, authority) = names(&answer[0])?;
-        ensure!(names == [WEB] && !authority, "{names:?} {authority}");
+    with_ca_client(&lab, async |client| {
+        let chain = request_web(&client, &token, &csr).await?;
+        let (names, is_ca) = leaf_names(&chain[0])?;
+        ensure!(names == [WEB] && !is_ca, "{names:?}, CA: {is_ca}");
         for (csr, reason) in [
             (forged.pem.as_str(), "csr_signature"),
             (weak.as_str(), "csr_key"),
             ("-----BEGIN", "csr_malformed"),
             (&"x".repeat(20_000), "csr_malformed"),
         ] {
-            let ask = Ask {
+            let request = CsrRequest {
                 token: Some(&token),
                 csr,
                 identity: Some(WEB),
                 seconds: 3600,
             };
-            refused(caller.ask(ask).await, Code::InvalidArgument, reason)?;
+            check_refused(
+                client.request_certificate(request).await,
+                Code::InvalidArgument,
+                reason,
+            )?;
         }
-        // A life that is too long is cut, one that is too short refused.
-        for (seconds, life) in [(1_000_000, 7200), (0, 7200), (60, 60)] {
-            let ask = Ask {
+        // A validity that is too long is reduced, one that is too short is refused.
+        for (seconds, expected) in [(1_000_000, 7200), (0, 7200), (60, 60)] {
+            let request = CsrRequest {
                 token: Some(&token),
-                csr: &greedy.pem,
+                csr: &csr.pem,
                 identity: Some(WEB),
                 seconds,
             };
-            let left = life_left(&caller.ask(ask).await?[0])?;
+            let left = seconds_left(&client.request_certificate(request).await?[0])?;
             ensure!(
-                (life - 30..=life).contains(&left),
-                "{seconds} s: {left} s left, not {life}"
+                (expected - 30..=expected).contains(&left),
+                "requested {seconds} s: {left} s left, expected {expected}"
             );
         }
-        let ask = Ask {
+        let request = CsrRequest {
             token: Some(&token),
-            csr: &greedy.pem,
+            csr: &csr.pem,
             identity: Some(WEB),
             seconds: 1,
         };
-        refused(
-            caller.ask(ask).await,
+        check_refused(
+            client.request_certificate(request).await,
             Code::InvalidArgument,
             "ttl_too_short",
         )
     })
 }
 
-fn life_left(pem: &str) -> Result<i64> {
+fn seconds_left(pem: &str) -> Result<i64> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).context("PEM")?;
     let (_, leaf) = x509_parser::parse_x509_certificate(&der).context("certificate")?;
     let now = i64::try_from(unix_time(0))?;
     Ok(leaf.validity().not_after.timestamp() - now)
 }
 
-/// A request's content with the signature of another: both end in a signature of P-256, whose length
-/// varies, so several are tried until two are of one length.
+/// The content of one request with the signature of another. Both end in a P-256 signature, whose encoded length
+/// varies, so new requests are generated until the lengths are equal.
 fn graft(content: &str, signature: &str) -> Result<String> {
     let der = |text: &str| -> Result<Vec<u8>> {
         let der = rustls_pki_types::CertificateSigningRequestDer::from_pem_slice(text.as_bytes());
@@ -350,7 +358,7 @@ fn graft(content: &str, signature: &str) -> Result<String> {
     while other.len() != content.len() {
         other = der(&Csr::plain()?.pem)?;
     }
-    // The last 16 octets are the end of the number s.
+    // The last 16 octets belong to the number s.
     let (from, at) = (other.len() - 16, content.len() - 16);
     content[at..].copy_from_slice(&other[from..]);
     let body = base64_lines(&content);
@@ -368,7 +376,7 @@ fn base64_lines(der: &[u8]) -> String {
         .collect()
 }
 
-/// Of RSA with 1024 bits, which rcgen makes no keys of.
+/// A request with an RSA key of 1024 bits, which rcgen cannot generate.
 fn weak_request() -> Result<String> {
     let output = std::process::Command::new("openssl")
         .args([
@@ -391,41 +399,43 @@ fn weak_request() -> Result<String> {
 }
 
 #[test]
-fn a_thousand_requests_at_once_are_all_answered_each_for_its_own_key() -> Result<()> {
+fn thousand_concurrent_requests_are_each_resulted_for_their_own_key() -> Result<()> {
     const REQUESTS: usize = 1000;
-    let lab = alone(&[])?;
+    let lab = ca_only(&[])?;
     let token = token(&lab, NODE, &["shop/web"])?;
     let csrs: Vec<Csr> = (0..REQUESTS).map(|_| Csr::plain()).collect::<Result<_>>()?;
-    let begun = Instant::now();
-    let leaves = calling(&lab, async |caller| {
-        let mut asking = tokio::task::JoinSet::new();
+    let started = Instant::now();
+    let leaves = with_ca_client(&lab, async |client| {
+        let mut requests = tokio::task::JoinSet::new();
         for (index, csr) in csrs.iter().enumerate() {
-            let (caller, token, pem) = (caller.clone(), token.clone(), csr.pem.clone());
-            asking.spawn(async move {
-                let ask = Ask {
+            let (client, token, pem) = (client.clone(), token.clone(), csr.pem.clone());
+            requests.spawn(async move {
+                let request = CsrRequest {
                     token: Some(&token),
                     csr: &pem,
                     identity: Some(WEB),
                     seconds: 3600,
                 };
-                (index, caller.ask(ask).await)
+                (index, client.request_certificate(request).await)
             });
         }
         let mut leaves = vec![String::new(); REQUESTS];
-        while let Some(answer) = asking.join_next().await {
-            let (index, answer) = answer?;
-            leaves[index] = answer?.swap_remove(0);
+        while let Some(result) = requests.join_next().await {
+            let (index, result) = result?;
+            leaves[index] = result?.swap_remove(0);
         }
         Ok(leaves)
     })?;
-    // Each within the caller's deadline.
-    println!("{REQUESTS} certificates in {:?}", begun.elapsed());
+    println!("{REQUESTS} certificates in {:?}", started.elapsed());
     let mut serials = BTreeSet::new();
     for (leaf, csr) in leaves.iter().zip(&csrs) {
         let der = CertificateDer::from_pem_slice(leaf.as_bytes()).context("PEM")?;
         let (_, leaf) = x509_parser::parse_x509_certificate(&der).context("certificate")?;
         let key = rcgen::PublicKeyData::subject_public_key_info(&csr.key);
-        ensure!(leaf.public_key().raw == key, "a leaf with another's key");
+        ensure!(
+            leaf.public_key().raw == key,
+            "a leaf has the key of another request"
+        );
         serials.insert(leaf.raw_serial().to_vec());
     }
     ensure!(
@@ -433,12 +443,12 @@ fn a_thousand_requests_at_once_are_all_answered_each_for_its_own_key() -> Result
         "{} serial numbers",
         serials.len()
     );
-    never_said(&lab, [token].into_iter())
+    check_no_secrets(&lab, [token].into_iter())
 }
 
-/// A node whose token does not cover a pod: its identity is refused, and the pod has no traffic.
+/// The node's token does not allow the pod's identity: it is refused, and the pod has no traffic.
 #[test]
-fn a_pod_that_its_nodes_token_does_not_cover_fails_closed() -> Result<()> {
+fn pod_outside_its_nodes_token_has_no_traffic() -> Result<()> {
     let web = Pod::new("shop", "web").on("b").port(None, PORT);
     let scene = manifest::all([
         manifest::two_nodes(),
@@ -455,25 +465,28 @@ fn a_pod_that_its_nodes_token_does_not_cover_fails_closed() -> Result<()> {
     std::fs::write(lab.token_file("a"), narrow)?;
     let intruder = Pod::new("shop", "intruder").on("a");
     lab.apply(String::from(intruder))?;
-    let refused = lab.wait_until("its identity to be refused", DENIED, || {
-        let held = held(&lab, "a", &identity("intruder")).ok()??;
-        held.state.contains("ca_denied").then_some(held)
+    let refused = lab.wait_until("the identity to be refused", REFUSAL_DEADLINE, || {
+        let status = cert_status(&lab, "a", &identity("intruder")).ok()??;
+        status.state.contains("ca_denied").then_some(status)
     })?;
     ensure!(refused.serial.is_empty(), "{:?}", refused.entry);
     let to = url(lab.pod_ip("shop/web", IpFamily::V4)?, PORT);
-    let soon = ["--connect-timeout", "2"];
-    let ask = |pod: &str| curl(&lab, &Location::pod(pod), &to, &soon);
-    ensure!(ask("shop/client")?.body == "web");
+    let timeout = ["--connect-timeout", "2"];
+    let request = |pod: &str| curl(&lab, &Location::pod(pod), &to, &timeout);
+    ensure!(request("shop/client")?.body == "web");
     ensure!(
-        ask("shop/intruder").is_err(),
-        "it had traffic without an identity"
+        request("shop/intruder").is_err(),
+        "the pod had traffic without an identity"
     );
     let status = lab.status()?;
-    ensure!(!status.pod("shop/intruder")?.ready, "it was started");
+    ensure!(
+        !status.pod("shop/intruder")?.ready,
+        "the pod is ready without an identity"
+    );
     let denied = [("reason", "ca_denied")];
     metrics::wait(&lab, "a", "ambit_certificate_failures_total", &denied, 1.0)?;
     let log = lab.daemon_log("a")?;
-    let said = |line: &str| line.contains("ca_denied") && line.contains("intruder");
-    ensure!(log.lines().any(said), "the log does not say so: {log}");
+    let is_denied = |line: &str| line.contains("ca_denied") && line.contains("intruder");
+    ensure!(log.lines().any(is_denied), "no such line in the log: {log}");
     Ok(())
 }

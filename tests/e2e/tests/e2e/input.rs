@@ -1,5 +1,5 @@
-//! Input that is wrong is reported by file, object and field; the last good state goes on; and when the mistake is mended,
-//! so is its report.
+//! Invalid configuration: each problem is reported by file, object and field, the last valid state stays in use, and the
+//! report disappears when the problem is fixed.
 
 use std::time::Duration;
 
@@ -13,17 +13,17 @@ use lab::{Capture, IpFamily, Lab, Location, Options};
 
 const MARKER: &str = "marker-496e707574";
 
-/// How long a change may take to show its effect on traffic.
-const SOON: Duration = Duration::from_secs(8);
+/// How long a change may take to affect traffic.
+const DEADLINE: Duration = Duration::from_secs(8);
 
-/// Two meshed pods on two nodes with a service between them, traffic over its ClusterIP, and a look at the wire.
-struct Stage {
+/// A meshed client and a meshed service on two nodes, traffic between them, and a packet capture.
+struct Fixture {
     lab: Lab,
     bridge: Capture,
     traffic: Traffic,
 }
 
-impl Stage {
+impl Fixture {
     fn up() -> Result<Self> {
         let lab = Lab::up(
             manifest::all([
@@ -46,12 +46,12 @@ impl Stage {
         for node in ["a", "b"] {
             ensure!(
                 problems(&lab, node)?.is_empty(),
-                "problems at the start: {:#?}",
+                "problems before the test: {:#?}",
                 problems(&lab, node)?
             );
         }
         let bridge = lab.capture(Location::Fabric, "tcp")?;
-        // The established connection goes to the pod, new ones to the service as well.
+        // Requests over new connections, and one established connection.
         let traffic =
             Traffic::patient(&lab, "client", lab.pod_ip("web", IpFamily::V4)?, MARKER, 10)?;
         Ok(Self {
@@ -61,9 +61,9 @@ impl Stage {
         })
     }
 
-    /// Traffic goes on, to pod and service, and in no other way than before.
-    fn goes_on(&self) -> Result<()> {
-        self.traffic.flows(&self.lab, SOON)?;
+    /// Checks that traffic to pod and service succeeds, encrypted, and that no request has failed.
+    fn check_traffic(&self) -> Result<()> {
+        self.traffic.flows(&self.lab, DEADLINE)?;
         let bad: Vec<_> = self
             .traffic
             .answers()
@@ -72,51 +72,57 @@ impl Stage {
             .collect();
         ensure!(bad.is_empty(), "requests failed: {bad:?}");
         let vip = self.lab.service_ip("shop/web", IpFamily::V4)?;
-        let answer = curl(&self.lab, &Location::pod("client"), &url(vip, PORT), &[])?;
-        ensure!(answer.body.ends_with("web"), "{}", answer.body);
+        let response = curl(&self.lab, &Location::pod("client"), &url(vip, PORT), &[])?;
+        ensure!(response.body.ends_with("web"), "{}", response.body);
         ensure!(
             self.bridge.occurrences(MARKER)? == 0,
-            "the marker was seen in clear"
+            "the marker was seen unencrypted"
         );
         Ok(())
     }
 
-    /// Both daemons report it while traffic goes on, and no longer once `mistake` is dropped.
-    fn reports(&self, mistake: impl Drop, report: &ExpectedProblem<'_>) -> Result<Vec<String>> {
-        let said: Result<Vec<_>> = ["a", "b"]
+    /// Checks that both daemons report the problem while traffic continues, and no longer once `cause` is dropped.
+    /// Returns the messages.
+    fn check_reported(
+        &self,
+        cause: impl Drop,
+        report: &ExpectedProblem<'_>,
+    ) -> Result<Vec<String>> {
+        let messages: Result<Vec<_>> = ["a", "b"]
             .map(|node| report.wait(&self.lab, node))
             .into_iter()
             .collect();
-        let said = said?;
-        self.goes_on()?;
-        drop(mistake);
+        let messages = messages?;
+        self.check_traffic()?;
+        drop(cause);
         for node in ["a", "b"] {
             report.wait_gone(&self.lab, node)?;
         }
-        Ok(said)
+        Ok(messages)
     }
 
-    fn is_clean(&self) -> Result<()> {
+    /// Checks that no problem is counted and traffic continues.
+    fn check_no_problems(&self) -> Result<()> {
         for node in ["a", "b"] {
             self.lab
-                .wait_until("the metric to say that nothing is wrong", SOON, || {
+                .wait_until("the metric to count no problem", DEADLINE, || {
                     (problem_count(&self.lab, node).ok()? < 0.5).then_some(())
                 })?;
         }
-        self.goes_on()
+        self.check_traffic()
     }
 }
 
-/// A service's YAML, in one line.
+/// A service's YAML in one line.
 fn service(name: &str, spec: &str) -> String {
     format!(
         "{{apiVersion: v1, kind: Service, metadata: {{namespace: shop, name: {name}}}, spec: {spec}}}"
     )
 }
 
-/// A file that holds a mistake, and what is to be said of it.
+/// A file with a problem, and how daemons must report it.
 #[derive(Clone)]
-struct Mistake {
+struct InvalidFile {
     what: &'static str,
     yaml: String,
     object: &'static str,
@@ -124,9 +130,9 @@ struct Mistake {
     code: &'static str,
 }
 
-/// Files of which nothing can be told but that they are wrong.
-fn unreadable() -> Vec<Mistake> {
-    let of = |what, yaml: &str, field, code| Mistake {
+/// Files that cannot be parsed as objects.
+fn unreadable() -> Vec<InvalidFile> {
+    let of = |what, yaml: &str, field, code| InvalidFile {
         what,
         yaml: yaml.to_owned(),
         object: "",
@@ -136,14 +142,14 @@ fn unreadable() -> Vec<Mistake> {
     let no_kind = "{apiVersion: v1, metadata: {name: x}}";
     vec![
         of("broken YAML", "kind: [Service\n", "", "yaml_syntax"),
-        of("bytes that are no text", "\u{1}", "", "yaml_syntax"),
+        of("bytes that are not text", "\u{1}", "", "yaml_syntax"),
         of("no kind", no_kind, "kind", "missing_field"),
     ]
 }
 
-/// Services that are wrong in themselves, or among the pods that there are.
-fn services() -> Vec<Mistake> {
-    let of = |what, spec: &str, field, code| Mistake {
+/// Services that are invalid, or that do not match the pods.
+fn services() -> Vec<InvalidFile> {
+    let of = |what, spec: &str, field, code| InvalidFile {
         what,
         yaml: service("x", spec),
         object: "Service shop/x",
@@ -155,7 +161,7 @@ fn services() -> Vec<Mistake> {
     };
     let no_pod =
         "{selector: {app: web}, clusterIP: 10.96.200.2, ports: [{port: 80, targetPort: grpc}]}";
-    let nobody = "{selector: {app: nobody}, clusterIP: 10.96.200.3, ports: [{port: 80}]}";
+    let no_match = "{selector: {app: nobody}, clusterIP: 10.96.200.3, ports: [{port: 80}]}";
     vec![
         of(
             "a word for a port",
@@ -164,14 +170,14 @@ fn services() -> Vec<Mistake> {
             "bad_field",
         ),
         of(
-            "a port beyond all ports",
+            "a port above 65535",
             &ports("99999"),
             "spec.ports[0].port",
             "bad_port",
         ),
         of(
-            "a Service of no pod",
-            nobody,
+            "a Service without pods",
+            no_match,
             "",
             "service_without_endpoints",
         ),
@@ -184,9 +190,9 @@ fn services() -> Vec<Mistake> {
     ]
 }
 
-/// Objects of other kinds, and one that is there already.
-fn objects() -> Vec<Mistake> {
-    let of = |what, yaml: &str, object, field, code| Mistake {
+/// Objects of other kinds, and a duplicate.
+fn objects() -> Vec<InvalidFile> {
+    let of = |what, yaml: &str, object, field, code| InvalidFile {
         what,
         yaml: yaml.to_owned(),
         object,
@@ -207,21 +213,21 @@ fn objects() -> Vec<Mistake> {
             "unknown_kind",
         ),
         of(
-            "a label value that means nothing",
+            "an unknown label value",
             mode,
             "Namespace bank",
             "metadata.labels[istio.io/dataplane-mode]",
             "bad_label_value",
         ),
         of(
-            "an endpoint that is no address",
+            "an endpoint that is not an address",
             slice,
             "EndpointSlice shop/x",
             "endpoints[0].addresses[0]",
             "bad_ip",
         ),
         of(
-            "an object that is written twice",
+            "an object in two files",
             &twice,
             "Service shop/web",
             "",
@@ -231,29 +237,28 @@ fn objects() -> Vec<Mistake> {
 }
 
 #[test]
-fn each_mistake_in_a_file_is_reported_by_file_object_and_field_and_harms_nothing_else() -> Result<()>
-{
-    let stage = Stage::up()?;
-    for mistake in [unreadable(), services(), objects()].concat() {
-        // Last in the order of names, so that an object of the lab's own counts before one of ours.
-        let file = "zz-mistake.yaml";
+fn problems_are_reported_by_file_object_and_field_without_affecting_traffic() -> Result<()> {
+    let fixture = Fixture::up()?;
+    for invalid in [unreadable(), services(), objects()].concat() {
+        // The last name in sort order, so that the lab's own object takes precedence over a duplicate.
+        let file = "zz-invalid.yaml";
         let report = ExpectedProblem {
             file,
-            object: mistake.object,
-            field: mistake.field,
-            code: mistake.code,
+            object: invalid.object,
+            field: invalid.field,
+            code: invalid.code,
         };
-        let written = SourceFile::write(&stage.lab, file, &mistake.yaml)?;
-        stage
-            .reports(written, &report)
-            .with_context(|| mistake.what)?;
+        let written = SourceFile::write(&fixture.lab, file, &invalid.yaml)?;
+        fixture
+            .check_reported(written, &report)
+            .with_context(|| invalid.what)?;
     }
-    stage.is_clean()
+    fixture.check_no_problems()
 }
 
 #[test]
-fn a_policy_that_is_not_enforced_is_said_loudly() -> Result<()> {
-    let stage = Stage::up()?;
+fn unenforced_policy_is_reported_and_logged_as_a_warning() -> Result<()> {
+    let fixture = Fixture::up()?;
     for (api, kind, spec, field, code) in [
         (
             "security.istio.io/v1",
@@ -280,7 +285,7 @@ fn a_policy_that_is_not_enforced_is_said_loudly() -> Result<()> {
         let policy = format!(
             "{{apiVersion: {api}, kind: {kind}, metadata: {{namespace: shop, name: elsewhere}}, spec: {spec}}}"
         );
-        let mistake = SourceFile::write(&stage.lab, "policy.yaml", policy)?;
+        let invalid = SourceFile::write(&fixture.lab, "policy.yaml", policy)?;
         let object = format!("{kind} shop/elsewhere");
         let report = ExpectedProblem {
             file: "policy.yaml",
@@ -288,48 +293,50 @@ fn a_policy_that_is_not_enforced_is_said_loudly() -> Result<()> {
             field,
             code,
         };
-        let said = stage.reports(mistake, &report)?;
+        let messages = fixture.check_reported(invalid, &report)?;
         ensure!(
-            said.iter().all(|message| message.contains("NOT enforced")),
-            "{said:?}"
+            messages
+                .iter()
+                .all(|message| message.contains("NOT enforced")),
+            "{messages:?}"
         );
-        let log = stage.lab.daemon_log("a")?;
+        let log = fixture.lab.daemon_log("a")?;
         let line = log
             .lines()
             .find(|line| line.contains(&object) && line.contains(code))
-            .context("no line")?;
+            .context("the problem is not in the log")?;
         ensure!(
             line.split('\t').nth(1) == Some("warn"),
             "not a warning: {line}"
         );
     }
-    stage.is_clean()
+    fixture.check_no_problems()
 }
 
-/// One that denies is in force at once, and no problem.
 #[test]
-fn a_policy_that_is_enforced_is_no_problem() -> Result<()> {
-    let stage = Stage::up()?;
+fn enforced_policy_takes_effect_and_is_not_a_problem() -> Result<()> {
+    let fixture = Fixture::up()?;
     let policy = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, \
                   metadata: {namespace: shop, name: allow-nothing}, spec: {}}";
-    let file = SourceFile::write(&stage.lab, "policy.yaml", policy)?;
-    stage.traffic.is_cut(&stage.lab)?;
+    let file = SourceFile::write(&fixture.lab, "policy.yaml", policy)?;
+    fixture.traffic.is_cut(&fixture.lab)?;
     for node in ["a", "b"] {
-        let problems = problems(&stage.lab, node)?;
+        let problems = problems(&fixture.lab, node)?;
         ensure!(problems.is_empty(), "{problems:#?}");
     }
     drop(file);
-    stage.traffic.new_ones_flow(&stage.lab, SOON)
+    fixture.traffic.new_ones_flow(&fixture.lab, DEADLINE)
 }
 
 #[test]
-fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<()> {
-    let stage = Stage::up()?;
-    let broken = |name: &str, edit: fn(&str) -> String| EditedFile::edit(&stage.lab, name, edit);
+fn invalid_version_of_an_object_leaves_the_last_valid_one_in_use() -> Result<()> {
+    let fixture = Fixture::up()?;
+    let edit =
+        |name: &str, change: fn(&str) -> String| EditedFile::edit(&fixture.lab, name, change);
     let file = "service.shop.web.yaml";
-    let mistake = broken(file, |_| "spec: {ports: [".to_owned())?;
-    stage.reports(
-        mistake,
+    let invalid = edit(file, |_| "spec: {ports: [".to_owned())?;
+    fixture.check_reported(
+        invalid,
         &ExpectedProblem {
             file,
             object: "",
@@ -338,10 +345,10 @@ fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<(
         },
     )?;
 
-    let mistake = broken(file, |yaml| yaml.replace("8080", "80808080"))?;
+    let invalid = edit(file, |yaml| yaml.replace("8080", "80808080"))?;
     let object = "Service shop/web";
-    stage.reports(
-        mistake,
+    fixture.check_reported(
+        invalid,
         &ExpectedProblem {
             file,
             object,
@@ -350,12 +357,12 @@ fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<(
         },
     )?;
 
-    // Above all, a slip of the hand must not take a namespace out of the mesh.
+    // A typo must not take a namespace out of the mesh.
     let file = "namespace.shop.yaml";
-    let mistake = broken(file, |yaml| yaml.replace("ambient", "amibent"))?;
+    let invalid = edit(file, |yaml| yaml.replace("ambient", "amibent"))?;
     let field = "metadata.labels[istio.io/dataplane-mode]";
-    stage.reports(
-        mistake,
+    fixture.check_reported(
+        invalid,
         &ExpectedProblem {
             file,
             object: "Namespace shop",
@@ -365,9 +372,9 @@ fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<(
     )?;
 
     let file = "pod.shop.web.yaml";
-    let mistake = broken(file, |_| "\u{0}".to_owned())?;
-    stage.reports(
-        mistake,
+    let invalid = edit(file, |_| "\u{0}".to_owned())?;
+    fixture.check_reported(
+        invalid,
         &ExpectedProblem {
             file,
             object: "",
@@ -375,24 +382,24 @@ fn a_broken_version_of_an_object_in_use_leaves_the_good_one_in_use() -> Result<(
             code: "yaml_syntax",
         },
     )?;
-    stage.is_clean()
+    fixture.check_no_problems()
 }
 
 #[test]
-fn an_address_that_two_pods_claim_leads_to_neither_until_that_is_settled() -> Result<()> {
-    let stage = Stage::up()?;
-    let lab = &stage.lab;
+fn address_of_two_pods_is_unreachable_until_one_is_removed() -> Result<()> {
+    let fixture = Fixture::up()?;
+    let lab = &fixture.lab;
     let spare = lab.pod_ip("spare", IpFamily::V4)?;
-    let file = "zz-thief.yaml";
-    let thief = format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, name: thief, uid: 6d2c}}, \
-         spec: {{nodeName: a, serviceAccountName: thief, containers: [{{name: main}}]}}, \
+    let file = "zz-duplicate.yaml";
+    let duplicate = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{namespace: shop, name: duplicate, uid: 6d2c}}, \
+         spec: {{nodeName: a, serviceAccountName: duplicate, containers: [{{name: main}}]}}, \
          status: {{phase: Running, podIPs: [{{ip: {spare}}}]}}}}"
     );
-    let mistake = SourceFile::write(lab, file, thief)?;
+    let invalid = SourceFile::write(lab, file, duplicate)?;
     let report = ExpectedProblem {
         file,
-        object: "Pod shop/thief",
+        object: "Pod shop/duplicate",
         field: "status.podIPs",
         code: "duplicate_ip",
     };
@@ -414,7 +421,7 @@ fn an_address_that_two_pods_claim_leads_to_neither_until_that_is_settled() -> Re
     };
     ensure!(
         !request()?.success(),
-        "an address that two claim was answered"
+        "a request to the address of two pods succeeded"
     );
     let line = access_log::wait(
         lab,
@@ -422,8 +429,8 @@ fn an_address_that_two_pods_claim_leads_to_neither_until_that_is_settled() -> Re
         &[("direction", "outbound"), ("reason", "duplicate_ip")],
     )?;
     ensure!(line.field("dst.identity").is_empty(), "{}", line.line);
-    stage.reports(mistake, &report)?;
-    lab.wait_until("the address to be reached again", SOON, || {
+    fixture.check_reported(invalid, &report)?;
+    lab.wait_until("the address to be reachable again", DEADLINE, || {
         request().ok().filter(lab::Output::success)
     })?;
     let identity = "spiffe://cluster.local/ns/shop/sa/spare";
@@ -432,13 +439,13 @@ fn an_address_that_two_pods_claim_leads_to_neither_until_that_is_settled() -> Re
         "a",
         &[("dst.workload", "spare"), ("dst.identity", identity)],
     )?;
-    stage.is_clean()
+    fixture.check_no_problems()
 }
 
 #[test]
-fn a_folder_that_goes_away_and_comes_back_changes_nothing() -> Result<()> {
-    let stage = Stage::up()?;
-    let folder = stage.lab.source_folder();
+fn missing_source_folder_keeps_the_last_state_until_it_returns() -> Result<()> {
+    let fixture = Fixture::up()?;
+    let folder = fixture.lab.source_folder();
     let aside = folder.with_extension("aside");
     std::fs::rename(&folder, &aside)?;
     let report = ExpectedProblem {
@@ -447,14 +454,16 @@ fn a_folder_that_goes_away_and_comes_back_changes_nothing() -> Result<()> {
         field: "",
         code: "folder_unreadable",
     };
-    let seen = report.wait(&stage.lab, "a").and_then(|_| stage.goes_on());
+    let result = report
+        .wait(&fixture.lab, "a")
+        .and_then(|_| fixture.check_traffic());
     std::fs::rename(&aside, &folder)?;
-    seen?;
-    report.wait_gone(&stage.lab, "a")?;
-    // It is followed again.
-    let mistake = SourceFile::write(&stage.lab, "zz.yaml", "kind: [")?;
-    stage.reports(
-        mistake,
+    result?;
+    report.wait_gone(&fixture.lab, "a")?;
+    // Changes are read again.
+    let invalid = SourceFile::write(&fixture.lab, "zz.yaml", "kind: [")?;
+    fixture.check_reported(
+        invalid,
         &ExpectedProblem {
             file: "zz.yaml",
             object: "",
@@ -462,5 +471,5 @@ fn a_folder_that_goes_away_and_comes_back_changes_nothing() -> Result<()> {
             code: "yaml_syntax",
         },
     )?;
-    stage.is_clean()
+    fixture.check_no_problems()
 }

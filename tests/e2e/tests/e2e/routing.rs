@@ -1,4 +1,4 @@
-//! Where a connection goes: services, ports, families, and what the mesh does not know.
+//! Location a connection goes: services, ports, families, and what the mesh does not know.
 
 use std::net::IpAddr;
 use std::time::Duration;

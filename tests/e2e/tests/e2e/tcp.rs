@@ -1,9 +1,8 @@
-//! TCP semantics pass through the mesh exactly: the same bytes, the same ends, in the same order.
+//! The mesh preserves TCP semantics: the same bytes and the same FIN or RST, in the same order.
 //!
-//! Each connection below is made on every path (direct, meshed over IPv4 and IPv6, with only the
-//! client and with only the server in the mesh), and both ends must see the same on all of them.
+//! Each scenario runs on every path (direct, meshed over IPv4 and IPv6, with only the client and with only the server in
+//! the mesh), and both ends must observe the same on all of them. Bulk transfers are in `serial::tcp_pressure`.
 
-mod ends;
-mod pressure;
+mod close;
+mod idle;
 mod resets;
-mod silence;

@@ -1,4 +1,4 @@
-//! A server of Istio's protocol that answers what a test tells it to.
+//! A fake certificate authority: a server of Istio's protocol whose responses a test sets per identity.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,49 +25,49 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status};
 
-use super::answer::{Answer, Authority, asked};
-use crate::hostile::{Origin, inside_until};
+use super::response::{CaResponse, SigningCa, requested_identity};
+use crate::hostile::{Netns, block_on_in_netns};
 
-/// The name in its certificate.
-pub const NAME: &str = "ca.test";
+/// The DNS name in the server's certificate.
+pub const CA_SERVER_NAME: &str = "ca.test";
 
-/// How long its own certificate is valid.
-const OWN_LIFE: Duration = Duration::from_secs(3600);
+/// How long the server's own certificate is valid.
+const SERVER_CERT_TTL: Duration = Duration::from_secs(3600);
 
-/// The authority: with files of its root and of a token that it takes from anybody.
-pub struct HostileCa {
+/// A certificate authority that accepts every token. Dropping the value stops the server.
+pub struct FakeCa {
     files: TempDir,
     shared: Arc<Shared>,
     running: Option<(oneshot::Sender<()>, JoinHandle<Result<()>>)>,
 }
 
 struct Shared {
-    authority: Authority,
-    life: Duration,
-    answers: Mutex<Answers>,
+    authority: SigningCa,
+    ttl: Duration,
+    responses: Mutex<Responses>,
 }
 
-/// What is answered for whom, and how often each was asked for.
+/// The response to each identity, and how often each was requested.
 #[derive(Default)]
-struct Answers {
-    answers: BTreeMap<String, Answer>,
-    asked: BTreeMap<String, usize>,
+struct Responses {
+    by_identity: BTreeMap<String, CaResponse>,
+    requests: BTreeMap<String, usize>,
 }
 
-impl HostileCa {
-    /// Makes its root and its files. The certificates that it signs live for `life`.
+impl FakeCa {
+    /// Creates the root, and files with the root and a token. Signed certificates are valid for `ttl`.
     ///
     /// # Errors
     /// The files cannot be written.
-    pub fn new(life: Duration) -> Result<Self> {
-        let files = tempfile::tempdir().context("a folder")?;
-        let authority = Authority::new()?;
+    pub fn new(ttl: Duration) -> Result<Self> {
+        let files = tempfile::tempdir().context("create the CA's folder")?;
+        let authority = SigningCa::new()?;
         std::fs::write(files.path().join("root.pem"), authority.certificate.pem())?;
         std::fs::write(files.path().join("token"), "a token")?;
         let shared = Shared {
             authority,
-            life,
-            answers: Mutex::default(),
+            ttl,
+            responses: Mutex::default(),
         };
         Ok(Self {
             files,
@@ -76,50 +76,55 @@ impl HostileCa {
         })
     }
 
-    /// What a daemon is told to use it at this address.
+    /// The daemon arguments that select this authority at an address.
     pub fn daemon_args(&self, at: SocketAddr) -> Vec<String> {
         let file = |name: &str| -> PathBuf { self.files.path().join(name) };
         [
             ("--ca-address", at.to_string()),
             ("--ca-root-cert", file("root.pem").display().to_string()),
             ("--ca-token", file("token").display().to_string()),
-            ("--ca-server-name", NAME.to_owned()),
+            ("--ca-server-name", CA_SERVER_NAME.to_owned()),
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect()
     }
 
-    /// From now on, this is answered for this identity; everybody else gets what is good.
-    pub fn answers(&self, identity: &str, answer: Answer) {
+    /// Sets the response to requests for an identity. Other identities get valid certificates.
+    pub fn set_response(&self, identity: &str, response: CaResponse) {
         self.shared
             .lock()
-            .answers
-            .insert(identity.to_owned(), answer);
+            .by_identity
+            .insert(identity.to_owned(), response);
     }
 
-    /// How often this identity was asked for.
-    pub fn asked(&self, identity: &str) -> usize {
-        self.shared.lock().asked.get(identity).copied().unwrap_or(0)
+    /// How often a certificate for this identity was requested.
+    pub fn request_count(&self, identity: &str) -> usize {
+        self.shared
+            .lock()
+            .requests
+            .get(identity)
+            .copied()
+            .unwrap_or(0)
     }
 
-    /// Serves in a network namespace, until it is dropped. Returns when it listens.
+    /// Serves in a network namespace until the value is dropped. Returns when the port is open.
     ///
     /// # Errors
-    /// It cannot listen.
+    /// The port cannot be opened.
     pub fn serve(&mut self, netns: String, at: SocketAddr) -> Result<()> {
         let (stop, stopped) = oneshot::channel();
         let (ready, listening) = std::sync::mpsc::channel();
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::spawn(move || {
-            let origin = Origin {
-                netns,
-                marked: false,
+            let netns = Netns {
+                name: netns,
+                is_marked: false,
             };
-            inside_until(&origin, async |_| {
+            block_on_in_netns(&netns, async |_| {
                 let listener = TcpListener::bind(at).await?;
                 let tls = shared.tls()?;
-                ready.send(()).context("nobody waits")?;
+                ready.send(()).context("the starting thread has ended")?;
                 tokio::select! {
                     end = accept(listener, tls, shared) => end,
                     _ = stopped => Ok(()),
@@ -137,7 +142,7 @@ impl HostileCa {
     }
 }
 
-impl Drop for HostileCa {
+impl Drop for FakeCa {
     fn drop(&mut self) {
         if let Some((stop, thread)) = self.running.take() {
             drop(stop);
@@ -147,16 +152,18 @@ impl Drop for HostileCa {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Responses> {
+        self.responses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tls(&self) -> Result<TlsAcceptor> {
         let key = KeyPair::generate()?;
-        let name = SanType::DnsName(NAME.try_into()?);
+        let name = SanType::DnsName(CA_SERVER_NAME.try_into()?);
         let leaf = self
             .authority
-            .leaf(name, &key, SystemTime::now() + OWN_LIFE)?;
+            .leaf(name, &key, SystemTime::now() + SERVER_CERT_TTL)?;
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -172,7 +179,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) ->
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.context("accept")?;
-        // What happens on one connection is for the daemon to judge.
+        // A connection that fails is the daemon's decision, not an error of the server.
         connections.spawn(connection(stream, tls.clone(), Arc::clone(&shared)));
         while connections.try_join_next().is_some() {}
     }
@@ -196,18 +203,18 @@ impl IstioCertificateService for Service {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let (_, _, request) = request.into_parts();
-        let identity = asked(&request).unwrap_or_default().to_owned();
-        let answer = {
-            let mut answers = self.0.lock();
-            *answers.asked.entry(identity.clone()).or_default() += 1;
-            answers
-                .answers
+        let identity = requested_identity(&request).unwrap_or_default().to_owned();
+        let response = {
+            let mut responses = self.0.lock();
+            *responses.requests.entry(identity.clone()).or_default() += 1;
+            responses
+                .by_identity
                 .get(&identity)
                 .copied()
-                .unwrap_or(Answer::Good)
+                .unwrap_or(CaResponse::Good)
         };
-        match answer.to(&request, &self.0.authority, self.0.life) {
-            Some(answer) => answer.map(Response::new),
+        match response.to(&request, &self.0.authority, self.0.ttl) {
+            Some(result) => result.map(Response::new),
             None => std::future::pending().await,
         }
     }

@@ -1,11 +1,11 @@
-//! A caller of an authority that asks for anything.
+//! A client of the shipped certificate authority that sends any request.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as Turn, Poll};
+use std::task::{self, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ambit::ca::{Account, Claims, TokenKey};
@@ -30,56 +30,56 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use tower_service::Service;
 
-use crate::hostile::{Origin, inside};
+use crate::hostile::{Netns, run_in_netns};
 
 /// A thousand requests take a few seconds on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A certificate signing request and the key that it is for.
 pub struct Csr {
-    /// PEM.
+    /// The request, PEM.
     pub pem: String,
     /// The key.
     pub key: KeyPair,
 }
 
 impl Csr {
-    /// With these names and this common name, and if asked for, with the wish to be an authority.
+    /// Creates a request with these names and this common name; with `is_ca`, it also requests a CA certificate.
     ///
     /// # Errors
     /// A name cannot be in a certificate.
-    pub fn new(names: Vec<SanType>, common_name: Option<&str>, authority: bool) -> Result<Self> {
+    pub fn new(names: Vec<SanType>, common_name: Option<&str>, is_ca: bool) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         if let Some(name) = common_name {
             params.distinguished_name.push(DnType::CommonName, name);
         }
         params.subject_alt_names = names;
-        if authority {
+        if is_ca {
             // basicConstraints (2.5.29.19) with cA TRUE, which no typed field of a request has.
-            let wish = vec![0x30, 0x03, 0x01, 0x01, 0xff];
-            let wish = CustomExtension::from_oid_content(&[2, 5, 29, 19], wish);
-            params.custom_extensions.push(wish);
+            let content = vec![0x30, 0x03, 0x01, 0x01, 0xff];
+            let extension = CustomExtension::from_oid_content(&[2, 5, 29, 19], content);
+            params.custom_extensions.push(extension);
         }
         let key = KeyPair::generate()?;
         let pem = params.serialize_request(&key)?.pem()?;
         Ok(Self { pem, key })
     }
 
-    /// Without names, as a daemon may ask.
+    /// Creates a request without names, which a daemon may send.
     ///
     /// # Errors
-    /// No key could be made.
+    /// No key can be generated.
     pub fn plain() -> Result<Self> {
         Self::new(Vec::new(), None, false)
     }
 }
 
-/// The claims of a token that holds for an hour.
+/// The claims of a token that is valid for an hour.
 ///
 /// # Errors
 /// `account` is not `namespace/name`.
-pub fn claims(account: &str, impersonate: &[&str]) -> Result<Claims> {
+pub fn token_claims(account: &str, impersonate: &[&str]) -> Result<Claims> {
     let (namespace, name) = account.split_once('/').context("namespace/name")?;
     let account = Account::new(namespace, name).context("a service account")?;
     let impersonate = impersonate.iter().map(|one| (*one).to_owned()).collect();
@@ -87,60 +87,60 @@ pub fn claims(account: &str, impersonate: &[&str]) -> Result<Claims> {
     Ok(Claims::new(&account, "istio-ca", hour, impersonate))
 }
 
-/// Signs claims with a key in a file.
+/// Signs a token with the key in a file.
 ///
 /// # Errors
 /// The file holds no key.
-pub fn signed(key: &Path, claims: &Claims) -> Result<String> {
-    let key = TokenKey::open(key).context("the key of tokens")?;
-    key.sign(claims).context("a token")
+pub fn sign_token(key: &Path, claims: &Claims) -> Result<String> {
+    let key = TokenKey::open(key).context("token key")?;
+    key.sign(claims).context("sign the token")
 }
 
-/// Seconds since 1970, some seconds from now.
-pub fn unix_time(from_now: i64) -> u64 {
+/// Unix time, `offset` seconds from now.
+pub fn unix_time(offset: i64) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default()
         .as_secs()
-        .saturating_add_signed(from_now)
+        .saturating_add_signed(offset)
 }
 
 /// A connection to the lab's authority.
 #[derive(Clone)]
-pub struct Caller(IstioCertificateServiceClient<Channel>);
+pub struct CaClient(IstioCertificateServiceClient<Channel>);
 
-/// What is asked.
+/// A signing request.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
-    /// Shown as a bearer token.
+pub struct CsrRequest<'a> {
+    /// The bearer token.
     pub token: Option<&'a str>,
-    /// PEM.
+    /// The CSR, PEM.
     pub csr: &'a str,
-    /// Whom the certificate is to be for.
+    /// The requested identity, sent as `ImpersonatedIdentity`.
     pub identity: Option<&'a str>,
-    /// How long it is to live.
+    /// The requested validity in seconds.
     pub seconds: i64,
 }
 
-/// Runs `work` with a caller, outside the cluster of the lab, where its authority is.
+/// Runs `work` with a client in the network namespace of the lab's authority, outside the cluster.
 ///
 /// # Errors
-/// The work fails, or is not done within a minute.
-pub fn calling<T: Send>(
+/// `work` fails, or takes more than a minute.
+pub fn with_ca_client<T: Send>(
     lab: &Lab,
-    work: impl AsyncFnOnce(Caller) -> Result<T> + Send,
+    work: impl AsyncFnOnce(CaClient) -> Result<T> + Send,
 ) -> Result<T> {
-    let origin = Origin {
-        netns: lab.netns(&Location::Fabric)?,
-        marked: false,
+    let netns = Netns {
+        name: lab.netns(&Location::Fabric)?,
+        is_marked: false,
     };
     let address = lab.ca_address()?;
     let root = lab.ca_folder().join("root-cert.pem");
-    inside(&origin, DEADLINE, async |_| {
-        work(Caller::new(address, &root)?).await
+    run_in_netns(&netns, DEADLINE, async |_| {
+        work(CaClient::new(address, &root)?).await
     })
 }
 
-impl Caller {
+impl CaClient {
     fn new(address: SocketAddr, root: &Path) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(root).context("root")?)?;
@@ -156,11 +156,14 @@ impl Caller {
         Ok(Self(IstioCertificateServiceClient::new(channel)))
     }
 
-    /// Asks; the texts of the answer.
+    /// Sends the request and returns the certificate chain, PEM.
     ///
     /// # Errors
-    /// It was refused.
-    pub async fn ask(&self, ask: Ask<'_>) -> Result<Vec<String>, Status> {
+    /// The authority has refused it.
+    pub async fn request_certificate(
+        &self,
+        csr_request: CsrRequest<'_>,
+    ) -> Result<Vec<String>, Status> {
         let identity = |identity: &str| Struct {
             fields: [(
                 "ImpersonatedIdentity".to_owned(),
@@ -171,17 +174,17 @@ impl Caller {
             .into(),
         };
         let mut request = Request::new(IstioCertificateRequest {
-            csr: ask.csr.to_owned(),
-            validity_duration: ask.seconds,
-            metadata: ask.identity.map(identity),
+            csr: csr_request.csr.to_owned(),
+            validity_duration: csr_request.seconds,
+            metadata: csr_request.identity.map(identity),
         });
-        if let Some(token) = ask.token {
+        if let Some(token) = csr_request.token {
             let bearer = MetadataValue::try_from(format!("Bearer {token}"));
-            let bearer = bearer.map_err(|_| Status::internal("the token is no header"))?;
+            let bearer = bearer.map_err(|_| Status::internal("the token is not a header value"))?;
             request.metadata_mut().insert("authorization", bearer);
         }
-        let answer = self.0.clone().create_certificate(request).await?;
-        Ok(answer.into_inner().cert_chain)
+        let response = self.0.clone().create_certificate(request).await?;
+        Ok(response.into_inner().cert_chain)
     }
 }
 
@@ -196,7 +199,7 @@ impl Service<Uri> for Connector {
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Turn<'_>) -> Poll<io::Result<()>> {
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 

@@ -1,4 +1,4 @@
-//! What an authority may answer, good and bad.
+//! The responses of the fake certificate authority, valid and invalid.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,42 +11,42 @@ use rcgen::{
 };
 use tonic::Status;
 
-/// More than any chain that is needed, and than any that is taken.
-const OVER_LONG: usize = 12;
+/// Longer than any chain that a daemon accepts.
+const EXTRA_CERTIFICATES: usize = 12;
 
-/// How long before now certificates begin.
+/// How long before now certificates become valid.
 const BACKDATE: Duration = Duration::from_secs(300);
 
-/// An answer.
+/// A response to a signing request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// What was asked for.
+pub enum CaResponse {
+    /// The requested certificate.
     Good,
-    /// Text that is no certificate.
+    /// Text that is not a certificate.
     Garbage,
-    /// A certificate for somebody else.
-    AnotherIdentity,
+    /// A certificate for another identity.
+    WrongIdentity,
     /// A certificate that has expired.
     Expired,
-    /// A good leaf with more intermediates than anybody has.
-    OverLong,
-    /// A leaf of an authority that is not among the roots.
+    /// A valid leaf with more intermediates than a daemon accepts.
+    ChainTooLong,
+    /// A leaf of an authority that is not among the daemon's roots.
     Untrusted,
-    /// A certificate for another key than the one that was sent.
-    AnotherKey,
-    /// A refusal.
+    /// A certificate for another key than the request's.
+    WrongKey,
+    /// PERMISSION_DENIED
     Denied,
-    /// No answer at all.
-    Silence,
+    /// No response.
+    NoResponse,
 }
 
 /// An authority's certificate and key.
-pub(super) struct Authority {
+pub(super) struct SigningCa {
     issuer: Issuer<'static, KeyPair>,
     pub(super) certificate: Certificate,
 }
 
-impl Authority {
+impl SigningCa {
     pub(super) fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -60,7 +60,7 @@ impl Authority {
         })
     }
 
-    /// A certificate with this one name.
+    /// Signs a leaf with one name.
     pub(super) fn leaf(
         &self,
         name: SanType,
@@ -81,8 +81,8 @@ impl Authority {
     }
 }
 
-/// The identity that a request asks for.
-pub(super) fn asked(request: &IstioCertificateRequest) -> Option<&str> {
+/// The identity in a request's metadata.
+pub(super) fn requested_identity(request: &IstioCertificateRequest) -> Option<&str> {
     let fields = &request.metadata.as_ref()?.fields;
     match fields.get("ImpersonatedIdentity")?.kind.as_ref()? {
         prost_types::value::Kind::StringValue(identity) => Some(identity),
@@ -90,19 +90,19 @@ pub(super) fn asked(request: &IstioCertificateRequest) -> Option<&str> {
     }
 }
 
-impl Answer {
-    /// The answer to a request, whose certificate lives for `life`. `None` is silence.
+impl CaResponse {
+    /// The response to a request, with a certificate that is valid for `ttl`. `None` means no response.
     pub(super) fn to(
         self,
         request: &IstioCertificateRequest,
-        authority: &Authority,
-        life: Duration,
+        authority: &SigningCa,
+        ttl: Duration,
     ) -> Option<Result<IstioCertificateResponse, Status>> {
         match self {
-            Self::Silence => None,
-            Self::Denied => Some(Err(Status::permission_denied("not this one"))),
+            Self::NoResponse => None,
+            Self::Denied => Some(Err(Status::permission_denied("denied by the test"))),
             other => {
-                let chain = other.chain(request, authority, life);
+                let chain = other.chain(request, authority, ttl);
                 let chain = chain.map_err(|error| Status::internal(format!("{error:#}")));
                 Some(chain.map(|cert_chain| IstioCertificateResponse { cert_chain }))
             }
@@ -112,36 +112,34 @@ impl Answer {
     fn chain(
         self,
         request: &IstioCertificateRequest,
-        authority: &Authority,
-        life: Duration,
+        authority: &SigningCa,
+        ttl: Duration,
     ) -> Result<Vec<String>> {
         let now = SystemTime::now();
-        let identity = asked(request).context("no identity")?;
+        let identity = requested_identity(request).context("no identity")?;
         let csr = CertificateSigningRequestParams::from_pem(&request.csr).context("CSR")?;
         let name = |identity: &str| Ok::<_, rcgen::Error>(SanType::URI(identity.try_into()?));
-        let another = format!("{identity}-of-somebody-else");
+        let other_identity = format!("{identity}-other");
         let leaf = match self {
-            Self::AnotherIdentity => {
-                authority.leaf(name(&another)?, &csr.public_key, now + life)?
+            Self::WrongIdentity => {
+                authority.leaf(name(&other_identity)?, &csr.public_key, now + ttl)?
             }
             Self::Expired => {
                 let ended = now - Duration::from_secs(60);
                 authority.leaf(name(identity)?, &csr.public_key, ended)?
             }
             Self::Untrusted => {
-                Authority::new()?.leaf(name(identity)?, &csr.public_key, now + life)?
+                SigningCa::new()?.leaf(name(identity)?, &csr.public_key, now + ttl)?
             }
-            Self::AnotherKey => {
-                authority.leaf(name(identity)?, &KeyPair::generate()?, now + life)?
-            }
-            _ => authority.leaf(name(identity)?, &csr.public_key, now + life)?,
+            Self::WrongKey => authority.leaf(name(identity)?, &KeyPair::generate()?, now + ttl)?,
+            _ => authority.leaf(name(identity)?, &csr.public_key, now + ttl)?,
         };
         let mut chain = vec![leaf.pem()];
         match self {
             Self::Garbage => chain = vec!["-----BEGIN NOTHING-----\nnot a certificate".to_owned()],
-            Self::OverLong => {
-                let extra = Authority::new()?.leaf(name(identity)?, &csr.public_key, now + life)?;
-                chain.extend(std::iter::repeat_n(extra.pem(), OVER_LONG));
+            Self::ChainTooLong => {
+                let extra = SigningCa::new()?.leaf(name(identity)?, &csr.public_key, now + ttl)?;
+                chain.extend(std::iter::repeat_n(extra.pem(), EXTRA_CERTIFICATES));
             }
             _ => {}
         }
