@@ -216,11 +216,11 @@ impl SpireAgent {
     /// The agent's log cannot be read.
     pub fn subscribed_selectors(&self) -> Result<Vec<String>> {
         let log = fs::read_to_string(self.folder.join("agent.log"))?;
-        let asked = log
+        let subscribed = log
             .lines()
             .filter(|line| line.contains("Subscribing to cache changes"))
             .filter_map(|line| Some(line.split_once("request_selectors=")?.1.to_owned()));
-        Ok(asked.collect())
+        Ok(subscribed.collect())
     }
 }
 

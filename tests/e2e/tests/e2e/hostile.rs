@@ -114,7 +114,7 @@ const PROGRAMS: [(&str, &str, &str); 6] = [
         "alert certificate required",
         "peer_without_certificate",
     ),
-    ("echo client | socat -t20 - TCP:$0", "", "peer_not_hbone"),
+    ("echo hello | socat -t20 - TCP:$0", "", "peer_not_hbone"),
     (
         "head -c 100000 /dev/urandom | socat -t20 - TCP:$0",
         "",

@@ -15,8 +15,8 @@ fn client_blocks_when_the_server_does_not_read() {
         server_events: &["received 67108864 intact", "fin", "closed"],
     }
     .assert_on_every_path();
-    for (path, observed) in runs {
-        let in_flight = observed.client.number("blocked after").unwrap();
+    for (path, transcripts) in runs {
+        let in_flight = transcripts.client.number("blocked after").unwrap();
         println!("{path:?}: blocked after {in_flight} bytes");
         assert!(
             in_flight < MAX_BYTES_IN_FLIGHT,
@@ -34,8 +34,8 @@ fn server_blocks_when_the_client_does_not_read() {
         server_events: &["blocked", "sent 67108864", "shut", "fin"],
     }
     .assert_on_every_path();
-    for (path, observed) in runs {
-        let in_flight = observed.server.number("blocked after").unwrap();
+    for (path, transcripts) in runs {
+        let in_flight = transcripts.server.number("blocked after").unwrap();
         println!("{path:?}: blocked after {in_flight} bytes");
         assert!(
             in_flight < MAX_BYTES_IN_FLIGHT,
@@ -85,10 +85,10 @@ fn gibibyte_in_each_direction_arrives_intact() {
         ],
     }
     .assert_on(&[Path::Direct, Path::Meshed]);
-    for (path, observed) in runs {
+    for (path, transcripts) in runs {
         let rate = |seconds: Option<f64>| 8.0 * 1.073_741_824 / seconds.unwrap();
-        let uplink = rate(observed.server.number("received 1073741824 in"));
-        let downlink = rate(observed.client.number("received 1073741824 in"));
+        let uplink = rate(transcripts.server.number("received 1073741824 in"));
+        let downlink = rate(transcripts.client.number("received 1073741824 in"));
         println!("{path:?}: {uplink:.2} Gb/s to the server, {downlink:.2} Gb/s to the client");
     }
 }

@@ -82,8 +82,8 @@ fn server_that_sends_first_is_not_delayed() {
         ],
     }
     .assert_on_every_path();
-    for (path, observed) in runs {
-        let seconds = observed.client.number("first byte after").unwrap();
+    for (path, transcripts) in runs {
+        let seconds = transcripts.client.number("first byte after").unwrap();
         // Protocol detection, which waits for the client's first bytes, would take 5 s or more.
         assert!(seconds < 5.0, "{path:?}: the first byte took {seconds} s");
     }
