@@ -187,16 +187,6 @@ class Endpoint:
                 self.recv_once(receive_end - self.received)
         self.event(f"exchanged {amount(count)} intact")
 
-    def send_paced(self, count, seconds):
-        """Sends in equal parts, one every 250 ms."""
-        parts = int(float(seconds) * 4)
-        start, end = time.monotonic(), self.sent + amount(count)
-        for part in range(1, parts + 1):
-            time.sleep(max(0.0, start + part / 4 - time.monotonic()))
-            goal = end - amount(count) * (parts - part) // parts
-            self.push(goal)
-        self.event(f"sent {amount(count)}")
-
     def send_bytewise(self, count):
         """Sends single bytes, each in its own packet."""
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

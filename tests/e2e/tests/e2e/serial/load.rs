@@ -149,9 +149,11 @@ fn server_that_resets_while_receiving_does_not_affect_its_neighbours() {
         assert_eq!(report.completed, 0);
         // Each connection reached the server, and its reset reached the client.
         assert_eq!(report.reset_count(), 5000, "{report:?}");
-        lab.wait_until("the server to reset every connection", RELEASE_DEADLINE, || {
-            (server.reset_count() == 5000).then_some(())
-        })
+        lab.wait_until(
+            "the server to reset every connection",
+            RELEASE_DEADLINE,
+            || (server.reset_count() == 5000).then_some(()),
+        )
         .unwrap_or_else(|error| panic!("{error:#}: {}", server.reset_count()));
     });
 }

@@ -11,23 +11,6 @@ fn run_concurrently(scenarios: &[Scenario<'_>]) {
     });
 }
 
-#[test]
-fn half_closed_end_receives_for_a_minute() {
-    let client_closes = Scenario {
-        client: &["send 1000", "shut", "drain"],
-        client_events: &["sent 1000", "shut", "received 31457280 intact", "fin"],
-        server: &["drain", "send_paced 30M 60", "close"],
-        server_events: &["received 1000 intact", "fin", "sent 31457280", "closed"],
-    };
-    let server_closes = Scenario {
-        client: &["drain", "send_paced 30M 60", "close"],
-        client_events: &["received 1000 intact", "fin", "sent 31457280", "closed"],
-        server: &["send 1000", "shut", "drain"],
-        server_events: &["sent 1000", "shut", "received 31457280 intact", "fin"],
-    };
-    run_concurrently(&[client_closes, server_closes]);
-}
-
 /// The silence is longer than conntrack's default timeout of a half-closed connection (60 s in state CLOSE_WAIT). If the
 /// entry expired, the redirection and the data after the silence would be lost.
 #[test]
