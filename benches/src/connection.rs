@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mesh::{Attempt, Store, WorkloadUid};
+use mesh::{InboundConnection, Store, WorkloadUid};
 use spiffe::SpiffeId;
 
 use crate::cluster::{PORT, Pod};
@@ -46,12 +46,12 @@ impl Connection {
         let source = model
             .workload_by_ip(self.source_ip)
             .filter(|source| source.identity == self.source);
-        let attempt = Attempt {
-            source: Some(&self.source),
+        let connection = InboundConnection {
+            source_identity: Some(&self.source),
             source_ip: self.source_ip,
             source_workload: source.map(|source| &**source),
             destination: self.destination,
         };
-        model.authorize(workload, &attempt).is_allowed()
+        model.authorize(workload, &connection).is_allowed()
     }
 }

@@ -19,9 +19,9 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use spiffe::TrustDomain;
 
+use crate::diagnostic::{Diagnostic, ObjectRef};
 use crate::model::Model;
 use crate::objects::{Object, Objects, Origin};
-use crate::problem::{ObjectRef, Problem};
 
 pub(crate) use fault::{Fault, Faults};
 pub(crate) use read::names;
@@ -63,16 +63,16 @@ impl Params {
     }
 }
 
-/// Makes the model of these objects and says what is wrong with them. The problems are sorted, and
+/// Makes the model of these objects and says what is wrong with them. The diagnostics are sorted, and
 /// hold those that were found while reading ([`Objects::report`]).
-pub fn compile(objects: &Objects, params: &Params) -> (Model, Vec<Problem>) {
-    let mut problems: Vec<Problem> = objects.problems().collect();
-    let facts = read::all(objects, params, &mut problems);
+pub fn compile(objects: &Objects, params: &Params) -> (Model, Vec<Diagnostic>) {
+    let mut diagnostics: Vec<Diagnostic> = objects.diagnostics().collect();
+    let facts = read::all(objects, params, &mut diagnostics);
     let (model, cross) = join::join(facts);
-    problems.extend(cross);
-    problems.sort();
-    problems.dedup();
-    (model, problems)
+    diagnostics.extend(cross);
+    diagnostics.sort();
+    diagnostics.dedup();
+    (model, diagnostics)
 }
 
 /// What is wrong with an object in itself, whatever else there is.
@@ -91,8 +91,13 @@ struct Fact<T> {
 }
 
 impl<T> Fact<T> {
-    fn problem(&self, field: impl Into<String>, code: &'static str, message: String) -> Problem {
-        Problem {
+    fn diagnostic(
+        &self,
+        field: impl Into<String>,
+        code: &'static str,
+        message: String,
+    ) -> Diagnostic {
+        Diagnostic {
             file: self.origin.file.clone(),
             document: self.origin.document,
             object: Some(self.reference.clone()),

@@ -12,7 +12,7 @@
 //! * **The data path never sees Kubernetes types.** It reads [`Workload`], [`Service`] and
 //!   [`Node`], which hold only what has been checked.
 //! * **Invalid input never widens access.** An object that cannot be understood is reported as a
-//!   [`Problem`] with its file, object and field, and keeps its last good version. An address
+//!   [`Diagnostic`] with its file, object and field, and keeps its last good version. An address
 //!   that two pods claim belongs to neither: it is refused, not guessed.
 //! * **The same objects give the same model**, whatever files they are in and in whatever order
 //!   they are read.
@@ -25,10 +25,10 @@
 
 pub mod certs;
 mod compile;
+mod diagnostic;
 mod model;
 pub mod objects;
 pub mod policy;
-mod problem;
 mod route;
 pub mod source;
 mod store;
@@ -36,12 +36,12 @@ mod store;
 mod testing;
 
 pub use compile::{Params, compile};
+pub use diagnostic::{Diagnostic, ObjectRef};
 pub use model::{
-    Affinity, Distribution, Endpoint, EndpointKey, EndpointLease, EndpointPort, EndpointTarget,
-    HBONE_PORT, Health, Load, Locality, Mode, Model, NamedPort, Namespace, Node, Refusal, Service,
-    ServiceName, ServicePort, Workload, WorkloadType, WorkloadUid,
+    AddressRefusal, Affinity, Distribution, Endpoint, EndpointKey, EndpointLease, EndpointPort,
+    EndpointTarget, HBONE_PORT, Health, Load, Locality, Mode, Model, NamedPort, Namespace, Node,
+    Service, ServiceName, ServicePort, Workload, WorkloadType, WorkloadUid,
 };
-pub use policy::{Attempt, Decision, Denial, PolicyReport, PolicySet, PolicyState};
-pub use problem::{ObjectRef, Problem};
+pub use policy::{Decision, Denial, InboundConnection, PolicyReport, PolicySet, PolicyState};
 pub use route::{Route, route};
 pub use store::{Changes, Snapshot, Store};

@@ -18,8 +18,8 @@ pub use endpoint::{Endpoint, EndpointKey, EndpointLease, EndpointPort, EndpointT
 pub use service::{Affinity, Distribution, Service, ServiceName, ServicePort};
 pub use workload::{Health, Locality, Mode, NamedPort, Workload, WorkloadType, WorkloadUid};
 
+use crate::diagnostic::Diagnostic;
 use crate::policy::PolicyReport;
-use crate::problem::Problem;
 
 /// Port on which a meshed pod accepts HBONE (Istio's contract).
 pub const HBONE_PORT: u16 = 15008;
@@ -32,11 +32,11 @@ pub struct Model {
     pub(crate) services: FxHashMap<ServiceName, Arc<Service>>,
     pub(crate) by_vip: FxHashMap<IpAddr, Arc<Service>>,
     pub(crate) external: External,
-    pub(crate) refused: FxHashMap<IpAddr, Refusal>,
+    pub(crate) refused: FxHashMap<IpAddr, AddressRefusal>,
     pub(crate) nodes: FxHashMap<Arc<str>, Arc<Node>>,
     pub(crate) namespaces: FxHashMap<Arc<str>, Arc<Namespace>>,
     pub(crate) policies: Arc<[Arc<PolicyReport>]>,
-    pub(crate) problems: Arc<Vec<Problem>>,
+    pub(crate) diagnostics: Arc<Vec<Diagnostic>>,
 }
 
 impl Model {
@@ -46,7 +46,7 @@ impl Model {
     }
 
     /// The one workload that owns this address. Host-network pods own none, and an address that
-    /// several pods claim is owned by nobody (see [`Model::refused`]).
+    /// several pods claim is owned by nobody (see [`Model::address_refusal`]).
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.by_ip.get(&ip.to_canonical())
     }
@@ -69,7 +69,7 @@ impl Model {
     /// The service, and the port of it, that an address and port of the outside lead to: an external
     /// address or a load balancer's with the service's own port, or any node's with its node port.
     /// Pods and cluster IPs come first: see there whether the address is theirs.
-    pub fn service_from_outside(&self, to: SocketAddr) -> Option<(&Arc<Service>, u16)> {
+    pub fn service_by_external_address(&self, to: SocketAddr) -> Option<(&Arc<Service>, u16)> {
         let (ip, port) = (to.ip().to_canonical(), to.port());
         let by_address = self.external.by_address.get(&(ip, port));
         by_address.map(|service| (service, port)).or_else(|| {
@@ -87,7 +87,7 @@ impl Model {
     }
 
     /// Why nothing may be sent to this address, if that is so.
-    pub fn refused(&self, ip: IpAddr) -> Option<Refusal> {
+    pub fn address_refusal(&self, ip: IpAddr) -> Option<AddressRefusal> {
         self.refused.get(&ip.to_canonical()).copied()
     }
 
@@ -107,8 +107,8 @@ impl Model {
     }
 
     /// What was wrong with the input, sorted by file, document and object.
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
+    pub fn diagnostics(&self) -> &[Diagnostic] {
+        &self.diagnostics
     }
 }
 
@@ -123,7 +123,7 @@ pub(crate) struct External {
 /// Why an address is refused: no route leads to it, because every answer might be the wrong one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Refusal {
+pub enum AddressRefusal {
     /// Two or more live pods claim it.
     DuplicatePodIp,
     /// Two or more services claim it.
@@ -136,15 +136,15 @@ pub enum Refusal {
     InvalidService,
 }
 
-impl Refusal {
+impl AddressRefusal {
     /// Stable reason code.
     pub const fn code(self) -> &'static str {
         match self {
-            Refusal::DuplicatePodIp => "duplicate_ip",
-            Refusal::DuplicateServiceIp => "duplicate_service_ip",
-            Refusal::PodIpIsServiceIp => "pod_ip_is_service_ip",
-            Refusal::InvalidWorkload => "invalid_workload",
-            Refusal::InvalidService => "invalid_service",
+            AddressRefusal::DuplicatePodIp => "duplicate_ip",
+            AddressRefusal::DuplicateServiceIp => "duplicate_service_ip",
+            AddressRefusal::PodIpIsServiceIp => "pod_ip_is_service_ip",
+            AddressRefusal::InvalidWorkload => "invalid_workload",
+            AddressRefusal::InvalidService => "invalid_service",
         }
     }
 }

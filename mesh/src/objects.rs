@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use parse::{Parsed, parse};
 pub use policy::{Policy, PolicyKind};
 
-use crate::problem::{ObjectRef, Problem};
+use crate::diagnostic::{Diagnostic, ObjectRef};
 
 /// Where an object was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,7 +128,7 @@ pub struct Objects {
     pub(crate) peer_authentications: Kind<Policy>,
     pub(crate) network_policies: Kind<Policy>,
     duplicates: Vec<(ObjectRef, Origin)>,
-    problems: Vec<Problem>,
+    diagnostics: Vec<Diagnostic>,
 }
 
 impl Objects {
@@ -150,9 +150,9 @@ impl Objects {
             .extend(loser.map(|origin| (reference, origin)));
     }
 
-    /// Adds a problem that was found while reading, to be reported with those of `compile`.
-    pub fn report(&mut self, problem: Problem) {
-        self.problems.push(problem);
+    /// Adds a diagnostic that was found while reading, to be reported with those of `compile`.
+    pub fn report(&mut self, diagnostic: Diagnostic) {
+        self.diagnostics.push(diagnostic);
     }
 
     /// Number of objects, without duplicates.
@@ -182,12 +182,12 @@ impl Objects {
     }
 
     /// What was found while reading, and the duplicates.
-    pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> + '_ {
-        self.problems
+    pub(crate) fn diagnostics(&self) -> impl Iterator<Item = Diagnostic> + '_ {
+        self.diagnostics
             .iter()
             .cloned()
             .chain(self.duplicates.iter().map(|(object, origin)| {
-                Problem {
+                Diagnostic {
             file: origin.file.clone(),
             document: origin.document,
             object: Some(object.clone()),

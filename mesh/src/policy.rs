@@ -51,9 +51,9 @@ pub use set::PolicySet;
 /// One connection that asks to reach a workload, as the receiving daemon sees it after
 /// decapsulation.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt<'a> {
+pub struct InboundConnection<'a> {
     /// Who the source is, proven by mutual TLS; `None` for plaintext.
-    pub source: Option<&'a SpiffeId>,
+    pub source_identity: Option<&'a SpiffeId>,
     /// The address of the source pod itself; an IPv4 address is never in its mapped form.
     pub source_ip: IpAddr,
     /// The workload at that address, unless its identity contradicts `source`. NetworkPolicy asks
@@ -63,7 +63,7 @@ pub struct Attempt<'a> {
     pub destination: SocketAddr,
 }
 
-/// What the policies say of an [`Attempt`].
+/// What the policies say of an [`InboundConnection`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
     /// Why it is refused; `None` if it is allowed.

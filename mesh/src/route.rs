@@ -3,7 +3,7 @@
 //! Pure: a model, a source and a destination in, a [`Route`] out. Services are looked up before
 //! pods, as Istio does; the ways in from outside (external addresses, load balancers, node ports)
 //! come last, because anybody who may write a Service may name any address there. An address that is
-//! refused ([`Model::refused`]) leads nowhere; only an address of which nothing at all is known is
+//! refused ([`Model::address_refusal`]) leads nowhere; only an address of which nothing at all is known is
 //! passed through.
 
 mod balance;
@@ -113,7 +113,7 @@ pub fn route(
     if is_self_call(source, destination) {
         return refuse(None, "self_call");
     }
-    if let Some(refusal) = model.refused(ip) {
+    if let Some(refusal) = model.address_refusal(ip) {
         return refuse(None, refusal.code());
     }
     if let Some(service) = model.service_by_vip(ip) {
@@ -137,7 +137,7 @@ fn from_outside(
     tried: &[EndpointKey],
     rng: &mut fastrand::Rng,
 ) -> Route {
-    match model.service_from_outside(destination) {
+    match model.service_by_external_address(destination) {
         Some((service, port)) => {
             let destination = SocketAddr::new(destination.ip(), port);
             to_service(service, source, destination, tried, rng)

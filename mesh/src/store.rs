@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
+use crate::diagnostic::{Diagnostic, ObjectRef};
 use crate::model::{Model, ServiceName, WorkloadUid};
-use crate::problem::{ObjectRef, Problem};
 
 /// The current [`Model`]. Clones share it.
 ///
@@ -57,8 +57,8 @@ pub struct Changes {
     pub policies: Vec<ObjectRef>,
     /// The refused addresses are others.
     pub refusals: bool,
-    /// The list of problems is another one.
-    pub problems: bool,
+    /// The list of diagnostics is another one.
+    pub diagnostics: bool,
 }
 
 impl Changes {
@@ -95,16 +95,16 @@ impl Store {
 
     /// Replaces the model by what `compile` made and says what that changed. Subscribers are woken
     /// only if something did.
-    pub fn apply(&self, model: Model, problems: Vec<Problem>) -> Changes {
+    pub fn apply(&self, model: Model, diagnostics: Vec<Diagnostic>) -> Changes {
         // The lock guards no data, so a writer that panicked left nothing half done.
         let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.model();
         let (mut model, mut changes) = reconcile::reconcile(&old, model);
-        changes.problems = *old.problems != problems;
-        model.problems = if changes.problems {
-            Arc::new(problems)
+        changes.diagnostics = *old.diagnostics != diagnostics;
+        model.diagnostics = if changes.diagnostics {
+            Arc::new(diagnostics)
         } else {
-            old.problems.clone()
+            old.diagnostics.clone()
         };
         if !changes.is_empty() {
             self.0.model.store(Arc::new(model));

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use spiffe::TrustDomain;
 
 use crate::objects::{Objects, parse};
-use crate::{Model, Params, Problem, Workload, compile};
+use crate::{Diagnostic, Model, Params, Workload, compile};
 
 /// One object as a document.
 #[derive(Clone, Debug)]
@@ -118,7 +118,7 @@ pub(crate) fn objects(docs: &[Doc]) -> Objects {
     objects
 }
 
-pub(crate) fn compiled(docs: &[Doc]) -> (Model, Vec<Problem>) {
+pub(crate) fn compiled(docs: &[Doc]) -> (Model, Vec<Diagnostic>) {
     compile(&objects(docs), &params())
 }
 
@@ -126,9 +126,9 @@ pub(crate) fn model(docs: &[Doc]) -> Model {
     compiled(docs).0
 }
 
-/// `code@field` of each problem.
-pub(crate) fn codes(problems: &[Problem]) -> Vec<String> {
-    problems
+/// `code@field` of each diagnostic.
+pub(crate) fn codes(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics
         .iter()
         .map(|p| format!("{}@{}", p.code, p.field))
         .collect()

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use mesh::objects::{Objects, parse};
-use mesh::{Attempt, Params, compile};
+use mesh::{InboundConnection, Params, compile};
 use spiffe::TrustDomain;
 
 const SEEDS: [&str; 6] = [
@@ -95,9 +95,13 @@ fn read(input: &[u8], params: &Params) {
     for (object, origin) in parsed.objects {
         objects.insert(object, origin);
     }
-    let (model, problems) = compile(&objects, params);
-    for problem in problems.iter().chain(&parsed.broken).chain(&parsed.ignored) {
-        assert!(!problem.to_string().contains('\n'), "{problem:?}");
+    let (model, diagnostics) = compile(&objects, params);
+    for diagnostic in diagnostics
+        .iter()
+        .chain(&parsed.broken)
+        .chain(&parsed.ignored)
+    {
+        assert!(!diagnostic.to_string().contains('\n'), "{diagnostic:?}");
     }
     for workload in model.workloads() {
         for source in [None, Some(&workload.identity)] {
@@ -106,8 +110,8 @@ fn read(input: &[u8], params: &Params) {
             // Which answer is right is the subject of other tests; that there is one, of this.
             let _ = model.authorize(
                 workload,
-                &Attempt {
-                    source,
+                &InboundConnection {
+                    source_identity: source,
                     source_ip: ip,
                     source_workload: None,
                     destination: SocketAddr::new(ip, 8080),

@@ -342,7 +342,7 @@ async fn problems(
     let mut changed = store.subscribe();
     loop {
         changed.borrow_and_update();
-        telemetry.record_problems(store.load().problems().len());
+        telemetry.record_problems(store.load().diagnostics().len());
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changed.changed() => if changed.is_err() { return Ok(()) },

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use rustc_hash::FxHashSet as Set;
 
-use crate::model::Refusal;
-use crate::problem::Problem;
+use crate::diagnostic::Diagnostic;
+use crate::model::AddressRefusal;
 
 use super::read::{PodFacts, ServiceFacts};
 use super::{Fact, Map};
@@ -15,7 +15,7 @@ use super::{Fact, Map};
 pub(super) struct Ownership {
     pub(super) pods: Map<IpAddr, usize>,
     pub(super) services: Map<IpAddr, usize>,
-    pub(super) refused: Map<IpAddr, Refusal>,
+    pub(super) refused: Map<IpAddr, AddressRefusal>,
 }
 
 impl Ownership {
@@ -38,13 +38,13 @@ impl Ownership {
 pub(super) fn settle(
     pods: &[Fact<PodFacts>],
     services: &[Fact<ServiceFacts>],
-    unreadable: &[(IpAddr, Refusal)],
-    problems: &mut Vec<Problem>,
+    unreadable: &[(IpAddr, AddressRefusal)],
+    diagnostics: &mut Vec<Diagnostic>,
 ) -> Ownership {
     let mut ownership = Ownership::default();
-    settle_pods(pods, &mut ownership, problems);
-    settle_services(services, &mut ownership, problems);
-    settle_between(services, &mut ownership, problems);
+    settle_pods(pods, &mut ownership, diagnostics);
+    settle_services(services, &mut ownership, diagnostics);
+    settle_between(services, &mut ownership, diagnostics);
     let hosts = pods
         .iter()
         .map(|pod| &pod.value.workload)
@@ -62,7 +62,11 @@ pub(super) fn settle(
 
 /// A pod that is terminating may already have given its address back, so it yields to one that is
 /// not. Between equals nobody can say who answers: the address is refused.
-fn settle_pods(pods: &[Fact<PodFacts>], ownership: &mut Ownership, problems: &mut Vec<Problem>) {
+fn settle_pods(
+    pods: &[Fact<PodFacts>],
+    ownership: &mut Ownership,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
     let live = pods
         .iter()
         .enumerate()
@@ -77,7 +81,7 @@ fn settle_pods(pods: &[Fact<PodFacts>], ownership: &mut Ownership, problems: &mu
             ownership.pods.insert(ip, owner);
             continue;
         }
-        ownership.refused.insert(ip, Refusal::DuplicatePodIp);
+        ownership.refused.insert(ip, AddressRefusal::DuplicatePodIp);
         for &i in &claimants {
             let others = names(
                 claimants
@@ -86,8 +90,8 @@ fn settle_pods(pods: &[Fact<PodFacts>], ownership: &mut Ownership, problems: &mu
                     .map(|o| &pods[*o]),
             );
             let message = format!("{ip} is also claimed by {others}; nothing is sent to it");
-            let code = Refusal::DuplicatePodIp.code();
-            problems.push(pods[i].problem("status.podIPs", code, message));
+            let code = AddressRefusal::DuplicatePodIp.code();
+            diagnostics.push(pods[i].diagnostic("status.podIPs", code, message));
         }
     }
 }
@@ -95,7 +99,7 @@ fn settle_pods(pods: &[Fact<PodFacts>], ownership: &mut Ownership, problems: &mu
 fn settle_services(
     services: &[Fact<ServiceFacts>],
     ownership: &mut Ownership,
-    problems: &mut Vec<Problem>,
+    diagnostics: &mut Vec<Diagnostic>,
 ) {
     let all = services.iter().enumerate();
     for (ip, claimants) in claims(all.map(|(i, s)| (i, s.value.service.vips.as_slice()))) {
@@ -107,13 +111,13 @@ fn settle_services(
         ownership
             .refused
             .entry(ip)
-            .or_insert(Refusal::DuplicateServiceIp);
+            .or_insert(AddressRefusal::DuplicateServiceIp);
         for &i in &claimants {
             let others = claimants.iter().filter(|other| **other != i);
             let others = names(others.map(|o| &services[*o]));
             let message = format!("{ip} is also claimed by {others}; nothing is sent to it");
-            let code = Refusal::DuplicateServiceIp.code();
-            problems.push(services[i].problem("spec.clusterIPs", code, message));
+            let code = AddressRefusal::DuplicateServiceIp.code();
+            diagnostics.push(services[i].diagnostic("spec.clusterIPs", code, message));
         }
     }
 }
@@ -122,7 +126,7 @@ fn settle_services(
 fn settle_between(
     services: &[Fact<ServiceFacts>],
     ownership: &mut Ownership,
-    problems: &mut Vec<Problem>,
+    diagnostics: &mut Vec<Diagnostic>,
 ) {
     let all = services
         .iter()
@@ -132,14 +136,16 @@ fn settle_between(
         let is_pods = ownership.pods.remove(&ip).is_some()
             || matches!(
                 refused,
-                Some(Refusal::DuplicatePodIp | Refusal::PodIpIsServiceIp)
+                Some(AddressRefusal::DuplicatePodIp | AddressRefusal::PodIpIsServiceIp)
             );
         if is_pods {
             ownership.services.remove(&ip);
-            ownership.refused.insert(ip, Refusal::PodIpIsServiceIp);
+            ownership
+                .refused
+                .insert(ip, AddressRefusal::PodIpIsServiceIp);
             let message = format!("{ip} is also the address of a pod; nothing is sent to it");
-            let code = Refusal::PodIpIsServiceIp.code();
-            problems.push(service.problem("spec.clusterIPs", code, message));
+            let code = AddressRefusal::PodIpIsServiceIp.code();
+            diagnostics.push(service.diagnostic("spec.clusterIPs", code, message));
         }
     }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::diagnostic::Diagnostic;
 use crate::model::{EndpointPort, Health};
-use crate::problem::Problem;
 
 use super::addresses::Ownership;
 use super::read::{PodFacts, ServiceFacts, SliceEndpoint, SliceFacts, TargetPort};
@@ -84,16 +84,20 @@ impl<'a> Finder<'a> {
     }
 
     /// The endpoints of a service; what is wrong with them is reported.
-    pub(super) fn find(&self, service: &Fact<ServiceFacts>, problems: &mut Vec<Problem>) -> Drafts {
+    pub(super) fn find(
+        &self,
+        service: &Fact<ServiceFacts>,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> Drafts {
         let facts = &service.value;
         let key = (&*facts.service.namespace, &*facts.service.name);
-        self.report_missing_names(service, problems);
+        self.report_missing_names(service, diagnostics);
         let drafts = match (self.slices.get(&key), &facts.selector) {
-            (Some(slices), _) => self.listed(service, slices, problems),
+            (Some(slices), _) => self.listed(service, slices, diagnostics),
             (None, Some(selector)) => self.matching(facts, selector),
             (None, None) => {
                 let message = "has no selector, and no EndpointSlice names it".to_owned();
-                problems.push(service.problem("", "service_without_slices", message));
+                diagnostics.push(service.diagnostic("", "service_without_slices", message));
                 return Drafts::new();
             }
         };
@@ -102,8 +106,9 @@ impl<'a> Finder<'a> {
                 true => "its EndpointSlices hold no endpoint that can be used",
                 false => "no live pod matches its selector",
             };
-            let problem = service.problem("", "service_without_endpoints", message.to_owned());
-            problems.push(problem);
+            let diagnostic =
+                service.diagnostic("", "service_without_endpoints", message.to_owned());
+            diagnostics.push(diagnostic);
         }
         drafts
     }
@@ -159,7 +164,7 @@ impl<'a> Finder<'a> {
         &self,
         service: &Fact<ServiceFacts>,
         slices: &[&Fact<SliceFacts>],
-        problems: &mut Vec<Problem>,
+        diagnostics: &mut Vec<Diagnostic>,
     ) -> Drafts {
         let mut drafts = Drafts::new();
         for slice in slices {
@@ -168,7 +173,7 @@ impl<'a> Finder<'a> {
                 let target = match self.target(&slice.value, endpoint) {
                     Ok(target) => target,
                     Err((code, message)) => {
-                        problems.push(slice.problem(endpoint.field.clone(), code, message));
+                        diagnostics.push(slice.diagnostic(endpoint.field.clone(), code, message));
                         continue;
                     }
                 };
@@ -226,7 +231,11 @@ impl<'a> Finder<'a> {
     }
 
     /// A named target port that none of the selected pods has is a mistake even if slices exist.
-    fn report_missing_names(&self, service: &Fact<ServiceFacts>, problems: &mut Vec<Problem>) {
+    fn report_missing_names(
+        &self,
+        service: &Fact<ServiceFacts>,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) {
         let facts = &service.value;
         let Some(selector) = &facts.selector else {
             return;
@@ -239,7 +248,7 @@ impl<'a> Finder<'a> {
             let some = pods.peek().is_some();
             if some && !pods.any(|(_, pod)| named_port(pod, name).is_some()) {
                 let message = format!("none of the pods that it selects has a port named {name:?}");
-                problems.push(service.problem(field.clone(), "named_port_missing", message));
+                diagnostics.push(service.diagnostic(field.clone(), "named_port_missing", message));
             }
         }
     }

@@ -1,8 +1,8 @@
 //! What is wrong with one object in itself.
 
+use crate::diagnostic::{Diagnostic, ObjectRef};
 use crate::objects::Origin;
 use crate::policy::PolicyMessage;
-use crate::problem::{ObjectRef, Problem};
 
 /// One fault of one object. An object with a fault that is not fatal is used as far as it can be
 /// understood, but only while there is no better version of it.
@@ -39,8 +39,8 @@ impl Fault {
         }
     }
 
-    pub(crate) fn at(self, object: ObjectRef, origin: &Origin) -> Problem {
-        Problem {
+    pub(crate) fn at(self, object: ObjectRef, origin: &Origin) -> Diagnostic {
+        Diagnostic {
             file: origin.file.clone(),
             document: origin.document,
             object: Some(object),

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::diagnostic::Diagnostic;
 use crate::model::{
-    Distribution, Endpoint, EndpointTarget, Load, Locality, Mode, Model, Namespace, Node, Refusal,
-    ServiceName, Workload,
+    AddressRefusal, Distribution, Endpoint, EndpointTarget, Load, Locality, Mode, Model, Namespace,
+    Node, ServiceName, Workload,
 };
-use crate::problem::Problem;
 
 use super::addresses::{self, Ownership};
 use super::endpoints::{Draft, Drafts, Finder, Target};
@@ -15,9 +15,9 @@ use super::read::{Facts, PodFacts, ServiceFacts};
 use super::{Fact, Map, policies};
 
 /// Puts the facts together.
-pub(super) fn join(mut facts: Facts) -> (Model, Vec<Problem>) {
-    let mut problems = Vec::new();
-    drop_shared_uids(&mut facts, &mut problems);
+pub(super) fn join(mut facts: Facts) -> (Model, Vec<Diagnostic>) {
+    let mut diagnostics = Vec::new();
+    drop_shared_uids(&mut facts, &mut diagnostics);
     let mut model = Model {
         namespaces: by_name(std::mem::take(&mut facts.namespaces), |n: &Namespace| {
             n.name.clone()
@@ -29,12 +29,17 @@ pub(super) fn join(mut facts: Facts) -> (Model, Vec<Problem>) {
         place(&mut pod.value, &model, &facts.excluded_namespaces);
     }
     let reports = policies::assign(&mut facts);
-    let ownership = addresses::settle(&facts.pods, &facts.services, &facts.refused, &mut problems);
+    let ownership = addresses::settle(
+        &facts.pods,
+        &facts.services,
+        &facts.refused,
+        &mut diagnostics,
+    );
     let finder = Finder::new(&facts.pods, &facts.slices, &ownership);
     let drafts: Vec<Drafts> = facts
         .services
         .iter()
-        .map(|service| finder.find(service, &mut problems))
+        .map(|service| finder.find(service, &mut diagnostics))
         .collect();
     enlist(&mut facts.pods, &facts.services, &drafts);
     let workloads: Vec<Arc<Workload>> = facts
@@ -51,12 +56,12 @@ pub(super) fn join(mut facts: Facts) -> (Model, Vec<Problem>) {
     model.workloads = workloads.into_iter().map(|w| (w.uid.clone(), w)).collect();
     model.refused = ownership.refused;
     model.policies = reports.into();
-    (model, problems)
+    (model, diagnostics)
 }
 
 /// A pod's uid leads to its network namespace. If two pods have the same one, either might be
 /// given the other's identity: both are left out.
-fn drop_shared_uids(facts: &mut Facts, problems: &mut Vec<Problem>) {
+fn drop_shared_uids(facts: &mut Facts, diagnostics: &mut Vec<Diagnostic>) {
     let mut count: Map<Arc<str>, usize> = Map::default();
     for pod in &facts.pods {
         *count
@@ -70,12 +75,12 @@ fn drop_shared_uids(facts: &mut Facts, problems: &mut Vec<Problem>) {
     for pod in shared {
         let uid = &pod.value.workload.kube_uid;
         let message = format!("{uid} is the uid of another pod too; both are left out");
-        problems.push(pod.problem("metadata.uid", "duplicate_uid", message));
+        diagnostics.push(pod.diagnostic("metadata.uid", "duplicate_uid", message));
         if !pod.value.workload.host_network {
             let ips = pod.value.workload.ips.iter();
             facts
                 .refused
-                .extend(ips.map(|ip| (*ip, Refusal::InvalidWorkload)));
+                .extend(ips.map(|ip| (*ip, AddressRefusal::InvalidWorkload)));
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::diagnostic::{Diagnostic, ObjectRef};
 use crate::model::WorkloadUid;
 use crate::policy::{Assigner, PolicyReport, ReadPolicy, Selects};
-use crate::problem::{ObjectRef, Problem};
 
 use super::read::Facts;
 use super::{Fact, Map};
@@ -41,18 +41,18 @@ pub(super) fn assign(facts: &mut Facts) -> Vec<Arc<PolicyReport>> {
 }
 
 fn reports(facts: &Facts, lists: &Finished) -> Vec<Arc<PolicyReport>> {
-    let mut rejected: Map<&ObjectRef, Vec<&Problem>> = Map::default();
-    for problem in &facts.rejected {
-        if let Some(object) = &problem.object {
-            rejected.entry(object).or_default().push(problem);
+    let mut rejected: Map<&ObjectRef, Vec<&Diagnostic>> = Map::default();
+    for diagnostic in &facts.rejected {
+        if let Some(object) = &diagnostic.object {
+            rejected.entry(object).or_default().push(diagnostic);
         }
     }
     let report = |(i, fact): (usize, &Fact<Arc<ReadPolicy>>)| {
-        let problems = rejected.get(&fact.reference).map_or(&[][..], Vec::as_slice);
+        let diagnostics = rejected.get(&fact.reference).map_or(&[][..], Vec::as_slice);
         let object = fact.reference.clone();
         Arc::new(
             fact.value
-                .report(object, i, lists, problems, facts.network_policy),
+                .report(object, i, lists, diagnostics, facts.network_policy),
         )
     };
     facts.policies.iter().enumerate().map(report).collect()

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::objects::{Objects, parse};
 use crate::testing::{Doc, compiled, namespace, node, objects, params, pod, service, slice};
-use crate::{EndpointKey, Model, Problem, Refusal, Route, Store, compile, route};
+use crate::{AddressRefusal, Diagnostic, EndpointKey, Model, Route, Store, compile, route};
 
 /// Few names and few addresses, so that everything meets everything.
 fn any_pod() -> impl Strategy<Value = Doc> {
@@ -149,8 +149,8 @@ fn spread(docs: &[Doc], files: usize) -> Objects {
     all
 }
 
-fn sorted(problems: &[Problem]) -> Vec<String> {
-    let mut said: Vec<_> = problems
+fn sorted(diagnostics: &[Diagnostic]) -> Vec<String> {
+    let mut said: Vec<_> = diagnostics
         .iter()
         .map(|p| format!("{:?} {} {}", p.object, p.code, p.message))
         .collect();
@@ -162,7 +162,7 @@ fn newly_refused(before: &Model, after: &Model) -> Vec<IpAddr> {
     after
         .refused
         .keys()
-        .filter(|ip| before.refused(**ip).is_none())
+        .filter(|ip| before.address_refusal(**ip).is_none())
         .copied()
         .collect()
 }
@@ -183,10 +183,10 @@ proptest! {
     fn the_model_does_not_depend_on_files_and_order(
         world in any_world().prop_shuffle(), files in 1..5usize,
     ) {
-        let (model, problems) = compiled(&world);
+        let (model, diagnostics) = compiled(&world);
         let (other, others) = compile(&spread(&world, files), &params());
         prop_assert_eq!(&model, &other);
-        prop_assert_eq!(sorted(&problems), sorted(&others));
+        prop_assert_eq!(sorted(&diagnostics), sorted(&others));
     }
 
     #[test]
@@ -211,10 +211,10 @@ proptest! {
     #[test]
     fn an_update_is_worth_a_fresh_start(first in any_world(), second in any_world()) {
         let store = Store::new();
-        let (model, problems) = compiled(&first);
-        store.apply(model, problems);
-        let (model, problems) = compiled(&second);
-        let changes = store.apply(model.clone(), problems.clone());
+        let (model, diagnostics) = compiled(&first);
+        store.apply(model, diagnostics);
+        let (model, diagnostics) = compiled(&second);
+        let changes = store.apply(model.clone(), diagnostics.clone());
         let stored = store.model();
         prop_assert_eq!(&model.workloads, &stored.workloads);
         prop_assert_eq!(&model.by_ip, &stored.by_ip);
@@ -222,8 +222,8 @@ proptest! {
         prop_assert_eq!(&model.by_vip, &stored.by_vip);
         prop_assert_eq!(&model.external, &stored.external);
         prop_assert_eq!(&model.refused, &stored.refused);
-        prop_assert_eq!(problems, stored.problems());
-        prop_assert!(store.apply(model, stored.problems().to_vec()).is_empty());
+        prop_assert_eq!(diagnostics, stored.diagnostics());
+        prop_assert!(store.apply(model, stored.diagnostics().to_vec()).is_empty());
         for uid in &changes.added {
             prop_assert!(stored.workload(uid).is_some());
         }
@@ -235,7 +235,7 @@ proptest! {
         let (model, _) = compiled(&world);
         for (ip, owner) in &model.by_ip {
             prop_assert!(owner.ips.contains(ip) && !owner.host_network);
-            prop_assert!(model.refused(*ip).is_none() && model.service_by_vip(*ip).is_none());
+            prop_assert!(model.address_refusal(*ip).is_none() && model.service_by_vip(*ip).is_none());
             let rivals = model.workloads().filter(|w| !w.host_network && w.ips.contains(ip));
             let rivals = rivals.filter(|w| w.uid != owner.uid);
             for rival in rivals {
@@ -248,7 +248,7 @@ proptest! {
                     let owner = model.workload_by_ip(*ip);
                     prop_assert_eq!(owner.is_some(), endpoint.workload().is_some_and(|w| !w.host_network));
                     prop_assert!(owner.is_none() || owner == endpoint.workload());
-                    prop_assert!(model.refused(*ip).is_none());
+                    prop_assert!(model.address_refusal(*ip).is_none());
                 }
             }
         }
@@ -345,10 +345,10 @@ fn check_route(
         Route::Passthrough { target } => {
             prop_assert_eq!(*target, destination);
             prop_assert!(model.workload_by_ip(ip).is_none());
-            prop_assert!(model.service_by_vip(ip).is_none() && model.refused(ip).is_none());
+            prop_assert!(model.service_by_vip(ip).is_none() && model.address_refusal(ip).is_none());
         }
         Route::NoEndpoint { code, .. } => {
-            let refused = model.refused(ip).map(Refusal::code);
+            let refused = model.address_refusal(ip).map(AddressRefusal::code);
             prop_assert!(refused.is_none_or(|refused| refused == *code));
         }
     }

@@ -13,10 +13,10 @@ mod values;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Namespace, Node, Refusal};
+use crate::diagnostic::{Diagnostic, ObjectRef};
+use crate::model::{AddressRefusal, Namespace, Node};
 use crate::objects::{Kind, Object, Objects, PolicyKind};
 use crate::policy::{Context, ReadPolicy};
-use crate::problem::{ObjectRef, Problem};
 
 use super::fault::{Fault, Faults};
 use super::{Fact, Params};
@@ -36,32 +36,34 @@ pub(super) struct Facts {
     /// Sorted by kind, namespace and name.
     pub(super) policies: Vec<Fact<Arc<ReadPolicy>>>,
     /// What the source found in versions of policies that it did not take.
-    pub(super) rejected: Vec<Problem>,
+    pub(super) rejected: Vec<Diagnostic>,
     pub(super) network_policy: bool,
     /// Addresses of pods and services that could not be read.
-    pub(super) refused: Vec<(IpAddr, Refusal)>,
+    pub(super) refused: Vec<(IpAddr, AddressRefusal)>,
     pub(super) excluded_namespaces: Vec<Arc<str>>,
 }
 
 /// Reads every object, and reports the faults of each.
-pub(super) fn all(objects: &Objects, params: &Params, problems: &mut Vec<Problem>) -> Facts {
-    let rejected = problems.iter().filter(|problem| of_policy(problem));
+pub(super) fn all(objects: &Objects, params: &Params, diagnostics: &mut Vec<Diagnostic>) -> Facts {
+    let rejected = diagnostics
+        .iter()
+        .filter(|diagnostic| of_policy(diagnostic));
     let rejected = rejected.cloned().collect();
     let mut facts = Facts {
-        policies: policies(objects, params, problems),
+        policies: policies(objects, params, diagnostics),
         rejected,
         network_policy: params.network_policy,
         namespaces: each(
             &objects.namespaces,
             Object::Namespace,
-            problems,
+            diagnostics,
             namespace::read,
         ),
-        nodes: each(&objects.nodes, Object::Node, problems, node::read),
+        nodes: each(&objects.nodes, Object::Node, diagnostics, node::read),
         slices: each(
             &objects.slices,
             Object::EndpointSlice,
-            problems,
+            diagnostics,
             slice::read,
         ),
         excluded_namespaces: params
@@ -74,7 +76,7 @@ pub(super) fn all(objects: &Objects, params: &Params, problems: &mut Vec<Problem
     each(
         &objects.service_accounts,
         Object::ServiceAccount,
-        problems,
+        diagnostics,
         |o, f| {
             names::check(
                 &o.metadata,
@@ -84,13 +86,13 @@ pub(super) fn all(objects: &Objects, params: &Params, problems: &mut Vec<Problem
             None::<()>
         },
     );
-    let services = each(&objects.services, Object::Service, problems, |o, f| {
+    let services = each(&objects.services, Object::Service, diagnostics, |o, f| {
         service::read(o, params, f)
     });
     services
         .into_iter()
         .for_each(|service| facts.service(service));
-    let pods = each(&objects.pods, Object::Pod, problems, |o, f| {
+    let pods = each(&objects.pods, Object::Pod, diagnostics, |o, f| {
         pod::read(o, params, f)
     });
     pods.into_iter().for_each(|pod| facts.pod(pod));
@@ -100,7 +102,7 @@ pub(super) fn all(objects: &Objects, params: &Params, problems: &mut Vec<Problem
 fn policies(
     objects: &Objects,
     params: &Params,
-    problems: &mut Vec<Problem>,
+    diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<Fact<Arc<ReadPolicy>>> {
     let context = Context::new(params);
     let kinds = [
@@ -110,7 +112,7 @@ fn policies(
     ];
     let mut facts = Vec::new();
     for kind in kinds {
-        facts.extend(each(kind, Object::Policy, problems, |policy, faults| {
+        facts.extend(each(kind, Object::Policy, diagnostics, |policy, faults| {
             let read = policy.read(&context);
             faults.extend(&read.faults);
             Some(read)
@@ -119,13 +121,13 @@ fn policies(
     facts
 }
 
-fn of_policy(problem: &Problem) -> bool {
+fn of_policy(diagnostic: &Diagnostic) -> bool {
     let kinds = [
         PolicyKind::Authorization,
         PolicyKind::PeerAuthentication,
         PolicyKind::Network,
     ];
-    let object = problem.object.as_ref();
+    let object = diagnostic.object.as_ref();
     object.is_some_and(|object| kinds.iter().any(|kind| *object.kind == *kind.as_str()))
 }
 
@@ -142,7 +144,7 @@ impl Facts {
                 reference,
                 origin,
             }),
-            ServiceRead::Unreadable { vips } => self.refuse(vips, Refusal::InvalidService),
+            ServiceRead::Unreadable { vips } => self.refuse(vips, AddressRefusal::InvalidService),
         }
     }
 
@@ -158,11 +160,11 @@ impl Facts {
                 reference,
                 origin,
             }),
-            PodRead::Unreadable { ips } => self.refuse(ips, Refusal::InvalidWorkload),
+            PodRead::Unreadable { ips } => self.refuse(ips, AddressRefusal::InvalidWorkload),
         }
     }
 
-    fn refuse(&mut self, addresses: Vec<IpAddr>, refusal: Refusal) {
+    fn refuse(&mut self, addresses: Vec<IpAddr>, refusal: AddressRefusal) {
         self.refused
             .extend(addresses.into_iter().map(|ip| (ip, refusal)));
     }
@@ -190,7 +192,7 @@ pub(super) fn one(object: &Object, params: &Params) -> Vec<Fault> {
 fn each<T, F>(
     kind: &Kind<T>,
     object: fn(Arc<T>) -> Object,
-    problems: &mut Vec<Problem>,
+    diagnostics: &mut Vec<Diagnostic>,
     mut read: impl FnMut(&T, &mut Faults) -> Option<F>,
 ) -> Vec<Fact<F>> {
     let mut facts = Vec::with_capacity(kind.len());
@@ -198,7 +200,7 @@ fn each<T, F>(
         let mut faults = Faults::default();
         let value = read(&sourced.object, &mut faults);
         let reference = object(sourced.object.clone()).reference();
-        report(faults, &reference, sourced, problems);
+        report(faults, &reference, sourced, diagnostics);
         facts.extend(value.map(|value| Fact {
             value,
             reference,
@@ -212,8 +214,8 @@ fn report<T>(
     faults: Faults,
     reference: &ObjectRef,
     sourced: &crate::objects::Sourced<T>,
-    problems: &mut Vec<Problem>,
+    diagnostics: &mut Vec<Diagnostic>,
 ) {
     let faults = faults.into_vec().into_iter();
-    problems.extend(faults.map(|fault| fault.at(reference.clone(), &sourced.origin)));
+    diagnostics.extend(faults.map(|fault| fault.at(reference.clone(), &sourced.origin)));
 }

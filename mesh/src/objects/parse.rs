@@ -1,4 +1,4 @@
-//! From the bytes of a file to objects and problems.
+//! From the bytes of a file to objects and diagnostics.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::kind::{BadField, Known, known};
 use super::unreadable::{read_policy, unreadable_policies};
 use super::{Object, Origin, PolicyKind};
-use crate::problem::{ObjectRef, Problem};
+use crate::diagnostic::{Diagnostic, ObjectRef};
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -18,12 +18,12 @@ pub struct Parsed {
     /// Documents that should be an object the mesh reads, and are not. Whoever holds an earlier
     /// version of such an object keeps it; where `object` is not known, that may be any object of
     /// the file.
-    pub broken: Vec<Problem>,
+    pub broken: Vec<Diagnostic>,
     /// What stands for policies that cannot be read: it denies. Whoever holds an earlier version of
     /// such a policy keeps that instead.
     pub unreadable: Vec<(Object, Origin)>,
     /// Documents of kinds that the mesh does not read.
-    pub ignored: Vec<Problem>,
+    pub ignored: Vec<Diagnostic>,
 }
 
 /// Reads a file of YAML or JSON documents. Never fails as a whole unless it is not UTF-8: each
@@ -95,19 +95,19 @@ impl Place<'_> {
         name.trim_end().to_owned()
     }
 
-    fn bad(&self, object: Option<ObjectRef>, bad: BadField) -> Problem {
-        self.problem(object, bad.field, bad.code, bad.message)
+    fn bad(&self, object: Option<ObjectRef>, bad: BadField) -> Diagnostic {
+        self.diagnostic(object, bad.field, bad.code, bad.message)
     }
 
-    fn problem(
+    fn diagnostic(
         &self,
         object: Option<ObjectRef>,
         field: String,
         code: &'static str,
         message: String,
-    ) -> Problem {
+    ) -> Diagnostic {
         let field = format!("{}{}", self.prefix, field);
-        Problem {
+        Diagnostic {
             file: self.file.clone(),
             document: self.document,
             object,
@@ -252,14 +252,15 @@ fn read_object(place: &Place<'_>, value: Value, parsed: &mut Parsed) {
                  refuse is let through"
             );
             let reference = Some(reference(&kind, &value));
-            let problem = place.problem(reference, String::new(), "unsupported_kind", message);
-            parsed.ignored.push(problem);
+            let diagnostic =
+                place.diagnostic(reference, String::new(), "unsupported_kind", message);
+            parsed.ignored.push(diagnostic);
         }
         Known::No => {
             let message = format!("the mesh does not read {kind} ({api_version}); ignored");
             let reference = Some(reference(&kind, &value));
-            let problem = place.problem(reference, String::new(), "unknown_kind", message);
-            parsed.ignored.push(problem);
+            let diagnostic = place.diagnostic(reference, String::new(), "unknown_kind", message);
+            parsed.ignored.push(diagnostic);
         }
     }
 }

@@ -84,11 +84,11 @@ fn what_protects_traffic_elsewhere_and_not_here_is_said_aloud() {
         let parsed = read(&format!(
             "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n"
         ));
-        let [problem] = &parsed.ignored[..] else {
+        let [diagnostic] = &parsed.ignored[..] else {
             panic!("{kind}")
         };
-        assert_eq!(problem.code, "unsupported_kind");
-        assert!(problem.message.contains("NOT enforced"), "{problem}");
+        assert_eq!(diagnostic.code, "unsupported_kind");
+        assert!(diagnostic.message.contains("NOT enforced"), "{diagnostic}");
     }
 }
 
@@ -345,7 +345,7 @@ fn the_first_place_counts_whatever_the_order_of_reading() {
         }
         let kept = objects.services.values().next().unwrap();
         assert_eq!(&*kept.origin.file, "a.yaml");
-        let mut files: Vec<_> = objects.problems().map(|p| (p.code, p.file)).collect();
+        let mut files: Vec<_> = objects.diagnostics().map(|p| (p.code, p.file)).collect();
         files.sort();
         let twice = "duplicate_object";
         assert_eq!(files, [(twice, "b.yaml".into()), (twice, "c.yaml".into())]);

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::selector::Selector;
-use super::{Attempt, Denial};
+use super::{Denial, InboundConnection};
 use crate::model::{Model, Workload};
 
 pub(crate) use read::read;
@@ -105,12 +105,12 @@ impl IngressRules {
     /// None of them does; the denial names them.
     pub(crate) fn admits(
         &self,
-        attempt: &Attempt<'_>,
+        connection: &InboundConnection<'_>,
         workload: &Workload,
         model: &Model,
     ) -> Result<(), Denial> {
-        let source = Source::new(attempt, model);
-        let port = attempt.destination.port();
+        let source = Source::new(connection, model);
+        let port = connection.destination.port();
         let admitted = source.is(workload)
             || self
                 .policies

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::dump::PolicyRules;
 use super::read::{Body, ReadPolicy};
+use crate::diagnostic::{Diagnostic, ObjectRef};
 use crate::model::WorkloadUid;
-use crate::problem::{ObjectRef, Problem};
 
 /// One policy as the mesh took it. Serialized in the peer's shape (`name`, `namespace`, `scope`,
 /// `action`, `rules`, `dryRun`) with what is ours beside it.
@@ -82,18 +82,18 @@ pub(crate) trait Selects {
 }
 
 impl ReadPolicy {
-    /// `problems` are what the source found in a version of the policy that it did not let replace
+    /// `diagnostics` are what the source found in a version of the policy that it did not let replace
     /// the last good one, which this is.
     pub(crate) fn report(
         &self,
         object: ObjectRef,
         index: usize,
         selects: &impl Selects,
-        problems: &[&Problem],
+        diagnostics: &[&Diagnostic],
         network_policy: bool,
     ) -> PolicyReport {
         let enforced = self.is_enforced(network_policy);
-        let rejected = problems.iter().any(|p| p.code != "duplicate_object");
+        let rejected = diagnostics.iter().any(|p| p.code != "duplicate_object");
         let (action, dry_run, rules) = match &self.body {
             Body::Authorization(policy) => (
                 policy.action.as_str(),
@@ -110,7 +110,7 @@ impl ReadPolicy {
                 (true, _) => PolicyState::Invalid,
                 (false, _) => PolicyState::Accepted,
             },
-            messages: self.messages(problems, network_policy),
+            messages: self.messages(diagnostics, network_policy),
             selects: match (enforced, self.reach.scope) {
                 (false, _) => Arc::default(),
                 (true, PolicyScope::Global) => selects.all(),
@@ -124,11 +124,11 @@ impl ReadPolicy {
         }
     }
 
-    fn messages(&self, problems: &[&Problem], network_policy: bool) -> Vec<PolicyMessage> {
-        let found = problems.iter().map(|problem| PolicyMessage {
-            field: problem.field.clone(),
-            code: problem.code,
-            message: problem.message.clone(),
+    fn messages(&self, diagnostics: &[&Diagnostic], network_policy: bool) -> Vec<PolicyMessage> {
+        let found = diagnostics.iter().map(|diagnostic| PolicyMessage {
+            field: diagnostic.field.clone(),
+            code: diagnostic.code,
+            message: diagnostic.message.clone(),
         });
         let mut messages: Vec<_> = found
             .chain(self.faults.iter().map(|fault| fault.message()))

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use spiffe::SpiffeId;
 
-use super::Attempt;
+use super::InboundConnection;
 use super::cidr::Cidr;
 use super::text::Pattern;
 
@@ -49,7 +49,7 @@ pub(super) struct ServiceAccount {
     pub(super) name: Box<str>,
 }
 
-/// What rules ask of an attempt, worked out once.
+/// What rules ask of an connection, worked out once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
     source: Option<Source<'a>>,
@@ -66,11 +66,11 @@ struct Source<'a> {
 }
 
 impl<'a> Facts<'a> {
-    pub(super) fn new(attempt: &Attempt<'a>) -> Self {
+    pub(super) fn new(connection: &InboundConnection<'a>) -> Self {
         Self {
-            source: attempt.source.map(Source::new),
-            source_ip: attempt.source_ip,
-            destination: attempt.destination,
+            source: connection.source_identity.map(Source::new),
+            source_ip: connection.source_ip,
+            destination: connection.destination,
         }
     }
 }

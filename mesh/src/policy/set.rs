@@ -8,7 +8,7 @@ use super::authorization::Authorization;
 use super::network::IngressRules;
 use super::peer::PeerMode;
 use super::rule::Facts;
-use super::{Attempt, Decision, Denial};
+use super::{Decision, Denial, InboundConnection};
 use crate::model::{Model, Workload};
 
 /// There are ALLOW policies, and none of them matched.
@@ -84,21 +84,26 @@ impl Model {
     ///
     /// `workload` must be today's: take it from this very model, not from where the connection
     /// began, because it carries the policies that select it.
-    pub fn authorize(&self, workload: &Workload, attempt: &Attempt<'_>) -> Decision {
+    pub fn authorize(&self, workload: &Workload, connection: &InboundConnection<'_>) -> Decision {
         match &workload.policies.0 {
             None => Decision::default(),
-            Some(selected) => selected.decide(self, workload, attempt),
+            Some(selected) => selected.decide(self, workload, connection),
         }
     }
 }
 
 impl Selected {
-    fn decide(&self, model: &Model, workload: &Workload, attempt: &Attempt<'_>) -> Decision {
-        let facts = Facts::new(attempt);
+    fn decide(
+        &self,
+        model: &Model,
+        workload: &Workload,
+        connection: &InboundConnection<'_>,
+    ) -> Decision {
+        let facts = Facts::new(connection);
         let denial = self
-            .peer_denial(attempt)
+            .peer_denial(connection)
             .or_else(|| self.rule_denial(&facts))
-            .or_else(|| self.ingress_denial(model, workload, attempt));
+            .or_else(|| self.ingress_denial(model, workload, connection));
         let dry_run = match denial {
             None => self.trial_denial(&facts),
             Some(_) => None,
@@ -106,9 +111,9 @@ impl Selected {
         Decision { denial, dry_run }
     }
 
-    fn peer_denial(&self, attempt: &Attempt<'_>) -> Option<Denial> {
-        match attempt.source {
-            None => self.peer.denial(attempt.destination.port()).cloned(),
+    fn peer_denial(&self, connection: &InboundConnection<'_>) -> Option<Denial> {
+        match connection.source_identity {
+            None => self.peer.denial(connection.destination.port()).cloned(),
             Some(_) => None,
         }
     }
@@ -126,10 +131,10 @@ impl Selected {
         &self,
         model: &Model,
         workload: &Workload,
-        attempt: &Attempt<'_>,
+        connection: &InboundConnection<'_>,
     ) -> Option<Denial> {
         let ingress = self.ingress.as_ref()?;
-        ingress.admits(attempt, workload, model).err()
+        ingress.admits(connection, workload, model).err()
     }
 
     /// What the policies on trial would refuse of what is allowed. ALLOW policies that are in

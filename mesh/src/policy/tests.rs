@@ -26,7 +26,7 @@ const ROOT: &str = "istio-system";
 /// `istio-system/gate`.
 pub(super) struct World {
     pub(super) model: Model,
-    pub(super) problems: Vec<crate::Problem>,
+    pub(super) diagnostics: Vec<crate::Diagnostic>,
 }
 
 fn in_namespace(name: &str, namespace: &str, ip: &str) -> Doc {
@@ -70,8 +70,8 @@ pub(super) fn world(policies: &[Doc]) -> World {
 
 pub(super) fn world_with(policies: &[Doc], params: &Params) -> World {
     let docs: Vec<Doc> = pods().into_iter().chain(policies.iter().cloned()).collect();
-    let (model, problems) = compile(&objects(&docs), params);
-    World { model, problems }
+    let (model, diagnostics) = compile(&objects(&docs), params);
+    World { model, diagnostics }
 }
 
 impl World {
@@ -89,8 +89,8 @@ impl World {
         let source_workload = self.model.workload_by_ip(source_ip);
         self.model.authorize(
             workload,
-            &Attempt {
-                source: source.as_ref(),
+            &InboundConnection {
+                source_identity: source.as_ref(),
                 source_ip,
                 source_workload: source_workload.map(AsRef::as_ref),
                 destination: SocketAddr::new(workload.ips[0], port),

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::problem::Problem;
+use crate::diagnostic::Diagnostic;
 use crate::{Changes, Params, Store, compile};
 
 use files::{AGREE, Files, Look, Patience};
@@ -67,13 +67,13 @@ pub enum FolderError {
     #[error(
         "cannot read a file of the source folder {dir}, and without the policies that it may hold \
          nothing is let through; is it readable for this user, or a link that leads nowhere? \
-         {problem}"
+         {diagnostic}"
     )]
     File {
         /// The folder.
         dir: PathBuf,
         /// The file, and the system's reason.
-        problem: Box<Problem>,
+        diagnostic: Box<Diagnostic>,
     },
     /// A bug: reading panicked.
     #[error("reading the source folder failed")]
@@ -110,14 +110,14 @@ impl FolderSource {
                     source,
                 });
             }
-            let Some(problem) = reader.files.never_read() else {
+            let Some(diagnostic) = reader.files.never_read() else {
                 break;
             };
             if Instant::now() >= patience {
-                let problem = Box::new(problem.clone());
+                let diagnostic = Box::new(diagnostic.clone());
                 return Err(FolderError::File {
                     dir: self.dir,
-                    problem,
+                    diagnostic,
                 });
             }
             tokio::select! {
@@ -161,7 +161,7 @@ struct Reader {
     files: Files,
     params: Params,
     store: Store,
-    reported: BTreeSet<Problem>,
+    reported: BTreeSet<Diagnostic>,
     /// The files have changed since their model was published.
     changed: bool,
 }
@@ -206,22 +206,22 @@ impl Reader {
             return Ok(self);
         }
         blocking(move || {
-            let (model, problems) = compile(&self.files.objects(), &self.params);
-            self.log_problems(&problems);
-            log_changes(&self.store.apply(model, problems));
+            let (model, diagnostics) = compile(&self.files.objects(), &self.params);
+            self.log_diagnostics(&diagnostics);
+            log_changes(&self.store.apply(model, diagnostics));
             self
         })
         .await
     }
 
-    /// Each problem once, when it appears.
-    fn log_problems(&mut self, problems: &[Problem]) {
-        let now: BTreeSet<Problem> = problems.iter().cloned().collect();
-        for problem in now.difference(&self.reported) {
-            match problem.code {
-                "unknown_kind" => info!(target: "mesh::source", "{problem}"),
-                "folder_unreadable" => error!(target: "mesh::source", "{problem}"),
-                _ => warn!(target: "mesh::source", "{problem}"),
+    /// Each diagnostic once, when it appears.
+    fn log_diagnostics(&mut self, diagnostics: &[Diagnostic]) {
+        let now: BTreeSet<Diagnostic> = diagnostics.iter().cloned().collect();
+        for diagnostic in now.difference(&self.reported) {
+            match diagnostic.code {
+                "unknown_kind" => info!(target: "mesh::source", "{diagnostic}"),
+                "folder_unreadable" => error!(target: "mesh::source", "{diagnostic}"),
+                _ => warn!(target: "mesh::source", "{diagnostic}"),
             }
         }
         self.reported = now;

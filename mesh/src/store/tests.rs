@@ -6,8 +6,8 @@ use super::*;
 use crate::testing::{Doc, compiled, namespace, node, pod, service, slice, workload};
 
 fn apply(store: &Store, docs: &[Doc]) -> Changes {
-    let (model, problems) = compiled(docs);
-    store.apply(model, problems)
+    let (model, diagnostics) = compiled(docs);
+    store.apply(model, diagnostics)
 }
 
 fn names(uids: &[WorkloadUid]) -> Vec<&str> {
@@ -151,8 +151,11 @@ fn nothing_new_wakes_nobody() {
 fn problems_are_part_of_the_model() {
     let store = Store::new();
     let changes = apply(&store, &[service("web", "10.1.0.1")]);
-    assert!(changes.problems);
-    assert_eq!(store.load().problems()[0].code, "service_without_endpoints");
+    assert!(changes.diagnostics);
+    assert_eq!(
+        store.load().diagnostics()[0].code,
+        "service_without_endpoints"
+    );
 }
 
 #[test]

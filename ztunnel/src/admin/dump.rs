@@ -49,7 +49,7 @@ impl Admin {
             "stagedServices": {},
             "certificates": self.certificates(),
             "workloadState": states,
-            "problems": model.problems(),
+            "problems": model.diagnostics(),
             "config": self.config,
             "version": { "version": env!("CARGO_PKG_VERSION"), "component": "ztunnel" },
         })

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mesh::{Attempt, Denial, Model, Workload};
+use mesh::{InboundConnection, Denial, Model, Workload};
 use spiffe::{SpiffeId, TrustDomain};
 
 use super::connections::{AuthzRequest, Connection};
@@ -28,8 +28,8 @@ impl PodContext {
         let source = connection.source.ip();
         let decision = model.authorize(
             workload,
-            &Attempt {
-                source: identity.as_deref(),
+            &InboundConnection {
+                source_identity: identity.as_deref(),
                 source_ip: source,
                 source_workload: self
                     .source_workload(model, source, identity.as_deref())

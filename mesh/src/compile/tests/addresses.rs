@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use serde_json::json;
 
-use crate::Refusal;
+use crate::AddressRefusal;
 use crate::testing::{Doc, codes, compiled, pod, service, workload};
 
 fn ip(text: &str) -> IpAddr {
@@ -20,15 +20,18 @@ fn an_address_that_two_live_pods_claim_belongs_to_neither() {
         pod("thief", "10.0.0.1"),
         pod("db", "10.0.0.2"),
     ];
-    let (model, problems) = compiled(&docs);
+    let (model, diagnostics) = compiled(&docs);
     assert!(model.workload_by_ip(ip("10.0.0.1")).is_none());
-    assert_eq!(model.refused(ip("10.0.0.1")), Some(Refusal::DuplicatePodIp));
+    assert_eq!(
+        model.address_refusal(ip("10.0.0.1")),
+        Some(AddressRefusal::DuplicatePodIp)
+    );
     assert!(model.workload_by_ip(ip("10.0.0.2")).is_some());
-    assert_eq!(codes(&problems), ["duplicate_ip@status.podIPs"; 2]);
+    assert_eq!(codes(&diagnostics), ["duplicate_ip@status.podIPs"; 2]);
     assert!(
-        problems[0].message.contains("Pod shop/thief"),
+        diagnostics[0].message.contains("Pod shop/thief"),
         "{}",
-        problems[0]
+        diagnostics[0]
     );
     assert_eq!(
         model.workloads().len(),
@@ -40,9 +43,9 @@ fn an_address_that_two_live_pods_claim_belongs_to_neither() {
 #[test]
 fn a_terminating_pod_yields_its_address_to_the_next() {
     let docs = [pod("old", "10.0.0.1").terminating(), pod("new", "10.0.0.1")];
-    let (model, problems) = compiled(&docs);
+    let (model, diagnostics) = compiled(&docs);
     assert_eq!(&*model.workload_by_ip(ip("10.0.0.1")).unwrap().name, "new");
-    assert!(problems.is_empty());
+    assert!(diagnostics.is_empty());
     let (model, _) = compiled(&docs[..1]);
     assert_eq!(&*model.workload_by_ip(ip("10.0.0.1")).unwrap().name, "old");
 }
@@ -54,18 +57,18 @@ fn two_terminating_pods_of_one_address_are_a_conflict_too() {
         pod("two", "10.0.0.1").terminating(),
     ];
     assert_eq!(
-        compiled(&docs).0.refused(ip("10.0.0.1")),
-        Some(Refusal::DuplicatePodIp)
+        compiled(&docs).0.address_refusal(ip("10.0.0.1")),
+        Some(AddressRefusal::DuplicatePodIp)
     );
 }
 
 #[test]
 fn host_network_pods_own_no_address() {
     let docs = [host("agent", "192.168.0.1"), host("proxy", "192.168.0.1")];
-    let (model, problems) = compiled(&docs);
+    let (model, diagnostics) = compiled(&docs);
     assert!(model.workload_by_ip(ip("192.168.0.1")).is_none());
-    assert!(model.refused(ip("192.168.0.1")).is_none());
-    assert!(problems.is_empty());
+    assert!(model.address_refusal(ip("192.168.0.1")).is_none());
+    assert!(diagnostics.is_empty());
 }
 
 #[test]
@@ -75,25 +78,25 @@ fn an_address_that_two_services_claim_belongs_to_neither() {
         service("fake", "10.1.0.1"),
         pod("web", "10.0.0.1"),
     ];
-    let (model, problems) = compiled(&docs);
+    let (model, diagnostics) = compiled(&docs);
     assert!(model.service_by_vip(ip("10.1.0.1")).is_none());
     assert_eq!(
-        model.refused(ip("10.1.0.1")),
-        Some(Refusal::DuplicateServiceIp)
+        model.address_refusal(ip("10.1.0.1")),
+        Some(AddressRefusal::DuplicateServiceIp)
     );
-    assert!(codes(&problems).contains(&"duplicate_service_ip@spec.clusterIPs".to_owned()));
+    assert!(codes(&diagnostics).contains(&"duplicate_service_ip@spec.clusterIPs".to_owned()));
 }
 
 #[test]
 fn an_address_of_both_a_pod_and_a_service_is_refused() {
-    let (model, problems) = compiled(&[service("web", "10.0.0.1"), pod("web", "10.0.0.1")]);
+    let (model, diagnostics) = compiled(&[service("web", "10.0.0.1"), pod("web", "10.0.0.1")]);
     assert_eq!(
-        model.refused(ip("10.0.0.1")),
-        Some(Refusal::PodIpIsServiceIp)
+        model.address_refusal(ip("10.0.0.1")),
+        Some(AddressRefusal::PodIpIsServiceIp)
     );
     assert!(model.workload_by_ip(ip("10.0.0.1")).is_none());
     assert!(model.service_by_vip(ip("10.0.0.1")).is_none());
-    assert!(codes(&problems).contains(&"pod_ip_is_service_ip@spec.clusterIPs".to_owned()));
+    assert!(codes(&diagnostics).contains(&"pod_ip_is_service_ip@spec.clusterIPs".to_owned()));
 }
 
 #[test]
@@ -107,7 +110,10 @@ fn a_broken_pod_takes_no_address_from_a_good_one() {
 fn the_addresses_of_a_broken_service_are_refused() {
     let broken = service("web", "10.1.0.1").set("metadata.name", "Web!");
     let (model, _) = compiled(&[broken]);
-    assert_eq!(model.refused(ip("10.1.0.1")), Some(Refusal::InvalidService));
+    assert_eq!(
+        model.address_refusal(ip("10.1.0.1")),
+        Some(AddressRefusal::InvalidService)
+    );
 }
 
 #[test]
@@ -125,9 +131,9 @@ fn addresses_that_lead_back_into_the_pod_are_refused_and_reported() {
         "",
     ] {
         let doc = pod("web", "10.0.0.1").set("status.podIPs", json!([{"ip": bad}]));
-        let (model, problems) = compiled(&[doc]);
+        let (model, diagnostics) = compiled(&[doc]);
         assert!(workload(&model, "web").ips.is_empty(), "{bad}");
-        assert_eq!(problems.len(), usize::from(!bad.is_empty()), "{bad}");
+        assert_eq!(diagnostics.len(), usize::from(!bad.is_empty()), "{bad}");
     }
 }
 
@@ -137,9 +143,9 @@ fn a_pod_has_at_most_one_address_per_family() {
     let doc = pod("web", "10.0.0.1")
         .set("status.podIPs", ips)
         .set("status.podIP", "10.0.0.1");
-    let (model, problems) = compiled(&[doc]);
+    let (model, diagnostics) = compiled(&[doc]);
     assert_eq!(workload(&model, "web").ips, [ip("10.0.0.1"), ip("fd00::1")]);
-    assert_eq!(codes(&problems), ["bad_ip@status.podIPs[2].ip"]);
+    assert_eq!(codes(&diagnostics), ["bad_ip@status.podIPs[2].ip"]);
 }
 
 #[test]

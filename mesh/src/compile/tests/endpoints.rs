@@ -46,21 +46,21 @@ fn named_target_ports_are_resolved_pod_by_pod() {
     let other = pod("web-2", "10.0.0.2").set("spec.containers.0.ports.0.containerPort", 9090);
     let lacking = pod("web-3", "10.0.0.3").set("spec.containers.0.ports.0.name", "grpc");
     let named = web().set("spec.ports.0.targetPort", "http");
-    let (model, problems) = compiled(&[named, pod("web-1", "10.0.0.1"), other, lacking]);
+    let (model, diagnostics) = compiled(&[named, pod("web-1", "10.0.0.1"), other, lacking]);
     let ports: Vec<_> = endpoints(&model)
         .iter()
         .map(|e| e.target_port(80))
         .collect();
     assert_eq!(ports, [Some(8080), Some(9090), None]);
-    assert!(problems.is_empty(), "some pod has it");
+    assert!(diagnostics.is_empty(), "some pod has it");
 }
 
 #[test]
 fn a_named_port_that_no_pod_has_is_reported() {
     let named = web().set("spec.ports.0.targetPort", "grpc");
-    let (_, problems) = compiled(&[named.clone(), pod("web-1", "10.0.0.1")]);
+    let (_, diagnostics) = compiled(&[named.clone(), pod("web-1", "10.0.0.1")]);
     assert_eq!(
-        codes(&problems),
+        codes(&diagnostics),
         ["named_port_missing@spec.ports[0].targetPort"]
     );
     let slice = slice(
@@ -68,17 +68,17 @@ fn a_named_port_that_no_pod_has_is_reported() {
         "web",
         json!([{"addresses": ["10.0.0.1"], "targetRef": target("web-1")}]),
     );
-    let (_, problems) = compiled(&[named, pod("web-1", "10.0.0.1"), slice]);
+    let (_, diagnostics) = compiled(&[named, pod("web-1", "10.0.0.1"), slice]);
     assert_eq!(
-        codes(&problems),
+        codes(&diagnostics),
         ["named_port_missing@spec.ports[0].targetPort"]
     );
 }
 
 #[test]
 fn a_service_without_endpoints_is_reported() {
-    let (model, problems) = compiled(&[web()]);
-    assert_eq!(codes(&problems), ["service_without_endpoints@"]);
+    let (model, diagnostics) = compiled(&[web()]);
+    assert_eq!(codes(&diagnostics), ["service_without_endpoints@"]);
     assert!(endpoints(&model).is_empty());
     let mut bare = web();
     bare.0["spec"].as_object_mut().unwrap().remove("selector");
@@ -147,7 +147,7 @@ fn a_selector_less_service_takes_bare_addresses() {
         "web",
         json!([{"addresses": ["203.0.113.7"], "zone": "eu-1"}]),
     );
-    let (model, problems) = compiled(&[bare, external]);
+    let (model, diagnostics) = compiled(&[bare, external]);
     let endpoint = only(&model);
     assert_eq!(
         endpoint.key(),
@@ -155,7 +155,7 @@ fn a_selector_less_service_takes_bare_addresses() {
     );
     assert_eq!(endpoint.target_port(80), Some(8080));
     assert_eq!(&*endpoint.locality.zone, "eu-1");
-    assert!(problems.is_empty());
+    assert!(diagnostics.is_empty());
 }
 
 #[test]
@@ -195,17 +195,17 @@ fn endpoints_that_could_have_the_wrong_identity_are_left_out() {
     ];
     for (endpoints, code) in cases {
         let slice = slice("x", "web", endpoints.clone());
-        let (model, problems) = compiled(&[&pods[..], &[web(), slice]].concat());
+        let (model, diagnostics) = compiled(&[&pods[..], &[web(), slice]].concat());
         assert!(
             model.service("shop", "web").unwrap().endpoints.is_empty(),
             "{endpoints}"
         );
         assert!(
-            problems.iter().any(|p| p.code == code),
-            "{endpoints}: {problems:?}"
+            diagnostics.iter().any(|p| p.code == code),
+            "{endpoints}: {diagnostics:?}"
         );
         assert!(
-            problems
+            diagnostics
                 .iter()
                 .any(|p| p.code == "service_without_endpoints")
         );
@@ -234,9 +234,9 @@ fn a_slice_that_names_no_service_or_an_odd_family_is_reported() {
     let mut lost = slice("x", "web", json!([]));
     lost.0["metadata"]["labels"] = json!({});
     let fqdn = slice("y", "web", json!([])).set("addressType", "FQDN");
-    let (_, problems) = compiled(&[lost, fqdn]);
+    let (_, diagnostics) = compiled(&[lost, fqdn]);
     assert_eq!(
-        codes(&problems),
+        codes(&diagnostics),
         [
             "missing_label@metadata.labels[kubernetes.io/service-name]",
             "bad_value@addressType"

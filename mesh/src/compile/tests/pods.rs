@@ -42,19 +42,19 @@ fn some_pods_are_never_meshed() {
     let system = pod("dns", "10.0.0.3")
         .ambient()
         .set("metadata.namespace", "kube-system");
-    let (model, problems) = compiled(&[host, sidecar, system]);
+    let (model, diagnostics) = compiled(&[host, sidecar, system]);
     for name in ["host", "old", "dns"] {
         assert_eq!(workload(&model, name).mode, Mode::Plain, "{name}");
     }
-    assert_eq!(codes(&problems), ["host_network@spec.hostNetwork"]);
+    assert_eq!(codes(&diagnostics), ["host_network@spec.hostNetwork"]);
 }
 
 #[test]
 fn a_wrong_mode_label_is_reported_where_it_stands() {
     let typo = pod("web", "10.0.0.1").label("istio.io/dataplane-mode", "ambeint");
-    let (_, problems) = compiled(&[typo]);
+    let (_, diagnostics) = compiled(&[typo]);
     assert_eq!(
-        problems[0].to_string(),
+        diagnostics[0].to_string(),
         "test.yaml#0: Pod shop/web: metadata.labels[istio.io/dataplane-mode]: bad_label_value: \
          \"ambeint\" is neither \"ambient\" nor \"none\""
     );
@@ -64,7 +64,7 @@ fn a_wrong_mode_label_is_reported_where_it_stands() {
 fn a_pod_that_has_ended_is_gone_and_its_address_free() {
     let ended = pod("job", "10.0.0.1").set("status.phase", "Succeeded");
     let failed = pod("crash", "10.0.0.1").set("status.phase", "Failed");
-    let (model, problems) = compiled(&[ended, failed, pod("web", "10.0.0.1")]);
+    let (model, diagnostics) = compiled(&[ended, failed, pod("web", "10.0.0.1")]);
     assert_eq!(model.workloads().len(), 1);
     assert_eq!(
         &*model
@@ -73,7 +73,7 @@ fn a_pod_that_has_ended_is_gone_and_its_address_free() {
             .name,
         "web"
     );
-    assert!(problems.is_empty());
+    assert!(diagnostics.is_empty());
 }
 
 #[test]
@@ -126,10 +126,10 @@ fn names_that_could_spell_another_identity_make_no_workload() {
         good.set("spec.nodeName", "a b"),
     ];
     for doc in bad {
-        let (model, problems) = compiled(std::slice::from_ref(&doc));
+        let (model, diagnostics) = compiled(std::slice::from_ref(&doc));
         assert_eq!(model.workloads().len(), 0, "{doc:?}");
-        assert!(!problems.is_empty(), "{doc:?}");
-        let refused = model.refused("10.0.0.1".parse().unwrap());
+        assert!(!diagnostics.is_empty(), "{doc:?}");
+        let refused = model.address_refusal("10.0.0.1".parse().unwrap());
         assert_eq!(
             refused.map(|r| r.code()),
             Some("invalid_workload"),
@@ -141,13 +141,13 @@ fn names_that_could_spell_another_identity_make_no_workload() {
 #[test]
 fn two_pods_of_one_uid_are_both_left_out() {
     let twin = pod("twin", "10.0.0.2").set("metadata.uid", "uid-web");
-    let (model, problems) = compiled(&[pod("web", "10.0.0.1"), twin, pod("db", "10.0.0.3")]);
+    let (model, diagnostics) = compiled(&[pod("web", "10.0.0.1"), twin, pod("db", "10.0.0.3")]);
     assert_eq!(model.workloads().len(), 1);
     assert_eq!(
-        codes(&problems),
+        codes(&diagnostics),
         ["duplicate_uid@metadata.uid", "duplicate_uid@metadata.uid"]
     );
-    assert!(model.refused("10.0.0.1".parse().unwrap()).is_some());
+    assert!(model.address_refusal("10.0.0.1".parse().unwrap()).is_some());
 }
 
 #[test]
@@ -254,12 +254,12 @@ fn probe_ports_are_those_the_kubelet_calls() {
             {"name": "ends", "livenessProbe": {"httpGet": {"port": 4040}}},
         ]),
     );
-    let (model, problems) = compiled(&[doc]);
+    let (model, diagnostics) = compiled(&[doc]);
     assert_eq!(
         workload(&model, "web").probe_ports,
         [5050, 6060, 7070, 8080, 9090]
     );
-    assert!(problems.is_empty());
+    assert!(diagnostics.is_empty());
 }
 
 #[test]
@@ -268,10 +268,10 @@ fn a_probe_of_a_port_that_is_not_there_is_reported() {
         "spec.containers.0.livenessProbe",
         json!({"httpGet": {"port": "metrics"}, "tcpSocket": {"port": 70000}}),
     );
-    let (model, problems) = compiled(&[doc]);
+    let (model, diagnostics) = compiled(&[doc]);
     assert!(workload(&model, "web").probe_ports.is_empty());
     assert_eq!(
-        codes(&problems),
+        codes(&diagnostics),
         [
             "bad_port@spec.containers[0].livenessProbe.port",
             "named_port_missing@spec.containers[0].livenessProbe.port"

@@ -10,13 +10,13 @@ fn web(docs: &[Doc]) -> Service {
 #[test]
 fn a_service_has_its_addresses_its_ports_and_its_name() {
     let doc = service("web", "10.1.0.1").set("spec.clusterIPs", json!(["10.1.0.1", "fd01::1"]));
-    let (model, problems) = compiled(&[doc, pod("web", "10.0.0.1")]);
+    let (model, diagnostics) = compiled(&[doc, pod("web", "10.0.0.1")]);
     let web = model.service("shop", "web").unwrap();
     assert_eq!(&*web.hostname, "web.shop.svc.cluster.local");
     assert_eq!(web.vips.len(), 2);
     assert!(model.service_by_vip("fd01::1".parse().unwrap()).is_some());
     assert_eq!((web.ports[0].port, &*web.ports[0].name), (80, "http"));
-    assert!(problems.is_empty());
+    assert!(diagnostics.is_empty());
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn policies_that_are_not_understood_are_read_as_the_narrower_one() {
         .set("spec.internalTrafficPolicy", "Lokal")
         .set("spec.sessionAffinity", "Cookie")
         .set("spec.trafficDistribution", "Nearest");
-    let (model, problems) = compiled(&[doc, pod("web", "10.0.0.1")]);
+    let (model, diagnostics) = compiled(&[doc, pod("web", "10.0.0.1")]);
     let web = model.service("shop", "web").unwrap();
     assert!(web.node_local);
     assert_eq!(
@@ -111,7 +111,7 @@ fn policies_that_are_not_understood_are_read_as_the_narrower_one() {
         "bad_value@spec.sessionAffinity",
         "bad_value@spec.trafficDistribution",
     ];
-    assert_eq!(codes(&problems), expected);
+    assert_eq!(codes(&diagnostics), expected);
 }
 
 #[test]
@@ -121,9 +121,9 @@ fn what_is_wrong_with_a_service_is_said_by_field() {
         json!([{"name": "a", "port": 0}, {"name": "b", "port": 80, "targetPort": 70000},
                {"name": "c", "port": 81}, {"name": "d", "port": 81}]),
     );
-    let (model, problems) = compiled(&[doc, pod("web", "10.0.0.1")]);
+    let (model, diagnostics) = compiled(&[doc, pod("web", "10.0.0.1")]);
     assert_eq!(
-        codes(&problems),
+        codes(&diagnostics),
         [
             "bad_ip@spec.clusterIP",
             "bad_ip@spec.clusterIPs[0]",

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::model::{Model, NamedPort, Namespace, Workload};
-use crate::policy::Attempt;
+use crate::policy::InboundConnection;
 use crate::policy::cidr::Cidr;
 use crate::policy::selector::Selector;
 
@@ -61,10 +61,10 @@ pub(super) struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(attempt: &Attempt<'a>, model: &'a Model) -> Self {
-        let pod = attempt.source_workload.filter(|pod| !pod.host_network);
+    pub(super) fn new(connection: &InboundConnection<'a>, model: &'a Model) -> Self {
+        let pod = connection.source_workload.filter(|pod| !pod.host_network);
         Self {
-            ip: attempt.source_ip.to_canonical(),
+            ip: connection.source_ip.to_canonical(),
             pod,
             namespace: pod.and_then(|pod| model.namespace(&pod.namespace).map(|n| &**n)),
         }

@@ -17,16 +17,16 @@ use serde_json::{Value, json};
 use super::{NetworkPolicy, read};
 use crate::compile::Faults;
 use crate::objects::{Object, parse};
-use crate::policy::{Attempt, Denial};
+use crate::policy::{Denial, InboundConnection};
 use crate::testing::{Doc, compiled, namespace, pod};
-use crate::{Model, Problem, Workload};
+use crate::{Diagnostic, Model, Workload};
 
 /// Three namespaces `x`, `y` and `z` with the label `ns: <name>`, in each of them the pods `a`, `b`
 /// and `c` with the label `pod: <name>` and the container ports `serve-80` and `serve-81`. Pod
 /// `y/b` is 10.0.2.2 and fd00::2:2.
 pub(super) struct World {
     pub(super) model: Model,
-    pub(super) problems: Vec<Problem>,
+    pub(super) diagnostics: Vec<Diagnostic>,
 }
 
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
@@ -100,8 +100,8 @@ impl World {
             }
             docs.push(Doc(policy));
         }
-        let (model, problems) = compiled(&docs);
-        (Self { model, problems }, faults)
+        let (model, diagnostics) = compiled(&docs);
+        (Self { model, diagnostics }, faults)
     }
 
     pub(super) fn workload(&self, name: &str) -> &Workload {
@@ -121,13 +121,13 @@ impl World {
             Err(_) => (Some(self.workload(from)), self.workload(from).ips[0]),
         };
         let v6 = source_ip.to_canonical().is_ipv6();
-        let attempt = Attempt {
-            source: None,
+        let connection = InboundConnection {
+            source_identity: None,
             source_ip,
             source_workload,
             destination: SocketAddr::new(workload.ip(v6).expect("both families"), port),
         };
-        match self.model.authorize(workload, &attempt).denial {
+        match self.model.authorize(workload, &connection).denial {
             None => Ok(()),
             Some(denial) => Err(denial),
         }
@@ -202,6 +202,6 @@ pub(super) fn read_value(policy: Value) -> (NetworkPolicy, Vec<String>) {
     let mut faults = faults.into_vec();
     faults.retain(|fault| !fault.is_note());
     let faults = faults.into_iter();
-    let problems: Vec<_> = faults.map(|f| f.at(reference.clone(), origin)).collect();
-    (policy, crate::testing::codes(&problems))
+    let diagnostics: Vec<_> = faults.map(|f| f.at(reference.clone(), origin)).collect();
+    (policy, crate::testing::codes(&diagnostics))
 }

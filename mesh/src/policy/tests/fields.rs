@@ -312,7 +312,7 @@ fn check(rule: &str, matching: &[&str], others: &[&str]) {
             world.report("shop/p").state,
             PolicyState::Accepted,
             "{rule}: {:?}",
-            world.problems
+            world.diagnostics
         );
     }
     let no_allow = Some("AuthorizationPolicy: no ALLOW matched".to_owned());

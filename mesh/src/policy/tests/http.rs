@@ -145,7 +145,7 @@ fn what_is_for_a_waypoint_or_an_authorizer_is_not_enforced_and_says_so() {
         );
         assert!(
             world
-                .problems
+                .diagnostics
                 .iter()
                 .any(|p| p.message.contains("NOT enforced"))
         );

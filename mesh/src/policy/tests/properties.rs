@@ -320,8 +320,8 @@ fn read_world(others: &[Doc], victim: &Doc) -> World {
     for (object, origin) in parsed.objects.into_iter().chain(parsed.unreadable) {
         objects.insert(object, origin);
     }
-    let (model, problems) = compile(&objects, &params());
-    World { model, problems }
+    let (model, diagnostics) = compile(&objects, &params());
+    World { model, diagnostics }
 }
 
 fn named(doc: Doc, name: &str) -> Doc {

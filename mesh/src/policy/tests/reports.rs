@@ -103,7 +103,7 @@ fn faults_and_notes_are_problems_of_their_file_too() {
             "rules: [{to: [{operation: {methods: [GET]}}]}]",
         ),
     ]);
-    let codes = crate::testing::codes(&world.problems);
+    let codes = crate::testing::codes(&world.diagnostics);
     assert!(
         codes.contains(&"unknown_action@spec.action".to_owned()),
         "{codes:?}"

@@ -10,14 +10,14 @@ use rustc_hash::FxHashMap;
 
 use crate::Params;
 use crate::compile::faults;
+use crate::diagnostic::{Diagnostic, ObjectRef};
 use crate::objects::{Object, Origin, Parsed, PolicyKind};
-use crate::problem::{ObjectRef, Problem};
 
 /// The objects of one file, and what is wrong with their newest versions.
 #[derive(Debug, Default)]
 pub(super) struct Documents {
     pub(super) objects: Vec<(Object, Origin)>,
-    pub(super) problems: Vec<Problem>,
+    pub(super) diagnostics: Vec<Diagnostic>,
 }
 
 /// Finds an object in the state before the file was read again: in the same file, else in any.
@@ -77,8 +77,8 @@ pub(super) fn merge(parsed: Parsed, before: &impl Before, params: &Params) -> Do
         if let Some(kept) = kept {
             let reference = new.0.reference();
             let faults = faults(&new.0, params).into_iter();
-            let problems = faults.map(|fault| still(fault.at(reference.clone(), &new.1)));
-            merged.problems.extend(problems);
+            let diagnostics = faults.map(|fault| still(fault.at(reference.clone(), &new.1)));
+            merged.diagnostics.extend(diagnostics);
             merged.objects.push((kept, new.1));
         } else {
             merged.objects.push(new);
@@ -88,13 +88,13 @@ pub(super) fn merge(parsed: Parsed, before: &impl Before, params: &Params) -> Do
     let read = merged.objects.len();
     keep_broken(&broken, &unreadable, before, &mut merged);
     deny_unreadable(unreadable, read, &mut merged);
-    merged.problems.extend(broken);
+    merged.diagnostics.extend(broken);
     merged
 }
 
 /// Keeps the policies of the file in whose place there is something new now that the mesh does not
 /// read: more likely its kind is a slip of the hand than that another object took over the name.
-fn keep_ignored(ignored: Vec<Problem>, before: &impl Before, merged: &mut Documents) {
+fn keep_ignored(ignored: Vec<Diagnostic>, before: &impl Before, merged: &mut Documents) {
     if ignored.is_empty() {
         return;
     }
@@ -106,18 +106,18 @@ fn keep_ignored(ignored: Vec<Problem>, before: &impl Before, merged: &mut Docume
         .filter(|(reference, object)| is_policy(object) && !present.contains(reference))
         .map(|(reference, object)| ((reference.namespace, reference.name), object))
         .collect();
-    for mut problem in ignored {
-        let new = problem.object.as_ref();
+    for mut diagnostic in ignored {
+        let new = diagnostic.object.as_ref();
         let new = new.filter(|object| !before.was_ignored(object));
         let namesake = |new: &ObjectRef| (new.namespace.clone(), new.name.clone());
         if let Some(kept) = new.map(namesake).and_then(|name| missing.remove(&name)) {
-            let (file, document) = (problem.file.clone(), problem.document);
-            problem.object = Some(kept.reference());
-            problem.code = "bad_kind";
-            problem = still(problem);
+            let (file, document) = (diagnostic.file.clone(), diagnostic.document);
+            diagnostic.object = Some(kept.reference());
+            diagnostic.code = "bad_kind";
+            diagnostic = still(diagnostic);
             merged.objects.push((kept, Origin { file, document }));
         }
-        merged.problems.push(problem);
+        merged.diagnostics.push(diagnostic);
     }
 }
 
@@ -187,25 +187,27 @@ fn last_good(new: &(Object, Origin), before: &impl Before, params: &Params) -> O
 /// object it is may be any of the file's that are missing now. What stood for a document goes on
 /// only while the same document is broken and says even less.
 fn keep_broken(
-    broken: &[Problem],
+    broken: &[Diagnostic],
     unreadable: &[(Object, Origin)],
     before: &impl Before,
     merged: &mut Documents,
 ) {
     let mut keep: Vec<(Object, Origin)> = Vec::new();
-    for problem in broken {
-        let last = problem
+    for diagnostic in broken {
+        let last = diagnostic
             .object
             .as_ref()
             .and_then(|object| before.last(object));
         keep.extend(last.map(|(object, _)| {
-            let (file, document) = (problem.file.clone(), problem.document);
+            let (file, document) = (diagnostic.file.clone(), diagnostic.document);
             (object.clone(), Origin { file, document })
         }));
     }
-    if broken.iter().any(|problem| problem.object.is_none()) {
+    if broken.iter().any(|diagnostic| diagnostic.object.is_none()) {
         let is_silent = |document: usize| {
-            broken.iter().any(|problem| problem.document == document)
+            broken
+                .iter()
+                .any(|diagnostic| diagnostic.document == document)
                 && unreadable.iter().all(|(_, at)| at.document != document)
         };
         let file = before.of_file().into_iter();
@@ -221,9 +223,9 @@ fn keep_broken(
     merged.objects.extend(missing);
 }
 
-fn still(mut problem: Problem) -> Problem {
-    problem
+fn still(mut diagnostic: Diagnostic) -> Diagnostic {
+    diagnostic
         .message
         .push_str(" (the last good version stays in use)");
-    problem
+    diagnostic
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 use rustc_hash::FxHashMap;
 
 use crate::Params;
+use crate::diagnostic::{Diagnostic, ObjectRef};
 use crate::objects::{Object, Objects, Origin, Parsed, parse};
-use crate::problem::{ObjectRef, Problem};
 
 use super::RESCAN;
 use super::documents::{Before, Documents, is_good, merge, reuse};
@@ -39,7 +39,7 @@ pub(super) enum Look {
     Same,
     /// Something that has to be seen once more, [`AGREE`] from now.
     Unsettled,
-    /// The objects or problems may be others now.
+    /// The objects or diagnostics may be others now.
     Changed,
 }
 
@@ -86,7 +86,7 @@ struct File {
     /// When it was first seen empty although it held something.
     empty_since: Option<SystemTime>,
     documents: Documents,
-    unreadable: Option<Problem>,
+    unreadable: Option<Diagnostic>,
 }
 
 /// Tells whether a file is as it was. `None` in its place never equals.
@@ -132,7 +132,7 @@ impl Files {
     }
 
     /// A file that could not be read yet, not once, and why: what it holds is not known.
-    pub(super) fn never_read(&self) -> Option<&Problem> {
+    pub(super) fn never_read(&self) -> Option<&Diagnostic> {
         let never = self.files.values().filter(|file| file.hash == NEVER);
         never.filter_map(|file| file.unreadable.as_ref()).next()
     }
@@ -199,7 +199,7 @@ impl Files {
                 Seen::Readable => {}
                 Seen::Unreadable(reason) => {
                     let message = format!("{reason}; what it held stays in use");
-                    file.unreadable = Some(file_problem(&name, "file_unreadable", message));
+                    file.unreadable = Some(file_diagnostic(&name, "file_unreadable", message));
                 }
                 Seen::Content(hash) => {
                     if std::mem::replace(&mut file.hash, hash) == NEVER {
@@ -218,7 +218,7 @@ impl Files {
                 std::mem::take(&mut self.files.entry(name.clone()).or_default().documents);
             let before = LastGood {
                 file: &name,
-                reported: &reported.problems,
+                reported: &reported.diagnostics,
                 is_new: new.contains(&name),
                 gone: &gone,
                 all: &before,
@@ -229,19 +229,19 @@ impl Files {
         self.files.retain(|name, _| !gone.contains(name));
     }
 
-    /// All objects, and the problems that were found while reading.
+    /// All objects, and the diagnostics that were found while reading.
     pub(super) fn objects(&self) -> Objects {
         let mut objects = Objects::default();
         for file in self.files.values() {
             for (object, origin) in &file.documents.objects {
                 objects.insert(object.clone(), origin.clone());
             }
-            let problems = file.documents.problems.iter().chain(&file.unreadable);
-            problems.for_each(|problem| objects.report(problem.clone()));
+            let diagnostics = file.documents.diagnostics.iter().chain(&file.unreadable);
+            diagnostics.for_each(|diagnostic| objects.report(diagnostic.clone()));
         }
         if let Some(error) = &self.failure {
             let message = format!("{error}; the last state stays in use");
-            objects.report(file_problem(&"".into(), "folder_unreadable", message));
+            objects.report(file_diagnostic(&"".into(), "folder_unreadable", message));
         }
         objects
     }
@@ -355,9 +355,9 @@ fn hash(bytes: &[u8]) -> u64 {
 /// The hash of what has never been read.
 const NEVER: u64 = 0;
 
-fn file_problem(file: &Arc<str>, code: &'static str, message: String) -> Problem {
+fn file_diagnostic(file: &Arc<str>, code: &'static str, message: String) -> Diagnostic {
     let (file, field) = (file.clone(), String::new());
-    Problem {
+    Diagnostic {
         file,
         document: 0,
         object: None,
@@ -370,7 +370,7 @@ fn file_problem(file: &Arc<str>, code: &'static str, message: String) -> Problem
 struct LastGood<'a> {
     file: &'a Arc<str>,
     /// What was said of it before.
-    reported: &'a [Problem],
+    reported: &'a [Diagnostic],
     /// It was not there before.
     is_new: bool,
     /// Files that vanish as this one changes: it may be one of them, under another name.
@@ -386,9 +386,9 @@ impl Before for LastGood<'_> {
     }
 
     fn was_ignored(&self, object: &ObjectRef) -> bool {
-        let ignored = |p: &&Problem| matches!(p.code, "unknown_kind" | "unsupported_kind");
+        let ignored = |p: &&Diagnostic| matches!(p.code, "unknown_kind" | "unsupported_kind");
         let mut objects = self.reported.iter().filter(ignored);
-        objects.any(|problem| problem.object.as_ref() == Some(object))
+        objects.any(|diagnostic| diagnostic.object.as_ref() == Some(object))
     }
 
     /// Of a file that vanished the policies always, all else only if this file is new: a pod whose

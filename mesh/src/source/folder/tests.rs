@@ -112,7 +112,11 @@ async fn a_folder_that_goes_leaves_its_last_state_and_is_followed_when_it_return
     let running = Running::start(&[("a.yaml", &[pod("web", "10.0.0.1")])]).await;
     let dir = running.dir.path().to_owned();
     fs::remove_dir_all(&dir).unwrap();
-    let lost = |m: &Model| m.problems().iter().any(|p| p.code == "folder_unreadable");
+    let lost = |m: &Model| {
+        m.diagnostics()
+            .iter()
+            .any(|p| p.code == "folder_unreadable")
+    };
     running.until(lost).await;
     assert!(has("web")(&running.store.load()), "the last state stays");
     fs::create_dir(&dir).unwrap();

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use crate::diagnostic::ObjectRef;
 use crate::model::WorkloadUid;
 use crate::policy::PolicyReport;
-use crate::problem::ObjectRef;
 
 type List = Arc<[WorkloadUid]>;
 

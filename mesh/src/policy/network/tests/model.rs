@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::json;
 
 use super::{World, cluster, yaml};
-use crate::policy::{Attempt, PolicyReport, PolicyState};
+use crate::policy::{InboundConnection, PolicyReport, PolicyState};
 use crate::testing::{Doc, objects, params};
 use crate::{Model, Params, compile};
 
@@ -21,13 +21,13 @@ fn denial(model: &Model) -> Option<String> {
         workloads.find(|w| *w.namespace == *namespace && *w.name == *"a")
     };
     let (from, to) = (find("y").expect("y/a"), find("x").expect("x/a"));
-    let attempt = Attempt {
-        source: Some(&from.identity),
+    let connection = InboundConnection {
+        source_identity: Some(&from.identity),
         source_ip: from.ips[0],
         source_workload: Some(from),
         destination: SocketAddr::new(to.ips[0], 80),
     };
-    let decision = model.authorize(to, &attempt);
+    let decision = model.authorize(to, &connection);
     decision.denial.map(|denial| denial.policy.to_string())
 }
 
@@ -146,9 +146,9 @@ fn the_report_says_what_became_of_a_policy() {
 #[test]
 fn a_fault_is_a_problem_of_the_model_with_object_and_field() {
     let world = World::with_faults(&["spec: {ingress: [{ports: [{port: 0}]}]}"]);
-    let problem = world.problems.first().expect("a problem");
+    let diagnostic = world.diagnostics.first().expect("a diagnostic");
     assert_eq!(
-        problem.to_string(),
+        diagnostic.to_string(),
         "test.yaml#12: NetworkPolicy x/policy-0: spec.ingress[0].ports[0].port: bad_port: 0 is no \
          port (1 to 65535)"
     );

@@ -106,10 +106,12 @@ fn egress_is_not_enforced_and_the_policy_says_so() {
         ),
     ];
     for (spec, expected) in table {
-        let problems = World::new(&[&format!("spec: {spec}")]).problems;
-        let message = problems.first().map(|problem| problem.message.as_str());
+        let diagnostics = World::new(&[&format!("spec: {spec}")]).diagnostics;
+        let message = diagnostics
+            .first()
+            .map(|diagnostic| diagnostic.message.as_str());
         assert_eq!(message, expected, "{spec}");
-        assert!(problems.iter().all(|p| p.code == "egress_not_enforced"));
+        assert!(diagnostics.iter().all(|p| p.code == "egress_not_enforced"));
     }
 }
 

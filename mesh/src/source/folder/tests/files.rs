@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::*;
 use crate::source::folder::files::{AGREE, Files, Look, Patience};
 use crate::testing::{namespace, service};
-use crate::{Attempt, PolicyState};
+use crate::{InboundConnection, PolicyState};
 
 /// A folder that is looked at by hand, with a clock that stands until it is moved.
 struct Folder {
@@ -45,13 +45,13 @@ impl Folder {
         self.now += Duration::from_secs(10);
     }
 
-    /// Names of workloads, and codes of problems.
+    /// Names of workloads, and codes of diagnostics.
     fn state(&mut self) -> (Vec<String>, Vec<&'static str>) {
         self.scan();
-        let (model, problems) = compile(&self.files.objects(), &params());
+        let (model, diagnostics) = compile(&self.files.objects(), &params());
         let mut names: Vec<_> = model.workloads().map(|w| w.name.to_string()).collect();
         names.sort();
-        (names, problems.iter().map(|p| p.code).collect())
+        (names, diagnostics.iter().map(|p| p.code).collect())
     }
 }
 
@@ -142,9 +142,9 @@ fn a_version_that_cannot_be_read_leaves_the_last_good_one() {
             "{case}"
         );
         folder.write("a.yaml", &broken);
-        let (names, problems) = folder.state();
+        let (names, diagnostics) = folder.state();
         assert_eq!(names, ["db", "web"], "{case}");
-        assert_eq!(problems.len(), 1, "{case}: {problems:?}");
+        assert_eq!(diagnostics.len(), 1, "{case}: {diagnostics:?}");
         folder.write("a.yaml", &text(&both()[1..]));
         assert_eq!(
             folder.state(),
@@ -163,13 +163,13 @@ fn a_slip_in_a_namespaces_label_takes_nobody_out_of_the_mesh() {
     let slip = namespace("shop").label("istio.io/dataplane-mode", "ambeint");
     folder.write("ns.yaml", &text(&[slip]));
     folder.scan();
-    let (model, problems) = compile(&folder.files.objects(), &params());
+    let (model, diagnostics) = compile(&folder.files.objects(), &params());
     assert!(model.workloads().all(|w| w.is_meshed()));
-    assert_eq!(problems[0].code, "bad_label_value");
+    assert_eq!(diagnostics[0].code, "bad_label_value");
     assert!(
-        problems[0].message.contains("last good version"),
+        diagnostics[0].message.contains("last good version"),
         "{}",
-        problems[0]
+        diagnostics[0]
     );
 }
 
@@ -241,9 +241,9 @@ fn what_is_wrong_is_said_by_file_and_document() {
         &text(&[pod("web", "10.0.0.1"), service("gone", "10.1.0.1")]),
     );
     folder.scan();
-    let (_, problems) = compile(&folder.files.objects(), &params());
+    let (_, diagnostics) = compile(&folder.files.objects(), &params());
     assert_eq!(
-        problems[0].to_string(),
+        diagnostics[0].to_string(),
         "sub.yaml#1: Service shop/gone: service_without_endpoints: no live pod matches its selector"
     );
 }
@@ -263,13 +263,13 @@ impl Folder {
         let (model, _) = compile(&self.files.objects(), &params());
         let db = crate::testing::workload(&model, "db");
         let allowed = |port: &u16| {
-            let attempt = Attempt {
-                source: None,
+            let connection = InboundConnection {
+                source_identity: None,
                 source_ip: "192.0.2.1".parse().unwrap(),
                 source_workload: None,
                 destination: (db.ips[0], *port).into(),
             };
-            model.authorize(db, &attempt).is_allowed()
+            model.authorize(db, &connection).is_allowed()
         };
         let state = model.policies().first().map(|report| report.state);
         ((1..=3).filter(allowed).collect(), state)
@@ -509,17 +509,17 @@ fn a_file_of_which_nothing_is_known_is_not_one_that_is_gone() {
     symlink("..data", dir.join("sub")).unwrap();
     assert_eq!(folder.state().0.len(), 2);
     fs::remove_file(dir.join("a.yaml")).unwrap();
-    let (names, problems) = folder.state();
+    let (names, diagnostics) = folder.state();
     assert_eq!(
-        (names.len(), problems),
+        (names.len(), diagnostics),
         (2, vec![]),
         "the other way to it is left"
     );
     fs::rename(dir.join("..data"), dir.join("..gone")).unwrap();
     symlink("..data/a.yaml", dir.join("a.yaml")).unwrap();
-    let (names, problems) = folder.state();
+    let (names, diagnostics) = folder.state();
     assert_eq!(names, ["db", "web"], "links that lead nowhere");
-    assert_eq!(problems, ["file_unreadable"; 3]);
+    assert_eq!(diagnostics, ["file_unreadable"; 3]);
     assert!(!folder.scan(), "said once");
     fs::remove_file(dir.join("sub")).unwrap();
     fs::remove_file(dir.join("a.yaml")).unwrap();

@@ -9,7 +9,7 @@ use serde::Serialize;
 ///
 /// `code` is stable and meant for machines; `message` is meant for the author of the object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct Problem {
+pub struct Diagnostic {
     /// The file that holds the object, relative to the source folder.
     pub file: Arc<str>,
     /// Position of the YAML document in that file, from 0.
@@ -45,7 +45,7 @@ impl fmt::Display for ObjectRef {
 }
 
 /// One line: `shop.yaml#1: Service shop/cart: spec.ports[0].port: bad_port: ...`.
-impl fmt::Display for Problem {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = OneLine(f);
         write!(line, "{}#{}: ", self.file, self.document)?;
