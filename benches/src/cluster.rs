@@ -198,7 +198,7 @@ fn network(n: usize, pod: Pod, admits_client: bool) -> Value {
 /// A manifest is broken.
 pub fn objects(manifests: &str) -> Objects {
     let parsed = parse(&"cluster.yaml".into(), manifests.as_bytes());
-    assert!(parsed.broken.is_empty(), "{:?}", parsed.broken.first());
+    assert!(parsed.errors.is_empty(), "{:?}", parsed.errors.first());
     assert!(parsed.ignored.is_empty(), "{:?}", parsed.ignored.first());
     let mut objects = Objects::default();
     for (object, origin) in parsed.objects {

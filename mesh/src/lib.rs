@@ -26,8 +26,11 @@
 pub mod certs;
 mod compile;
 mod diagnostic;
+mod id;
 mod model;
+mod names;
 pub mod objects;
+mod params;
 pub mod policy;
 mod route;
 pub mod source;
@@ -35,13 +38,15 @@ mod store;
 #[cfg(test)]
 mod testing;
 
-pub use compile::{Params, compile};
-pub use diagnostic::{Diagnostic, ObjectRef};
+pub use compile::compile;
+pub use diagnostic::{Diagnostic, Origin, Severity};
+pub use id::{NamedPort, ObjectRef, ServiceName, WorkloadUid};
 pub use model::{
     AddressRefusal, Affinity, Distribution, Endpoint, EndpointKey, EndpointLease, EndpointPort,
-    EndpointTarget, HBONE_PORT, Health, Load, Locality, Mode, Model, NamedPort, Namespace, Node,
-    Service, ServiceName, ServicePort, Workload, WorkloadType, WorkloadUid,
+    EndpointTarget, HBONE_PORT, Health, Load, Locality, Mode, Model, Namespace, Node, Service,
+    ServicePort, Workload, WorkloadType,
 };
+pub use params::Params;
 pub use policy::{Decision, Denial, InboundConnection, PolicyReport, PolicySet, PolicyState};
 pub use route::{Route, route};
 pub use store::{Changes, Snapshot, Store};

@@ -15,10 +15,11 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Serialize;
 
 pub use endpoint::{Endpoint, EndpointKey, EndpointLease, EndpointPort, EndpointTarget, Load};
-pub use service::{Affinity, Distribution, Service, ServiceName, ServicePort};
-pub use workload::{Health, Locality, Mode, NamedPort, Workload, WorkloadType, WorkloadUid};
+pub use service::{Affinity, Distribution, Service, ServicePort};
+pub use workload::{Health, Locality, Mode, Workload, WorkloadType};
 
 use crate::diagnostic::Diagnostic;
+use crate::id::{ServiceName, WorkloadUid};
 use crate::policy::PolicyReport;
 
 /// Port on which a meshed pod accepts HBONE (Istio's contract).

@@ -1,12 +1,12 @@
-//! Typed Kubernetes objects, each with the place it came from.
+//! Typed Kubernetes objects, each with the file and document it came from.
 //!
-//! [`parse`] reads a file of YAML (or JSON) documents. What it cannot read it reports, document by
-//! document, so that one mistake costs one object and not the file.
+//! [`parse`] reads a file of YAML (or JSON) documents. It reports errors document by document, so
+//! that one error affects one object and not the file.
 
 mod kind;
 mod parse;
+mod placeholder;
 mod policy;
-mod unreadable;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,16 +18,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use parse::{Parsed, parse};
 pub use policy::{Policy, PolicyKind};
 
-use crate::diagnostic::{Diagnostic, ObjectRef};
+pub use crate::diagnostic::Origin;
 
-/// Where an object was written.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Origin {
-    /// File, relative to the source folder.
-    pub file: Arc<str>,
-    /// Position of the YAML document in the file, from 0.
-    pub document: usize,
-}
+use crate::diagnostic::Diagnostic;
+use crate::id::ObjectRef;
+use crate::names::namespace_of;
 
 /// One object of a kind that the mesh reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,8 +70,8 @@ impl Object {
         }
     }
 
-    /// Kind, namespace and name. A namespaced object that names no namespace is in `default`, as
-    /// for kubectl.
+    /// Kind, namespace and name. A namespaced object without a namespace is in `default`, as for
+    /// kubectl.
     pub fn reference(&self) -> ObjectRef {
         let meta = self.metadata();
         let cluster_scoped = matches!(self, Object::Namespace(_) | Object::Node(_));
@@ -92,30 +87,22 @@ impl Object {
     }
 }
 
-/// The namespace of a namespaced object.
-pub(crate) fn namespace_of(meta: &ObjectMeta) -> &str {
-    match meta.namespace.as_deref() {
-        None | Some("") => "default",
-        Some(namespace) => namespace,
-    }
-}
-
-/// An object and where it was written.
+/// An object and where it is written.
 #[derive(Clone, Debug)]
 pub struct Sourced<T> {
     /// The object.
     pub object: Arc<T>,
-    /// Where it was written.
+    /// Where it is written.
     pub origin: Origin,
 }
 
-/// Objects of one kind by (namespace, name); ordered, so that all that follows is deterministic.
+/// Objects of one kind by (namespace, name); ordered, so that everything derived is deterministic.
 pub(crate) type Kind<T> = BTreeMap<(String, String), Sourced<T>>;
 
 /// The objects of a source, each once.
 ///
-/// An object that is written twice is taken from its first place (by file name, then document), so
-/// that the outcome does not depend on the order of reading; the other places are reported.
+/// An object that is written twice is taken from its first origin (by file name, then document), so
+/// that the result does not depend on the order of reading; the other origins are reported.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     pub(crate) namespaces: Kind<core::Namespace>,
@@ -150,7 +137,7 @@ impl Objects {
             .extend(loser.map(|origin| (reference, origin)));
     }
 
-    /// Adds a diagnostic that was found while reading, to be reported with those of `compile`.
+    /// Adds a diagnostic of the reader; `compile` returns it with its own.
     pub fn report(&mut self, diagnostic: Diagnostic) {
         self.diagnostics.push(diagnostic);
     }
@@ -176,31 +163,25 @@ impl Objects {
         }
     }
 
-    /// There is no object.
+    /// Whether there is no object.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What was found while reading, and the duplicates.
+    /// Diagnostics of the reader, and one for each duplicate.
     pub(crate) fn diagnostics(&self) -> impl Iterator<Item = Diagnostic> + '_ {
         self.diagnostics
             .iter()
             .cloned()
             .chain(self.duplicates.iter().map(|(object, origin)| {
-                Diagnostic {
-            file: origin.file.clone(),
-            document: origin.document,
-            object: Some(object.clone()),
-            field: String::new(),
-            code: "duplicate_object",
-            message: "is written in another place too; the first by file name and document counts"
-                .into(),
-        }
+                let message =
+                    "is written in another place too; the first by file name and document counts";
+                Diagnostic::new("", "duplicate_object", message).at(object.clone(), origin)
             }))
     }
 }
 
-/// Puts an object in its place unless an earlier origin holds it; returns the origin that lost.
+/// Inserts an object unless an earlier origin holds it; returns the origin that is dropped.
 fn keep_first<T>(
     kind: &mut Kind<T>,
     reference: &ObjectRef,

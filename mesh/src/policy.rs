@@ -45,7 +45,7 @@ pub(crate) use assign::Assigner;
 pub use dump::PolicyRules;
 pub(crate) use read::{Context, ReadPolicy};
 pub(crate) use report::Selects;
-pub use report::{PolicyMessage, PolicyReport, PolicyScope, PolicyState};
+pub use report::{PolicyReport, PolicyScope, PolicyState};
 pub use set::PolicySet;
 
 /// One connection that asks to reach a workload, as the receiving daemon sees it after

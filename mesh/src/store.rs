@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use crate::diagnostic::{Diagnostic, ObjectRef};
-use crate::model::{Model, ServiceName, WorkloadUid};
+use crate::diagnostic::Diagnostic;
+use crate::id::ObjectRef;
+use crate::id::{ServiceName, WorkloadUid};
+use crate::model::Model;
 
 /// The current [`Model`]. Clones share it.
 ///

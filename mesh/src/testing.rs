@@ -109,7 +109,7 @@ pub(crate) fn text(docs: &[Doc]) -> String {
 
 pub(crate) fn objects(docs: &[Doc]) -> Objects {
     let parsed = parse(&"test.yaml".into(), text(docs).as_bytes());
-    assert!(parsed.broken.is_empty(), "{:?}", parsed.broken);
+    assert!(parsed.errors.is_empty(), "{:?}", parsed.errors);
     let mut objects = Objects::default();
     parsed
         .objects

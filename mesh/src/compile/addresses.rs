@@ -7,7 +7,7 @@ use rustc_hash::FxHashSet as Set;
 use crate::diagnostic::Diagnostic;
 use crate::model::AddressRefusal;
 
-use super::read::{PodFacts, ServiceFacts};
+use super::extract::{PodFacts, ServiceFacts};
 use super::{Fact, Map};
 
 /// Owners by address, as positions in the lists of pods and services.

@@ -12,7 +12,7 @@ use crate::diagnostic::Diagnostic;
 use crate::model::{EndpointPort, Health};
 
 use super::addresses::Ownership;
-use super::read::{PodFacts, ServiceFacts, SliceEndpoint, SliceFacts, TargetPort};
+use super::extract::{PodFacts, ServiceFacts, SliceEndpoint, SliceFacts, TargetPort};
 use super::{Fact, Map};
 
 /// An endpoint before workloads are finished: pods are positions in the list.

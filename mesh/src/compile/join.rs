@@ -4,14 +4,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::diagnostic::Diagnostic;
+use crate::id::ServiceName;
 use crate::model::{
     AddressRefusal, Distribution, Endpoint, EndpointTarget, Load, Locality, Mode, Model, Namespace,
-    Node, ServiceName, Workload,
+    Node, Workload,
 };
 
 use super::addresses::{self, Ownership};
 use super::endpoints::{Draft, Drafts, Finder, Target};
-use super::read::{Facts, PodFacts, ServiceFacts};
+use super::extract::{Facts, PodFacts, ServiceFacts};
 use super::{Fact, Map, policies};
 
 /// Puts the facts together.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::diagnostic::{Diagnostic, ObjectRef};
-use crate::model::WorkloadUid;
+use crate::diagnostic::Diagnostic;
+use crate::id::ObjectRef;
+use crate::id::WorkloadUid;
 use crate::policy::{Assigner, PolicyReport, ReadPolicy, Selects};
 
-use super::read::Facts;
+use super::extract::Facts;
 use super::{Fact, Map};
 
 /// Gives every pod its policies. Comes after it is known which pods are in the mesh.

@@ -3,4 +3,5 @@
 mod addresses;
 mod endpoints;
 mod pods;
+mod properties;
 mod services;

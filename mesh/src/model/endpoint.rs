@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
 
-use super::{Health, Locality, Workload, WorkloadUid};
+use super::{Health, Locality, Workload};
+use crate::id::WorkloadUid;
 
 /// One backend of one service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -1,6 +1,5 @@
 //! Workloads: pods as the mesh sees them.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -9,62 +8,9 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use spiffe::SpiffeId;
 
-use super::{Load, ServiceName};
+use super::Load;
+use crate::id::{NamedPort, ServiceName, WorkloadUid};
 use crate::policy::PolicySet;
-
-/// Names one life of one pod: `<cluster>//Pod/<namespace>/<name>/<metadata.uid>`.
-///
-/// The Kubernetes uid is part of it, so that a pod that is made again under the same name and
-/// address is another workload, and nothing that was kept for the first is used for the second.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WorkloadUid(Arc<str>);
-
-impl WorkloadUid {
-    /// Puts the uid of a pod together.
-    pub fn of_pod(cluster: &str, namespace: &str, name: &str, kube_uid: &str) -> Self {
-        Self(format!("{cluster}//Pod/{namespace}/{name}/{kube_uid}").into())
-    }
-
-    /// The uid as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The shared text itself, for example as part of a pool key.
-    pub fn to_arc(&self) -> Arc<str> {
-        Arc::clone(&self.0)
-    }
-}
-
-impl From<&str> for WorkloadUid {
-    fn from(uid: &str) -> Self {
-        Self(uid.into())
-    }
-}
-
-impl Borrow<str> for WorkloadUid {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for WorkloadUid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for WorkloadUid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-impl Serialize for WorkloadUid {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
 
 /// One live pod. Pods that have ended (`Succeeded`, `Failed`) are not in the model.
 ///
@@ -207,13 +153,4 @@ impl fmt::Display for WorkloadType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
-}
-
-/// A container port with a name, which a Service or a probe may refer to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct NamedPort {
-    /// Name, unique within the pod.
-    pub name: Arc<str>,
-    /// TCP port.
-    pub port: u16,
 }

@@ -1,4 +1,4 @@
-//! Which kinds the mesh reads, and what it says of the others.
+//! Which kinds of objects the mesh reads, which it ignores, and which it ignores with a warning.
 
 use std::sync::Arc;
 
@@ -7,89 +7,62 @@ use serde_json::Value;
 
 use super::policy::group;
 use super::{Object, PolicyKind};
-
-/// A value that is not what its kind asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct BadField {
-    pub(super) field: String,
-    pub(super) code: &'static str,
-    pub(super) message: String,
-}
-
-impl BadField {
-    /// A document that is no YAML.
-    pub(super) fn syntax(message: String) -> Self {
-        Self {
-            field: String::new(),
-            code: "yaml_syntax",
-            message,
-        }
-    }
-
-    /// A field without which nothing can be made of a document.
-    pub(super) fn missing(field: &str, message: String) -> Self {
-        Self {
-            field: field.to_owned(),
-            code: "missing_field",
-            message,
-        }
-    }
-}
+use crate::diagnostic::Diagnostic;
 
 /// What a document's `apiVersion` and `kind` mean to the mesh.
-pub(super) enum Known {
-    /// The mesh reads it.
-    Yes(fn(Value) -> Result<Object, BadField>),
-    /// The mesh reads it, whatever is in it.
+pub(super) enum Support {
+    /// The mesh reads it with this function.
+    Typed(fn(Value) -> Result<Object, Diagnostic>),
+    /// The mesh reads it, whatever its content.
     Policy(PolicyKind),
-    /// A `List`, whose items are documents of their own; those of a list of policies need not say
-    /// what they are.
+    /// A `List`, whose items are documents of their own. Items of a list of policies may omit
+    /// `apiVersion` and `kind`.
     List(Option<PolicyKind>),
-    /// It does not say what it is.
-    Nothing,
+    /// `apiVersion` or `kind` is missing.
+    Missing,
     /// It restricts traffic, and the mesh does not enforce it.
     NotEnforced,
-    /// The mesh has no use for it.
-    No,
+    /// The mesh does not use it.
+    Unused,
 }
 
-/// Decides by the full `apiVersion`: a Knative `Service` is not a Kubernetes one. Only with
-/// policies it is generous: one that goes unnoticed no longer denies.
-pub(super) fn known(api_version: &str, kind: &str, document: &Value) -> Known {
+/// Decides by the full `apiVersion`: a Knative `Service` is not a Kubernetes one. Policies are
+/// recognised leniently: a policy that is overlooked no longer denies.
+pub(super) fn support(api_version: &str, kind: &str, document: &Value) -> Support {
     if kind.eq_ignore_ascii_case("List") {
-        return Known::List(None);
+        return Support::List(None);
     }
     if let Some(item) = item_of_list(kind)
         && let Some(kind) = PolicyKind::of(api_version, item)
     {
-        return Known::List(Some(kind));
+        return Support::List(Some(kind));
     }
     let policy = PolicyKind::of(api_version, kind);
     if let Some(kind) = policy.or_else(|| PolicyKind::by_group(api_version, kind, document)) {
-        return Known::Policy(kind);
+        return Support::Policy(kind);
     }
     match (api_version, kind) {
-        ("", _) | (_, "") => Known::Nothing,
-        ("v1", "Namespace") => Known::Yes(|v| typed(v).map(Object::Namespace)),
-        ("v1", "Node") => Known::Yes(|v| typed(v).map(Object::Node)),
-        ("v1", "Pod") => Known::Yes(|v| typed(v).map(Object::Pod)),
-        ("v1", "Service") => Known::Yes(|v| typed(v).map(Object::Service)),
-        ("v1", "ServiceAccount") => Known::Yes(|v| typed(v).map(Object::ServiceAccount)),
+        ("", _) | (_, "") => Support::Missing,
+        ("v1", "Namespace") => Support::Typed(|v| typed(v).map(Object::Namespace)),
+        ("v1", "Node") => Support::Typed(|v| typed(v).map(Object::Node)),
+        ("v1", "Pod") => Support::Typed(|v| typed(v).map(Object::Pod)),
+        ("v1", "Service") => Support::Typed(|v| typed(v).map(Object::Service)),
+        ("v1", "ServiceAccount") => Support::Typed(|v| typed(v).map(Object::ServiceAccount)),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
-            Known::Yes(|v| typed(v).map(Object::EndpointSlice))
+            Support::Typed(|v| typed(v).map(Object::EndpointSlice))
         }
-        _ if restricts_traffic(api_version, kind) => Known::NotEnforced,
-        _ => Known::No,
+        _ if restricts_traffic(api_version, kind) => Support::NotEnforced,
+        _ => Support::Unused,
     }
 }
 
-/// `AuthorizationPolicy` for `AuthorizationPolicyList`.
+/// The kind of the items of a list: `AuthorizationPolicy` for `AuthorizationPolicyList`.
 pub(super) fn item_of_list(kind: &str) -> Option<&str> {
     let (item, list) = kind.split_at_checked(kind.len().checked_sub("List".len())?)?;
     list.eq_ignore_ascii_case("List").then_some(item)
 }
 
-/// Kinds that somebody relies on for protection. Silence about them would be a promise.
+/// Kinds that users rely on for protection, so ignoring them needs a warning.
 fn restricts_traffic(api_version: &str, kind: &str) -> bool {
     let group = group(api_version);
     group == "security.istio.io"
@@ -99,19 +72,16 @@ fn restricts_traffic(api_version: &str, kind: &str) -> bool {
         || kind == "MeshTLSAuthentication"
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, BadField> {
+fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, Diagnostic> {
     read(value).map(Arc::new)
 }
 
-/// A value as a type, or where it is something else.
-pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, BadField> {
-    serde_path_to_error::deserialize(value).map_err(|error| BadField {
-        field: match error.path().to_string() {
-            // serde_path_to_error's way to say "the whole".
-            path if path == "." => String::new(),
-            path => path,
-        },
-        code: "bad_field",
-        message: error.into_inner().to_string(),
+/// Deserializes a value; the error names the field that has another type.
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Diagnostic> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        // serde_path_to_error writes "." for the whole value.
+        let field = if path == "." { String::new() } else { path };
+        Diagnostic::new(field, "bad_field", error.into_inner().to_string())
     })
 }

@@ -1,36 +1,37 @@
-//! From the bytes of a file to objects and diagnostics.
+//! Parses the bytes of a file into objects and diagnostics.
 
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::kind::{BadField, Known, known};
-use super::unreadable::{read_policy, unreadable_policies};
+use super::kind::{Support, support};
+use super::placeholder::{placeholders, read_policy};
 use super::{Object, Origin, PolicyKind};
-use crate::diagnostic::{Diagnostic, ObjectRef};
+use crate::diagnostic::Diagnostic;
+use crate::id::ObjectRef;
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Debug, Default)]
 pub struct Parsed {
     /// The objects that could be read.
     pub objects: Vec<(Object, Origin)>,
-    /// Documents that should be an object the mesh reads, and are not. Whoever holds an earlier
-    /// version of such an object keeps it; where `object` is not known, that may be any object of
-    /// the file.
-    pub broken: Vec<Diagnostic>,
-    /// What stands for policies that cannot be read: it denies. Whoever holds an earlier version of
-    /// such a policy keeps that instead.
-    pub unreadable: Vec<(Object, Origin)>,
-    /// Documents of kinds that the mesh does not read.
+    /// One error for each document that should be an object of the mesh and cannot be read. The
+    /// caller keeps an earlier version of the object; if `object` is unknown, that may be any object
+    /// of the file.
+    pub errors: Vec<Diagnostic>,
+    /// Fail-closed placeholders for policies that cannot be read. The caller prefers an earlier
+    /// version of the policy.
+    pub placeholders: Vec<(Object, Origin)>,
+    /// One diagnostic for each document of a kind that the mesh does not read.
     pub ignored: Vec<Diagnostic>,
 }
 
-/// Reads a file of YAML or JSON documents. Never fails as a whole unless it is not UTF-8: each
-/// document stands for itself.
+/// Reads a file of YAML or JSON documents. Each document is read by itself; only a file that is not
+/// UTF-8 fails as a whole.
 pub fn parse(file: &Arc<str>, bytes: &[u8]) -> Parsed {
     let mut parsed = Parsed::default();
-    let at = |document| Place {
+    let at = |document| Location {
         file,
         document,
         prefix: String::new(),
@@ -48,7 +49,7 @@ pub fn parse(file: &Arc<str>, bytes: &[u8]) -> Parsed {
                 documents(&String::from_utf8_lossy(bytes))
                     .iter()
                     .map(|(_, text)| *text),
-                BadField::syntax(message),
+                &syntax_error(message),
                 &mut parsed,
             );
         }
@@ -56,29 +57,29 @@ pub fn parse(file: &Arc<str>, bytes: &[u8]) -> Parsed {
     parsed
 }
 
-/// Where in a file a value stands.
-struct Place<'a> {
+/// Where in a file a value is written.
+struct Location<'a> {
     file: &'a Arc<str>,
     document: usize,
     /// Path of the object within its document, for example `items[3].`.
     prefix: String,
 }
 
-impl Place<'_> {
-    /// Documents that are no objects. What seems to be a policy in them has something that stands
-    /// for it.
+impl Location<'_> {
+    /// Reports a document that is not an object, and adds placeholders for the policies that its
+    /// texts seem to hold.
     fn unreadable<'t>(
         &self,
         texts: impl IntoIterator<Item = &'t str>,
-        bad: BadField,
+        error: &Diagnostic,
         parsed: &mut Parsed,
     ) {
         for text in texts {
-            let policies = unreadable_policies(text, &self.name(), &bad);
+            let policies = placeholders(text, &self.name(), error);
             let policies = policies.into_iter().map(|policy| (policy, self.origin()));
-            parsed.unreadable.extend(policies);
+            parsed.placeholders.extend(policies);
         }
-        parsed.broken.push(self.bad(None, bad));
+        parsed.errors.push(self.locate(None, error.clone()));
     }
 
     fn origin(&self) -> Origin {
@@ -95,31 +96,25 @@ impl Place<'_> {
         name.trim_end().to_owned()
     }
 
-    fn bad(&self, object: Option<ObjectRef>, bad: BadField) -> Diagnostic {
-        self.diagnostic(object, bad.field, bad.code, bad.message)
-    }
-
-    fn diagnostic(
-        &self,
-        object: Option<ObjectRef>,
-        field: String,
-        code: &'static str,
-        message: String,
-    ) -> Diagnostic {
-        let field = format!("{}{}", self.prefix, field);
-        Diagnostic {
-            file: self.file.clone(),
-            document: self.document,
-            object,
-            field,
-            code,
-            message,
-        }
+    /// Adds the object and this location to a diagnostic.
+    fn locate(&self, object: Option<ObjectRef>, mut diagnostic: Diagnostic) -> Diagnostic {
+        diagnostic.field.insert_str(0, &self.prefix);
+        diagnostic.at(object, &self.origin())
     }
 }
 
-/// Splits a stream at its document markers. A line that starts with `---` ends a document whatever
-/// it stands in (YAML 1.2, 9.1.2), so a document that is broken cannot spoil the next one.
+/// A document that is not YAML.
+fn syntax_error(message: String) -> Diagnostic {
+    Diagnostic::new("", "yaml_syntax", message)
+}
+
+/// A field without which the document cannot be read.
+fn missing_field(field: &str, message: &str) -> Diagnostic {
+    Diagnostic::new(field, "missing_field", message)
+}
+
+/// Splits a stream at its document markers. A line that starts with `---` ends a document in any
+/// context (YAML 1.2, 9.1.2), so a syntax error does not affect the next document.
 /// Returns the line on which each document starts, from 1; empty documents are left out.
 fn documents(text: &str) -> Vec<(usize, &str)> {
     let mut found = Vec::new();
@@ -158,35 +153,35 @@ fn is_blank(document: &str) -> bool {
         })
 }
 
-fn read_document(place: &Place<'_>, line: usize, text: &str, parsed: &mut Parsed) {
+fn read_document(location: &Location<'_>, line: usize, text: &str, parsed: &mut Parsed) {
     match to_value(text) {
         Ok(Value::Null) => {}
-        Ok(value) => read_object(place, value, parsed),
+        Ok(value) => read_object(location, value, parsed),
         Err(error) => {
-            let bad = BadField::syntax(located(&error, line));
-            place.unreadable([text], bad, parsed);
+            let error = syntax_error(message_with_file_line(&error, line));
+            location.unreadable([text], &error, parsed);
         }
     }
 }
 
-/// Goes through serde_yaml_ng's own value because that one refuses a key that is written twice,
-/// of which every reader of the file sees another one.
+/// Parses a document. Goes through serde_yaml_ng's own value, which rejects duplicate keys: readers
+/// of the file would disagree about which one counts.
 fn to_value(text: &str) -> Result<Value, serde_yaml_ng::Error> {
     let yaml = serde_yaml_ng::Deserializer::from_str(text);
     let mut value = serde_yaml_ng::Value::deserialize(yaml)?;
     value.apply_merge()?;
-    serde_yaml_ng::from_value(with_text_keys(value)?)
+    serde_yaml_ng::from_value(with_string_keys(value)?)
 }
 
-/// Keys of JSON are texts. `9090: {mode: STRICT}` means `"9090": ...` to kubectl, and so it does
-/// here. As deep as the parser went, which bounds its depth.
-fn with_text_keys(
+/// Turns numeric and boolean keys into strings, as kubectl does: `9090: {mode: STRICT}` means
+/// `"9090": ...`. The parser bounds the depth of the recursion.
+fn with_string_keys(
     value: serde_yaml_ng::Value,
 ) -> Result<serde_yaml_ng::Value, serde_yaml_ng::Error> {
     use serde_yaml_ng::Value;
     Ok(match value {
         Value::Sequence(items) => {
-            let items: Result<_, _> = items.into_iter().map(with_text_keys).collect();
+            let items: Result<_, _> = items.into_iter().map(with_string_keys).collect();
             Value::Sequence(items?)
         }
         Value::Mapping(entries) => {
@@ -201,7 +196,7 @@ fn with_text_keys(
                     let message = format!("duplicate entry with key {key:?}");
                     return Err(serde::de::Error::custom(message));
                 }
-                mapping.insert(key, with_text_keys(value)?);
+                mapping.insert(key, with_string_keys(value)?);
             }
             Value::Mapping(mapping)
         }
@@ -209,8 +204,8 @@ fn with_text_keys(
     })
 }
 
-/// The message with the line of the file instead of that of the document.
-fn located(error: &serde_yaml_ng::Error, first_line: usize) -> String {
+/// The error message with the line in the file instead of the line in the document.
+fn message_with_file_line(error: &serde_yaml_ng::Error, first_line: usize) -> String {
     let text = error.to_string();
     match error.location() {
         None => text,
@@ -223,99 +218,105 @@ fn located(error: &serde_yaml_ng::Error, first_line: usize) -> String {
     }
 }
 
-fn read_object(place: &Place<'_>, value: Value, parsed: &mut Parsed) {
+fn read_object(location: &Location<'_>, value: Value, parsed: &mut Parsed) {
     let text = |key: &str| {
         let text = value.get(key).and_then(Value::as_str);
         text.unwrap_or_default().to_owned()
     };
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    match known(&api_version, &kind, &value) {
-        Known::Yes(typed) => {
+    match support(&api_version, &kind, &value) {
+        Support::Typed(read) => {
             let reference = reference(&kind, &value);
-            read_typed(place, reference, typed(value), parsed);
+            read_typed(location, reference, read(value), parsed);
         }
-        Known::Policy(kind) => read_as_policy(place, kind, value, parsed),
-        Known::List(of) => read_list(place, of, value, parsed),
-        Known::Nothing => {
+        Support::Policy(kind) => read_as_policy(location, kind, value, parsed),
+        Support::List(of) => read_list(location, of, value, parsed),
+        Support::Missing => {
             let field = if kind.is_empty() {
                 "kind"
             } else {
                 "apiVersion"
             };
-            let message = "is missing, so it cannot be told what this is".to_owned();
-            let bad = BadField::missing(field, message);
-            place.unreadable([&*value.to_string()], bad, parsed);
+            let error = missing_field(field, "is missing, so the kind of the object is unknown");
+            location.unreadable([&*value.to_string()], &error, parsed);
         }
-        Known::NotEnforced => {
+        Support::NotEnforced => {
             let message = format!(
                 "{kind} ({api_version}) is NOT enforced by this version: traffic that it should \
-                 refuse is let through"
+                 refuse is allowed"
             );
+            let diagnostic = Diagnostic::new("", "unsupported_kind", message);
             let reference = Some(reference(&kind, &value));
-            let diagnostic =
-                place.diagnostic(reference, String::new(), "unsupported_kind", message);
-            parsed.ignored.push(diagnostic);
+            parsed.ignored.push(location.locate(reference, diagnostic));
         }
-        Known::No => {
+        Support::Unused => {
             let message = format!("the mesh does not read {kind} ({api_version}); ignored");
+            let diagnostic = Diagnostic::new("", "unknown_kind", message);
             let reference = Some(reference(&kind, &value));
-            let diagnostic = place.diagnostic(reference, String::new(), "unknown_kind", message);
-            parsed.ignored.push(diagnostic);
+            parsed.ignored.push(location.locate(reference, diagnostic));
         }
     }
 }
 
 fn read_typed(
-    place: &Place<'_>,
+    location: &Location<'_>,
     reference: ObjectRef,
-    object: Result<Object, BadField>,
+    object: Result<Object, Diagnostic>,
     parsed: &mut Parsed,
 ) {
     match object {
         Ok(_) if reference.name.is_empty() => {
-            let bad = BadField::missing("metadata.name", "is missing".to_owned());
-            parsed.broken.push(place.bad(None, bad));
+            let error = missing_field("metadata.name", "is missing");
+            parsed.errors.push(location.locate(None, error));
         }
-        Ok(object) => parsed.objects.push((object, place.origin())),
-        Err(bad) => {
+        Ok(object) => parsed.objects.push((object, location.origin())),
+        Err(error) => {
             let reference = Some(reference).filter(|r| !r.name.is_empty());
-            parsed.broken.push(place.bad(reference, bad));
+            parsed.errors.push(location.locate(reference, error));
         }
     }
 }
 
-fn read_as_policy(place: &Place<'_>, kind: PolicyKind, value: Value, parsed: &mut Parsed) {
-    match read_policy(kind, value, &place.name()) {
-        Ok(object) => parsed.objects.push((object, place.origin())),
-        Err((stand_in, bad)) => {
-            parsed.unreadable.push((stand_in, place.origin()));
-            parsed.broken.push(place.bad(None, bad));
+fn read_as_policy(location: &Location<'_>, kind: PolicyKind, value: Value, parsed: &mut Parsed) {
+    match read_policy(kind, value, &location.name()) {
+        Ok(object) => parsed.objects.push((object, location.origin())),
+        Err((placeholder, error)) => {
+            parsed.placeholders.push((placeholder, location.origin()));
+            parsed.errors.push(location.locate(None, error));
         }
     }
 }
 
-/// A list within a list is followed too; the parser bounds how deep they can be.
-fn read_list(place: &Place<'_>, of: Option<PolicyKind>, mut value: Value, parsed: &mut Parsed) {
+/// Reads the items of a list. Lists within lists are read too; the parser bounds their depth.
+fn read_list(
+    location: &Location<'_>,
+    of: Option<PolicyKind>,
+    mut value: Value,
+    parsed: &mut Parsed,
+) {
     let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
-        let bad = BadField::missing("items", "is missing or no list".to_owned());
-        return place.unreadable([&*value.to_string()], bad, parsed);
+        let error = missing_field("items", "is missing or not a list");
+        return location.unreadable([&*value.to_string()], &error, parsed);
     };
     for (index, mut item) in items.into_iter().enumerate() {
-        let prefix = format!("{}items[{index}].", place.prefix);
-        let place = Place { prefix, ..*place };
+        let prefix = format!("{}items[{index}].", location.prefix);
+        let location = Location {
+            prefix,
+            ..*location
+        };
         match (of, &mut item) {
             (Some(kind), Value::Object(fields)) => {
                 inherit(fields, "kind", kind.as_str().into());
                 inherit(fields, "apiVersion", value["apiVersion"].clone());
-                read_object(&place, item, parsed);
+                read_object(&location, item, parsed);
             }
-            (Some(kind), _) => read_as_policy(&place, kind, item, parsed),
-            (None, _) => read_object(&place, item, parsed),
+            (Some(kind), _) => read_as_policy(&location, kind, item, parsed),
+            (None, _) => read_object(&location, item, parsed),
         }
     }
 }
 
-/// What the items of a list of one kind may leave to the list.
+/// Fills in a field that an item of a list of one kind may omit.
 fn inherit(fields: &mut Map<String, Value>, key: &str, value: Value) {
     let field = fields.entry(key).or_insert(Value::Null);
     if field.is_null() {
@@ -323,7 +324,7 @@ fn inherit(fields: &mut Map<String, Value>, key: &str, value: Value) {
     }
 }
 
-/// Who a document says it is; as far as it says it.
+/// The reference of an object, from the fields that are readable.
 fn reference(kind: &str, value: &Value) -> ObjectRef {
     let text = |pointer: &str| {
         value

@@ -1,9 +1,9 @@
-//! Policies, kept as they are written.
+//! Policies as raw documents.
 //!
-//! Other kinds are typed, and one that does not fit its type is left out. A policy that is left out
-//! no longer denies. So of a policy only the name must be readable; all else is read by the policy
-//! compiler, which knows for each field what to make of it when it cannot be understood. Where not
-//! even the name can be read, something stands for the policy that denies.
+//! Other kinds are typed, and an object that does not fit its type is left out. A policy that is
+//! left out no longer denies. So only the name of a policy must be readable; the policy compiler
+//! reads the rest and fails closed field by field. If not even the name can be read, a fail-closed
+//! placeholder takes the policy's place (see [`super::placeholder`]).
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -11,10 +11,10 @@ use std::sync::{Arc, OnceLock};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
-use super::kind::BadField;
+use crate::diagnostic::Diagnostic;
 use crate::policy::{Context, ReadPolicy};
 
-/// Which kind of policy.
+/// The kinds of policies that the mesh enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PolicyKind {
     /// security.istio.io AuthorizationPolicy.
@@ -35,17 +35,16 @@ impl PolicyKind {
         }
     }
 
-    /// A document of this kind by its name, in any spelling, unless its group is known to be
-    /// somebody else's. A version or group that is not known may be a slip of the pen, and must not
-    /// go unnoticed.
+    /// The kind by its name, in any letter case, unless the group belongs to another product. An
+    /// unknown version or group may be a typing error, so the document still counts as a policy.
     pub(super) fn of(api_version: &str, kind: &str) -> Option<Self> {
         let named = |known: &Self| known.as_str().eq_ignore_ascii_case(kind);
         let found = ALL.into_iter().find(named)?;
         (!is_of_another_product(&group(api_version))).then_some(found)
     }
 
-    /// A document whose kind is none that its group has: in a group of policies it can only be a
-    /// policy.
+    /// The kind by its group, for a document whose kind does not exist in its group: in a group of
+    /// policies it can only be a misspelt policy.
     pub(super) fn by_group(api_version: &str, kind: &str, document: &Value) -> Option<Self> {
         let spec = document.get("spec");
         let has = |key| spec.is_some_and(|spec| spec.get(key).is_some());
@@ -68,8 +67,8 @@ const ALL: [PolicyKind; 3] = [
     PolicyKind::Network,
 ];
 
-/// Those who have a kind of the same name in their own group, or in groups below it. It is another
-/// kind, that is theirs to enforce.
+/// Products with a kind of the same name in their own group, or in a subgroup. They enforce it
+/// themselves.
 const OTHER_PRODUCTS: [&str; 6] = [
     "linkerd.io",
     "projectcalico.org",
@@ -87,7 +86,7 @@ fn is_of_another_product(group: &str) -> bool {
     })
 }
 
-/// The group of an `apiVersion`, of which the version may have been forgotten.
+/// The group of an `apiVersion`, whose version may be missing.
 pub(super) fn group(api_version: &str) -> String {
     let group = match api_version.split_once('/') {
         Some((group, _)) => group,
@@ -97,75 +96,76 @@ pub(super) fn group(api_version: &str) -> String {
     group.trim().to_ascii_lowercase()
 }
 
-/// Of requests, not of connections: the one other kind of Istio's group.
+/// Applies to requests, not to connections: the one other kind of Istio's group.
 fn is_request_authentication(kind: &str) -> bool {
     let kind = super::kind::item_of_list(kind).unwrap_or(kind);
     kind.eq_ignore_ascii_case("RequestAuthentication")
 }
 
-/// A policy as it is written.
+/// A policy as a raw document.
 #[derive(Clone)]
 pub struct Policy {
-    /// Which kind it is.
+    /// Its kind.
     pub kind: PolicyKind,
-    /// `metadata` as far as it can be read: name and namespace always, the rest only if all of it
-    /// is what it should be.
+    /// Name and namespace always; the rest of `metadata` only if all of it is valid.
     pub metadata: ObjectMeta,
     /// The whole document, with `apiVersion`, `kind`, `metadata` and `spec`.
     pub document: Map<String, Value>,
-    faults: Vec<BadField>,
-    is_stand_in: bool,
-    /// What the document means. An object is never changed, so it is worked out once, however many
-    /// models it is part of.
-    meaning: OnceLock<(Arc<Context>, Arc<ReadPolicy>)>,
+    /// Errors outside of the spec.
+    diagnostics: Vec<Diagnostic>,
+    is_placeholder: bool,
+    /// The parsed policy. The document never changes, so it is parsed once for all models.
+    parsed: OnceLock<(Arc<Context>, Arc<ReadPolicy>)>,
 }
 
 impl Policy {
     /// A policy whose name and namespace can be read.
     pub(super) fn new(kind: PolicyKind, document: Map<String, Value>) -> Self {
         let metadata = document.get("metadata").cloned().unwrap_or_default();
-        let (metadata, fault) = match super::kind::read::<ObjectMeta>(metadata) {
+        let (metadata, error) = match super::kind::read::<ObjectMeta>(metadata) {
             Ok(metadata) => (metadata, None),
-            Err(bad) => (name_of(&document), Some(bad)),
+            Err(error) => (name_of(&document), Some(error)),
         };
-        let in_metadata = |mut bad: BadField| {
-            bad.field = match &*bad.field {
+        let in_metadata = |mut error: Diagnostic| {
+            error.field = match &*error.field {
                 "" => "metadata".to_owned(),
                 field => format!("metadata.{field}"),
             };
-            bad
+            error
         };
         Self {
             kind,
             metadata,
             document,
-            faults: fault.map(in_metadata).into_iter().collect(),
-            is_stand_in: false,
-            meaning: OnceLock::new(),
+            diagnostics: error.map(in_metadata).into_iter().collect(),
+            is_placeholder: false,
+            parsed: OnceLock::new(),
         }
     }
 
-    /// What stands for a policy that has no name one could call it by. All else of it holds.
+    /// A placeholder for a policy without a usable name. The rest of the document applies.
     pub(super) fn unnamed(
         kind: PolicyKind,
         document: Map<String, Value>,
         name: String,
-        reason: &BadField,
+        reason: &Diagnostic,
     ) -> Self {
         let mut policy = Self::new(kind, document);
-        // Its own is as unfit, or the reason why the metadata cannot be read.
-        policy.faults.clear();
+        // The invalid name is reported already, or is why the metadata cannot be read.
+        policy.diagnostics.clear();
         policy.metadata.name = Some(name);
-        policy.stands_for(reason, "denies what it selects as one with a mistake does")
+        policy.into_placeholder(
+            reason,
+            "denies what the policy selects, as an invalid policy does",
+        )
     }
 
-    /// What stands for a policy of which it cannot be read what it selects: it denies all of a
-    /// namespace.
+    /// A placeholder for a policy whose selector cannot be read: it denies a whole namespace.
     pub(super) fn deny_all(
         kind: PolicyKind,
         namespace: &str,
         name: &str,
-        reason: &BadField,
+        reason: &Diagnostic,
     ) -> Self {
         let (group, spec) = match kind {
             PolicyKind::Authorization => (
@@ -193,40 +193,36 @@ impl Policy {
             _ => "everything to",
         };
         let effect = format!("denies {what} namespace {namespace}");
-        Self::new(kind, document.into_iter().collect()).stands_for(reason, &effect)
+        Self::new(kind, document.into_iter().collect()).into_placeholder(reason, &effect)
     }
 
-    fn stands_for(mut self, reason: &BadField, effect: &str) -> Self {
+    fn into_placeholder(mut self, reason: &Diagnostic, effect: &str) -> Self {
         let why = &reason.message;
-        self.is_stand_in = true;
-        self.faults.push(BadField {
-            field: reason.field.clone(),
-            code: "policy_stand_in",
-            message: format!(
-                "{why}; until that is mended, this stands for the policy and {effect}"
-            ),
-        });
+        self.is_placeholder = true;
+        self.diagnostics.push(Diagnostic::new(
+            reason.field.clone(),
+            "policy_stand_in",
+            format!("{why}; until this is fixed, a fail-closed placeholder {effect}"),
+        ));
         self
     }
 
-    /// It stands for one that cannot be read, and is no version of it.
-    pub(crate) fn is_stand_in(&self) -> bool {
-        self.is_stand_in
+    /// It is a fail-closed placeholder, not a version of the policy.
+    pub(crate) fn is_placeholder(&self) -> bool {
+        self.is_placeholder
     }
 
-    /// What of it is not what it should be, beside its spec: field, reason code and why.
-    pub(crate) fn faults(&self) -> impl Iterator<Item = (&str, &'static str, &str)> {
-        self.faults
-            .iter()
-            .map(|bad| (&*bad.field, bad.code, &*bad.message))
+    /// Errors outside of the spec.
+    pub(crate) fn diagnostics(&self) -> &[Diagnostic] {
+        &self.diagnostics
     }
 
-    /// What it means in this context.
+    /// The policy parsed in this context; cached for the first context.
     pub(crate) fn read(&self, context: &Arc<Context>) -> Arc<ReadPolicy> {
         let read = || (context.clone(), Arc::new(ReadPolicy::new(self, context)));
-        let (known, meaning) = self.meaning.get_or_init(read);
+        let (known, parsed) = self.parsed.get_or_init(read);
         match known == context {
-            true => meaning.clone(),
+            true => parsed.clone(),
             false => read().1,
         }
     }
@@ -249,7 +245,7 @@ impl PartialEq for Policy {
         self.kind == other.kind
             && self.metadata.name == other.metadata.name
             && self.document == other.document
-            && self.faults == other.faults
+            && self.diagnostics == other.diagnostics
     }
 }
 

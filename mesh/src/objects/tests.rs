@@ -1,4 +1,4 @@
-//! What is read from a file, and what is said of the rest.
+//! Which objects, errors and placeholders a file yields.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ fn names(parsed: &Parsed) -> Vec<String> {
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n";
 
 #[test]
-fn a_file_holds_any_number_of_documents() {
+fn file_holds_any_number_of_documents() {
     let text = format!(
         "# first\n---\n{WEB}---\n\n--- # nothing\n---\n{}...\n",
         WEB.replace("web", "db")
@@ -27,30 +27,30 @@ fn a_file_holds_any_number_of_documents() {
     let parsed = read(&text);
     assert_eq!(names(&parsed), ["Service shop/web", "Service shop/db"]);
     assert_eq!(parsed.objects[1].1.document, 1);
-    assert!(parsed.broken.is_empty() && parsed.ignored.is_empty());
+    assert!(parsed.errors.is_empty() && parsed.ignored.is_empty());
 }
 
 #[test]
-fn a_broken_document_costs_only_itself() {
+fn syntax_error_affects_only_its_document() {
     let text = format!("{WEB}---\nkind: [\n--- \n{}", WEB.replace("web", "db"));
     let parsed = read(&text);
     assert_eq!(names(&parsed), ["Service shop/web", "Service shop/db"]);
-    let [broken] = &parsed.broken[..] else {
-        panic!("{:?}", parsed.broken)
+    let [error] = &parsed.errors[..] else {
+        panic!("{:?}", parsed.errors)
     };
-    assert_eq!((broken.document, broken.code), (1, "yaml_syntax"));
+    assert_eq!((error.origin.document, error.code), (1, "yaml_syntax"));
     assert!(
-        broken.message.contains("line 5") || broken.message.contains("line 6"),
-        "{broken}"
+        error.message.contains("line 5") || error.message.contains("line 6"),
+        "{error}"
     );
 }
 
 #[test]
-fn a_wrong_value_is_named_by_object_and_field() {
+fn invalid_value_is_reported_with_object_and_field() {
     let parsed = read(&format!(
         "{WEB}spec: {{ports: [{{port: 80}}, {{port: http}}]}}\n"
     ));
-    let text = parsed.broken[0].to_string();
+    let text = parsed.errors[0].to_string();
     assert!(
         text.starts_with("f.yaml#0: Service shop/web: spec.ports[1].port: bad_field: "),
         "{text}"
@@ -58,14 +58,14 @@ fn a_wrong_value_is_named_by_object_and_field() {
 }
 
 #[test]
-fn a_key_written_twice_is_refused() {
+fn duplicate_key_is_a_syntax_error() {
     let parsed = read("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  name: b\n");
-    assert_eq!(parsed.broken[0].code, "yaml_syntax");
+    assert_eq!(parsed.errors[0].code, "yaml_syntax");
     assert!(parsed.objects.is_empty());
 }
 
 #[test]
-fn kinds_are_told_by_their_full_version() {
+fn kinds_are_recognised_by_their_full_api_version() {
     let parsed = read("apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: web}\n");
     assert_eq!(parsed.ignored[0].code, "unknown_kind");
     let parsed = read("apiVersion: v2\nkind: Pod\nmetadata: {name: web}\n");
@@ -73,7 +73,7 @@ fn kinds_are_told_by_their_full_version() {
 }
 
 #[test]
-fn what_protects_traffic_elsewhere_and_not_here_is_said_aloud() {
+fn policy_kind_that_is_not_enforced_is_reported() {
     let kinds = [
         ("security.istio.io/v1", "RequestAuthentication"),
         ("cilium.io/v2", "CiliumNetworkPolicy"),
@@ -93,7 +93,7 @@ fn what_protects_traffic_elsewhere_and_not_here_is_said_aloud() {
 }
 
 #[test]
-fn a_policy_is_kept_whatever_is_in_it() {
+fn policy_with_invalid_content_is_still_a_policy() {
     let policies = [
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, labels: [1]}\nspec: 5",
         "apiVersion: security.istio.io/v9\nkind: PeerAuthentication\nmetadata: {name: x, namespace: shop, annotations: {a: 1}}",
@@ -101,25 +101,25 @@ fn a_policy_is_kept_whatever_is_in_it() {
     ];
     for text in policies {
         let parsed = read(text);
-        assert_eq!(parsed.objects.len(), 1, "{:?}", parsed.broken);
+        assert_eq!(parsed.objects.len(), 1, "{:?}", parsed.errors);
         let Object::Policy(policy) = &parsed.objects[0].0 else {
             panic!("{text}")
         };
         assert_eq!(policy.metadata.name.as_deref(), Some("x"));
-        assert!(policy.faults().next().is_some());
+        assert!(!policy.diagnostics().is_empty());
     }
 }
 
-/// The policies of a file, in force or standing for one, as `Kind namespace/name`.
+/// The policies and placeholders of a file, as `Kind namespace/name`.
 fn policies(text: &str) -> Vec<String> {
     let parsed = read(text);
-    let all = parsed.objects.iter().chain(&parsed.unreadable);
+    let all = parsed.objects.iter().chain(&parsed.placeholders);
     let policies = all.filter(|(object, _)| matches!(object, Object::Policy(_)));
     policies.map(|(o, _)| o.reference().to_string()).collect()
 }
 
 #[test]
-fn a_policy_that_cannot_be_called_by_its_name_has_something_that_stands_for_it() {
+fn policy_without_a_usable_name_gets_a_placeholder() {
     let cases = [
         ("{name: [x], namespace: shop}", "shop/(unnamed, f.yaml#0)"),
         (
@@ -142,17 +142,17 @@ fn a_policy_that_cannot_be_called_by_its_name_has_something_that_stands_for_it()
             let parsed = read(&text);
             assert_eq!(policies(&text), [format!("{kind} {name}")], "{text}");
             assert!(parsed.objects.is_empty(), "{text}");
-            let [broken] = &parsed.broken[..] else {
-                panic!("{text}: {:?}", parsed.broken)
+            let [error] = &parsed.errors[..] else {
+                panic!("{text}: {:?}", parsed.errors)
             };
-            assert!(broken.field.starts_with("metadata"), "{broken}");
-            assert_eq!(broken.object, None, "it may be any of the file");
+            assert!(error.field.starts_with("metadata"), "{error}");
+            assert_eq!(error.object, None, "the object is unknown");
         }
     }
 }
 
 #[test]
-fn a_policy_is_told_by_its_kind_however_that_is_written() {
+fn policy_is_recognised_by_a_misspelt_kind_or_version() {
     let cases = [
         (
             "security.istio.io",
@@ -174,7 +174,7 @@ fn a_policy_is_told_by_its_kind_however_that_is_written() {
         ("5", "AuthorizationPolicy", "AuthorizationPolicy"),
         ("networking.k8s.io", "networkPolicy", "NetworkPolicy"),
         ("apps/v1", "NetworkPolicy", "NetworkPolicy"),
-        // Its group has no other kind that it could be.
+        // The group has no other kind.
         (
             "security.istio.io/v1",
             "AuthorisationPolicy",
@@ -199,7 +199,7 @@ fn a_policy_is_told_by_its_kind_however_that_is_written() {
 }
 
 #[test]
-fn what_is_another_products_is_ignored_and_said() {
+fn kinds_of_other_products_are_ignored_and_reported() {
     let cases = [
         ("policy.linkerd.io/v1alpha1", "AuthorizationPolicy"),
         ("policy.linkerd.io", "authorizationpolicy"),
@@ -217,7 +217,7 @@ fn what_is_another_products_is_ignored_and_said() {
 }
 
 #[test]
-fn a_list_of_policies_is_its_items() {
+fn items_of_a_policy_list_are_read() {
     let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicyList\nmetadata: {resourceVersion: '1'}\nitems:\n\
                 - metadata: {name: a, namespace: shop}\n\
                 - {apiVersion: security.istio.io/v1beta1, kind: AuthorizationPolicy, metadata: {name: b}}\n\
@@ -233,7 +233,7 @@ fn a_list_of_policies_is_its_items() {
         policies("kind: peerauthenticationlist\nitems: {}\n"),
         ["PeerAuthentication default/(unnamed, f.yaml#0)"]
     );
-    // A document that does not say what it is may hold one as well.
+    // A document without a kind may hold a policy.
     assert_eq!(
         policies("- {kind: NetworkPolicy, metadata: {name: x, namespace: shop}}"),
         ["NetworkPolicy shop/x"]
@@ -241,9 +241,9 @@ fn a_list_of_policies_is_its_items() {
 }
 
 #[test]
-fn each_document_of_a_file_that_is_no_text_has_its_stand_in() {
+fn each_policy_of_a_file_that_is_not_utf8_gets_a_placeholder() {
     let text = b"kind: AuthorizationPolicy\nmetadata: {name: a}\n---\n\xff\n---\nkind: NetworkPolicy\nmetadata: {name: b}\n";
-    let found = parse(&Arc::from("f.yaml"), text).unreadable;
+    let found = parse(&Arc::from("f.yaml"), text).placeholders;
     let names: Vec<_> = found
         .iter()
         .map(|(o, _)| o.reference().to_string())
@@ -255,7 +255,7 @@ fn each_document_of_a_file_that_is_no_text_has_its_stand_in() {
 }
 
 #[test]
-fn keys_that_are_no_text_become_one() {
+fn numeric_and_boolean_keys_become_strings() {
     let head = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\n";
     let keys = |spec: &str| match &read(&format!("{head}{spec}")).objects[..] {
         [(Object::Policy(policy), _)] => {
@@ -271,26 +271,26 @@ fn keys_that_are_no_text_become_one() {
     let twice = read(&format!(
         "{head}spec: {{portLevelMtls: {{80: {{}}, \"80\": {{}}}}}}"
     ));
-    assert_eq!(twice.broken[0].code, "yaml_syntax");
+    assert_eq!(twice.errors[0].code, "yaml_syntax");
 }
 
 #[test]
-fn a_list_is_its_items() {
+fn items_of_a_list_are_read() {
     let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: shop}\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: web, labels: [1]}\n- {kind: List, apiVersion: v1}\n";
     let parsed = read(text);
     assert_eq!(names(&parsed), ["Namespace shop"]);
-    assert_eq!(parsed.broken[0].field, "items[1].metadata.labels");
-    assert_eq!(parsed.broken.len(), 2);
+    assert_eq!(parsed.errors[0].field, "items[1].metadata.labels");
+    assert_eq!(parsed.errors.len(), 2);
 }
 
 #[test]
-fn json_is_yaml() {
+fn json_is_read_as_yaml() {
     let parsed = read(r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"a"}}"#);
     assert_eq!(names(&parsed), ["Node a"]);
 }
 
 #[test]
-fn what_does_not_say_what_it_is_is_broken() {
+fn document_without_kind_or_version_or_name_is_an_error() {
     for text in [
         "name: x",
         "- 1",
@@ -298,32 +298,32 @@ fn what_does_not_say_what_it_is_is_broken() {
         "apiVersion: v1\nmetadata: {name: x}",
         "kind: Pod",
     ] {
-        assert_eq!(read(text).broken[0].code, "missing_field", "{text}");
+        assert_eq!(read(text).errors[0].code, "missing_field", "{text}");
     }
     let parsed = read("apiVersion: v1\nkind: Pod\nmetadata: {labels: {a: b}}\n");
-    assert_eq!(parsed.broken[0].field, "metadata.name");
+    assert_eq!(parsed.errors[0].field, "metadata.name");
 }
 
 #[test]
-fn bytes_that_are_no_text_are_broken() {
+fn file_that_is_not_utf8_is_a_syntax_error() {
     let parsed = parse(&Arc::from("f.yaml"), b"kind: \xff");
-    assert_eq!(parsed.broken[0].code, "yaml_syntax");
+    assert_eq!(parsed.errors[0].code, "yaml_syntax");
 }
 
 #[test]
-fn a_bomb_of_aliases_is_defused() {
+fn alias_bomb_and_deep_nesting_are_syntax_errors() {
     let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for i in 1..30 {
         let last = format!("*a{}", i - 1);
         text += &format!("a{i}: &a{i} [{}]\n", [&*last; 10].join(", "));
     }
-    assert_eq!(read(&text).broken[0].code, "yaml_syntax");
+    assert_eq!(read(&text).errors[0].code, "yaml_syntax");
     let deep = "[".repeat(100_000);
-    assert_eq!(read(&deep).broken[0].code, "yaml_syntax");
+    assert_eq!(read(&deep).errors[0].code, "yaml_syntax");
 }
 
 #[test]
-fn a_message_cannot_forge_a_second_line() {
+fn control_characters_in_a_message_are_escaped() {
     let parsed =
         read("apiVersion: v1\nkind: \"Pod\\nroot: all fine\"\nmetadata: {name: \"x\\ny\"}\n");
     let text = parsed.ignored[0].to_string();
@@ -331,21 +331,24 @@ fn a_message_cannot_forge_a_second_line() {
 }
 
 #[test]
-fn the_first_place_counts_whatever_the_order_of_reading() {
+fn first_origin_of_a_duplicate_counts_in_any_reading_order() {
     let one = |file: &str, port: u16| {
         let text = format!("{WEB}spec: {{ports: [{{port: {port}}}]}}\n");
         parse(&Arc::from(file), text.as_bytes()).objects.remove(0)
     };
-    let places = [one("a.yaml", 1), one("b.yaml", 2), one("c.yaml", 3)];
+    let origins = [one("a.yaml", 1), one("b.yaml", 2), one("c.yaml", 3)];
     for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [1, 0, 2]] {
         let mut objects = Objects::default();
         for i in order {
-            let (object, origin) = places[i].clone();
+            let (object, origin) = origins[i].clone();
             objects.insert(object, origin);
         }
         let kept = objects.services.values().next().unwrap();
         assert_eq!(&*kept.origin.file, "a.yaml");
-        let mut files: Vec<_> = objects.diagnostics().map(|p| (p.code, p.file)).collect();
+        let mut files: Vec<_> = objects
+            .diagnostics()
+            .map(|d| (d.code, d.origin.file))
+            .collect();
         files.sort();
         let twice = "duplicate_object";
         assert_eq!(files, [(twice, "b.yaml".into()), (twice, "c.yaml".into())]);

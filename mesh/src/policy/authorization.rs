@@ -94,7 +94,7 @@ pub(super) fn read(
         // What it should do, or what to, is not certain: it denies everything.
         (None, _) => (Action::Deny, vec![Rule::default()]),
         (Some(_), _) if !known_version => (Action::Deny, vec![Rule::default()]),
-        (Some(Action::Allow), _) if reader.found_fault() => (Action::Allow, Vec::new()),
+        (Some(Action::Allow), _) if reader.has_error() => (Action::Allow, Vec::new()),
         // An unknown field may be another way to say what matches.
         (Some(Action::Deny), _) if !known_fields => (Action::Deny, vec![Rule::default()]),
         (Some(action), rules) => (action, rules),
@@ -131,7 +131,7 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
             }
             _ => {
                 let message = "is no reference; the policy holds for pods instead".to_owned();
-                field.fault("bad_field", message, reader);
+                field.error("bad_field", message, reader);
             }
         }
         attached = true;
@@ -141,7 +141,7 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
     if attached && spec.value.get("selector").is_some() {
         let message = "stands beside targetRefs; the policy holds for pods".to_owned();
         let selector = spec.get_or_null("selector");
-        selector.fault("selector_and_target", message, reader);
+        selector.error("selector_and_target", message, reader);
         return false;
     }
     attached
@@ -150,7 +150,7 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
 /// A reference to something: without knowing what, nobody can say that it is not this daemon's.
 fn target(field: &Field<'_>, reader: &mut Reader<'_>) {
     if !field.value.is_object() {
-        return field.fault("bad_field", "is no reference".to_owned(), reader);
+        return field.error("bad_field", "is no reference".to_owned(), reader);
     }
     field.expect_keys(
         &["group", "kind", "name", "namespace", "sectionName"],
@@ -159,7 +159,7 @@ fn target(field: &Field<'_>, reader: &mut Reader<'_>) {
     for key in ["kind", "name"] {
         let at = field.get_or_null(key);
         if at.text(reader) == Some("") {
-            at.fault("bad_field", "is empty".to_owned(), reader);
+            at.error("bad_field", "is empty".to_owned(), reader);
         }
     }
 }
@@ -175,7 +175,7 @@ fn action(policy: &Policy, spec: &Field<'_>, reader: &mut Reader<'_>) -> Option<
     if spec.value.get("provider").is_some() && action != Some(Action::Custom) {
         let message = "belongs to the action CUSTOM".to_owned();
         let field = spec.get_or_null("provider");
-        field.fault("bad_field", message, reader);
+        field.error("bad_field", message, reader);
     }
     action
 }
@@ -206,7 +206,7 @@ fn known_action(spec: &Field<'_>, value: &Value, reader: &mut Reader<'_>) -> Opt
     if action.is_none() {
         let message = format!("{value} is none of ALLOW, DENY, AUDIT and CUSTOM; taken as DENY");
         let field = spec.get_or_null("action");
-        field.fault("unknown_action", message, reader);
+        field.error("unknown_action", message, reader);
     }
     action
 }
@@ -244,7 +244,7 @@ fn note(policy: &Authorization, attached: bool, http: &HttpAttributes, reader: &
         return reader.note("spec.action", "not_enforced", message);
     }
     // Beside a fault it would not be true: then the rules are not what they say.
-    let Some(found) = http.list().filter(|_| !reader.found_fault()) else {
+    let Some(found) = http.list().filter(|_| !reader.has_error()) else {
         return;
     };
     let effect = match policy.action {

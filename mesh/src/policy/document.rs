@@ -4,41 +4,44 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::compile::Faults;
+use crate::diagnostic::Diagnostics;
 
-/// Collects faults, and counts them.
+/// Collects diagnostics, and counts them.
 pub(super) struct Reader<'f> {
-    faults: &'f mut Faults,
+    diagnostics: &'f mut Diagnostics,
     count: usize,
 }
 
 impl<'f> Reader<'f> {
-    pub(super) fn new(faults: &'f mut Faults) -> Self {
-        Self { faults, count: 0 }
+    pub(super) fn new(diagnostics: &'f mut Diagnostics) -> Self {
+        Self {
+            diagnostics,
+            count: 0,
+        }
     }
 
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    pub(super) fn found_fault(&self) -> bool {
+    pub(super) fn has_error(&self) -> bool {
         self.count > 0
     }
 
-    pub(super) fn fault(&mut self, field: impl Into<String>, code: &'static str, message: String) {
+    pub(super) fn error(&mut self, field: impl Into<String>, code: &'static str, message: String) {
         self.count += 1;
-        self.faults.add(field, code, message);
+        self.diagnostics.error(field, code, message);
     }
 
     /// Says something that is not against the policy.
     pub(super) fn note(&mut self, field: impl Into<String>, code: &'static str, message: String) {
-        self.faults.note(field, code, message);
+        self.diagnostics.note(field, code, message);
     }
 
     /// Whoever wrote a field that nobody reads meant something by it.
     pub(super) fn unknown_field(&mut self, path: String) {
         let message = "is no field that the mesh knows".to_owned();
-        self.fault(path, "unknown_field", message);
+        self.error(path, "unknown_field", message);
     }
 }
 
@@ -98,7 +101,7 @@ impl<'a> Field<'a> {
             Some(field) => match field.value {
                 Value::Array(items) => items,
                 _ => {
-                    field.fault("bad_field", "is not a list".to_owned(), reader);
+                    field.error("bad_field", "is not a list".to_owned(), reader);
                     &[]
                 }
             },
@@ -126,7 +129,7 @@ impl<'a> Field<'a> {
                 Value::Null => "is missing".to_owned(),
                 other => format!("{other} is not a text"),
             };
-            self.fault("bad_field", message, reader);
+            self.error("bad_field", message, reader);
         }
         text
     }
@@ -143,7 +146,7 @@ impl<'a> Field<'a> {
                 true
             }
             _ => {
-                self.fault("bad_field", "is not an object".to_owned(), reader);
+                self.error("bad_field", "is not an object".to_owned(), reader);
                 false
             }
         }
@@ -152,13 +155,13 @@ impl<'a> Field<'a> {
     /// Reports an item that is null. It reads as the empty one, and that one admits everything.
     pub(super) fn expect_present(&self, reader: &mut Reader<'_>) -> bool {
         if self.value.is_null() {
-            self.fault("empty_item", "is empty".to_owned(), reader);
+            self.error("empty_item", "is empty".to_owned(), reader);
         }
         !self.value.is_null()
     }
 
-    pub(super) fn fault(&self, code: &'static str, message: String, reader: &mut Reader<'_>) {
-        reader.fault(self.to_string(), code, message);
+    pub(super) fn error(&self, code: &'static str, message: String, reader: &mut Reader<'_>) {
+        reader.error(self.to_string(), code, message);
     }
 }
 

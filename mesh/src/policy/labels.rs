@@ -21,7 +21,7 @@ pub(super) fn selector(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Sel
                 requirements.extend(one_value(key, &labels.get_or_null(key), reader));
             }
         }
-        _ => labels.fault("bad_field", "is not an object".to_owned(), reader),
+        _ => labels.error("bad_field", "is not an object".to_owned(), reader),
     }
     for item in field.items("matchExpressions", reader) {
         requirements.extend(expression(&item, reader));
@@ -55,17 +55,17 @@ fn expression(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Requirement>
         ("DoesNotExist", values) if values.is_empty() => Test::DoesNotExist,
         (name @ ("In" | "NotIn"), _) => {
             let message = format!("{name} needs values");
-            field.fault("bad_selector", message, reader);
+            field.error("bad_selector", message, reader);
             return None;
         }
         (name @ ("Exists" | "DoesNotExist"), _) => {
             let message = format!("{name} takes no values");
-            field.fault("bad_selector", message, reader);
+            field.error("bad_selector", message, reader);
             return None;
         }
         (name, _) => {
             let message = format!("{name:?} is none of In, NotIn, Exists and DoesNotExist");
-            operator.fault("bad_selector", message, reader);
+            operator.error("bad_selector", message, reader);
             return None;
         }
     };
@@ -81,7 +81,7 @@ fn key(text: &str, field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str
     let legal = !name.is_empty() && is_name(name) && prefix.is_none_or(is_subdomain);
     if !legal {
         let message = format!("{text:?} is no key of a label");
-        field.fault("bad_label", message, reader);
+        field.error("bad_label", message, reader);
     }
     legal.then(|| text.into())
 }
@@ -90,7 +90,7 @@ fn value(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str>> {
     let text = field.text(reader)?;
     if !is_name(text) {
         let message = format!("{text:?} is no value of a label");
-        field.fault("bad_label", message, reader);
+        field.error("bad_label", message, reader);
         return None;
     }
     Some(text.into())

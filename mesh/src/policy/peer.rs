@@ -86,7 +86,7 @@ pub(super) fn read(
         PolicyScope::Namespace => Level::Namespace,
         PolicyScope::WorkloadSelector => Level::Workload,
     };
-    let invalid = reader.found_fault();
+    let invalid = reader.has_error();
     let enforced = invalid || !(level == Level::Workload && reach.in_root);
     if !enforced {
         let message = "NOT enforced: in the root namespace a selector selects nothing".to_owned();
@@ -109,7 +109,7 @@ pub(super) fn read(
 /// What is no mode counts as STRICT.
 fn mode(field: &Field<'_>, reader: &mut Reader<'_>) -> Mode {
     if !field.value.is_object() {
-        field.fault("bad_field", "is not an object".to_owned(), reader);
+        field.error("bad_field", "is not an object".to_owned(), reader);
         return Mode::Strict;
     }
     field.expect_keys(&["mode"], reader);
@@ -127,7 +127,7 @@ fn mode(field: &Field<'_>, reader: &mut Reader<'_>) -> Mode {
             );
             field
                 .get_or_null("mode")
-                .fault("unknown_mode", message, reader);
+                .error("unknown_mode", message, reader);
             Mode::Strict
         }
     }
@@ -139,12 +139,12 @@ fn ports(spec: &Field<'_>, reach: &Reach, reader: &mut Reader<'_>) -> Vec<(u16, 
     };
     let field = spec.get_or_null("portLevelMtls");
     let Some(entries) = value.as_object().filter(|entries| !entries.is_empty()) else {
-        field.fault("bad_field", "names no port".to_owned(), reader);
+        field.error("bad_field", "names no port".to_owned(), reader);
         return Vec::new();
     };
     if reach.scope != PolicyScope::WorkloadSelector {
         let message = "needs a selector: ports are those of a workload".to_owned();
-        field.fault("port_without_selector", message, reader);
+        field.error("port_without_selector", message, reader);
     }
     let mut ports = Vec::with_capacity(entries.len());
     for key in entries.keys() {
@@ -154,7 +154,7 @@ fn ports(spec: &Field<'_>, reach: &Reach, reader: &mut Reader<'_>) -> Vec<(u16, 
             Ok(port) if digits && port > 0 => ports.push((port, mode(&entry, reader))),
             _ => {
                 let message = format!("{key:?} is no port (1 to 65535)");
-                entry.fault("bad_port", message, reader);
+                entry.error("bad_port", message, reader);
             }
         }
     }

@@ -13,8 +13,10 @@ use super::network::{self, NetworkPolicy};
 use super::peer::{self, PeerAuthentication};
 use super::report::PolicyScope;
 use super::selector::Selector;
-use crate::compile::{Fault, Faults, Params};
-use crate::objects::{Policy, PolicyKind, namespace_of};
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::names::namespace_of;
+use crate::objects::{Policy, PolicyKind};
+use crate::params::Params;
 
 /// What a policy's meaning depends on beside the policy.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +39,7 @@ impl Context {
 /// A policy that has been read by itself, with what is to be said of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ReadPolicy {
-    pub(crate) faults: Vec<Fault>,
+    pub(crate) diagnostics: Vec<Diagnostic>,
     pub(super) body: Body,
     pub(super) reach: Reach,
 }
@@ -62,11 +64,11 @@ pub(super) struct Reach {
 
 impl ReadPolicy {
     pub(crate) fn new(policy: &Policy, context: &Context) -> Self {
-        let mut faults = Faults::default();
+        let mut diagnostics = Diagnostics::default();
         if policy.kind == PolicyKind::Network {
-            return Self::network(policy, faults);
+            return Self::network(policy, diagnostics);
         }
-        let mut reader = Reader::new(&mut faults);
+        let mut reader = Reader::new(&mut diagnostics);
         let (body, reach) = match policy.kind {
             PolicyKind::PeerAuthentication => {
                 let (peer, reach) = peer::read(policy, context, &mut reader);
@@ -78,20 +80,20 @@ impl ReadPolicy {
             }
         };
         Self {
-            faults: faults.into_vec(),
+            diagnostics: diagnostics.into_vec(),
             body,
             reach,
         }
     }
 
-    fn network(policy: &Policy, mut faults: Faults) -> Self {
-        let network = network::read(policy, &mut faults);
+    fn network(policy: &Policy, mut diagnostics: Diagnostics) -> Self {
+        let network = network::read(policy, &mut diagnostics);
         let scope = match network.selects_all() {
             true => PolicyScope::Namespace,
             false => PolicyScope::WorkloadSelector,
         };
         Self {
-            faults: faults.into_vec(),
+            diagnostics: diagnostics.into_vec(),
             body: Body::Network(Arc::new(network)),
             reach: Reach {
                 scope,
@@ -104,7 +106,7 @@ impl ReadPolicy {
 
     /// Part of it could not be understood.
     pub(super) fn is_invalid(&self) -> bool {
-        self.faults.iter().any(|fault| !fault.is_note())
+        self.diagnostics.iter().any(|fault| !fault.is_note())
     }
 }
 
@@ -126,20 +128,20 @@ pub(super) fn envelope(policy: &Policy, versions: &[&str], reader: &mut Reader<'
             reader.unknown_field(key.clone());
         }
     }
-    for (field, code, message) in policy.faults() {
-        reader.fault(field, code, message.to_owned());
+    for error in policy.diagnostics() {
+        reader.error(&*error.field, error.code, error.message.clone());
     }
     let kind = policy.document.get("kind").and_then(Value::as_str);
     let is_spelt = kind == Some(policy.kind.as_str());
     if !is_spelt {
         let message = format!("is not spelt {}; taken as one", policy.kind.as_str());
-        reader.fault("kind", "bad_kind", message);
+        reader.error("kind", "bad_kind", message);
     }
     let version = policy.document.get("apiVersion").and_then(Value::as_str);
     let known = version.is_some_and(|version| versions.contains(&version));
     if !known {
         let message = format!("is none of {}", versions.join(" and "));
-        reader.fault("apiVersion", "unknown_version", message);
+        reader.error("apiVersion", "unknown_version", message);
     }
     known && is_spelt
 }
@@ -147,7 +149,7 @@ pub(super) fn envelope(policy: &Policy, versions: &[&str], reader: &mut Reader<'
 /// A spec may be left out, but it cannot be something else than an object.
 pub(super) fn expect_object(spec: &Field<'_>, policy: &Policy, reader: &mut Reader<'_>) {
     if spec.value.is_null() && policy.document.contains_key("spec") {
-        spec.fault("bad_field", "is empty".to_owned(), reader);
+        spec.error("bad_field", "is empty".to_owned(), reader);
     }
 }
 
@@ -180,14 +182,14 @@ pub(super) fn reach(
 /// Istio's selectors have `matchLabels` only.
 fn selector(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Selector> {
     if !field.value.is_object() {
-        field.fault("bad_field", "is not an object".to_owned(), reader);
+        field.error("bad_field", "is not an object".to_owned(), reader);
         return None;
     }
     let before = reader.count();
     field.expect_keys(&["matchLabels"], reader);
     if field.value.get("matchLabels").is_some_and(Value::is_null) {
         let labels = field.get_or_null("matchLabels");
-        labels.fault("bad_field", "is empty".to_owned(), reader);
+        labels.error("bad_field", "is empty".to_owned(), reader);
     }
     if reader.count() > before {
         return None;

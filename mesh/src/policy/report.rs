@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::dump::PolicyRules;
 use super::read::{Body, ReadPolicy};
-use crate::diagnostic::{Diagnostic, ObjectRef};
-use crate::model::WorkloadUid;
+use crate::diagnostic::{Diagnostic, Origin};
+use crate::id::ObjectRef;
+use crate::id::WorkloadUid;
 
 /// One policy as the mesh took it. Serialized in the peer's shape (`name`, `namespace`, `scope`,
 /// `action`, `rules`, `dryRun`) with what is ours beside it.
@@ -20,7 +21,8 @@ pub struct PolicyReport {
     /// Whether it is in force.
     pub state: PolicyState,
     /// What is wrong with it or is to be known of it.
-    pub messages: Vec<PolicyMessage>,
+    #[serde(serialize_with = "without_object")]
+    pub messages: Vec<Diagnostic>,
     /// The workloads of the mesh that it holds for, sorted. Policies that hold for the same share
     /// the list.
     pub selects: Arc<[WorkloadUid]>,
@@ -47,17 +49,6 @@ pub enum PolicyState {
     Invalid,
     /// It belongs elsewhere (a waypoint's targetRefs) or is not supported here.
     NotEnforcedHere,
-}
-
-/// Something to be said of a policy.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct PolicyMessage {
-    /// Path of the field, for example `spec.rules[0].from[0].source.ipBlocks[0]`; empty for the whole.
-    pub field: String,
-    /// Stable code, snake case.
-    pub code: &'static str,
-    /// One sentence for the author.
-    pub message: String,
 }
 
 /// How far a policy reaches; Istio's names.
@@ -124,22 +115,37 @@ impl ReadPolicy {
         }
     }
 
-    fn messages(&self, diagnostics: &[&Diagnostic], network_policy: bool) -> Vec<PolicyMessage> {
-        let found = diagnostics.iter().map(|diagnostic| PolicyMessage {
-            field: diagnostic.field.clone(),
-            code: diagnostic.code,
-            message: diagnostic.message.clone(),
+    /// The messages of the report, without object and origin: a policy that moves within its file
+    /// keeps its report.
+    fn messages(&self, rejected: &[&Diagnostic], network_policy: bool) -> Vec<Diagnostic> {
+        let rejected = rejected.iter().map(|diagnostic| Diagnostic {
+            origin: Origin::default(),
+            object: None,
+            ..Diagnostic::clone(diagnostic)
         });
-        let mut messages: Vec<_> = found
-            .chain(self.faults.iter().map(|fault| fault.message()))
-            .collect();
+        let mut messages: Vec<_> = rejected.chain(self.diagnostics.iter().cloned()).collect();
         if matches!(self.body, Body::Network(_)) && !network_policy {
-            messages.push(PolicyMessage {
-                field: String::new(),
-                code: "not_enforced",
-                message: "NOT enforced: NetworkPolicies are switched off".to_owned(),
-            });
+            let message = "NOT enforced: NetworkPolicies are switched off";
+            messages.push(Diagnostic::new("", "not_enforced", message));
         }
         messages
     }
+}
+
+/// The messages of a report in the config dump: field, code and message.
+fn without_object<S: Serializer>(
+    messages: &[Diagnostic],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Message<'a> {
+        field: &'a str,
+        code: &'a str,
+        message: &'a str,
+    }
+    serializer.collect_seq(messages.iter().map(|diagnostic| Message {
+        field: &diagnostic.field,
+        code: diagnostic.code,
+        message: &diagnostic.message,
+    }))
 }

@@ -1,13 +1,13 @@
-//! A folder of Kubernetes YAML, read again whenever it changes.
+//! Reads a folder of Kubernetes YAML into the store, and again whenever the folder changes.
 //!
-//! Changes are noticed by the kernel's notifications and, because those can be lost, by looking at
-//! the folder every few seconds. Either way the folder itself is compared with what was read: a
-//! notification only says when to look. Reading, parsing and compiling run on a blocking thread;
-//! the data path sees nothing but the store changing.
+//! Kernel notifications trigger a scan and, because notifications can be lost, so does a timer. A
+//! scan always compares the folder with the last read content. Reading, parsing and compiling run on
+//! a blocking thread; the data path only reads the store.
 
-mod documents;
-mod files;
+mod file;
+mod last_good;
 mod listing;
+mod scan;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -23,26 +23,26 @@ use tracing::{error, info, warn};
 use crate::diagnostic::Diagnostic;
 use crate::{Changes, Params, Store, compile};
 
-use files::{AGREE, Files, Look, Patience};
-use watch::Watch;
+use scan::{Debounce, Files, STABLE_FOR, ScanResult};
+use watch::FolderWatch;
 
-/// How long the folder must be quiet before it is read. Writers save several files, and one file
-/// in several steps; 20 ms gathers those and is not felt.
-const QUIET: Duration = Duration::from_millis(20);
-/// A writer that never pauses is read this often nevertheless.
-const PATIENCE: Duration = Duration::from_millis(200);
-/// How often the folder is looked at without being told to.
+/// How long the folder must be without changes before it is read. Writers save several files, and
+/// one file in several steps; 20 ms covers those and is too short to notice.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// The longest debounce: the folder is read this often under a writer that never pauses.
+const MAX_DEBOUNCE: Duration = Duration::from_millis(200);
+/// Interval of scans without a notification.
 const RESCAN: Duration = Duration::from_secs(3);
-/// How long it may take until two looks at a folder that changes see the same; what is seen then
-/// counts.
-const PATIENCE_TO_AGREE: Duration = Duration::from_millis(300);
-/// How long the start waits for a file that cannot be read, and how often it tries.
-const UNREADABLE: Duration = Duration::from_secs(3);
-const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// The same while the kernel gives no notifications.
+/// Interval of scans while the kernel gives no notifications.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
+/// How long two consecutive scans may disagree; then the changes of the next scan count at once.
+const SETTLE_DEADLINE: Duration = Duration::from_millis(300);
+/// How long the start waits for a file that cannot be read.
+const STARTUP_DEADLINE: Duration = Duration::from_secs(3);
+/// Interval of the attempts to read that file.
+const STARTUP_RETRY: Duration = Duration::from_millis(200);
 
-/// Reads a folder into a store and keeps it up to date.
+/// Reads a folder into a store and keeps the store up to date.
 #[derive(Debug)]
 pub struct FolderSource {
     dir: PathBuf,
@@ -51,37 +51,36 @@ pub struct FolderSource {
     loaded: Sender<bool>,
 }
 
-/// Why a folder cannot be used at all.
+/// Why a folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// It is not there, or may not be read, when the daemon starts.
-    #[error("cannot read the source folder {dir}; is the path right?")]
+    /// The folder does not exist or cannot be read when the daemon starts.
+    #[error("cannot read the source folder {dir}; check the path and its permissions")]
     Unreadable {
         /// The folder.
         dir: PathBuf,
-        /// The system's reason.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// A file in it cannot be read when the daemon starts, and nobody knows which policies it holds.
+    /// A file of the folder cannot be read when the daemon starts, so its policies are unknown.
     #[error(
-        "cannot read a file of the source folder {dir}, and without the policies that it may hold \
-         nothing is let through; is it readable for this user, or a link that leads nowhere? \
-         {diagnostic}"
+        "cannot read a file of the source folder {dir}: {diagnostic}; it may hold policies, so no \
+         traffic is allowed without it. Check its permissions, and whether it is a dangling link"
     )]
     File {
         /// The folder.
         dir: PathBuf,
-        /// The file, and the system's reason.
+        /// The file and the error of the system.
         diagnostic: Box<Diagnostic>,
     },
-    /// A bug: reading panicked.
-    #[error("reading the source folder failed")]
+    /// Reading panicked, which is a bug.
+    #[error("reading the source folder panicked")]
     Failed(#[source] tokio::task::JoinError),
 }
 
 impl FolderSource {
-    /// A source for this folder; nothing is read yet.
+    /// A source for this folder. Reads nothing before [`FolderSource::run`].
     pub fn new(dir: impl Into<PathBuf>, params: Params, store: Store) -> Self {
         Self {
             dir: dir.into(),
@@ -91,29 +90,33 @@ impl FolderSource {
         }
     }
 
-    /// Becomes true when the folder has been read once and the store holds its model.
+    /// Becomes true when the store holds the first model of the folder.
     pub fn loaded(&self) -> Receiver<bool> {
         self.loaded.subscribe()
     }
 
-    /// Reads the folder and follows its changes until cancelled. Fails only when the folder, or a
-    /// file in it, cannot be read at the start; later, the last state stays.
+    /// Reads the folder and follows its changes until cancelled.
+    ///
+    /// # Errors
+    ///
+    /// The folder or one of its files cannot be read at the start. Later the last state stays in
+    /// use.
     pub async fn run(self, stop: CancellationToken) -> Result<(), FolderError> {
-        let mut watch = Watch::new(&self.dir);
-        let mut reader = Reader::new(self.dir.clone(), self.params, self.store);
-        let patience = Instant::now() + UNREADABLE;
+        let mut watch = FolderWatch::new(&self.dir);
+        let mut reloader = Reloader::new(self.dir.clone(), self.params, self.store);
+        let deadline = Instant::now() + STARTUP_DEADLINE;
         loop {
-            reader = reader.settle().await?;
-            if let Some(source) = reader.files.failure.take() {
+            reloader = reloader.scan().await?;
+            if let Some(source) = reloader.files.failure.take() {
                 return Err(FolderError::Unreadable {
                     dir: self.dir,
                     source,
                 });
             }
-            let Some(diagnostic) = reader.files.never_read() else {
+            let Some(diagnostic) = reloader.files.never_read() else {
                 break;
             };
-            if Instant::now() >= patience {
+            if Instant::now() >= deadline {
                 let diagnostic = Box::new(diagnostic.clone());
                 return Err(FolderError::File {
                     dir: self.dir,
@@ -122,10 +125,10 @@ impl FolderSource {
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = sleep(TRY_AGAIN) => {}
+                () = sleep(STARTUP_RETRY) => {}
             }
         }
-        reader = reader.publish().await?;
+        reloader = reloader.publish().await?;
         self.loaded.send_replace(true);
         while !stop.is_cancelled() {
             let rescan = if watch.is_working() {
@@ -135,74 +138,76 @@ impl FolderSource {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = settled(&mut watch) => {}
+                () = debounced_change(&mut watch) => {}
                 () = sleep_until(Instant::now() + rescan) => watch.renew(&self.dir),
             }
-            reader = reader.settle().await?.publish().await?;
+            reloader = reloader.scan().await?.publish().await?;
         }
         Ok(())
     }
 }
 
-/// Waits for a change, and then until the folder is quiet.
-async fn settled(watch: &mut Watch) {
+/// Waits for a change, and then until there is none for [`DEBOUNCE`].
+async fn debounced_change(watch: &mut FolderWatch) {
     watch.changed().await;
-    let patience = Instant::now() + PATIENCE;
-    while Instant::now() < patience {
-        let quiet = patience.min(Instant::now() + QUIET);
+    let deadline = Instant::now() + MAX_DEBOUNCE;
+    while Instant::now() < deadline {
+        let quiet = deadline.min(Instant::now() + DEBOUNCE);
         if timeout_at(quiet, watch.changed()).await.is_err() {
             return;
         }
     }
 }
 
-/// All that reading needs; it moves to the blocking thread and back.
-struct Reader {
+/// Scans the folder and publishes its model. Moves to the blocking thread and back.
+struct Reloader {
     files: Files,
     params: Params,
     store: Store,
-    reported: BTreeSet<Diagnostic>,
-    /// The files have changed since their model was published.
-    changed: bool,
+    /// The diagnostics that are logged already.
+    logged: BTreeSet<Diagnostic>,
+    /// The files changed since the last published model.
+    is_changed: bool,
 }
 
-impl Reader {
+impl Reloader {
     fn new(dir: PathBuf, params: Params, store: Store) -> Self {
         Self {
             files: Files::new(dir),
             params,
             store,
-            reported: BTreeSet::new(),
-            changed: false,
+            logged: BTreeSet::new(),
+            is_changed: false,
         }
     }
 
-    /// Looks at the folder until two looks see the same.
-    async fn settle(mut self) -> Result<Self, FolderError> {
-        let deadline = Instant::now() + PATIENCE_TO_AGREE;
+    /// Scans the folder until two scans find the same changes.
+    async fn scan(mut self) -> Result<Self, FolderError> {
+        let deadline = Instant::now() + SETTLE_DEADLINE;
         loop {
-            let patience = match Instant::now() < deadline {
-                true => Patience::Some,
-                false => Patience::None,
+            let debounce = match Instant::now() < deadline {
+                true => Debounce::Required,
+                false => Debounce::Skipped,
             };
-            let (reader, look) = blocking(move || {
-                let look = self.files.scan(&self.params, SystemTime::now(), patience);
-                (self, look)
+            let (reloader, result) = blocking(move || {
+                let now = SystemTime::now();
+                let result = self.files.scan(&self.params, now, debounce);
+                (self, result)
             })
             .await?;
-            self = reader;
-            self.changed |= look == Look::Changed;
-            if look != Look::Unsettled {
+            self = reloader;
+            self.is_changed |= result == ScanResult::Changed;
+            if result != ScanResult::Unsettled {
                 return Ok(self);
             }
-            // A little more, for the clock that the looks are compared by is not this one.
-            sleep(AGREE + Duration::from_millis(1)).await;
+            // One millisecond more: scans are compared by the wall clock, not by this one.
+            sleep(STABLE_FOR + Duration::from_millis(1)).await;
         }
     }
 
-    /// Makes the model of what was read, if that changed, and puts it into the store.
+    /// Compiles the files into a model and stores it, if the files changed.
     async fn publish(mut self) -> Result<Self, FolderError> {
-        if !std::mem::take(&mut self.changed) {
+        if !std::mem::take(&mut self.is_changed) {
             return Ok(self);
         }
         blocking(move || {
@@ -214,21 +219,21 @@ impl Reader {
         .await
     }
 
-    /// Each diagnostic once, when it appears.
+    /// Logs each diagnostic once, when it appears.
     fn log_diagnostics(&mut self, diagnostics: &[Diagnostic]) {
         let now: BTreeSet<Diagnostic> = diagnostics.iter().cloned().collect();
-        for diagnostic in now.difference(&self.reported) {
+        for diagnostic in now.difference(&self.logged) {
             match diagnostic.code {
                 "unknown_kind" => info!(target: "mesh::source", "{diagnostic}"),
                 "folder_unreadable" => error!(target: "mesh::source", "{diagnostic}"),
                 _ => warn!(target: "mesh::source", "{diagnostic}"),
             }
         }
-        self.reported = now;
+        self.logged = now;
     }
 }
 
-/// Not cancelled in between: each step is short, and its outcome is whole.
+/// Runs a step on a blocking thread. A step is short and never cancelled.
 async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, FolderError> {

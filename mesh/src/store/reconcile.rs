@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::model::{Endpoint, EndpointKey, EndpointTarget, Model, Service, Workload, WorkloadUid};
+use crate::id::WorkloadUid;
+use crate::model::{Endpoint, EndpointKey, EndpointTarget, Model, Service, Workload};
 
 use super::Changes;
 

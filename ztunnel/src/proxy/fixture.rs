@@ -45,7 +45,7 @@ pub(crate) fn publish_with(store: &Store, pods: &str, more: &[&str]) {
     let yaml = [&[pods], more].concat().join("---\n");
     let mut objects = Objects::default();
     let parsed = parse(&"fixture.yaml".into(), yaml.as_bytes());
-    assert!(parsed.broken.is_empty(), "{:?}", parsed.broken);
+    assert!(parsed.errors.is_empty(), "{:?}", parsed.errors);
     for (object, origin) in parsed.objects {
         objects.insert(object, origin);
     }

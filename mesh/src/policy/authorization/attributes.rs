@@ -1,6 +1,6 @@
 //! What the fields of a rule compare, and how their values are written.
 
-use crate::compile::names;
+use crate::names;
 use crate::policy::aliases::TrustDomains;
 use crate::policy::cidr::Cidr;
 use crate::policy::rule::{ServiceAccount, Values};

@@ -71,7 +71,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
             let message = "DENY without rules would refuse nothing; taken to refuse everything \
                            (which is written as one empty rule)";
             let field = spec.get_or_null("rules");
-            field.fault("empty_match", message.to_owned(), self.reader);
+            field.error("empty_match", message.to_owned(), self.reader);
             return vec![Rule::default()];
         }
         let Some(items) = self.list(spec, "rules") else {
@@ -138,7 +138,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
             return found;
         }
         let message = "serviceAccounts cannot stand beside principals or namespaces".to_owned();
-        field.fault("bad_field", message, self.reader);
+        field.error("bad_field", message, self.reader);
         found.map(|mut found| {
             found
                 .0
@@ -180,7 +180,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
                 return None;
             }
             let message = "matches nothing in particular; leave it out to match everything";
-            field.fault("empty_match", message.to_owned(), self.reader);
+            field.error("empty_match", message.to_owned(), self.reader);
         }
         Some(Match(constraints))
     }
@@ -197,7 +197,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         let has = |key| field.value.get(key).is_some();
         if !has("values") && !has("notValues") {
             let message = "has neither values nor notValues".to_owned();
-            field.fault("empty_match", message, self.reader);
+            field.error("empty_match", message, self.reader);
         }
         match attributes::key(key) {
             Key::Known(attribute) => {
@@ -216,7 +216,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
             }
             Key::Unknown => {
                 let message = format!("{key:?} is no attribute that the mesh knows");
-                key_field.fault("unknown_attribute", message, self.reader);
+                key_field.error("unknown_attribute", message, self.reader);
                 None
             }
         }
@@ -238,7 +238,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
                 Some(text) => match values.add(text, &self.namespace, self.trust_domains) {
                     Ok(()) => true,
                     Err(message) => {
-                        item.fault("bad_value", message, self.reader);
+                        item.error("bad_value", message, self.reader);
                         false
                     }
                 },
@@ -258,7 +258,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         self.http.found.insert(name.to_owned());
         for item in self.list(parent, list).unwrap_or_default() {
             if item.text(self.reader) == Some("") {
-                item.fault("bad_value", "is empty".to_owned(), self.reader);
+                item.error("bad_value", "is empty".to_owned(), self.reader);
             }
         }
     }
@@ -270,12 +270,12 @@ impl<'r, 'f> RuleReader<'r, 'f> {
             Some(_) => {
                 let message = "is an empty list; leave it out to match everything".to_owned();
                 let field = parent.get_or_null(key);
-                field.fault("empty_match", message, self.reader);
+                field.error("empty_match", message, self.reader);
                 None
             }
             None => {
                 let field = parent.get_or_null(key);
-                field.fault("bad_field", "is not a list".to_owned(), self.reader);
+                field.error("bad_field", "is not a list".to_owned(), self.reader);
                 None
             }
         }
@@ -283,7 +283,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
 
     fn is_object(&mut self, field: &Field<'_>) -> bool {
         if !field.value.is_object() {
-            field.fault("bad_field", "is not an object".to_owned(), self.reader);
+            field.error("bad_field", "is not an object".to_owned(), self.reader);
         }
         field.value.is_object()
     }

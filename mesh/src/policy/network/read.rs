@@ -2,8 +2,9 @@
 
 use super::rule::{From, Peer, Port, Ports, Rule};
 use super::{Ingress, NetworkPolicy};
-use crate::compile::Faults;
-use crate::objects::{Policy, namespace_of};
+use crate::diagnostic::Diagnostics;
+use crate::names::namespace_of;
+use crate::objects::Policy;
 use crate::policy::cidr::Cidr;
 use crate::policy::document::{Field, Reader};
 use crate::policy::labels;
@@ -14,12 +15,12 @@ use crate::policy::selector::Selector;
 const API_VERSION: &str = "networking.k8s.io/v1";
 
 /// Reads a policy. Always yields one: what cannot be read denies.
-pub(crate) fn read(object: &Policy, faults: &mut Faults) -> NetworkPolicy {
-    let mut reader = Reader::new(faults);
+pub(crate) fn read(object: &Policy, diagnostics: &mut Diagnostics) -> NetworkPolicy {
+    let mut reader = Reader::new(diagnostics);
     let spec = spec(object, &mut reader);
     let types = types(&spec, &mut reader);
     // What is unknown may be about ingress, whatever `policyTypes` says.
-    let about_ingress = types.ingress || reader.found_fault();
+    let about_ingress = types.ingress || reader.has_error();
     let pods = match spec.get("podSelector") {
         Some(selector) => labels::selector(&selector, &mut reader),
         None => Some(Selector::default()),
@@ -28,7 +29,7 @@ pub(crate) fn read(object: &Policy, faults: &mut Faults) -> NetworkPolicy {
     let rules = each(items, |item| rule(item, &mut reader));
     let ingress = match rules {
         _ if !about_ingress => Ingress::Unrestricted,
-        Some(rules) if !reader.found_fault() => Ingress::Only(rules),
+        Some(rules) if !reader.has_error() => Ingress::Only(rules),
         _ => Ingress::Only(Vec::new()),
     };
     if types.egress {
@@ -86,7 +87,7 @@ fn types(spec: &Field<'_>, reader: &mut Reader<'_>) -> Types {
             Some("Egress") => types.egress = true,
             _ => {
                 let message = format!("{} is neither \"Ingress\" nor \"Egress\"", item.value);
-                item.fault("bad_value", message, reader);
+                item.error("bad_value", message, reader);
             }
         }
     }
@@ -110,7 +111,7 @@ fn rule(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Rule> {
     })
 }
 
-/// Reads all items, so that the faults of each are found; `None` if one cannot be read.
+/// Reads all items, so that the diagnostics of each are found; `None` if one cannot be read.
 fn each<'a, T>(
     items: impl Iterator<Item = Field<'a>>,
     read: impl FnMut(&Field<'a>) -> Option<T>,
@@ -142,14 +143,14 @@ fn peer(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
         }
         (Some(_), true) => {
             let message = "ipBlock stands alone: beside it there may be no selector".to_owned();
-            field.fault("ambiguous_peer", message, reader);
+            field.error("ambiguous_peer", message, reader);
             None
         }
         (None, false) => {
             let message = "names nobody; one of podSelector, namespaceSelector and ipBlock is \
                            needed"
                 .to_owned();
-            field.fault("empty_peer", message, reader);
+            field.error("empty_peer", message, reader);
             None
         }
     }
@@ -168,7 +169,7 @@ fn ip_block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
         };
         if cidr.is_some_and(|cidr| !cidr.strictly_contains(&hole)) {
             let message = format!("{hole} is not a part of the block it is an exception of");
-            item.fault("bad_except", message, reader);
+            item.error("bad_except", message, reader);
         }
         except.push(hole);
     }
@@ -181,7 +182,7 @@ fn ip_block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
 fn block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Cidr> {
     let text = field.text(reader)?;
     Cidr::parse(text)
-        .map_err(|message| field.fault("bad_cidr", message, reader))
+        .map_err(|message| field.error("bad_cidr", message, reader))
         .ok()
 }
 
@@ -221,7 +222,7 @@ fn port(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Protocol> {
             Some("UDP" | "SCTP") => false,
             _ => {
                 let message = format!("{} is none of TCP, UDP and SCTP", protocol.value);
-                protocol.fault("bad_protocol", message, reader);
+                protocol.error("bad_protocol", message, reader);
                 return None;
             }
         },
@@ -244,13 +245,13 @@ fn port(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Protocol> {
 fn range(first: Option<&Field<'_>>, last: &Field<'_>, reader: &mut Reader<'_>) -> Option<Port> {
     let Some(first) = first.filter(|first| !first.value.is_string()) else {
         let message = "needs a port with a number to begin at".to_owned();
-        last.fault("bad_port", message, reader);
+        last.error("bad_port", message, reader);
         return None;
     };
     let (begin, end) = (number(first, reader)?, number(last, reader)?);
     if end < begin {
         let message = format!("{end} is before {begin}");
-        last.fault("bad_port", message, reader);
+        last.error("bad_port", message, reader);
         return None;
     }
     Some(Port::Range(begin, end))
@@ -261,7 +262,7 @@ fn number(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<u16> {
     let number = number.filter(|number| *number > 0);
     if number.is_none() {
         let message = format!("{} is no port (1 to 65535)", field.value);
-        field.fault("bad_port", message, reader);
+        field.error("bad_port", message, reader);
     }
     number
 }
@@ -279,7 +280,7 @@ fn name(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str>> {
         && !name.contains("--");
     if !legal {
         let message = format!("{name:?} is no name of a port; a number is written without quotes");
-        field.fault("bad_port", message, reader);
+        field.error("bad_port", message, reader);
         return None;
     }
     Some(name.into())

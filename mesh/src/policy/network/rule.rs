@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::model::{Model, NamedPort, Namespace, Workload};
+use crate::id::NamedPort;
+use crate::model::{Model, Namespace, Workload};
 use crate::policy::InboundConnection;
 use crate::policy::cidr::Cidr;
 use crate::policy::selector::Selector;

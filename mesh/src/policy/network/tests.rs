@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Value, json};
 
 use super::{NetworkPolicy, read};
-use crate::compile::Faults;
+use crate::diagnostic::Diagnostics;
 use crate::objects::{Object, parse};
 use crate::policy::{Denial, InboundConnection};
 use crate::testing::{Doc, compiled, namespace, pod};
@@ -196,7 +196,7 @@ pub(super) fn read_value(policy: Value) -> (NetworkPolicy, Vec<String>) {
     let [(Object::Policy(object), origin)] = &parsed.objects[..] else {
         panic!("{parsed:?}");
     };
-    let mut faults = Faults::default();
+    let mut faults = Diagnostics::default();
     let policy = read(object, &mut faults);
     let reference = parsed.objects[0].0.reference();
     let mut faults = faults.into_vec();

@@ -317,7 +317,7 @@ fn read_world(others: &[Doc], victim: &Doc) -> World {
     let text = crate::testing::text(&docs) + &crate::testing::text(std::slice::from_ref(victim));
     let parsed = parse(&"p.yaml".into(), text.as_bytes());
     let mut objects = Objects::default();
-    for (object, origin) in parsed.objects.into_iter().chain(parsed.unreadable) {
+    for (object, origin) in parsed.objects.into_iter().chain(parsed.placeholders) {
         objects.insert(object, origin);
     }
     let (model, diagnostics) = compile(&objects, &params());

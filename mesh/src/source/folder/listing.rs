@@ -1,4 +1,4 @@
-//! Which files of a folder there are, and of which it cannot be told.
+//! Lists the manifests of a folder tree, and the entries that cannot be examined.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,25 +6,27 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Folders within folders are followed this deep, which also ends a circle of links.
+/// The depth limit of nested folders; also ends a cycle of links.
 const MAX_DEPTH: usize = 16;
-/// The files that are there.
+
+/// The entries of a folder tree.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
+    /// Manifests, by path relative to the folder.
     pub(super) files: BTreeMap<Arc<str>, PathBuf>,
-    /// What cannot be told to be a file or a folder, and why.
+    /// Entries whose type cannot be determined, and why.
     pub(super) unknown: BTreeMap<Arc<str>, io::Error>,
 }
 
-/// Lists a folder and what is below it.
+/// Lists a folder tree.
 pub(super) fn list(dir: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     list_into(dir, "", 0, &mut listing)?;
     Ok(listing)
 }
 
-/// Takes `.yaml`, `.yml` and `.json`. Hidden names are left out: editors and Kubernetes' own
-/// volumes keep unfinished things under them. Links are followed, as those volumes are made of them.
+/// Lists `.yaml`, `.yml` and `.json`. Skips hidden names: editors and Kubernetes volumes keep
+/// unfinished files under them. Follows links, because Kubernetes volumes consist of links.
 fn list_into(dir: &Path, prefix: &str, depth: usize, listing: &mut Listing) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -36,8 +38,8 @@ fn list_into(dir: &Path, prefix: &str, depth: usize, listing: &mut Listing) -> i
         let meta = match fs::metadata(&path) {
             Ok(meta) => meta,
             Err(error) => {
-                // A file that is gone by now is simply not listed.
-                if !is_gone(&path) {
+                // A file that was deleted in the meantime is not listed.
+                if !is_deleted(&path) {
                     listing.unknown.insert(relative.into(), error);
                 }
                 continue;
@@ -55,20 +57,20 @@ fn list_into(dir: &Path, prefix: &str, depth: usize, listing: &mut Listing) -> i
     Ok(())
 }
 
-fn is_gone(path: &Path) -> bool {
+fn is_deleted(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 impl Listing {
-    /// What may hold objects: a manifest, or a folder. A link under another name that leads nowhere
-    /// may be anything.
+    /// The unknown entries that may hold objects: manifests and folders. A dangling link under another
+    /// name is neither.
     pub(super) fn unknown_files(&self) -> impl Iterator<Item = (&Arc<str>, &io::Error)> {
         self.unknown
             .iter()
             .filter(|(name, error)| is_manifest(name) || error.kind() != io::ErrorKind::NotFound)
     }
 
-    /// Why it is not known what became of a file: nothing is known of a folder that it was in.
+    /// Why the state of a file is unknown: a folder above it is an unknown entry.
     pub(super) fn unknown_above(&self, file: &str) -> Option<&io::Error> {
         let folders = file.match_indices('/').map(|(at, _)| &file[..at]);
         folders.filter_map(|folder| self.unknown.get(folder)).next()

@@ -1,6 +1,6 @@
-//! The folder as its writers treat it.
+//! A running source against the ways in which a folder is written.
 
-mod files;
+mod scan;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ use super::*;
 use crate::model::Model;
 use crate::testing::{Doc, params, pod, text};
 
-/// A source that follows a folder, and is stopped with the test.
+/// A running source of a temporary folder.
 struct Running {
     dir: TempDir,
     store: Store,
@@ -38,7 +38,7 @@ impl Running {
         let mut loaded = source.loaded();
         let stop = CancellationToken::new();
         let task = tokio::spawn(source.run(stop.clone()));
-        timeout(SOON, loaded.wait_for(|loaded| *loaded))
+        timeout(TIMEOUT, loaded.wait_for(|loaded| *loaded))
             .await
             .unwrap()
             .unwrap();
@@ -57,18 +57,18 @@ impl Running {
                 version.changed().await.unwrap();
             }
         };
-        timeout(SOON, reached)
+        timeout(TIMEOUT, reached)
             .await
-            .expect("the store follows the folder");
+            .expect("the store follows the folder in time");
     }
 
     async fn end(self) {
         self.stop.cancel();
-        timeout(SOON, self.task).await.unwrap().unwrap().unwrap();
+        timeout(TIMEOUT, self.task).await.unwrap().unwrap().unwrap();
     }
 }
 
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn write(dir: &Path, file: &str, docs: &[Doc]) {
     fs::write(dir.join(file), text(docs)).unwrap();
@@ -85,14 +85,14 @@ fn has(name: &str) -> impl Fn(&Model) -> bool {
 }
 
 #[tokio::test]
-async fn the_store_is_filled_when_the_source_says_so() {
+async fn loaded_source_has_filled_the_store() {
     let running = Running::start(&[("a.yaml", &[pod("web", "10.0.0.1")])]).await;
     assert!(has("web")(&running.store.load()));
     running.end().await;
 }
 
 #[tokio::test]
-async fn writes_in_place_renames_and_removals_are_followed() {
+async fn writes_renames_and_removals_update_the_store() {
     let running = Running::start(&[]).await;
     let dir = running.dir.path().to_owned();
     write(&dir, "a.yaml", &[pod("web", "10.0.0.1")]);
@@ -108,7 +108,7 @@ async fn writes_in_place_renames_and_removals_are_followed() {
 }
 
 #[tokio::test]
-async fn a_folder_that_goes_leaves_its_last_state_and_is_followed_when_it_returns() {
+async fn removed_folder_keeps_its_last_state_and_is_read_when_recreated() {
     let running = Running::start(&[("a.yaml", &[pod("web", "10.0.0.1")])]).await;
     let dir = running.dir.path().to_owned();
     fs::remove_dir_all(&dir).unwrap();
@@ -118,7 +118,10 @@ async fn a_folder_that_goes_leaves_its_last_state_and_is_followed_when_it_return
             .any(|p| p.code == "folder_unreadable")
     };
     running.until(lost).await;
-    assert!(has("web")(&running.store.load()), "the last state stays");
+    assert!(
+        has("web")(&running.store.load()),
+        "the last state stays in use"
+    );
     fs::create_dir(&dir).unwrap();
     write(&dir, "a.yaml", &[pod("db", "10.0.0.2")]);
     running.until(|m| has("db")(m) && !lost(m)).await;
@@ -128,23 +131,23 @@ async fn a_folder_that_goes_leaves_its_last_state_and_is_followed_when_it_return
 }
 
 #[tokio::test]
-async fn a_folder_that_is_not_there_at_the_start_is_an_error() {
+async fn missing_folder_at_start_is_an_error() {
     let source = FolderSource::new("/nonexistent/ambit", params(), Store::new());
     let error = source.run(CancellationToken::new()).await.unwrap_err();
     assert!(error.to_string().contains("/nonexistent/ambit"), "{error}");
 }
 
-/// It may hold the policy that denies.
+/// An unreadable file may hold a policy that denies.
 #[tokio::test]
-async fn a_start_waits_for_a_file_that_cannot_be_read_and_then_fails() {
+async fn unreadable_file_at_start_is_retried_and_then_an_error() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "a.yaml", &[pod("web", "10.0.0.1")]);
     symlink("..nowhere", dir.path().join("policy.yaml")).unwrap();
     let store = Store::new();
     let source = FolderSource::new(dir.path(), params(), store.clone());
     let loaded = source.loaded();
-    let ended = source.run(CancellationToken::new());
-    let error = timeout(SOON, ended).await.unwrap().unwrap_err();
+    let run = source.run(CancellationToken::new());
+    let error = timeout(TIMEOUT, run).await.unwrap().unwrap_err();
     assert!(
         error.to_string().contains("policy.yaml#0: file_unreadable"),
         "{error}"
@@ -153,7 +156,7 @@ async fn a_start_waits_for_a_file_that_cannot_be_read_and_then_fails() {
 }
 
 #[tokio::test]
-async fn a_file_that_can_be_read_in_time_is_waited_for() {
+async fn start_waits_for_a_file_that_becomes_readable() {
     let dir = tempfile::tempdir().unwrap();
     symlink("..late", dir.path().join("a.yaml")).unwrap();
     let store = Store::new();
@@ -165,6 +168,6 @@ async fn a_file_that_can_be_read_in_time_is_waited_for() {
         stop.cancel();
     };
     let both = async { tokio::join!(source.run(stop.clone()), write_late).0 };
-    timeout(SOON, both).await.unwrap().unwrap();
+    timeout(TIMEOUT, both).await.unwrap().unwrap();
     assert!(has("web")(&store.load()));
 }

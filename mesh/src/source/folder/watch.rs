@@ -1,4 +1,4 @@
-//! The kernel's notifications, reduced to "something changed".
+//! Watches a folder tree for changes (inotify).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,14 +7,15 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tracing::warn;
 
-/// Watches a folder and what is below it.
-pub(super) struct Watch {
+/// Notifies of any change in a folder or below it.
+pub(super) struct FolderWatch {
     changed: Arc<Notify>,
     watcher: Option<RecommendedWatcher>,
+    /// The inode of the watched folder.
     watched: Option<u64>,
 }
 
-impl Watch {
+impl FolderWatch {
     pub(super) fn new(dir: &Path) -> Self {
         let mut watch = Self {
             changed: Arc::new(Notify::new()),
@@ -25,26 +26,26 @@ impl Watch {
         watch
     }
 
-    /// Without notifications the caller has to look more often.
+    /// Whether notifications work. Without them the caller scans more often.
     pub(super) fn is_working(&self) -> bool {
         self.watcher.is_some()
     }
 
-    /// Waits until something changed since the last call.
+    /// Waits for a change since the last call.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Watches anew if the folder is another one than the one that is watched: a watch follows
-    /// the folder, not its name.
+    /// Watches again if the folder at the path was replaced: a watch follows the inode, not the
+    /// path.
     pub(super) fn renew(&mut self, dir: &Path) {
-        let now = identity(dir);
-        if self.watcher.is_some() && now == self.watched {
+        let inode = inode(dir);
+        if self.watcher.is_some() && inode == self.watched {
             return;
         }
         self.watcher = None;
-        self.watched = now;
-        if now.is_none() {
+        self.watched = inode;
+        if inode.is_none() {
             return;
         }
         match self.watcher(dir) {
@@ -52,7 +53,7 @@ impl Watch {
             Err(error) => warn!(
                 target: "mesh::source",
                 %error,
-                "no notifications for {}; it is looked at every second instead",
+                "cannot watch {} for changes; it is scanned every second instead",
                 dir.display()
             ),
         }
@@ -62,7 +63,7 @@ impl Watch {
         let changed = self.changed.clone();
         let mut watcher =
             notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                // Reading makes access events itself; following those would never end.
+                // A scan causes access events itself; reacting to them would never end.
                 if !matches!(&event, Ok(event) if matches!(event.kind, EventKind::Access(_))) {
                     changed.notify_one();
                 }
@@ -73,7 +74,7 @@ impl Watch {
 }
 
 #[cfg(unix)]
-fn identity(dir: &Path) -> Option<u64> {
+fn inode(dir: &Path) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(dir).ok().map(|meta| meta.ino())
 }

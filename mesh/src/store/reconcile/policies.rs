@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::diagnostic::ObjectRef;
-use crate::model::WorkloadUid;
+use crate::id::ObjectRef;
+use crate::id::WorkloadUid;
 use crate::policy::PolicyReport;
 
 type List = Arc<[WorkloadUid]>;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::names::{self, Form, Scope};
 use super::{ports, values};
-use crate::compile::fault::Faults;
-use crate::model::{Health, ServiceName};
-use crate::objects::namespace_of;
+use crate::diagnostic::Diagnostics;
+use crate::id::ServiceName;
+use crate::model::Health;
+use crate::names::namespace_of;
+use crate::names::{self, Form, Scope};
 
 /// What an EndpointSlice says by itself.
 #[derive(Clone, Debug)]
@@ -34,13 +35,16 @@ pub(in crate::compile) struct SliceEndpoint {
     pub(in crate::compile) pod: Option<(Arc<str>, Arc<str>)>,
 }
 
-pub(super) fn read(object: &discovery::EndpointSlice, faults: &mut Faults) -> Option<SliceFacts> {
+pub(super) fn read(
+    object: &discovery::EndpointSlice,
+    diagnostics: &mut Diagnostics,
+) -> Option<SliceFacts> {
     const SERVICE: &str = "kubernetes.io/service-name";
     let meta = &object.metadata;
-    names::check(meta, Scope::Namespaced(Form::Subdomain), faults);
+    names::check(meta, Scope::Namespaced(Form::Subdomain), diagnostics);
     let Some(service) = values::label(meta, SERVICE).filter(|name| !name.is_empty()) else {
         let message = "is missing, so the slice belongs to no service".to_owned();
-        faults.add(
+        diagnostics.error(
             format!("metadata.labels[{SERVICE}]"),
             "missing_label",
             message,
@@ -52,28 +56,31 @@ pub(super) fn read(object: &discovery::EndpointSlice, faults: &mut Faults) -> Op
         "IPv6" => true,
         other => {
             let message = format!("{other:?} is neither \"IPv4\" nor \"IPv6\"");
-            faults.add("addressType", "bad_value", message);
+            diagnostics.error("addressType", "bad_value", message);
             return None;
         }
     };
-    let ports = slice_ports(object, faults);
+    let ports = slice_ports(object, diagnostics);
     let endpoints = object.endpoints.iter().flatten().enumerate();
     let endpoints = endpoints
-        .filter_map(|(i, e)| endpoint(i, e, v6, faults))
+        .filter_map(|(i, e)| endpoint(i, e, v6, diagnostics))
         .collect();
     let service = ServiceName::new(namespace_of(meta), service);
-    (!faults.is_fatal()).then_some(SliceFacts {
+    (!diagnostics.is_fatal()).then_some(SliceFacts {
         service,
         ports,
         endpoints,
     })
 }
 
-fn slice_ports(object: &discovery::EndpointSlice, faults: &mut Faults) -> Vec<(Arc<str>, u16)> {
+fn slice_ports(
+    object: &discovery::EndpointSlice,
+    diagnostics: &mut Diagnostics,
+) -> Vec<(Arc<str>, u16)> {
     let mut found = Vec::new();
     for (i, port) in object.ports.iter().flatten().enumerate() {
         if let (true, Some(number)) = (ports::is_tcp(&port.protocol), port.port) {
-            let number = values::port_at(number, format!("ports[{i}].port"), faults);
+            let number = values::port_at(number, format!("ports[{i}].port"), diagnostics);
             let name: Arc<str> = port.name.as_deref().unwrap_or_default().into();
             found.extend(number.map(|number| (name, number)));
         }
@@ -85,18 +92,18 @@ fn endpoint(
     index: usize,
     endpoint: &discovery::Endpoint,
     v6: bool,
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> Option<SliceEndpoint> {
     let field = format!("endpoints[{index}]");
     let address = format!("{field}.addresses[0]");
     let Some(text) = endpoint.addresses.first() else {
-        faults.add(address, "bad_ip", "is missing".to_owned());
+        diagnostics.error(address, "bad_ip", "is missing".to_owned());
         return None;
     };
-    let ip = values::ip_at(text, address.as_str(), faults)?;
+    let ip = values::ip_at(text, address.as_str(), diagnostics)?;
     if ip.is_ipv6() != v6 {
         let message = format!("{ip} is not of the slice's addressType");
-        faults.add(address, "bad_ip", message);
+        diagnostics.error(address, "bad_ip", message);
         return None;
     }
     let conditions = endpoint.conditions.clone().unwrap_or_default();

@@ -2,19 +2,23 @@
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::names::{self, Form, Scope};
 use super::values;
-use crate::compile::fault::Faults;
+use crate::diagnostic::Diagnostics;
 use crate::model::Node;
+use crate::names::{self, Form, Scope};
 
-pub(super) fn read(object: &core::Node, faults: &mut Faults) -> Option<Node> {
-    names::check(&object.metadata, Scope::Cluster(Form::Subdomain), faults);
+pub(super) fn read(object: &core::Node, diagnostics: &mut Diagnostics) -> Option<Node> {
+    names::check(
+        &object.metadata,
+        Scope::Cluster(Form::Subdomain),
+        diagnostics,
+    );
     let addresses = object.status.as_ref().and_then(|s| s.addresses.as_ref());
     let mut ips = Vec::new();
     for (i, address) in addresses.into_iter().flatten().enumerate() {
         if matches!(address.type_.as_str(), "InternalIP" | "ExternalIP") {
             let field = format!("status.addresses[{i}].address");
-            ips.extend(values::ip_at(&address.address, field, faults));
+            ips.extend(values::ip_at(&address.address, field, diagnostics));
         }
     }
     let name = object.metadata.name.as_deref()?.into();
@@ -23,5 +27,5 @@ pub(super) fn read(object: &core::Node, faults: &mut Faults) -> Option<Node> {
         addresses: ips,
         locality: values::locality(&object.metadata),
     };
-    (!faults.is_fatal()).then_some(node)
+    (!diagnostics.is_fatal()).then_some(node)
 }

@@ -4,8 +4,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::values::port_at;
-use crate::compile::fault::Faults;
-use crate::model::NamedPort;
+use crate::diagnostic::Diagnostics;
+use crate::id::NamedPort;
 
 /// The containers that run as long as the pod: the ordinary ones, and init containers that stay
 /// (`restartPolicy: Always`), each with the path of its field.
@@ -20,12 +20,12 @@ fn containers(spec: &core::PodSpec) -> impl Iterator<Item = (String, &core::Cont
 }
 
 /// TCP ports with names. Of two ports of one name the first counts, as for Kubernetes.
-pub(super) fn named(spec: &core::PodSpec, faults: &mut Faults) -> Vec<NamedPort> {
+pub(super) fn named(spec: &core::PodSpec, diagnostics: &mut Diagnostics) -> Vec<NamedPort> {
     let mut named: Vec<NamedPort> = Vec::new();
     for (path, container) in containers(spec) {
         for (i, port) in container.ports.iter().flatten().enumerate() {
             let field = format!("{path}.ports[{i}].containerPort");
-            let number = port_at(port.container_port, field, faults);
+            let number = port_at(port.container_port, field, diagnostics);
             if let (Some(number), Some(name), true) = (number, &port.name, is_tcp(&port.protocol))
                 && !named.iter().any(|known| *known.name == **name)
             {
@@ -44,11 +44,11 @@ pub(super) fn is_tcp(protocol: &Option<String>) -> bool {
 }
 
 /// Ports that the kubelet connects to: probes and HTTP hooks. Sorted, without duplicates.
-pub(super) fn probed(spec: &core::PodSpec, faults: &mut Faults) -> Vec<u16> {
+pub(super) fn probed(spec: &core::PodSpec, diagnostics: &mut Diagnostics) -> Vec<u16> {
     let mut ports = Vec::new();
     for (path, container) in containers(spec) {
         for (field, call) in calls(container) {
-            ports.extend(call.port(container, &format!("{path}.{field}"), faults));
+            ports.extend(call.port(container, &format!("{path}.{field}"), diagnostics));
         }
     }
     ports.sort_unstable();
@@ -63,11 +63,16 @@ enum Call<'a> {
 }
 
 impl Call<'_> {
-    fn port(&self, container: &core::Container, path: &str, faults: &mut Faults) -> Option<u16> {
+    fn port(
+        &self,
+        container: &core::Container,
+        path: &str,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<u16> {
         match self {
-            Call::Number(number) => port_at(*number, format!("{path}.port"), faults),
+            Call::Number(number) => port_at(*number, format!("{path}.port"), diagnostics),
             Call::NumberOrName(IntOrString::Int(number)) => {
-                port_at(*number, format!("{path}.port"), faults)
+                port_at(*number, format!("{path}.port"), diagnostics)
             }
             Call::NumberOrName(IntOrString::String(name)) => {
                 let ports = container.ports.iter().flatten();
@@ -77,10 +82,10 @@ impl Call<'_> {
                     .map(|p| p.container_port)
                     .or_else(|| name.parse().ok())
                 {
-                    Some(number) => port_at(number, format!("{path}.port"), faults),
+                    Some(number) => port_at(number, format!("{path}.port"), diagnostics),
                     None => {
                         let message = format!("the container has no port named {name:?}");
-                        faults.add(format!("{path}.port"), "named_port_missing", message);
+                        diagnostics.error(format!("{path}.port"), "named_port_missing", message);
                         None
                     }
                 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as core;
 use spiffe::SpiffeId;
 
-use super::names::{self, Form, Scope};
 use super::{owner, ports, values};
-use crate::compile::Params;
-use crate::compile::fault::Faults;
-use crate::model::{Health, Load, Locality, Mode, Workload, WorkloadUid};
-use crate::objects::namespace_of;
+use crate::diagnostic::Diagnostics;
+use crate::id::WorkloadUid;
+use crate::model::{Health, Load, Locality, Mode, Workload};
+use crate::names::namespace_of;
+use crate::names::{self, Form, Scope};
+use crate::params::Params;
 use crate::policy::PolicySet;
 
 /// What a pod says by itself.
@@ -35,20 +36,24 @@ pub(in crate::compile) enum PodRead {
 }
 
 /// `None` for a pod that has ended: its address may be another's by now.
-pub(super) fn read(pod: &core::Pod, params: &Params, faults: &mut Faults) -> Option<PodRead> {
+pub(super) fn read(
+    pod: &core::Pod,
+    params: &Params,
+    diagnostics: &mut Diagnostics,
+) -> Option<PodRead> {
     let status = pod.status.clone().unwrap_or_default();
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
     let spec = pod.spec.clone().unwrap_or_default();
-    let ips = addresses(&status, faults);
-    let mode = values::dataplane_mode(&pod.metadata, faults);
+    let ips = addresses(&status, diagnostics);
+    let mode = values::dataplane_mode(&pod.metadata, diagnostics);
     let host_network = spec.host_network == Some(true);
     if host_network && mode == Some(Mode::Mesh) {
         let message = "a pod on the host's network cannot be meshed".to_owned();
-        faults.add("spec.hostNetwork", "host_network", message);
+        diagnostics.error("spec.hostNetwork", "host_network", message);
     }
-    let Some(workload) = workload(pod, &spec, &status, ips.clone(), params, faults) else {
+    let Some(workload) = workload(pod, &spec, &status, ips.clone(), params, diagnostics) else {
         // The addresses of a host-network pod are its node's, which others use as well.
         let ips = if host_network { Vec::new() } else { ips };
         return Some(PodRead::Unreadable { ips });
@@ -66,14 +71,14 @@ fn workload(
     status: &core::PodStatus,
     ips: Vec<IpAddr>,
     params: &Params,
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Workload> {
     let meta = &pod.metadata;
-    names::check(meta, Scope::Namespaced(Form::Subdomain), faults);
+    names::check(meta, Scope::Namespaced(Form::Subdomain), diagnostics);
     let (namespace, name) = (namespace_of(meta), meta.name.as_deref().unwrap_or_default());
     let kube_uid = meta.uid.as_deref().unwrap_or_default();
     if !names::is_uid(kube_uid) {
-        faults.fatal(
+        diagnostics.fatal(
             "metadata.uid",
             "bad_uid",
             format!("{kube_uid:?} is no uid of a pod"),
@@ -81,14 +86,14 @@ fn workload(
     }
     let node = spec.node_name.as_deref().unwrap_or_default();
     if !node.is_empty() && !Form::Subdomain.admits(node) {
-        faults.fatal(
+        diagnostics.fatal(
             "spec.nodeName",
             "bad_name",
             format!("{node:?} is no node name"),
         );
     }
     let service_account = service_account(spec);
-    let identity = identity(params, namespace, service_account, faults);
+    let identity = identity(params, namespace, service_account, diagnostics);
     let (workload_type, workload_name) = owner::workload(meta);
     let (canonical_name, canonical_revision) = owner::canonical(meta, &workload_name);
     let text = |key, other| {
@@ -115,15 +120,15 @@ fn workload(
         app: text("app", "app.kubernetes.io/name").into(),
         version: text("version", "app.kubernetes.io/version").into(),
         cluster: params.cluster.clone(),
-        probe_ports: ports::probed(spec, faults),
-        ports: ports::named(spec, faults),
+        probe_ports: ports::probed(spec, diagnostics),
+        ports: ports::named(spec, diagnostics),
         services: Vec::new(),
         labels: Arc::new(meta.labels.clone().unwrap_or_default()),
         policies: PolicySet::default(),
         kube_uid: kube_uid.into(),
         load: Load::default(),
     };
-    (!faults.is_fatal()).then_some(workload)
+    (!diagnostics.is_fatal()).then_some(workload)
 }
 
 fn service_account(spec: &core::PodSpec) -> &str {
@@ -141,11 +146,11 @@ fn identity(
     params: &Params,
     namespace: &str,
     service_account: &str,
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> Option<SpiffeId> {
     if !Form::Subdomain.admits(service_account) {
         let message = format!("{service_account:?} is no service account name");
-        faults.fatal("spec.serviceAccountName", "bad_name", message);
+        diagnostics.fatal("spec.serviceAccountName", "bad_name", message);
         return None;
     }
     if !Form::Label.admits(namespace) {
@@ -153,12 +158,14 @@ fn identity(
     }
     let segments = ["ns", namespace, "sa", service_account];
     SpiffeId::from_segments(params.trust_domain.clone(), &segments)
-        .map_err(|error| faults.fatal("spec.serviceAccountName", "bad_identity", error.to_string()))
+        .map_err(|error| {
+            diagnostics.fatal("spec.serviceAccountName", "bad_identity", error.to_string())
+        })
         .ok()
 }
 
 /// Primary first; a second of the same family is not one that Kubernetes gives.
-fn addresses(status: &core::PodStatus, faults: &mut Faults) -> Vec<IpAddr> {
+fn addresses(status: &core::PodStatus, diagnostics: &mut Diagnostics) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten().enumerate();
     let listed = listed.map(|(i, ip)| (format!("status.podIPs[{i}].ip"), Some(ip.ip.as_str())));
     let single = [("status.podIP".to_owned(), status.pod_ip.as_deref())];
@@ -167,14 +174,14 @@ fn addresses(status: &core::PodStatus, faults: &mut Faults) -> Vec<IpAddr> {
         let Some(text) = text.filter(|text| !text.is_empty()) else {
             continue;
         };
-        let Some(ip) = values::ip_at(text, field.as_str(), faults) else {
+        let Some(ip) = values::ip_at(text, field.as_str(), diagnostics) else {
             continue;
         };
         match ips.iter().find(|known| known.is_ipv6() == ip.is_ipv6()) {
             None => ips.push(ip),
             Some(known) if *known == ip => {}
             Some(known) => {
-                faults.add(
+                diagnostics.error(
                     field,
                     "bad_ip",
                     format!("{ip} beside {known}: one per family"),

@@ -2,12 +2,11 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::compile::fault::Faults;
-use crate::objects::namespace_of;
+use crate::diagnostic::Diagnostics;
 
 /// The two forms of names (RFC 1123, as Kubernetes reads it).
 #[derive(Clone, Copy)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// Lower-case letters, digits and inner dashes; at most 63.
     Label,
     /// Labels with dots between them; at most 253.
@@ -16,13 +15,13 @@ pub(super) enum Form {
 
 /// Whether a kind lives in namespaces, and the form of its names.
 #[derive(Clone, Copy)]
-pub(super) enum Scope {
+pub(crate) enum Scope {
     Cluster(Form),
     Namespaced(Form),
 }
 
 impl Form {
-    pub(super) fn admits(self, name: &str) -> bool {
+    pub(crate) fn admits(self, name: &str) -> bool {
         match self {
             Form::Label => is_label(name),
             Form::Subdomain => name.len() <= 253 && name.split('.').all(is_label),
@@ -50,16 +49,16 @@ pub(crate) fn is_object_name(name: &str) -> bool {
 }
 
 /// A uid becomes part of keys and of file names, so it may hold nothing that means something there.
-pub(super) fn is_uid(uid: &str) -> bool {
+pub(crate) fn is_uid(uid: &str) -> bool {
     (1..=128).contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// Checks namespace and name. A wrong name is fatal: nobody can say whose object it is.
-pub(super) fn check(meta: &ObjectMeta, scope: Scope, faults: &mut Faults) {
+pub(crate) fn check(meta: &ObjectMeta, scope: Scope, diagnostics: &mut Diagnostics) {
     let (Scope::Cluster(form) | Scope::Namespaced(form)) = scope;
     let name = meta.name.as_deref().unwrap_or_default();
     if !form.admits(name) {
-        faults.fatal(
+        diagnostics.fatal(
             "metadata.name",
             "bad_name",
             format!("{name:?} is no Kubernetes name"),
@@ -68,6 +67,14 @@ pub(super) fn check(meta: &ObjectMeta, scope: Scope, faults: &mut Faults) {
     if matches!(scope, Scope::Namespaced(_)) && !Form::Label.admits(namespace_of(meta)) {
         let namespace = namespace_of(meta);
         let message = format!("{namespace:?} is no namespace name");
-        faults.fatal("metadata.namespace", "bad_name", message);
+        diagnostics.fatal("metadata.namespace", "bad_name", message);
+    }
+}
+
+/// The namespace of a namespaced object.
+pub(crate) fn namespace_of(meta: &ObjectMeta) -> &str {
+    match meta.namespace.as_deref() {
+        None | Some("") => "default",
+        Some(namespace) => namespace,
     }
 }

@@ -1,103 +1,100 @@
-//! Policies that cannot be read, and what stands for them.
+//! Fail-closed placeholders for policies that cannot be read.
 //!
-//! A slip of the hand in a file usually meets a good version that goes on. A daemon that starts has
-//! none, and a policy that it left out would no longer deny. So for each that cannot be read one is
-//! made that denies. If only its name is unfit, all else of it holds; if it cannot be told where it
-//! holds, all of its namespace is denied. Of a document that is no YAML kind, namespace and name
-//! are looked for in the text.
+//! After a typing error in a file the last good version of the policy usually stays in use. A daemon
+//! that has just started has none, and a policy that is left out no longer denies. So each policy
+//! that cannot be read gets a placeholder that denies. If only the name is unusable, the rest of the
+//! policy applies; if the selector is unknown, the placeholder denies the whole namespace. In a
+//! document that is not YAML, kind, namespace and name are searched in the text.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::kind::{BadField, item_of_list};
+use super::kind::item_of_list;
 use super::{Object, Policy, PolicyKind};
-use crate::compile::names;
+use crate::diagnostic::Diagnostic;
+use crate::names;
 
-/// Where a policy without a readable namespace is taken to be, as for kubectl.
-const DEFAULT: &str = "default";
+/// The namespace of a policy that names none, as for kubectl.
+const DEFAULT_NAMESPACE: &str = "default";
 
-/// A policy whose name and namespace can be read; else what stands for it, and why. `place` tells
-/// it from the others that have no name.
+/// A policy whose name and namespace can be read; else its placeholder, and why. `location` makes
+/// the placeholder's name unique.
 pub(super) fn read_policy(
     kind: PolicyKind,
     value: Value,
-    place: &str,
-) -> Result<Object, (Object, BadField)> {
+    location: &str,
+) -> Result<Object, (Object, Diagnostic)> {
     let object = |policy| Object::Policy(Arc::new(policy));
     let document = match namespace(value) {
         Ok(document) => document,
-        Err(bad) => {
-            let policy = Policy::deny_all(kind, DEFAULT, &unnamed(place), &bad);
-            return Err((object(policy), bad));
+        Err(error) => {
+            let policy = Policy::deny_all(kind, DEFAULT_NAMESPACE, &unnamed(location), &error);
+            return Err((object(policy), error));
         }
     };
     match name(&document) {
         Ok(()) => Ok(object(Policy::new(kind, document))),
-        Err(bad) => {
-            let policy = Policy::unnamed(kind, document, unnamed(place), &bad);
-            Err((object(policy), bad))
+        Err(error) => {
+            let policy = Policy::unnamed(kind, document, unnamed(location), &error);
+            Err((object(policy), error))
         }
     }
 }
 
-/// No other policy can be called like this.
-fn unnamed(place: &str) -> String {
-    format!("(unnamed, {place})")
+/// A name that no other policy can have.
+fn unnamed(location: &str) -> String {
+    format!("(unnamed, {location})")
 }
 
-/// The document, if it says in which namespace it is.
-fn namespace(value: Value) -> Result<Map<String, Value>, BadField> {
-    let bad = |field: &str, message: String| BadField {
-        field: field.to_owned(),
-        code: "bad_field",
-        message,
-    };
+/// The document, if its namespace can be read.
+fn namespace(value: Value) -> Result<Map<String, Value>, Diagnostic> {
+    let error = |field, message| Err(Diagnostic::new(field, "bad_field", message));
     let Value::Object(document) = value else {
-        return Err(bad("", "is no object".to_owned()));
+        return error("", "is not an object");
     };
     let namespace = match document.get("metadata") {
         None | Some(Value::Null) => None,
         Some(Value::Object(metadata)) => metadata.get("namespace"),
-        Some(_) => return Err(bad("metadata", "is no object".to_owned())),
+        Some(_) => return error("metadata", "is not an object"),
     };
     match namespace {
         None | Some(Value::Null) => Ok(document),
         Some(Value::String(text)) if text.is_empty() || names::is_namespace(text) => Ok(document),
-        Some(Value::String(text)) => Err(BadField {
-            field: "metadata.namespace".to_owned(),
-            code: "bad_name",
-            message: format!("{text:?} is no namespace name"),
-        }),
-        Some(_) => Err(bad("metadata.namespace", "is not a text".to_owned())),
+        Some(Value::String(text)) => {
+            let message = format!("{text:?} is not a valid namespace name");
+            Err(Diagnostic::new("metadata.namespace", "bad_name", message))
+        }
+        Some(_) => error("metadata.namespace", "is not a string"),
     }
 }
 
-fn name(document: &Map<String, Value>) -> Result<(), BadField> {
+fn name(document: &Map<String, Value>) -> Result<(), Diagnostic> {
     let metadata = document.get("metadata");
     let (code, message) = match metadata.and_then(|metadata| metadata.get("name")) {
         None | Some(Value::Null) => ("missing_field", "is missing".to_owned()),
         Some(Value::String(text)) if text.is_empty() => ("missing_field", "is empty".to_owned()),
         Some(Value::String(text)) if names::is_object_name(text) => return Ok(()),
-        Some(Value::String(text)) => ("bad_name", format!("{text:?} is no Kubernetes name")),
-        Some(_) => ("bad_field", "is not a text".to_owned()),
+        Some(Value::String(text)) => (
+            "bad_name",
+            format!("{text:?} is not a valid Kubernetes name"),
+        ),
+        Some(_) => ("bad_field", "is not a string".to_owned()),
     };
-    Err(BadField {
-        field: "metadata.name".to_owned(),
-        code,
-        message,
-    })
+    Err(Diagnostic::new("metadata.name", code, message))
 }
 
-/// What stands for the policies that a broken document seems to hold: for each that can be told
-/// one that denies its namespace.
-pub(super) fn unreadable_policies(text: &str, place: &str, reason: &BadField) -> Vec<Object> {
+/// Placeholders for the policies that an unreadable document seems to hold. Each denies its
+/// namespace.
+pub(super) fn placeholders(text: &str, location: &str, reason: &Diagnostic) -> Vec<Object> {
     let (mut found, mut references) = (Vec::new(), BTreeSet::new());
-    for seen in Seen::all(text) {
-        let name = seen.name.map_or_else(|| unnamed(place), str::to_owned);
-        let namespace = seen.namespace.unwrap_or(DEFAULT);
-        let policy = Policy::deny_all(seen.kind, namespace, &name, reason);
+    for scanned in ScannedPolicy::all(text) {
+        let name = scanned
+            .name
+            .map_or_else(|| unnamed(location), str::to_owned);
+        let namespace = scanned.namespace.unwrap_or(DEFAULT_NAMESPACE);
+        let policy = Policy::deny_all(scanned.kind, namespace, &name, reason);
         let object = Object::Policy(Arc::new(policy));
         if references.insert(object.reference()) {
             found.push(object);
@@ -106,14 +103,14 @@ pub(super) fn unreadable_policies(text: &str, place: &str, reason: &BadField) ->
     found
 }
 
-/// What can be seen of a policy in a text.
-struct Seen<'a> {
+/// Kind, namespace and name of a policy, found by searching a text that cannot be parsed.
+struct ScannedPolicy<'a> {
     kind: PolicyKind,
     namespace: Option<&'a str>,
     name: Option<&'a str>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> ScannedPolicy<'a> {
     fn all(text: &'a str) -> Vec<Self> {
         let kinds: Vec<(usize, &str)> = values(text, "kind").collect();
         let mut found = Vec::new();
@@ -121,7 +118,7 @@ impl<'a> Seen<'a> {
             let before = i.checked_sub(1).map_or(0, |i| kinds[i].0);
             let end = kinds.get(i + 1).map_or(text.len(), |(next, _)| *next);
             let (head, tail) = (&text[before..*at], &text[*at..end]);
-            // The one that stands nearest is of the same object.
+            // The nearest `apiVersion` belongs to the same object.
             let last = values(head, "apiVersion").last();
             let versions = last.map(|(from, v)| (head.len() - from, v));
             let versions = versions
@@ -131,7 +128,7 @@ impl<'a> Seen<'a> {
             let version = version.map_or("", |(_, version)| version);
             let of = |kind| PolicyKind::of(version, kind);
             if let Some(kind) = of(kind) {
-                // What stands before the only kind is the same object's.
+                // All text before the only `kind` belongs to the same object.
                 let head = if kinds.len() == 1 { text } else { head };
                 found.push(
                     Self::new(kind, tail)
@@ -149,7 +146,7 @@ impl<'a> Seen<'a> {
         found
     }
 
-    /// By the first `metadata` of a text.
+    /// Searches namespace and name in the first `metadata` of a text.
     fn new(kind: PolicyKind, text: &'a str) -> Option<Self> {
         let at = keys(text, "metadata").next()?;
         let metadata = &text[at..];
@@ -163,15 +160,15 @@ impl<'a> Seen<'a> {
         })
     }
 
-    /// The items of a list need not say what they are. There is at least one.
+    /// The items of a list, which may omit their kind. At least one.
     fn items(kind: PolicyKind, text: &'a str) -> Vec<Self> {
         let starts: Vec<usize> = keys(text, "metadata").collect();
         let ends = starts.iter().skip(1).copied().chain([text.len()]);
         let items = starts.iter().zip(ends);
         let mut items: Vec<Self> = items
             .filter_map(|(start, end)| Self::new(kind, &text[*start..end]))
-            // That of the list itself.
-            .filter(|seen| seen.name.is_some() || seen.namespace.is_some())
+            // Skips the metadata of the list itself.
+            .filter(|item| item.name.is_some() || item.namespace.is_some())
             .collect();
         if items.is_empty() {
             items.push(Self {
@@ -184,7 +181,7 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Where a key seems to stand, in YAML or JSON, and what follows its colon.
+/// Positions of what looks like a key, in YAML or JSON, each with the text after its colon.
 fn entries<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
     text.match_indices(key).filter_map(move |(at, _)| {
         let (before, after) = (&text[..at], &text[at + key.len()..]);
@@ -201,7 +198,7 @@ fn keys<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = usize> {
     entries(text, key).map(|(at, _)| at)
 }
 
-/// What seems to be the values of a key, and where it stands.
+/// What looks like the values of a key, each with the position of the key.
 fn values<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
     entries(text, key).filter_map(|(at, after)| {
         let after = after.trim_start_matches([' ', '\t', '"', '\'']);
@@ -216,18 +213,14 @@ mod tests {
     use super::*;
 
     fn found(text: &str) -> Vec<String> {
-        let reason = BadField {
-            field: String::new(),
-            code: "yaml_syntax",
-            message: "no YAML".to_owned(),
-        };
-        let policies = unreadable_policies(text, "f.yaml#0", &reason);
+        let reason = Diagnostic::new("", "yaml_syntax", "not YAML");
+        let policies = placeholders(text, "f.yaml#0", &reason);
         let names = policies.iter().map(|object| object.reference().to_string());
         names.collect()
     }
 
     #[test]
-    fn kind_namespace_and_name_are_found_in_what_is_no_yaml() {
+    fn kind_namespace_and_name_are_found_in_text_that_is_not_yaml() {
         let block = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  \
                      name: deny\n  namespace: shop\nspec: [\n";
         assert_eq!(found(block), ["AuthorizationPolicy shop/deny"]);
@@ -248,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn each_policy_of_a_broken_document_is_found() {
+    fn each_policy_of_an_unparsable_document_is_found() {
         let list = "apiVersion: v1\nkind: List\nitems:\n\
                     - apiVersion: security.istio.io/v1\n  kind: AuthorizationPolicy\n  \
                     metadata: {name: a, namespace: shop}\n  spec: {}\n\
@@ -275,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_policy_of_ours_is_none() {
+    fn other_kinds_get_no_placeholder() {
         for text in [
             "kind: [Service\n",
             "kind: Service\nmetadata: {name: AuthorizationPolicy",

@@ -287,7 +287,7 @@ proptest! {
         let parsed = parse(&"cut.yaml".into(), &text.as_bytes()[..cut]);
         let whole = objects(&world);
         prop_assert!(parsed.objects.len() <= whole.len());
-        prop_assert!(parsed.broken.len() <= 1, "only the last can be broken");
+        prop_assert!(parsed.errors.len() <= 1, "only the last can be broken");
     }
 }
 

@@ -1,12 +1,14 @@
+//! Scans of a folder: which changes count, and which objects stay in use.
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 
 use super::*;
-use crate::source::folder::files::{AGREE, Files, Look, Patience};
+use crate::source::folder::scan::{Debounce, Files, STABLE_FOR, ScanResult};
 use crate::testing::{namespace, service};
 use crate::{InboundConnection, PolicyState};
 
-/// A folder that is looked at by hand, with a clock that stands until it is moved.
+/// A folder that the test scans, with a clock that the test moves.
 struct Folder {
     dir: TempDir,
     files: Files,
@@ -27,25 +29,26 @@ impl Folder {
         fs::write(self.dir.path().join(file), content).unwrap();
     }
 
-    /// Looks until two looks see the same; true if something is another than it was.
+    /// Scans until the changes are settled; whether there were any.
     fn scan(&mut self) -> bool {
         loop {
-            match self.look() {
-                Look::Unsettled => self.now += AGREE,
-                look => return look == Look::Changed,
+            match self.scan_once() {
+                ScanResult::Unsettled => self.now += STABLE_FOR,
+                result => return result == ScanResult::Changed,
             }
         }
     }
 
-    fn look(&mut self) -> Look {
-        self.files.scan(&params(), self.now, Patience::Some)
+    fn scan_once(&mut self) -> ScanResult {
+        self.files.scan(&params(), self.now, Debounce::Required)
     }
 
-    fn later(&mut self) {
+    /// Moves the clock behind every deadline of the scan.
+    fn wait(&mut self) {
         self.now += Duration::from_secs(10);
     }
 
-    /// Names of workloads, and codes of diagnostics.
+    /// The names of the workloads, and the codes of the diagnostics.
     fn state(&mut self) -> (Vec<String>, Vec<&'static str>) {
         self.scan();
         let (model, diagnostics) = compile(&self.files.objects(), &params());
@@ -60,22 +63,22 @@ fn both() -> [Doc; 2] {
 }
 
 #[test]
-fn only_what_changed_is_read_again() {
+fn unchanged_content_is_no_change() {
     let mut folder = Folder::new();
     folder.write("a.yaml", &text(&both()));
     assert!(folder.scan());
     assert!(
         !folder.scan(),
-        "the same content is no change, even while its time stamp is young"
+        "the same content is no change, even with a recent time stamp"
     );
-    folder.later();
+    folder.wait();
     assert!(!folder.scan());
     fs::remove_file(folder.dir.path().join("a.yaml")).unwrap();
     assert!(folder.scan());
 }
 
 #[test]
-fn hidden_and_foreign_files_are_left_alone() {
+fn hidden_and_other_files_are_ignored() {
     let mut folder = Folder::new();
     for file in [".a.yaml", "a.yaml.swp", "a.yaml~", "README.md", "#a.yaml#"] {
         folder.write(file, &text(&both()));
@@ -84,20 +87,20 @@ fn hidden_and_foreign_files_are_left_alone() {
 }
 
 #[test]
-fn a_volume_of_links_is_read() {
+fn kubernetes_volume_of_links_is_read() {
     let mut folder = Folder::new();
     let dir = folder.dir.path().to_owned();
     fs::create_dir(dir.join("..2026")).unwrap();
     fs::write(dir.join("..2026/a.yaml"), text(&both())).unwrap();
     symlink("..2026", dir.join("..data")).unwrap();
     symlink("..data/a.yaml", dir.join("a.yaml")).unwrap();
-    symlink(".", dir.join("circle")).unwrap();
+    symlink(".", dir.join("cycle")).unwrap();
     let (names, _) = folder.state();
-    assert_eq!(names, ["db", "web"], "once, whatever the circle says");
+    assert_eq!(names, ["db", "web"], "a cycle of links adds no object");
 }
 
 #[test]
-fn a_version_that_cannot_be_read_leaves_the_last_good_one() {
+fn unreadable_version_keeps_the_last_good_one() {
     let good = text(&both());
     let cases = [
         (
@@ -115,7 +118,7 @@ fn a_version_that_cannot_be_read_leaves_the_last_good_one() {
             ]),
         ),
         (
-            "fault",
+            "bad value",
             text(&[pod("web", "10.0.0.300"), both()[1].clone()]),
         ),
         (
@@ -149,19 +152,19 @@ fn a_version_that_cannot_be_read_leaves_the_last_good_one() {
         assert_eq!(
             folder.state(),
             (vec!["db".into()], vec![]),
-            "{case}: removing it is no mistake"
+            "{case}: a removed object is removed"
         );
     }
 }
 
 #[test]
-fn a_slip_in_a_namespaces_label_takes_nobody_out_of_the_mesh() {
+fn typo_in_a_namespace_label_keeps_its_pods_in_the_mesh() {
     let mut folder = Folder::new();
     folder.write("pod.yaml", &text(&both()));
     folder.write("ns.yaml", &text(&[namespace("shop").ambient()]));
     folder.scan();
-    let slip = namespace("shop").label("istio.io/dataplane-mode", "ambeint");
-    folder.write("ns.yaml", &text(&[slip]));
+    let typo = namespace("shop").label("istio.io/dataplane-mode", "ambeint");
+    folder.write("ns.yaml", &text(&[typo]));
     folder.scan();
     let (model, diagnostics) = compile(&folder.files.objects(), &params());
     assert!(model.workloads().all(|w| w.is_meshed()));
@@ -174,21 +177,21 @@ fn a_slip_in_a_namespaces_label_takes_nobody_out_of_the_mesh() {
 }
 
 #[test]
-fn a_pod_that_was_made_again_is_not_replaced_by_its_former_life() {
+fn recreated_pod_is_not_replaced_by_its_previous_incarnation() {
     let mut folder = Folder::new();
     folder.write("a.yaml", &text(&[pod("web", "10.0.0.1")]));
     folder.scan();
-    let again = pod("web", "10.0.0.2")
+    let recreated = pod("web", "10.0.0.2")
         .set("metadata.uid", "second")
         .label("istio.io/dataplane-mode", "typo");
-    folder.write("a.yaml", &text(&[again]));
+    folder.write("a.yaml", &text(&[recreated]));
     folder.scan();
     let (model, _) = compile(&folder.files.objects(), &params());
     assert_eq!(&*model.workloads().next().unwrap().kube_uid, "second");
 }
 
 #[test]
-fn an_object_that_moves_while_it_breaks_is_kept() {
+fn object_that_moves_to_another_file_and_becomes_invalid_is_kept() {
     let mut folder = Folder::new();
     folder.write("a.yaml", &text(&[pod("web", "10.0.0.1")]));
     folder.scan();
@@ -201,20 +204,20 @@ fn an_object_that_moves_while_it_breaks_is_kept() {
 }
 
 #[test]
-fn an_emptied_file_counts_only_when_it_stays_empty() {
+fn emptied_file_counts_only_after_the_grace_period() {
     let mut folder = Folder::new();
     folder.write("a.yaml", &text(&both()));
     folder.scan();
     folder.write("a.yaml", "");
-    assert_eq!(folder.state().0.len(), 2, "its writer is at work");
+    assert_eq!(folder.state().0.len(), 2, "a writer may be at work");
     folder.now += Duration::from_secs(2);
-    assert_eq!(folder.state().0.len(), 2, "it may be a slow one");
-    folder.later();
+    assert_eq!(folder.state().0.len(), 2, "the writer may be slow");
+    folder.wait();
     assert!(folder.state().0.is_empty());
 }
 
 #[test]
-fn a_file_that_may_not_be_read_or_is_too_large_is_reported_and_kept() {
+fn too_large_file_is_reported_once_and_its_last_content_kept() {
     let mut folder = Folder::new();
     folder.write("a.yaml", &text(&both()));
     folder.scan();
@@ -227,14 +230,14 @@ fn a_file_that_may_not_be_read_or_is_too_large_is_reported_and_kept() {
         folder.state(),
         (vec!["db".into(), "web".into()], vec!["file_unreadable"])
     );
-    assert!(!folder.scan(), "said once");
+    assert!(!folder.scan(), "reported once");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     folder.write("a.yaml", &text(&both()[..1]));
     assert_eq!(folder.state(), (vec!["web".into()], vec![]));
 }
 
 #[test]
-fn what_is_wrong_is_said_by_file_and_document() {
+fn diagnostic_names_file_and_document() {
     let mut folder = Folder::new();
     folder.write(
         "sub.yaml",
@@ -248,7 +251,7 @@ fn what_is_wrong_is_said_by_file_and_document() {
     );
 }
 
-/// A policy that denies `shop/db` to everybody, in the words given.
+/// AuthorizationPolicy `shop/deny` with this spec.
 fn deny(spec: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
@@ -257,7 +260,7 @@ fn deny(spec: &str) -> String {
 }
 
 impl Folder {
-    /// The ports from 1 to 3 that are open at `shop/db`, and what became of the first policy.
+    /// The ports from 1 to 3 of `shop/db` that accept a connection, and the state of the first policy.
     fn open(&mut self) -> (Vec<u16>, Option<PolicyState>) {
         self.scan();
         let (model, _) = compile(&self.files.objects(), &params());
@@ -277,7 +280,7 @@ impl Folder {
 }
 
 #[test]
-fn a_policy_that_breaks_stays_in_force_as_it_was() {
+fn policy_with_an_invalid_spec_keeps_its_last_good_version() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
     let broken = [
         deny("{action: DENY, rules: [{to: [{operation: {ports: ['x']}}]}]}"),
@@ -305,9 +308,9 @@ fn a_policy_that_breaks_stays_in_force_as_it_was() {
     }
 }
 
-/// Whatever is around the spec: the document is still the same policy, or there is none beside it.
+/// Covers everything around the spec: the document is still the same policy.
 #[test]
-fn a_policy_whose_envelope_breaks_stays_in_force_as_it_was() {
+fn policy_with_an_invalid_envelope_keeps_its_last_good_version() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
     let broken = [
         good.replace("istio.io/v1", "istio.io"),
@@ -334,7 +337,7 @@ fn a_policy_whose_envelope_breaks_stays_in_force_as_it_was() {
         for _ in 0..2 {
             folder.write("policy.yaml", &broken);
             assert_eq!(folder.open().0, [2, 3], "{broken}");
-            folder.write("policy.yaml", &(broken.clone() + "# as broken as before"));
+            folder.write("policy.yaml", &(broken.clone() + "# still invalid"));
         }
         assert_eq!(folder.open().0, [2, 3], "{broken}");
         folder.write("policy.yaml", &good.replace("'1'", "'3'"));
@@ -344,9 +347,9 @@ fn a_policy_whose_envelope_breaks_stays_in_force_as_it_was() {
     }
 }
 
-/// Something else of the same name that was there all the time does not keep a policy alive.
+/// An object of another kind and the same name that existed before does not keep a removed policy.
 #[test]
-fn a_policy_can_be_removed_beside_its_namesake() {
+fn policy_is_removed_although_an_ignored_object_has_its_name() {
     let good = deny("{action: DENY, rules: [{}]}");
     let namesake =
         "---\napiVersion: example.com/v1\nkind: Gate\nmetadata: {name: deny, namespace: shop}\n";
@@ -359,10 +362,10 @@ fn a_policy_can_be_removed_beside_its_namesake() {
 }
 
 #[test]
-fn a_policy_without_a_readable_name_or_namespace_is_not_left_out_at_the_start() {
+fn policy_without_a_readable_name_or_namespace_gets_a_placeholder_at_start() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
     let allow = deny("{rules: [{}]}");
-    let home = |doc: &str| doc.replace("namespace: shop", "namespace: default");
+    let in_default = |doc: &str| doc.replace("namespace: shop", "namespace: default");
     let cases: [(String, &[u16]); 7] = [
         (good.replace("name: deny, ", ""), &[2, 3]),
         (good.replace("name: deny", "generateName: deny"), &[2, 3]),
@@ -371,13 +374,13 @@ fn a_policy_without_a_readable_name_or_namespace_is_not_left_out_at_the_start() 
             good.replace("name: deny, ", "") + "---\n" + &allow.replace("name: deny", "name: []"),
             &[],
         ),
-        // Nobody can say where these hold.
+        // The namespace of these is unknown.
         (good.replace("namespace: shop", "namespace: 5"), &[1, 2, 3]),
         (
             good.replace("{name: deny, namespace: shop}", "[]"),
             &[1, 2, 3],
         ),
-        (home(&good).replace("name: deny, ", ""), &[1, 2, 3]),
+        (in_default(&good).replace("name: deny, ", ""), &[1, 2, 3]),
     ];
     for (broken, open) in cases {
         let mut folder = Folder::new();
@@ -395,20 +398,20 @@ fn a_policy_without_a_readable_name_or_namespace_is_not_left_out_at_the_start() 
         };
         assert_eq!(message.code, "policy_stand_in");
         assert!(
-            message.message.contains("stands for the policy and denies"),
+            message.message.contains("a fail-closed placeholder denies"),
             "{message:?}"
         );
-        // Mended, it is itself again, and nothing stands for it any more.
+        // The corrected policy replaces the placeholder.
         folder.write("policy.yaml", &good);
         assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
     }
 }
 
 #[test]
-fn what_stands_for_a_policy_of_no_known_namespace_denies_default_and_no_more() {
+fn placeholder_of_unknown_namespace_denies_only_the_default_namespace() {
     let mut folder = Folder::new();
-    let at_home = pod("db", "10.0.0.2").set("metadata.namespace", "default");
-    folder.write("pods.yaml", &text(&[pod("web", "10.0.0.1"), at_home]));
+    let in_default = pod("db", "10.0.0.2").set("metadata.namespace", "default");
+    folder.write("pods.yaml", &text(&[pod("web", "10.0.0.1"), in_default]));
     let broken = deny("{rules: [{}]}").replace("namespace: shop", "namespace: 5");
     folder.write("policy.yaml", &broken);
     assert_eq!(folder.open(), (vec![], Some(PolicyState::Invalid)));
@@ -417,7 +420,7 @@ fn what_stands_for_a_policy_of_no_known_namespace_denies_default_and_no_more() {
 }
 
 #[test]
-fn a_policy_of_a_file_that_is_renamed_while_it_breaks_stays_in_force() {
+fn policy_that_becomes_invalid_in_a_renamed_file_keeps_its_last_good_version() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
     for broken in [
         good.replace("spec", "\tspec"),
@@ -437,7 +440,7 @@ fn a_policy_of_a_file_that_is_renamed_while_it_breaks_stays_in_force() {
 }
 
 #[test]
-fn what_a_writer_is_in_the_middle_of_does_not_count() {
+fn intermediate_states_of_a_writer_do_not_count() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
     let other = good
         .replace("name: deny", "name: other")
@@ -451,24 +454,28 @@ fn what_a_writer_is_in_the_middle_of_does_not_count() {
     let aside = folder.dir.path().join("aside");
     for torn in [&whole[..good.len()], &whole[..whole.len() / 2], ""] {
         folder.write("policy.yaml", torn);
-        folder.look();
-        folder.now += AGREE / 2;
-        folder.look();
+        folder.scan_once();
+        folder.now += STABLE_FOR / 2;
+        folder.scan_once();
         folder.write("policy.yaml", &whole);
         assert_eq!(folder.open().0, [3], "{torn}");
     }
     fs::rename(&path, &aside).unwrap();
-    assert_eq!(folder.look(), Look::Unsettled, "a move has two halves");
+    assert_eq!(
+        folder.scan_once(),
+        ScanResult::Unsettled,
+        "half of a move is not settled"
+    );
     fs::rename(&aside, &path).unwrap();
     assert_eq!(folder.open().0, [3]);
-    // What lasts is meant.
+    // A state that lasts counts.
     folder.write("policy.yaml", &good);
     assert_eq!(folder.open().0, [2, 3]);
 }
 
-/// What was cut off in the middle of its second policy, and stays so.
+/// The file stays truncated in the middle of its second policy.
 #[test]
-fn a_torn_file_of_many_documents_keeps_what_it_no_longer_says_whole() {
+fn truncated_file_keeps_the_policies_that_it_no_longer_holds_completely() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
     let other = good
         .replace("name: deny", "name: other")
@@ -481,25 +488,28 @@ fn a_torn_file_of_many_documents_keeps_what_it_no_longer_says_whole() {
         folder.write("policy.yaml", &whole);
         assert_eq!(folder.open().0, [3]);
         folder.write("policy.yaml", torn);
-        let says_something = !torn[good.len() + 4..].trim().is_empty();
+        let has_second_document = !torn[good.len() + 4..].trim().is_empty();
         let open = folder.open().0;
         assert!(!open.contains(&1), "{torn}");
-        assert!(!says_something || !open.contains(&2), "{torn}: {open:?}");
+        assert!(
+            !has_second_document || !open.contains(&2),
+            "{torn}: {open:?}"
+        );
     }
 }
 
 #[test]
-fn a_writer_that_never_pauses_is_believed_in_the_end() {
+fn unsettled_changes_count_when_debounce_is_skipped() {
     let mut folder = Folder::new();
     folder.write("a.yaml", &text(&both()));
-    assert_eq!(folder.look(), Look::Unsettled);
-    let look = folder.files.scan(&params(), folder.now, Patience::None);
-    assert_eq!(look, Look::Changed);
+    assert_eq!(folder.scan_once(), ScanResult::Unsettled);
+    let result = folder.files.scan(&params(), folder.now, Debounce::Skipped);
+    assert_eq!(result, ScanResult::Changed);
     assert_eq!(folder.state().0.len(), 2);
 }
 
 #[test]
-fn a_file_of_which_nothing_is_known_is_not_one_that_is_gone() {
+fn file_behind_a_dangling_link_is_unreadable_not_deleted() {
     let mut folder = Folder::new();
     let dir = folder.dir.path().to_owned();
     fs::create_dir(dir.join("..data")).unwrap();
@@ -513,22 +523,26 @@ fn a_file_of_which_nothing_is_known_is_not_one_that_is_gone() {
     assert_eq!(
         (names.len(), diagnostics),
         (2, vec![]),
-        "the other way to it is left"
+        "the other path to it is left"
     );
     fs::rename(dir.join("..data"), dir.join("..gone")).unwrap();
     symlink("..data/a.yaml", dir.join("a.yaml")).unwrap();
     let (names, diagnostics) = folder.state();
-    assert_eq!(names, ["db", "web"], "links that lead nowhere");
+    assert_eq!(names, ["db", "web"], "dangling links");
     assert_eq!(diagnostics, ["file_unreadable"; 3]);
-    assert!(!folder.scan(), "said once");
+    assert!(!folder.scan(), "reported once");
     fs::remove_file(dir.join("sub")).unwrap();
     fs::remove_file(dir.join("a.yaml")).unwrap();
-    assert_eq!(folder.state(), (vec![], vec![]), "now they are gone");
+    assert_eq!(
+        folder.state(),
+        (vec![], vec![]),
+        "removed links are deleted files"
+    );
 }
 
-/// A namesake that the mesh reads has a mistake of its own, and says nothing about the policy.
+/// An error of another object of the same name has nothing to do with the policy.
 #[test]
-fn a_policy_that_is_removed_does_not_stay_for_a_mistake_in_an_object_of_its_name() {
+fn removed_policy_is_not_kept_by_an_invalid_object_of_the_same_name() {
     let denies = deny("{action: DENY, rules: [{}]}");
     let namesake = text(&[service("deny", "10.1.0.1").set("spec.clusterIP", "none at all")]);
     let mut folder = Folder::new();
@@ -543,16 +557,16 @@ fn a_policy_that_is_removed_does_not_stay_for_a_mistake_in_an_object_of_its_name
 }
 
 #[test]
-fn a_policy_that_was_never_good_denies_what_it_selects() {
+fn invalid_policy_without_a_good_version_denies_what_it_selects() {
     let mut folder = Folder::new();
     folder.write("pods.yaml", &text(&both()));
     folder.write("policy.yaml", &deny("{action: PERHAPS}"));
     assert_eq!(folder.open(), (vec![], Some(PolicyState::Invalid)));
 }
 
-/// A folder that is read for the first time has no earlier version to go on with.
+/// At the first read there is no previous version.
 #[test]
-fn a_policy_that_is_no_yaml_and_never_was_denies_its_namespace() {
+fn policy_that_is_not_yaml_denies_its_namespace_without_a_previous_version() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
     let broken = good.replace("spec", "\tspec");
     let mut folder = Folder::new();
@@ -560,14 +574,14 @@ fn a_policy_that_is_no_yaml_and_never_was_denies_its_namespace() {
     folder.write("policy.yaml", &broken);
     let invalid = Some(PolicyState::Invalid);
     assert_eq!(folder.open(), (vec![], invalid));
-    // It cannot be told what else is in it.
+    // The rest of the document is unknown.
     folder.write("policy.yaml", &good.replace("]}]}", "]}]"));
     assert_eq!(folder.open(), (vec![], invalid));
     folder.write("policy.yaml", &good);
     assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
     folder.write("policy.yaml", &broken);
     assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
-    // A second policy, broken from its beginning, beside one that is good.
+    // A second policy that was never valid, next to a valid one.
     folder.write(
         "policy.yaml",
         &format!("{good}---\n{}", broken.replace("deny", "other")),
@@ -582,7 +596,7 @@ fn a_policy_that_is_no_yaml_and_never_was_denies_its_namespace() {
 }
 
 #[test]
-fn the_report_says_what_is_wrong_with_the_version_that_was_not_taken() {
+fn policy_report_has_the_errors_of_the_rejected_version() {
     let mut folder = Folder::new();
     folder.write("pods.yaml", &text(&both()));
     folder.write("policy.yaml", &deny("{action: DENY, rules: [{}]}"));
@@ -602,7 +616,7 @@ fn the_report_says_what_is_wrong_with_the_version_that_was_not_taken() {
 }
 
 #[test]
-fn policies_that_an_edit_of_their_file_leaves_alone_stay_the_same_objects() {
+fn unchanged_policies_of_an_edited_file_stay_the_same_objects() {
     let policy = |name: &str, port: &str| {
         let spec =
             format!("{{action: DENY, rules: [{{to: [{{operation: {{ports: ['{port}']}}}}]}}]}}");

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::compile::fault::Faults;
+use crate::diagnostic::Diagnostics;
 use crate::model::{Distribution, Locality, Mode};
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -41,31 +41,39 @@ pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
 }
 
 /// Reads an address, or reports it.
-pub(super) fn ip_at(text: &str, field: impl Into<String>, faults: &mut Faults) -> Option<IpAddr> {
+pub(super) fn ip_at(
+    text: &str,
+    field: impl Into<String>,
+    diagnostics: &mut Diagnostics,
+) -> Option<IpAddr> {
     ip(text)
-        .map_err(|message| faults.add(field, "bad_ip", message))
+        .map_err(|message| diagnostics.error(field, "bad_ip", message))
         .ok()
 }
 
 /// Reads a port, or reports it.
-pub(super) fn port_at(port: i32, field: impl Into<String>, faults: &mut Faults) -> Option<u16> {
+pub(super) fn port_at(
+    port: i32,
+    field: impl Into<String>,
+    diagnostics: &mut Diagnostics,
+) -> Option<u16> {
     match u16::try_from(port) {
         Ok(port) if port > 0 => Some(port),
         _ => {
-            faults.add(field, "bad_port", format!("{port} is no port (1 to 65535)"));
+            diagnostics.error(field, "bad_port", format!("{port} is no port (1 to 65535)"));
             None
         }
     }
 }
 
 /// The opt-in label: `ambient` is in, `none` is out, anything else says nothing and is reported.
-pub(super) fn dataplane_mode(meta: &ObjectMeta, faults: &mut Faults) -> Option<Mode> {
+pub(super) fn dataplane_mode(meta: &ObjectMeta, diagnostics: &mut Diagnostics) -> Option<Mode> {
     match label(meta, DATAPLANE_MODE)? {
         "ambient" => Some(Mode::Mesh),
         "none" => Some(Mode::Plain),
         other => {
             let message = format!("{other:?} is neither \"ambient\" nor \"none\"");
-            faults.add(
+            diagnostics.error(
                 format!("metadata.labels[{DATAPLANE_MODE}]"),
                 "bad_label_value",
                 message,
@@ -78,13 +86,13 @@ pub(super) fn dataplane_mode(meta: &ObjectMeta, faults: &mut Faults) -> Option<M
 /// Istio's annotation for services and namespaces; not case-sensitive.
 pub(super) fn distribution_annotation(
     meta: &ObjectMeta,
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Distribution> {
     let text = annotation(meta, TRAFFIC_DISTRIBUTION)?;
     let distribution = distribution(text);
     if distribution.is_none() {
         let field = format!("metadata.annotations[{TRAFFIC_DISTRIBUTION}]");
-        faults.add(
+        diagnostics.error(
             field,
             "bad_annotation_value",
             format!("{text:?} is no traffic distribution"),

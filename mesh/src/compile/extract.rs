@@ -1,6 +1,5 @@
-//! The first step: each object by itself.
+//! The first step: extracts what each object contains, without looking at other objects.
 
-pub(crate) mod names;
 mod namespace;
 mod node;
 mod owner;
@@ -13,13 +12,15 @@ mod values;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::diagnostic::{Diagnostic, ObjectRef};
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::id::ObjectRef;
 use crate::model::{AddressRefusal, Namespace, Node};
+use crate::names;
 use crate::objects::{Kind, Object, Objects, PolicyKind};
+use crate::params::Params;
 use crate::policy::{Context, ReadPolicy};
 
-use super::fault::{Fault, Faults};
-use super::{Fact, Params};
+use super::Fact;
 
 pub(super) use pod::{PodFacts, PodRead};
 pub(super) use service::{ServiceFacts, ServiceRead, TargetPort};
@@ -43,7 +44,7 @@ pub(super) struct Facts {
     pub(super) excluded_namespaces: Vec<Arc<str>>,
 }
 
-/// Reads every object, and reports the faults of each.
+/// Reads every object, and reports the diagnostics of each.
 pub(super) fn all(objects: &Objects, params: &Params, diagnostics: &mut Vec<Diagnostic>) -> Facts {
     let rejected = diagnostics
         .iter()
@@ -112,9 +113,9 @@ fn policies(
     ];
     let mut facts = Vec::new();
     for kind in kinds {
-        facts.extend(each(kind, Object::Policy, diagnostics, |policy, faults| {
+        facts.extend(each(kind, Object::Policy, diagnostics, |policy, found| {
             let read = policy.read(&context);
-            faults.extend(&read.faults);
+            found.extend(&read.diagnostics);
             Some(read)
         }));
     }
@@ -170,37 +171,37 @@ impl Facts {
     }
 }
 
-/// Reads one object for its faults only.
-pub(super) fn one(object: &Object, params: &Params) -> Vec<Fault> {
-    let mut faults = Faults::default();
+/// Reads one object for its diagnostics only.
+pub(super) fn one(object: &Object, params: &Params) -> Vec<Diagnostic> {
+    let mut found = Diagnostics::default();
     match object {
-        Object::Namespace(o) => drop(namespace::read(o, &mut faults)),
-        Object::Node(o) => drop(node::read(o, &mut faults)),
-        Object::Pod(o) => drop(pod::read(o, params, &mut faults)),
-        Object::Service(o) => drop(service::read(o, params, &mut faults)),
-        Object::EndpointSlice(o) => drop(slice::read(o, &mut faults)),
-        Object::Policy(o) => faults.extend(&o.read(&Context::new(params)).faults),
+        Object::Namespace(o) => drop(namespace::read(o, &mut found)),
+        Object::Node(o) => drop(node::read(o, &mut found)),
+        Object::Pod(o) => drop(pod::read(o, params, &mut found)),
+        Object::Service(o) => drop(service::read(o, params, &mut found)),
+        Object::EndpointSlice(o) => drop(slice::read(o, &mut found)),
+        Object::Policy(o) => found.extend(&o.read(&Context::new(params)).diagnostics),
         Object::ServiceAccount(o) => names::check(
             &o.metadata,
             names::Scope::Namespaced(names::Form::Subdomain),
-            &mut faults,
+            &mut found,
         ),
     }
-    faults.into_vec()
+    found.into_vec()
 }
 
 fn each<T, F>(
     kind: &Kind<T>,
     object: fn(Arc<T>) -> Object,
     diagnostics: &mut Vec<Diagnostic>,
-    mut read: impl FnMut(&T, &mut Faults) -> Option<F>,
+    mut read: impl FnMut(&T, &mut Diagnostics) -> Option<F>,
 ) -> Vec<Fact<F>> {
     let mut facts = Vec::with_capacity(kind.len());
     for sourced in kind.values() {
-        let mut faults = Faults::default();
-        let value = read(&sourced.object, &mut faults);
+        let mut found = Diagnostics::default();
+        let value = read(&sourced.object, &mut found);
         let reference = object(sourced.object.clone()).reference();
-        report(faults, &reference, sourced, diagnostics);
+        report(found, &reference, sourced, diagnostics);
         facts.extend(value.map(|value| Fact {
             value,
             reference,
@@ -211,11 +212,11 @@ fn each<T, F>(
 }
 
 fn report<T>(
-    faults: Faults,
+    found: Diagnostics,
     reference: &ObjectRef,
     sourced: &crate::objects::Sourced<T>,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
-    let faults = faults.into_vec().into_iter();
-    diagnostics.extend(faults.map(|fault| fault.at(reference.clone(), &sourced.origin)));
+    let found = found.into_vec().into_iter();
+    diagnostics.extend(found.map(|d| d.at(reference.clone(), &sourced.origin)));
 }

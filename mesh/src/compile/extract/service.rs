@@ -7,12 +7,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::names::{self, Form, Scope};
 use super::{ports, values};
-use crate::compile::Params;
-use crate::compile::fault::Faults;
+use crate::diagnostic::Diagnostics;
 use crate::model::{Affinity, Distribution, Service, ServicePort};
-use crate::objects::namespace_of;
+use crate::names::namespace_of;
+use crate::names::{self, Form, Scope};
+use crate::params::Params;
 
 /// What a service says by itself.
 #[derive(Clone, Debug)]
@@ -47,31 +47,31 @@ pub(in crate::compile) enum TargetPort {
 pub(super) fn read(
     object: &core::Service,
     params: &Params,
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> Option<ServiceRead> {
     let (meta, spec) = (&object.metadata, object.spec.clone().unwrap_or_default());
     if spec.type_.as_deref() == Some("ExternalName") {
         return None;
     }
-    names::check(meta, Scope::Namespaced(Form::Label), faults);
+    names::check(meta, Scope::Namespaced(Form::Label), diagnostics);
     let (namespace, name) = (namespace_of(meta), meta.name.as_deref().unwrap_or_default());
-    let (ports, targets) = service_ports(&spec, faults);
+    let (ports, targets) = service_ports(&spec, diagnostics);
     let service = Service {
         namespace: namespace.into(),
         name: name.into(),
         hostname: format!("{name}.{namespace}.svc.{}", params.cluster_domain).into(),
-        vips: vips(&spec, faults),
-        external: external(object, &spec, faults),
+        vips: vips(&spec, diagnostics),
+        external: external(object, &spec, diagnostics),
         ports,
         endpoints: Vec::new(),
-        affinity: affinity(&spec, faults),
+        affinity: affinity(&spec, diagnostics),
         distribution: Distribution::Any,
-        node_local: node_local(&spec, faults),
+        node_local: node_local(&spec, diagnostics),
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
     };
-    let distribution = distribution(object, &spec, faults);
+    let distribution = distribution(object, &spec, diagnostics);
     let selector = spec.selector.filter(|selector| !selector.is_empty());
-    Some(match faults.is_fatal() {
+    Some(match diagnostics.is_fatal() {
         true => ServiceRead::Unreadable { vips: service.vips },
         false => ServiceRead::Usable(Box::new(ServiceFacts {
             service,
@@ -82,7 +82,7 @@ pub(super) fn read(
     })
 }
 
-fn vips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
+fn vips(spec: &core::ServiceSpec, diagnostics: &mut Diagnostics) -> Vec<IpAddr> {
     let listed = spec.cluster_ips.iter().flatten().enumerate();
     let listed = listed.map(|(i, ip)| (format!("spec.clusterIPs[{i}]"), Some(ip.as_str())));
     let single = [("spec.clusterIP".to_owned(), spec.cluster_ip.as_deref())];
@@ -91,20 +91,24 @@ fn vips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
         let Some(text) = text.filter(|text| !matches!(*text, "" | "None")) else {
             continue;
         };
-        vips.extend(values::ip_at(text, field, faults).filter(|ip| !vips.contains(ip)));
+        vips.extend(values::ip_at(text, field, diagnostics).filter(|ip| !vips.contains(ip)));
     }
     vips
 }
 
 /// The addresses of a load balancer are somebody else's report, and one that cannot be used leads
 /// nowhere. With `ipMode: Proxy` it is the balancer that wants to see the connection.
-fn external(object: &core::Service, spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
+fn external(
+    object: &core::Service,
+    spec: &core::ServiceSpec,
+    diagnostics: &mut Diagnostics,
+) -> Vec<IpAddr> {
     let mut ips = Vec::new();
     for (i, text) in spec.external_ips.iter().flatten().enumerate() {
         ips.extend(values::ip_at(
             text,
             format!("spec.externalIPs[{i}]"),
-            faults,
+            diagnostics,
         ));
     }
     let balancer = object
@@ -122,7 +126,7 @@ fn external(object: &core::Service, spec: &core::ServiceSpec, faults: &mut Fault
 
 fn service_ports(
     spec: &core::ServiceSpec,
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> (Vec<ServicePort>, Vec<(String, TargetPort)>) {
     let (mut ports, mut targets) = (Vec::<ServicePort>::new(), Vec::new());
     for (i, port) in spec.ports.iter().flatten().enumerate() {
@@ -130,14 +134,14 @@ fn service_ports(
             continue;
         }
         let path = format!("spec.ports[{i}]");
-        let number = values::port_at(port.port, format!("{path}.port"), faults);
-        let target = target_port(port, &path, faults);
+        let number = values::port_at(port.port, format!("{path}.port"), diagnostics);
+        let target = target_port(port, &path, diagnostics);
         let (Some(number), Some(target)) = (number, target) else {
             continue;
         };
         if ports.iter().any(|known| known.port == number) {
             let message = format!("{number} is listed twice; the first counts");
-            faults.add(format!("{path}.port"), "duplicate_port", message);
+            diagnostics.error(format!("{path}.port"), "duplicate_port", message);
             continue;
         }
         ports.push(ServicePort {
@@ -151,43 +155,47 @@ fn service_ports(
     (ports, targets)
 }
 
-fn target_port(port: &core::ServicePort, path: &str, faults: &mut Faults) -> Option<TargetPort> {
+fn target_port(
+    port: &core::ServicePort,
+    path: &str,
+    diagnostics: &mut Diagnostics,
+) -> Option<TargetPort> {
     let field = format!("{path}.targetPort");
     match &port.target_port {
         // Zero and the empty name are what clients write for "not given".
         None | Some(IntOrString::Int(0)) => {
-            values::port_at(port.port, field, &mut Faults::default()).map(TargetPort::Number)
+            values::port_at(port.port, field, &mut Diagnostics::default()).map(TargetPort::Number)
         }
         Some(IntOrString::Int(number)) => {
-            values::port_at(*number, field, faults).map(TargetPort::Number)
+            values::port_at(*number, field, diagnostics).map(TargetPort::Number)
         }
         Some(IntOrString::String(name)) if name.is_empty() => {
-            values::port_at(port.port, field, &mut Faults::default()).map(TargetPort::Number)
+            values::port_at(port.port, field, &mut Diagnostics::default()).map(TargetPort::Number)
         }
         Some(IntOrString::String(name)) => Some(TargetPort::Name(name.as_str().into())),
     }
 }
 
-fn affinity(spec: &core::ServiceSpec, faults: &mut Faults) -> Affinity {
+fn affinity(spec: &core::ServiceSpec, diagnostics: &mut Diagnostics) -> Affinity {
     match spec.session_affinity.as_deref() {
         None | Some("" | "None") => Affinity::None,
         Some("ClientIP") => Affinity::ClientIp,
         Some(other) => {
             let message = format!("{other:?} is neither \"None\" nor \"ClientIP\"");
-            faults.add("spec.sessionAffinity", "bad_value", message);
+            diagnostics.error("spec.sessionAffinity", "bad_value", message);
             Affinity::None
         }
     }
 }
 
 /// A value that is not known is read as the narrower one.
-fn node_local(spec: &core::ServiceSpec, faults: &mut Faults) -> bool {
+fn node_local(spec: &core::ServiceSpec, diagnostics: &mut Diagnostics) -> bool {
     match spec.internal_traffic_policy.as_deref() {
         None | Some("" | "Cluster") => false,
         Some("Local") => true,
         Some(other) => {
             let message = format!("{other:?} is neither \"Cluster\" nor \"Local\"");
-            faults.add("spec.internalTrafficPolicy", "bad_value", message);
+            diagnostics.error("spec.internalTrafficPolicy", "bad_value", message);
             true
         }
     }
@@ -197,14 +205,14 @@ fn node_local(spec: &core::ServiceSpec, faults: &mut Faults) -> bool {
 fn distribution(
     object: &core::Service,
     spec: &core::ServiceSpec,
-    faults: &mut Faults,
+    diagnostics: &mut Diagnostics,
 ) -> Option<Distribution> {
-    let annotation = values::distribution_annotation(&object.metadata, faults);
+    let annotation = values::distribution_annotation(&object.metadata, diagnostics);
     match spec.traffic_distribution.as_deref() {
         None | Some("") => annotation,
         Some(text) => values::distribution(text).or_else(|| {
             let message = format!("{text:?} is no traffic distribution");
-            faults.add("spec.trafficDistribution", "bad_value", message);
+            diagnostics.error("spec.trafficDistribution", "bad_value", message);
             annotation
         }),
     }
