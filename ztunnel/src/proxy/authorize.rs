@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mesh::{InboundConnection, Denial, Model, Workload};
+use mesh::{Denial, InboundConnection, Model, Workload};
 use spiffe::{SpiffeId, TrustDomain};
 
 use super::connections::{AuthzRequest, Connection};
