@@ -19,6 +19,7 @@ use mesh::Params;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::contract::{ADMIN_PORT, READINESS_PORT, STATS_PORT};
 use crate::telemetry::{LogConfig, LogFormat};
 pub use arguments::Arguments;
 use parse::threads;
@@ -44,10 +45,10 @@ const VERIFY_INTERVAL_LEAST: Duration = Duration::from_millis(100);
 /// One thread per core is fastest, but each has three listeners in every pod: on a node of 110 pods
 /// this many threads hold 5,280.
 const WORKERS_MOST: usize = 16;
-/// Istio's ports.
-const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
-const STATS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15020);
-const READINESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15021);
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), ADMIN_PORT);
+const STATS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), STATS_PORT);
+const READINESS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), READINESS_PORT);
 
 /// The daemon's configuration: complete and checked.
 #[derive(Clone, Debug)]
@@ -162,7 +163,7 @@ impl Config {
     }
 
     /// The configuration as the admin page shows it. There are no secrets in it.
-    pub fn shown(&self) -> Value {
+    pub fn to_json(&self) -> Value {
         #[derive(Serialize)]
         struct Seconds(f64);
         let seconds = |duration: Duration| Seconds(duration.as_secs_f64());

@@ -181,7 +181,7 @@ impl Daemon {
             identities: identities.clone(),
             log,
             workloads: ports::workload_states(store.clone(), statuses),
-            config: config.shown(),
+            config: config.to_json(),
             quit,
         };
         daemon.serve(renewal, identities, telemetry.clone());
@@ -298,7 +298,7 @@ fn enrolment(
         what: "open this network namespace",
         source,
     })?;
-    Ok(Enrolment::new(enrolment::Parts {
+    Ok(Enrolment::new(enrolment::Dependencies {
         node: config.node.clone(),
         node_netns: here.id(),
         store: store.clone(),

@@ -99,7 +99,7 @@ impl Identities {
     }
 
     /// Says which identities run on this node now. Others are forgotten, key and all.
-    pub fn wanted(&self, identities: BTreeSet<SpiffeId>) {
+    pub fn set_identities(&self, identities: BTreeSet<SpiffeId>) {
         self.0.certificates.set_identities(identities);
     }
 
@@ -134,7 +134,7 @@ impl Identities {
     }
 
     /// The same for a pod that is being enrolled.
-    pub(crate) async fn warm_up(
+    pub(crate) async fn ready_for_pod(
         &self,
         identity: &SpiffeId,
     ) -> Result<Arc<Identity>, IdentityError> {

@@ -17,6 +17,7 @@
 pub mod admin;
 pub mod capture;
 pub mod config;
+pub mod contract;
 pub mod daemon;
 pub mod dataplane;
 pub mod enrolment;

@@ -6,15 +6,18 @@
 //! the wrong place.
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
@@ -100,6 +103,20 @@ impl Netns {
         &self.path
     }
 
+    /// Addresses of the namespace's devices, without loopback and IPv6 link-local ones, which every
+    /// namespace has. They show which pod the namespace belongs to.
+    ///
+    /// # Errors
+    /// Fails if the namespace cannot be entered.
+    pub fn addresses(&self) -> io::Result<BTreeSet<IpAddr>> {
+        self.enter(|| {
+            Ok(getifaddrs()?
+                .filter_map(|interface| global_ip(&interface))
+                .filter(|ip| !ip.is_loopback())
+                .collect())
+        })
+    }
+
     /// Runs `f` on this thread inside the namespace and comes back. A socket belongs to the
     /// namespace in which it was made, so `f` makes sockets and returns; it must not wait, and must
     /// not call `enter` itself.
@@ -123,6 +140,15 @@ impl Netns {
             f()
         })
     }
+}
+
+fn global_ip(interface: &InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address.as_ref()?;
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(v4.ip().into());
+    }
+    let v6 = address.as_sockaddr_in6()?.ip();
+    (!v6.is_unicast_link_local()).then_some(v6.into())
 }
 
 struct WayBack<'a>(BorrowedFd<'a>);
@@ -158,7 +184,7 @@ pub struct NetnsThreads {
 /// The threads are gone, or the job has panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("the work in the network namespace was not done: it panicked, or its threads have ended")]
-pub struct ThreadsEnded;
+pub struct JobFailed;
 
 #[derive(Debug)]
 struct Joined(Vec<JoinHandle<()>>);
@@ -204,11 +230,11 @@ impl NetnsThreads {
     pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ThreadsEnded> {
+    ) -> Result<T, JobFailed> {
         let (answer, answered) = oneshot::channel();
         let job = Box::new(move || drop(answer.send(job())));
-        self.jobs.send(job).await.map_err(|_| ThreadsEnded)?;
-        answered.await.map_err(|_| ThreadsEnded)
+        self.jobs.send(job).await.map_err(|_| JobFailed)?;
+        answered.await.map_err(|_| JobFailed)
     }
 }
 

@@ -9,10 +9,8 @@ use std::sync::Arc;
 
 use rig::{NODE_V4, NODE_V6, Node, Pod, accept, carries, nobody_connects};
 use socket2::SockRef;
-use ztunnel::capture::{
-    Capture, DAEMON_MARK, Drift, Redirection, Rules, Watch, addresses, listeners,
-};
-use ztunnel::dataplane::PodListeners;
+use ztunnel::capture::{Capture, Drift, NetnsWatch, PodListeners, Redirection, Rules, listeners};
+use ztunnel::contract::DAEMON_MARK;
 
 /// Somebody elsewhere, to whom there is a route and no more.
 const ELSEWHERE: [&str; 2] = ["203.0.113.9:80", "[2001:db8::9]:80"];
@@ -305,7 +303,7 @@ fn a_change_is_heard_at_once() {
             ("ip", &["route", "flush", "table", "100"]),
         ];
         for (program, arguments) in changes {
-            let watch = Watch::new(&pod.inside.netns).expect("two sockets");
+            let watch = NetnsWatch::new(&pod.inside.netns).expect("two sockets");
             pod.inside.run(program, arguments);
             tokio::time::timeout(rig::SOON, watch.changed())
                 .await
@@ -382,7 +380,7 @@ fn a_second_daemon_takes_the_rules_over_without_breaking_what_is_open() {
         .connect(ELSEWHERE[0].parse().unwrap())
         .expect("the daemon");
     let (server, _) = accept(&listeners.outbound);
-    assert!(Capture::stands_in(&pod.inside.netns).expect("a look"));
+    assert!(Capture::is_present(&pod.inside.netns).expect("a look"));
     let (_second, mut capture) = captured(&pod);
     assert_eq!(capture.verify(true).expect("a look"), None);
     carries(&client, &server, b"through the first daemon");
@@ -405,7 +403,7 @@ fn a_pod_without_ipv6_is_captured_all_the_same() {
         .expect("the daemon");
     carries(&client, &accept(&listeners.outbound).0, b"over IPv4");
     assert_eq!(
-        addresses(&pod.inside.netns).expect("a look"),
+        pod.inside.netns.addresses().expect("a look"),
         [pod.v4].into()
     );
 }
@@ -428,11 +426,11 @@ fn the_addresses_of_a_namespace_prove_whose_it_is() {
     let mut node = Node::new();
     let (pod, other) = (node.pod(), node.pod());
     assert_eq!(
-        addresses(&pod.inside.netns).expect("a look"),
+        pod.inside.netns.addresses().expect("a look"),
         [pod.v4, pod.v6].into()
     );
     assert_eq!(
-        addresses(&other.inside.netns).expect("a look"),
+        other.inside.netns.addresses().expect("a look"),
         [other.v4, other.v6].into()
     );
     assert_ne!(pod.inside.netns.id(), other.inside.netns.id());

@@ -102,7 +102,7 @@ async fn a_key_is_nowhere_in_memory_when_the_last_pod_of_its_identity_is_gone() 
         following.run(&telemetry, CancellationToken::new()).await;
     });
     let web = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/web").expect("an identity");
-    identities.wanted(BTreeSet::from([web.clone()]));
+    identities.set_identities(BTreeSet::from([web.clone()]));
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     let identity = loop {
         match identities.current(&web) {
@@ -120,7 +120,7 @@ async fn a_key_is_nowhere_in_memory_when_the_last_pod_of_its_identity_is_gone() 
     drop(identity);
     let living = secret.copies();
     assert!(living > 0, "the search finds what is there");
-    identities.wanted(BTreeSet::new());
+    identities.set_identities(BTreeSet::new());
     while !identities.state().identities.is_empty() || identities.current(&web).is_ok() {
         assert!(tokio::time::Instant::now() < deadline, "it is forgotten");
         tokio::time::sleep(Duration::from_millis(10)).await;

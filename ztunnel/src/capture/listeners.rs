@@ -7,8 +7,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{DAEMON_MARK, INBOUND_HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT};
-use crate::dataplane::PodListeners;
+use crate::contract::{DAEMON_MARK, HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT, POD_PORTS};
 use crate::netlink::{DUMP, Netlink};
 use crate::netns::Netns;
 
@@ -22,6 +21,16 @@ const BACKLOG: i32 = 4096;
 const BY_FAMILY: u16 = 20;
 const LISTENING: u32 = 1 << 10;
 
+/// The three listeners of one pod for one data-plane worker, bound in the pod's network namespace.
+pub struct PodListeners {
+    /// Outgoing connections of the pod.
+    pub outbound: TcpListener,
+    /// Incoming plaintext connections.
+    pub inbound_plain: TcpListener,
+    /// Incoming HBONE tunnels.
+    pub inbound_hbone: TcpListener,
+}
+
 /// Opens the listeners of one pod for `workers` workers.
 ///
 /// # Errors
@@ -33,7 +42,7 @@ pub fn listeners(netns: &Netns, workers: usize) -> io::Result<Vec<PodListeners>>
                 Ok(PodListeners {
                     outbound: listener(OUTBOUND_PORT)?,
                     inbound_plain: listener(INBOUND_PLAIN_PORT)?,
-                    inbound_hbone: listener(INBOUND_HBONE_PORT)?,
+                    inbound_hbone: listener(HBONE_PORT)?,
                 })
             })
             .collect()
@@ -78,7 +87,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Whether somebody listens on all three ports, in the namespace of this thread.
 pub(super) fn stand() -> io::Result<bool> {
     let netlink = Netlink::open(SockProtocol::NetlinkSockDiag)?;
-    let mut missing = vec![OUTBOUND_PORT, INBOUND_PLAIN_PORT, INBOUND_HBONE_PORT];
+    let mut missing = POD_PORTS.to_vec();
     for family in [nix::libc::AF_INET6, nix::libc::AF_INET] {
         let outcome = netlink.call(BY_FAMILY, DUMP, &question(family), |_, answer| {
             // struct inet_diag_msg: family, state, timer, retransmissions, then the source port in

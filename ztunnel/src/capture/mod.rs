@@ -9,7 +9,6 @@
 //! Everything here blocks for as long as the kernel or `nft` takes, and runs on the threads made for
 //! that ([`crate::netns::NetnsThreads`]).
 
-mod addresses;
 mod listeners;
 mod routing;
 mod rules;
@@ -20,32 +19,16 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 
-pub use addresses::addresses;
-pub use listeners::listeners;
+pub use listeners::{PodListeners, listeners};
 pub use rules::{Redirection, Rules};
-pub use watch::Watch;
+pub use watch::NetnsWatch;
 
+use crate::contract::{RETURN_MARK, RETURN_TABLE};
 use crate::netns::Netns;
 use crate::nftables;
 
 /// Name of the pod's table, which is ours alone.
 pub const TABLE: &str = "ambit";
-
-/// Mark of every socket that the daemon makes in a pod: what the daemon sends is not captured again
-/// (Istio's contract: 1337).
-pub const DAEMON_MARK: u32 = 0x539;
-/// Mark of connections that the daemon opened inside the pod in a client's name: their answers are
-/// routed back to the daemon.
-pub const RETURN_MARK: u32 = 0x111;
-/// The part of the mark that is ours; the rest belongs to whoever set it (a CNI, for instance).
-pub const MARK_MASK: u32 = 0xfff;
-
-/// Where the pod's own connections are redirected.
-pub const OUTBOUND_PORT: u16 = 15001;
-/// Where connections that reach the pod in clear are redirected.
-pub const INBOUND_PLAIN_PORT: u16 = 15006;
-/// Where other daemons reach the pod; nothing is redirected for it.
-pub const INBOUND_HBONE_PORT: u16 = mesh::HBONE_PORT;
 
 /// Which families a namespace has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +45,7 @@ pub enum Error {
     Rules(#[from] nftables::Error),
     /// The policy routing.
     #[error(
-        "the policy route of answers (mark {RETURN_MARK:#x}, table {}) could not be set",
-        routing::TABLE
+        "the policy route of answers (mark {RETURN_MARK:#x}, table {RETURN_TABLE}) could not be set"
     )]
     Routing(#[source] io::Error),
     /// The namespace.
@@ -225,7 +207,7 @@ impl Capture {
     ///
     /// # Errors
     /// Fails if the namespace cannot be entered or `nft` cannot be run.
-    pub fn stands_in(netns: &Netns) -> Result<bool, Error> {
+    pub fn is_present(netns: &Netns) -> Result<bool, Error> {
         let mut outcome = Ok(false);
         netns
             .enter(|| {

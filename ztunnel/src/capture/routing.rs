@@ -12,13 +12,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::{Families, MARK_MASK, RETURN_MARK};
+use super::Families;
+use crate::contract::{MARK_MASK, RETURN_MARK, RETURN_RULE_PRIORITY, RETURN_TABLE};
 use crate::netlink::{CHANGE, DUMP, Netlink};
 
-/// The routing table of answers (Istio's contract).
-pub(super) const TABLE: u8 = 100;
-/// Where the rule stands: just before the main table (Istio's contract).
-const PREFERENCE: u32 = 32764;
 /// The loopback device has this index in every network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -115,7 +112,7 @@ fn route_stands(netlink: &Netlink, family: AddressFamily) -> io::Result<bool> {
     let mut found = false;
     netlink.route(RouteNetlinkMessage::GetRoute(question), DUMP, |answer| {
         if let RouteNetlinkMessage::NewRoute(route) = answer {
-            found |= route.header.table == TABLE
+            found |= route.header.table == RETURN_TABLE
                 && route.header.kind == RouteType::Local
                 && route.header.destination_prefix_length == 0
                 && route.attributes.contains(&RouteAttribute::Oif(LOOPBACK));
@@ -128,13 +125,13 @@ fn route_stands(netlink: &Netlink, family: AddressFamily) -> io::Result<bool> {
 fn rule(family: AddressFamily) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family;
-    message.header.table = TABLE;
+    message.header.table = RETURN_TABLE;
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
-        RuleAttribute::Priority(PREFERENCE),
+        RuleAttribute::Priority(RETURN_RULE_PRIORITY),
         RuleAttribute::FwMark(RETURN_MARK),
         RuleAttribute::FwMask(MARK_MASK),
-        RuleAttribute::Table(u32::from(TABLE)),
+        RuleAttribute::Table(u32::from(RETURN_TABLE)),
     ];
     message
 }
@@ -144,7 +141,7 @@ fn route(family: AddressFamily) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
         address_family: family,
-        table: TABLE,
+        table: RETURN_TABLE,
         protocol: RouteProtocol::Static,
         scope: RouteScope::Host,
         kind: RouteType::Local,

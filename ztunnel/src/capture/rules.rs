@@ -4,13 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display};
 use std::net::IpAddr;
 
-use super::{
-    DAEMON_MARK, INBOUND_HBONE_PORT, INBOUND_PLAIN_PORT, MARK_MASK, OUTBOUND_PORT, RETURN_MARK,
-    TABLE,
+use super::TABLE;
+use crate::contract::{
+    CONNTRACK_ZONE, DAEMON_MARK, HBONE_PORT, INBOUND_PLAIN_PORT, MARK_MASK, OUTBOUND_PORT,
+    RETURN_MARK,
 };
-
-/// Conntrack zone of connections that the daemon opens inside the pod in a client's name.
-const ZONE: u16 = 1337;
 
 /// What is redirected, and what is let through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,9 +95,7 @@ impl Redirection {
                 &own,
                 "ip saddr @node_ipv4 tcp dport @probe_ports accept",
                 "ip6 saddr @node_ipv6 tcp dport @probe_ports accept",
-                &format!(
-                    "tcp dport != {INBOUND_HBONE_PORT} {syn} redirect to :{INBOUND_PLAIN_PORT}"
-                ),
+                &format!("tcp dport != {HBONE_PORT} {syn} redirect to :{INBOUND_PLAIN_PORT}"),
             ],
         )?;
         chain(
@@ -128,14 +124,14 @@ impl Redirection {
 /// reset.
 fn return_path(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let own = format!("meta mark & {MARK_MASK:#x} == {DAEMON_MARK:#x}");
-    let ports = format!("{{ {OUTBOUND_PORT}, {INBOUND_PLAIN_PORT}, {INBOUND_HBONE_PORT} }}");
+    let ports = format!("{{ {OUTBOUND_PORT}, {INBOUND_PLAIN_PORT}, {HBONE_PORT} }}");
     let keep = !MARK_MASK;
     chain(
         f,
         "separate",
         "filter hook output priority raw",
         &[&format!(
-            "oifname \"lo\" {own} tcp sport != {ports} ct original zone set {ZONE}"
+            "oifname \"lo\" {own} tcp sport != {ports} ct original zone set {CONNTRACK_ZONE}"
         )],
     )?;
     chain(

@@ -20,12 +20,12 @@ const ROUTING_GROUPS: [u32; 4] = [7, 8, 11, 19];
 /// Hears of changes in one namespace. What it hears is only ever a reason to verify, so lost
 /// messages cost nothing but time.
 #[derive(Debug)]
-pub struct Watch {
+pub struct NetnsWatch {
     rules: AsyncFd<OwnedFd>,
     routing: AsyncFd<OwnedFd>,
 }
 
-impl Watch {
+impl NetnsWatch {
     /// Starts to listen. Must be called within the runtime that will wait.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout};
 
 pub use crate::proxy::{ConnectionInfo, Direction};
 
+use crate::capture::PodListeners;
 use crate::identity::Identities;
 use crate::netns::Netns;
 use crate::proxy::{ConnectionRegistry, SharedContext};
@@ -74,16 +75,6 @@ pub struct Pod {
     pub netns: Arc<Netns>,
     /// One set per worker.
     pub listeners: Vec<PodListeners>,
-}
-
-/// The three listeners of one pod for one worker, created in the pod's network namespace.
-pub struct PodListeners {
-    /// 15001: connections that the pod opens.
-    pub outbound: TcpListener,
-    /// 15006: plain connections to the pod.
-    pub inbound_plain: TcpListener,
-    /// 15008: connections to the pod through the mesh.
-    pub inbound_hbone: TcpListener,
 }
 
 /// How a pod leaves the data plane.

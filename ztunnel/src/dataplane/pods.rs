@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::PodListeners;
 use super::listener::{Listener, accept_loop};
+use crate::capture::PodListeners;
 use crate::proxy::{self, PodContext};
 
 /// A pod that is served, or one that was removed but still has connections.

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::pods::{self, RegisteredListeners, ServedPod, ServedPods};
-use super::{PodListeners, Removal};
+use super::Removal;
+use crate::capture::PodListeners;
 use crate::netns::Netns;
 use crate::proxy::{ConnectionRegistry, PodContext, SharedContext, WorkerContext, reauthorize};
 use crate::readiness::{self, Readiness};

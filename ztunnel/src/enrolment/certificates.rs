@@ -78,7 +78,7 @@ impl FirstCertificates {
         let until_there = async move {
             loop {
                 // Takes seconds when there is none.
-                let outcome = identities.warm_up(&wanted).await.map(drop);
+                let outcome = identities.ready_for_pod(&wanted).await.map(drop);
                 let told = (uid.clone(), wanted.clone(), outcome);
                 if tell.send(told).await.is_err() || outcome.is_ok() {
                     return;

@@ -14,10 +14,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::certificates::{FirstCertificate, FirstCertificates, Outcome};
 use super::plan::{Actual, Desired, Phase};
-use super::status::{PodStatus, State};
+use super::status::{PodState, PodStatus};
 use super::steps::{self, Enrolled, Found, Left, StepError, Tools};
-use super::{RETRY_FIRST, RETRY_MOST};
-use crate::capture::Watch;
+use super::{RETRY_FIRST, RETRY_MAX};
+use crate::capture::NetnsWatch;
 
 /// Changes in a namespace within this time are one reason to verify: a transaction is told of in
 /// several messages.
@@ -186,10 +186,10 @@ impl Entry {
     pub(super) fn status(&self) -> Option<PodStatus> {
         let why = self.why();
         let state = match self.phase {
-            Phase::Pending => State::Pending,
-            Phase::Enrolled if why.is_some() => State::Pending,
-            Phase::Enrolled => State::Enrolled,
-            Phase::Leaving => State::Leaving,
+            Phase::Pending => PodState::Pending,
+            Phase::Enrolled if why.is_some() => PodState::Pending,
+            Phase::Enrolled => PodState::Enrolled,
+            Phase::Leaving => PodState::Leaving,
             Phase::Clean => return None,
         };
         let (reason, message) = why.unzip();
@@ -353,7 +353,7 @@ impl Entry {
         self.failed_as = failed_as;
         let wait = RETRY_FIRST
             .saturating_mul(1 << self.failures.min(16))
-            .min(RETRY_MOST);
+            .min(RETRY_MAX);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(Instant::now() + wait);
     }
@@ -392,7 +392,7 @@ async fn run(
 /// Tells the reconciler of every change in the pod's namespace until the answer is dropped. A pod
 /// whose changes cannot be heard is verified all the same, only later.
 fn listen(enrolled: &Enrolled, uid: &WorkloadUid, ears: &mut Ears) -> Option<DropGuard> {
-    let watch = match Watch::new(&enrolled.netns) {
+    let watch = match NetnsWatch::new(&enrolled.netns) {
         Ok(watch) => watch,
         Err(error) => {
             let consequence = "changes in its namespace are found only by the next verification";

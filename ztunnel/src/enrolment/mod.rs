@@ -6,7 +6,7 @@
 //! counts as enrolled because its rules and its listeners were seen inside its own network
 //! namespace a moment ago.
 //!
-//! A pod whose step fails is tried again, later and later up to [`RETRY_MOST`], for as long as it
+//! A pod whose step fails is tried again, later and later up to [`RETRY_MAX`], for as long as it
 //! exists; it keeps neither another pod nor the daemon's readiness waiting. Nor does a certificate
 //! that does not come keep a pod from being captured: the pod counts as pending, for that reason,
 //! until it has one.
@@ -31,8 +31,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 pub use purge::purge_removed;
-pub use source::{NetnsFolder, PodNetns};
-pub use status::{PodStatus, State, Statuses};
+pub use source::{NetnsFolder, NetnsSource};
+pub use status::{PodState, PodStatus, Statuses};
 
 use crate::dataplane::DataPlane;
 use crate::guard::{self, Guard};
@@ -49,7 +49,7 @@ use steps::Tools;
 /// enrolled without a visible delay.
 pub const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest wait between two attempts.
-pub const RETRY_MOST: Duration = Duration::from_secs(5);
+pub const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The shortest time between two rounds that nothing but the clock has called for.
 const ROUND: Duration = Duration::from_millis(10);
@@ -61,7 +61,7 @@ const GUARD_RETRY: Duration = Duration::from_secs(1);
 const HEARD: usize = 1024;
 
 /// What enrolment is made of.
-pub struct Parts {
+pub struct Dependencies {
     /// This node's name.
     pub node: Arc<str>,
     /// The node's own network namespace.
@@ -69,7 +69,7 @@ pub struct Parts {
     /// What should be.
     pub store: Store,
     /// Where the pods' namespaces are.
-    pub source: Arc<dyn PodNetns>,
+    pub source: Arc<dyn NetnsSource>,
     /// Who serves the pods.
     pub data_plane: Arc<DataPlane>,
     /// Their certificates.
@@ -106,23 +106,23 @@ pub struct Enrolment {
 
 impl Enrolment {
     /// A reconciler that has not looked yet.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(dependencies: Dependencies) -> Self {
         let tools = Tools {
-            threads: parts.threads,
-            source: parts.source,
-            data_plane: parts.data_plane,
-            identities: parts.identities.clone(),
+            threads: dependencies.threads,
+            source: dependencies.source,
+            data_plane: dependencies.data_plane,
+            identities: dependencies.identities.clone(),
             claims: Claims::default(),
-            telemetry: parts.telemetry,
-            node: parts.node_netns,
-            verify_interval: parts.verify_interval,
+            telemetry: dependencies.telemetry,
+            node: dependencies.node_netns,
+            verify_interval: dependencies.verify_interval,
         };
         let (tell, heard) = mpsc::channel(HEARD);
         Self {
-            node: parts.node,
-            store: parts.store,
+            node: dependencies.node,
+            store: dependencies.store,
             tools,
-            guard: parts.guard,
+            guard: dependencies.guard,
             guard_due: Instant::now(),
             guard_stands: false,
             seen: Arc::default(),
@@ -134,7 +134,7 @@ impl Enrolment {
                 heard: tell,
             },
             heard,
-            certificates: FirstCertificates::new(parts.identities),
+            certificates: FirstCertificates::new(dependencies.identities),
             statuses: watch::Sender::default(),
             unpublished: true,
             settled: watch::Sender::new(false),
@@ -193,7 +193,7 @@ impl Enrolment {
         if news {
             self.world = World::of(&model, &self.node);
             let identities = self.world.meshed.values().map(|pod| pod.identity.clone());
-            self.tools.identities.wanted(identities.collect());
+            self.tools.identities.set_identities(identities.collect());
             self.seen = model;
             self.unpublished = true;
         }
@@ -321,7 +321,7 @@ impl Enrolment {
         let with_status =
             |(uid, entry): (&WorkloadUid, &Entry)| Some((uid.clone(), entry.status()?));
         let statuses: BTreeMap<_, _> = self.entries.iter().filter_map(with_status).collect();
-        let counts = [State::Pending, State::Enrolled, State::Leaving].map(|state| {
+        let counts = [PodState::Pending, PodState::Enrolled, PodState::Leaving].map(|state| {
             (
                 state.name(),
                 statuses

@@ -9,7 +9,7 @@ const PATH_MAX: u64 = 4096;
 
 /// Knows the network namespaces of this node's pods. It is only asked where to look: that what is
 /// found there is the pod's own is proven by the addresses in it.
-pub trait PodNetns: Send + Sync {
+pub trait NetnsSource: Send + Sync {
     /// The path of the namespace of the pod with this `metadata.uid`, if the source knows it. May
     /// block for as long as a read of a local file takes.
     ///
@@ -30,7 +30,7 @@ impl NetnsFolder {
     }
 }
 
-impl PodNetns for NetnsFolder {
+impl NetnsSource for NetnsFolder {
     fn path(&self, kube_uid: &str) -> io::Result<Option<PathBuf>> {
         // A uid is a file's name here: anything that could lead out of the folder is no pod's.
         if kube_uid.is_empty()

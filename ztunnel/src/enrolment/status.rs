@@ -8,7 +8,7 @@ use mesh::WorkloadUid;
 
 /// Where a pod stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum PodState {
     /// It opted in and is not in the mesh yet, or not any more; the reason says why.
     Pending,
     /// Its capture and its listeners were seen to stand at the last verification.
@@ -17,13 +17,13 @@ pub enum State {
     Leaving,
 }
 
-impl State {
+impl PodState {
     /// Stable name, in the admin dump and in metrics.
     pub const fn name(self) -> &'static str {
         match self {
-            State::Pending => "pending",
-            State::Enrolled => "enrolled",
-            State::Leaving => "leaving",
+            PodState::Pending => "pending",
+            PodState::Enrolled => "enrolled",
+            PodState::Leaving => "leaving",
         }
     }
 }
@@ -32,7 +32,7 @@ impl State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodStatus {
     /// Where it stands.
-    pub state: State,
+    pub state: PodState,
     /// Why it is not enrolled: a stable code.
     pub reason: Option<&'static str>,
     /// The same for people.

@@ -13,18 +13,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::claims::{Claim, Claims};
 use super::plan::Desired;
-use super::source::PodNetns;
+use super::source::NetnsSource;
 use crate::capture::{self, Capture, Drift, Redirection, Rules};
 use crate::dataplane::{self, DataPlane, Draining, Pod, Removal};
 use crate::identity::Identities;
-use crate::netns::{Netns, NetnsId, NetnsThreads, ThreadsEnded};
+use crate::netns::{JobFailed, Netns, NetnsId, NetnsThreads};
 use crate::telemetry::Telemetry;
 
 /// What every step needs. Clones share it.
 #[derive(Clone)]
 pub(super) struct Tools {
     pub(super) threads: NetnsThreads,
-    pub(super) source: Arc<dyn PodNetns>,
+    pub(super) source: Arc<dyn NetnsSource>,
     pub(super) data_plane: Arc<DataPlane>,
     pub(super) identities: Identities,
     pub(super) claims: Claims,
@@ -76,7 +76,7 @@ pub(super) enum StepError {
     #[error("its capture does not stand right after it was put in place: {}", .0.code())]
     Unstable(Drift),
     #[error(transparent)]
-    Threads(#[from] ThreadsEnded),
+    Threads(#[from] JobFailed),
 }
 
 impl StepError {
@@ -132,7 +132,7 @@ pub(super) enum Found {
 /// Finds the pod's namespace and proves that it is the pod's: it has one of the pod's addresses,
 /// and it is not the node's.
 fn locate(
-    source: &dyn PodNetns,
+    source: &dyn NetnsSource,
     desired: &Arc<Desired>,
     node: NetnsId,
 ) -> Result<Netns, StepError> {
@@ -151,7 +151,7 @@ fn locate(
     if netns.id() == node {
         return Err(StepError::NetnsIsNodes(path));
     }
-    let has = capture::addresses(&netns).map_err(unusable)?;
+    let has = netns.addresses().map_err(unusable)?;
     if !desired
         .ips
         .iter()
@@ -258,7 +258,7 @@ pub(super) async fn verify(
 }
 
 fn inspect(
-    source: &dyn PodNetns,
+    source: &dyn NetnsSource,
     desired: &Arc<Desired>,
     node: NetnsId,
     mut was: Enrolled,
@@ -408,7 +408,7 @@ pub(super) async fn sweep(tools: &Tools, kube_uid: Arc<str>) -> Result<(), StepE
         let Ok(netns) = Netns::open(&path) else {
             return Ok(());
         };
-        if netns.id() != node && Capture::stands_in(&netns)? {
+        if netns.id() != node && Capture::is_present(&netns)? {
             Capture::remove(&netns)?;
         }
         Ok(())

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 pub use rules::Sets;
 
-use crate::netns::{NetnsThreads, ThreadsEnded};
+use crate::netns::{JobFailed, NetnsThreads};
 use crate::nftables;
 use listing::Listing;
 
@@ -44,7 +44,7 @@ pub enum Error {
     Rules(#[from] nftables::Error),
     /// The thread for slow work has ended.
     #[error(transparent)]
-    Thread(#[from] ThreadsEnded),
+    Thread(#[from] JobFailed),
 }
 
 /// The guard of one node, as far as this process has put it in place.

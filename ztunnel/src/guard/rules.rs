@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use super::TABLE;
-use crate::capture::INBOUND_HBONE_PORT;
+use crate::contract::HBONE_PORT;
 
 /// What the guard knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,8 +93,8 @@ fn table() -> String {
     type filter hook forward priority filter; policy accept;
     ct state established,related accept
     meta l4proto != tcp accept
-    tcp dport {INBOUND_HBONE_PORT} accept
-    tcp sport {INBOUND_HBONE_PORT} accept
+    tcp dport {HBONE_PORT} accept
+    tcp sport {HBONE_PORT} accept
     ip saddr @local_ipv4 ip daddr @meshed_ipv4 counter name {COUNTER} drop
     ip6 saddr @local_ipv6 ip6 daddr @meshed_ipv6 counter name {COUNTER} drop
   }}

@@ -37,7 +37,9 @@ async fn whoever_waits_for_an_identity_gets_it_as_soon_as_it_is_issued() {
         Some(IdentityError::Pending)
     );
     let (web, wanted) = (id("web"), BTreeSet::from([id("web")]));
-    let (ready, ()) = tokio::join!(identities.ready(&web), async { identities.wanted(wanted) });
+    let (ready, ()) = tokio::join!(identities.ready(&web), async {
+        identities.set_identities(wanted)
+    });
     let ready = ready.unwrap();
     assert_eq!(*ready.client.identity(), id("web"));
     // The next to ask gets the same configuration: it is built once for a certificate.
@@ -62,10 +64,10 @@ async fn the_wait_for_a_certificate_that_never_comes_has_an_end() {
 async fn an_identity_that_is_no_longer_wanted_is_forgotten() {
     let (identities, _tasks) = identities();
     let mut changed = identities.0.changed.subscribe();
-    identities.wanted(BTreeSet::from([id("web"), id("cart")]));
+    identities.set_identities(BTreeSet::from([id("web"), id("cart")]));
     identities.ready(&id("web")).await.unwrap();
     identities.ready(&id("cart")).await.unwrap();
-    identities.wanted(BTreeSet::from([id("cart")]));
+    identities.set_identities(BTreeSet::from([id("cart")]));
     while identities.current(&id("web")).is_ok() {
         changed.changed().await.unwrap();
     }
@@ -165,7 +167,7 @@ const EXPIRY: &str = "ambit_certificate_expiry_timestamp_seconds{identity=\"spif
 #[tokio::test(start_paused = true)]
 async fn an_identity_expires_says_so_and_comes_back_for_those_that_wait() {
     let bench = Bench::new(60 * SECOND);
-    bench.identities.wanted(BTreeSet::from([id("web")]));
+    bench.identities.set_identities(BTreeSet::from([id("web")]));
     bench.identities.ready(&id("web")).await.unwrap();
     assert!(bench.scraped(EXPIRY).is_some());
     bench.source.down.store(true, SeqCst);
@@ -197,7 +199,7 @@ async fn an_identity_expires_says_so_and_comes_back_for_those_that_wait() {
 async fn while_a_connection_waits_the_authority_is_asked_about_every_second() {
     let bench = Bench::new(60 * SECOND);
     bench.source.down.store(true, SeqCst);
-    bench.identities.wanted(BTreeSet::from([id("web")]));
+    bench.identities.set_identities(BTreeSet::from([id("web")]));
     // Backed off by now.
     tokio::time::sleep(300 * SECOND).await;
     let before = bench.source.attempts.load(SeqCst);
@@ -209,7 +211,7 @@ async fn while_a_connection_waits_the_authority_is_asked_about_every_second() {
 #[tokio::test(start_paused = true)]
 async fn tls_is_built_again_when_the_certificate_or_the_bundle_is_another() {
     let bench = Bench::new(60 * SECOND);
-    bench.identities.wanted(BTreeSet::from([id("web")]));
+    bench.identities.set_identities(BTreeSet::from([id("web")]));
     let first = bench.identities.ready(&id("web")).await.unwrap();
     tokio::time::sleep(40 * SECOND).await;
     let renewed = bench.identities.current(&id("web")).unwrap();
@@ -230,14 +232,14 @@ async fn tls_is_built_again_when_the_certificate_or_the_bundle_is_another() {
 #[tokio::test(start_paused = true)]
 async fn the_end_of_an_expired_certificate_is_shown_until_its_identity_leaves() {
     let bench = Bench::new(60 * SECOND);
-    bench.identities.wanted(BTreeSet::from([id("web")]));
+    bench.identities.set_identities(BTreeSet::from([id("web")]));
     bench.identities.ready(&id("web")).await.unwrap();
     bench.source.down.store(true, SeqCst);
     for _ in 0..3 {
         tokio::time::sleep(100 * SECOND).await;
         assert!(bench.scraped(EXPIRY).unwrap() < seconds(&bench));
     }
-    bench.identities.wanted(BTreeSet::new());
+    bench.identities.set_identities(BTreeSet::new());
     tokio::time::sleep(SECOND).await;
     assert_eq!(bench.scraped(EXPIRY), None);
 }

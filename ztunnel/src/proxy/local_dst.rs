@@ -6,9 +6,7 @@ use std::sync::Arc;
 use mesh::{Endpoint, EndpointKey, Model, Service, Workload};
 
 use super::Error;
-
-/// The data plane's own ports inside a pod: outbound, inbound plain, inbound HBONE.
-const OWN_PORTS: [u16; 3] = [15001, 15006, 15008];
+use crate::contract::POD_PORTS;
 
 /// Refuses a destination that is not an address of this pod, or that is a port of the data plane.
 pub(super) fn require_local_dst(pod: &Workload, destination: SocketAddr) -> Result<(), Error> {
@@ -24,7 +22,7 @@ pub(super) fn require_local_dst(pod: &Workload, destination: SocketAddr) -> Resu
 
 /// Refuses a port of the data plane itself.
 pub(super) fn refuse_own_port(destination: SocketAddr) -> Result<(), Error> {
-    if OWN_PORTS.contains(&destination.port()) {
+    if POD_PORTS.contains(&destination.port()) {
         return Err(Error::SelfCall(destination));
     }
     Ok(())

@@ -13,11 +13,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::Error;
+use crate::contract::DAEMON_MARK;
 use crate::netns::Netns;
-
-/// `SO_MARK` of every socket that the daemon makes in a pod: the pod's redirect rules pass it by
-/// (Istio's contract).
-const MARK: u32 = 0x539;
 
 /// How long an application or an unmeshed destination may take to accept: SYNs go out at 0, 1, 3
 /// and 7 s.
@@ -68,7 +65,7 @@ impl PodSockets {
         let socket = self
             .netns
             .enter(|| Socket::new(domain, kind, Some(Protocol::TCP)))?;
-        socket.set_mark(MARK)?;
+        socket.set_mark(DAEMON_MARK)?;
         set_tcp_options(&socket)?;
         Ok(socket)
     }

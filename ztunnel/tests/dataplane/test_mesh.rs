@@ -165,7 +165,7 @@ impl TestMesh {
                     .identity
                     .clone()
             });
-            identities.wanted(meshed.iter().cloned().collect());
+            identities.set_identities(meshed.iter().cloned().collect());
         }
         let config = DataPlaneConfig {
             workers: 2,
