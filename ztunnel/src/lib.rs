@@ -1,16 +1,16 @@
-//! The node daemon: every opted-in pod of its node speaks mutual TLS to the others without knowing
-//! it.
+//! The node daemon: mutual TLS for every opted-in pod of its node, without a change to the pod.
 //!
-//! Two halves, which meet in [`dataplane`]:
+//! The daemon has two halves, which meet in [`dataplane`]:
 //!
-//! - the **control side** is one thread that reads what the mesh knows (`mesh`), decides which pods
-//!   of this node belong in it ([`enrolment`]), redirects their traffic inside their own network
-//!   namespaces ([`capture`]), and stands behind that with rules in the node's namespace
-//!   ([`guard`]), so that a gap in the first is a refused connection and never plaintext;
-//! - the **data side** is one thread per core that accepts the redirected connections and carries
-//!   them through `hbone` ([`proxy`]). A connection never leaves its thread.
+//! - The **control side** is one thread. It reads the cluster's objects (`mesh`), decides which pods
+//!   of this node are in the mesh ([`enrolment`]) and redirects their TCP inside their own network
+//!   namespaces ([`capture`]). Rules in the node's namespace ([`guard`]) drop plaintext between meshed
+//!   pods, so that a gap in a pod's rules refuses connections instead of leaking them.
+//! - The **data side** is one thread per core. It accepts the redirected connections and forwards
+//!   them through `hbone` ([`proxy`]). A connection stays on the thread that accepted it.
 //!
-//! [`daemon`] starts, joins and stops all of it; [`config`] is its command line.
+//! [`daemon`] starts, joins and stops all parts; [`config`] is the command line; [`contract`] holds
+//! the port, mark and table numbers.
 
 #![forbid(unsafe_code)]
 

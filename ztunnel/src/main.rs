@@ -1,4 +1,4 @@
-//! `ztunnel`: the node daemon. See the library for what it does.
+//! The `ztunnel` program: command line, log, runtime and exit code. The library is the daemon.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use ztunnel::telemetry::Log;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// The daemon could not start, or could not go on.
+/// The daemon could not start, or had to stop because of an error.
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
@@ -39,7 +39,8 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config) -> Result<(), Box<dyn Error>> {
-    let (log, _written) = Log::install(&config.log)?;
+    // Dropped last: waits until the log is written.
+    let (log, _flush_on_drop) = Log::install(&config.log)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -49,12 +50,12 @@ fn run(config: Config) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Every connection takes two descriptors and every pod a dozen; the soft limit of 1024 is for
-/// programs that use `select`.
+/// Raises the soft limit of open files to the hard one. A connection takes two descriptors and a pod
+/// a dozen; the usual soft limit of 1024 exists for programs that use `select`.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays at its soft value");
+        tracing::warn!(%error, "cannot raise the limit of open files above its soft value");
     }
 }

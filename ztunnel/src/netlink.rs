@@ -1,9 +1,9 @@
-//! Questions to the kernel over netlink, asked inside a pod's network namespace and answered at
-//! once.
+//! Netlink requests to the kernel and multicast subscriptions, in the network namespace of the
+//! calling thread.
 //!
-//! A netlink socket belongs to the namespace in which it was made. These are blocking calls on a
-//! thread made for them: the kernel answers in microseconds, and [`ANSWER`] bounds the case in
-//! which it does not.
+//! A netlink socket belongs to the namespace in which it was opened. Requests block the calling
+//! thread: the kernel answers in microseconds, and [`REPLY_TIMEOUT`] bounds the case in which it does
+//! not.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -21,26 +21,26 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-/// How long the kernel may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long the kernel may take to reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The largest datagram of a dump: the kernel never makes one above 32 KiB (`NLMSG_GOODSIZE` and
-/// the dump's own limit).
-const DATAGRAM: usize = 32 * 1024;
+/// Largest datagram of a dump: the kernel sends none above 32 KiB (`NLMSG_GOODSIZE` and the dump's
+/// own limit).
+const MAX_DATAGRAM_BYTES: usize = 32 * 1024;
 
 /// `NLMSG_ERROR` and `NLMSG_DONE` (RFC 3549 section 2.3.2).
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 
 /// Length of `struct nlmsghdr`.
-const HEADER: usize = 16;
+const HEADER_BYTES: usize = 16;
 
-/// A socket to one netlink family, in the namespace of the thread that made it.
+/// A socket of one netlink family, in the namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Netlink(OwnedFd);
 
 impl Netlink {
-    /// Opens a socket for questions.
+    /// Opens a socket for requests.
     pub(crate) fn open(protocol: SockProtocol) -> io::Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
@@ -48,13 +48,14 @@ impl Netlink {
             SockFlag::SOCK_CLOEXEC,
             protocol,
         )?;
-        let seconds = i64::try_from(ANSWER.as_secs()).unwrap_or(i64::MAX);
+        let seconds = i64::try_from(REPLY_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
         setsockopt(&fd, ReceiveTimeout, &TimeVal::new(seconds, 0))?;
         Ok(Self(fd))
     }
 
-    /// Opens a socket that hears of changes: of each group in `groups` (numbers, from 1).
-    pub(crate) fn listen(protocol: SockProtocol, groups: &[u32]) -> io::Result<OwnedFd> {
+    /// Opens a non-blocking socket that receives the notifications of multicast `groups` (numbers, from
+    /// 1).
+    pub(crate) fn subscribe(protocol: SockProtocol, groups: &[u32]) -> io::Result<OwnedFd> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
         let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
@@ -62,50 +63,50 @@ impl Netlink {
         Ok(fd)
     }
 
-    /// Sends one message of `kind` and hands the type and the payload of every answer to `each`, up
-    /// to the end of the dump or the acknowledgement.
-    pub(crate) fn call(
+    /// Sends a request of `kind` and calls `on_reply` with the type and payload of every reply, up to
+    /// the end of the dump or the acknowledgement.
+    pub(crate) fn request(
         &self,
         kind: u16,
         flags: u16,
         payload: &[u8],
-        mut each: impl FnMut(u16, &[u8]),
+        mut on_reply: impl FnMut(u16, &[u8]),
     ) -> io::Result<()> {
         let length =
-            u32::try_from(HEADER + payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut message = Vec::with_capacity(HEADER + payload.len());
+            u32::try_from(HEADER_BYTES + payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut message = Vec::with_capacity(HEADER_BYTES + payload.len());
         message.extend_from_slice(&length.to_ne_bytes());
         message.extend_from_slice(&kind.to_ne_bytes());
         message.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         message.extend_from_slice(&[0; 8]);
         message.extend_from_slice(payload);
         send(self.0.as_raw_fd(), &message, MsgFlags::empty())?;
-        let mut buffer = vec![0; DATAGRAM];
+        let mut buffer = vec![0; MAX_DATAGRAM_BYTES];
         loop {
             let read = match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Ok(read) => read,
-                // A signal for another part of the process.
+                // A signal was delivered to this thread.
                 Err(Errno::EINTR) => continue,
-                Err(error) => return Err(error.into()),
+                Err(errno) => return Err(errno.into()),
             };
             let mut rest = buffer.get(..read).unwrap_or_default();
-            while let Some((kind, payload, next)) = split(rest) {
+            while let Some((kind, payload, next)) = split_message(rest) {
                 match kind {
-                    DONE => return Ok(()),
-                    ERROR => return error(payload),
-                    kind => each(kind, payload),
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => return acknowledgement(payload),
+                    kind => on_reply(kind, payload),
                 }
                 rest = next;
             }
         }
     }
 
-    /// Asks or tells `rtnetlink` something; answers to a dump go to `each`.
-    pub(crate) fn route(
+    /// Sends an `rtnetlink` request and calls `on_reply` with every reply to a dump.
+    pub(crate) fn route_request(
         &self,
         message: RouteNetlinkMessage,
         flags: u16,
-        mut each: impl FnMut(RouteNetlinkMessage),
+        mut on_reply: impl FnMut(RouteNetlinkMessage),
     ) -> io::Result<()> {
         let mut request =
             NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
@@ -113,37 +114,38 @@ impl Netlink {
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         let kind = request.header.message_type;
-        self.call(
+        self.request(
             kind,
             flags,
-            bytes.get(HEADER..).unwrap_or_default(),
+            bytes.get(HEADER_BYTES..).unwrap_or_default(),
             |kind, payload| {
                 if let Some(message) = parse_route(kind, payload) {
-                    each(message);
+                    on_reply(message);
                 }
             },
         )
     }
 }
 
-/// Flags of a request that changes something and is acknowledged.
-pub(crate) const CHANGE: u16 = NLM_F_ACK;
-/// Flags of a request for everything of a kind.
+/// Flag of a request for which the kernel sends an acknowledgement.
+pub(crate) const ACK: u16 = NLM_F_ACK;
+/// Flags of a request for all objects of a kind.
 pub(crate) const DUMP: u16 = NLM_F_DUMP;
 
-/// The first message of a datagram: its type, its payload, and what follows it.
-fn split(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+/// The first message of a datagram: type, payload, and the rest of the datagram.
+fn split_message(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
-    let payload = datagram.get(HEADER..length)?;
+    let payload = datagram.get(HEADER_BYTES..length)?;
     let next = datagram
         .get(length.next_multiple_of(4)..)
         .unwrap_or_default();
     Some((kind, payload, next))
 }
 
-/// `struct nlmsgerr` begins with the negative error number; zero is the acknowledgement.
-fn error(payload: &[u8]) -> io::Result<()> {
+/// Outcome in an `NLMSG_ERROR` message. `struct nlmsgerr` begins with the negative error number; zero
+/// is an acknowledgement.
+fn acknowledgement(payload: &[u8]) -> io::Result<()> {
     let code = payload
         .get(..4)
         .and_then(|code| code.try_into().ok())
@@ -157,7 +159,7 @@ fn error(payload: &[u8]) -> io::Result<()> {
 
 fn parse_route(kind: u16, payload: &[u8]) -> Option<RouteNetlinkMessage> {
     use netlink_packet_core::NetlinkDeserializable;
-    let length = u32::try_from(HEADER + payload.len()).ok()?;
+    let length = u32::try_from(HEADER_BYTES + payload.len()).ok()?;
     let mut header = NetlinkHeader::default();
     header.message_type = kind;
     header.length = length;
@@ -169,34 +171,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_datagram_is_split_into_its_messages_and_a_torn_one_ends_it() {
+    fn datagram_is_split_into_messages_up_to_a_truncated_one() {
         let mut datagram = Vec::new();
-        for (length, kind) in [(18u32, 7u16), (16, DONE)] {
+        for (length, kind) in [(18u32, 7u16), (16, NLMSG_DONE)] {
             datagram.extend_from_slice(&length.to_ne_bytes());
             datagram.extend_from_slice(&kind.to_ne_bytes());
             datagram.extend_from_slice(&[0; 10]);
             datagram.extend_from_slice(if length == 18 { &[1, 2, 0, 0] } else { &[] });
         }
-        let (kind, payload, rest) = split(&datagram).expect("a first message");
+        let (kind, payload, rest) = split_message(&datagram).expect("a first message");
         assert_eq!((kind, payload), (7, &[1u8, 2][..]));
-        let (kind, payload, rest) = split(rest).expect("a second message");
-        assert_eq!((kind, payload), (DONE, &[][..]));
-        assert!(split(rest).is_none());
+        let (kind, payload, rest) = split_message(rest).expect("a second message");
+        assert_eq!((kind, payload), (NLMSG_DONE, &[][..]));
+        assert!(split_message(rest).is_none());
         assert!(
-            split(&datagram[..17]).is_none(),
-            "shorter than its own length field says"
+            split_message(&datagram[..17]).is_none(),
+            "shorter than its length field"
         );
         assert!(
-            split(&[0; 16]).is_none(),
-            "a length of zero would never end"
+            split_message(&[0; 16]).is_none(),
+            "a length of zero would loop forever"
         );
     }
 
     #[test]
-    fn an_error_message_becomes_the_errno_it_carries() {
-        assert!(error(&0i32.to_ne_bytes()).is_ok());
-        let refused = error(&(-17i32).to_ne_bytes()).expect_err("EEXIST");
+    fn error_message_becomes_the_errno_that_it_carries() {
+        assert!(acknowledgement(&0i32.to_ne_bytes()).is_ok());
+        let refused = acknowledgement(&(-17i32).to_ne_bytes()).expect_err("EEXIST");
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
-        assert!(error(&[]).is_err());
+        assert!(acknowledgement(&[]).is_err());
     }
 }

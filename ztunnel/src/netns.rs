@@ -1,9 +1,8 @@
-//! Network namespaces: a pod's is opened once, proven by its identity, and entered for as long as
-//! it takes to make a socket.
+//! How network namespaces are opened, identified and entered, and the threads for slow work inside
+//! them.
 //!
-//! A thread that stayed behind in a pod's namespace would open the next tenant's sockets there, so
-//! the way back is not allowed to fail: [`Netns::enter`] aborts the process rather than go on from
-//! the wrong place.
+//! A thread that stayed in one pod's namespace would open the next pod's sockets there. Therefore
+//! [`Netns::enter`] aborts the process if it cannot restore the thread's own namespace.
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -23,12 +22,12 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
 use tokio::sync::{mpsc, oneshot};
 
-/// The magic number of `nsfs`, the file system of which every namespace is an inode
-/// (`linux/magic.h`, `NSFS_MAGIC`).
+/// Magic number of `nsfs`, the file system of which every namespace is an inode (`NSFS_MAGIC` in
+/// `linux/magic.h`).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
-/// What the kernel calls a network namespace: the inode is given anew only after the last holder
-/// has let go.
+/// Identity of a network namespace. The kernel reuses the inode only after the last reference to the
+/// namespace is closed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId {
     device: u64,
@@ -47,7 +46,7 @@ impl fmt::Debug for NetnsId {
     }
 }
 
-/// An open network namespace; it exists for at least as long as this value does.
+/// An open network namespace. The namespace exists at least as long as this value.
 #[derive(Debug)]
 pub struct Netns {
     file: File,
@@ -56,16 +55,16 @@ pub struct Netns {
 }
 
 thread_local! {
-    /// Where this thread lives: the namespace that it was in when it first entered another.
-    static HOME: OnceCell<File> = const { OnceCell::new() };
+    /// This thread's own namespace: the one that it was in when it first entered another.
+    static ORIGIN: OnceCell<File> = const { OnceCell::new() };
 }
 
 impl Netns {
-    /// Opens the namespace that is mounted, or linked by `/proc`, at `path`.
+    /// Opens the namespace at `path`: a bind mount or a link under `/proc`.
     ///
     /// # Errors
-    /// Fails if `path` cannot be opened, or is an ordinary file: what is left after the namespace's
-    /// mount has gone.
+    /// Fails if `path` cannot be opened. Fails with `NotFound` if it is an ordinary file, which is what
+    /// remains when the namespace's bind mount is gone.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
@@ -93,12 +92,12 @@ impl Netns {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
-    /// The kernel's name of this namespace.
+    /// Identity of the namespace.
     pub fn id(&self) -> NetnsId {
         self.id
     }
 
-    /// The path by which it was opened; for messages.
+    /// Path by which it was opened, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -117,26 +116,26 @@ impl Netns {
         })
     }
 
-    /// Runs `f` on this thread inside the namespace and comes back. A socket belongs to the
-    /// namespace in which it was made, so `f` makes sockets and returns; it must not wait, and must
-    /// not call `enter` itself.
+    /// Runs `f` on this thread inside the namespace, then restores the thread's own namespace. A
+    /// socket stays in the namespace in which it was opened. `f` must not wait for other threads, and
+    /// must not call `enter`.
     ///
     /// # Errors
-    /// Fails if the namespace cannot be entered (needs `CAP_SYS_ADMIN`), or as `f` fails.
+    /// Fails if the namespace cannot be entered (needs `CAP_SYS_ADMIN`), or with the error of `f`.
     ///
-    /// Aborts the process if the thread cannot come back.
+    /// Aborts the process if the thread's own namespace cannot be restored.
     pub fn enter<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        HOME.with(|home| {
-            if home.get().is_none() {
+        ORIGIN.with(|origin| {
+            if origin.get().is_none() {
                 let file = File::open("/proc/thread-self/ns/net")?;
-                home.get_or_init(|| file);
+                origin.get_or_init(|| file);
             }
-            let Some(home) = home.get() else {
+            let Some(origin) = origin.get() else {
                 return Err(io::ErrorKind::NotFound.into());
             };
             setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-            // The guard, not the next line, brings the thread back: `f` may panic.
-            let _way_back = WayBack(home.as_fd());
+            // Restores on drop, because `f` may panic.
+            let _restore = RestoreNetns(origin.as_fd());
             f()
         })
     }
@@ -151,15 +150,16 @@ fn global_ip(interface: &InterfaceAddress) -> Option<IpAddr> {
     (!v6.is_unicast_link_local()).then_some(v6.into())
 }
 
-struct WayBack<'a>(BorrowedFd<'a>);
+/// Returns the thread to a namespace when dropped, or aborts the process.
+struct RestoreNetns<'a>(BorrowedFd<'a>);
 
-impl Drop for WayBack<'_> {
+impl Drop for RestoreNetns<'_> {
     fn drop(&mut self) {
         if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
             tracing::error!(
                 %error,
-                "this thread cannot leave the pod's network namespace: better no daemon than one \
-                 that serves the wrong pod"
+                "this thread cannot leave the pod's network namespace: aborting, because it would \
+                 serve the wrong pod"
             );
             std::process::abort();
         }
@@ -167,63 +167,63 @@ impl Drop for WayBack<'_> {
 }
 
 /// Jobs that may wait for a thread.
-const JOBS: usize = 64;
+const MAX_QUEUED_JOBS: usize = 64;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Threads for work inside namespaces that takes as long as the kernel or `nft` takes, so that the
-/// control runtime never waits for either. They end when the last handle is dropped and the last job
-/// is done.
+/// A pool of threads for blocking work inside namespaces, such as `nft` runs, which would otherwise
+/// stall the control runtime. The threads end when the last handle is dropped and the queue is
+/// empty.
 #[derive(Clone, Debug)]
 pub struct NetnsThreads {
-    // Dropped in this order: the threads end when the last sender has gone, and are then joined.
+    // Field order matters: the threads end when the last sender is dropped, and are joined after that.
     jobs: mpsc::Sender<Job>,
-    _joined: Arc<Joined>,
+    _threads: Arc<JoinOnDrop>,
 }
 
-/// The threads are gone, or the job has panicked.
+/// A job panicked, or the threads have ended before it ran.
 #[derive(Debug, thiserror::Error)]
-#[error("the work in the network namespace was not done: it panicked, or its threads have ended")]
+#[error("a job in a network namespace was not completed: it panicked, or its threads have ended")]
 pub struct JobFailed;
 
 #[derive(Debug)]
-struct Joined(Vec<JoinHandle<()>>);
+struct JoinOnDrop(Vec<JoinHandle<()>>);
 
-impl Drop for Joined {
+impl Drop for JoinOnDrop {
     fn drop(&mut self) {
         for thread in self.0.drain(..) {
-            // A panic of a job has been told to whoever waited for it.
+            // The caller of `run` has already received the failure of a panicked job.
             let _ = thread.join();
         }
     }
 }
 
 impl NetnsThreads {
-    /// Starts `count` threads, in the namespace of the calling one.
+    /// Starts `count` threads in the namespace of the calling thread.
     ///
     /// # Errors
-    /// Fails if the system gives no thread.
+    /// Fails if a thread cannot be started.
     pub fn start(name: &str, count: usize) -> io::Result<Self> {
         Self::start_in(&Netns::current()?, name, count)
     }
 
-    /// Starts `count` threads in `home`.
+    /// Starts `count` threads, at least one, whose own namespace is `netns`.
     ///
     /// # Errors
-    /// Fails if the system gives no thread, or the namespace cannot be entered.
-    pub fn start_in(home: &Netns, name: &str, count: usize) -> io::Result<Self> {
-        let (jobs, queue) = mpsc::channel::<Job>(JOBS);
+    /// Fails if a thread cannot be started, or the namespace cannot be entered.
+    pub fn start_in(netns: &Netns, name: &str, count: usize) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>(MAX_QUEUED_JOBS);
         let queue = Arc::new(Mutex::new(queue));
-        // A new thread lives where the one that made it is.
-        let threads = home.enter(|| (0..count.max(1)).map(|_| spawn(name, &queue)).collect())?;
+        // A new thread inherits the namespace of the thread that starts it.
+        let threads = netns.enter(|| (0..count.max(1)).map(|_| spawn(name, &queue)).collect())?;
         Ok(Self {
             jobs,
-            _joined: Arc::new(Joined(threads)),
+            _threads: Arc::new(JoinOnDrop(threads)),
         })
     }
 
-    /// Runs `job` on one of the threads, in its turn. The job runs to its end even if nobody waits
-    /// for the answer any more.
+    /// Runs `job` on one of the threads, in order of arrival. A queued job runs to its end even if the
+    /// returned future is dropped.
     ///
     /// # Errors
     /// Fails if the job panics, or the threads have ended.
@@ -231,17 +231,17 @@ impl NetnsThreads {
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, JobFailed> {
-        let (answer, answered) = oneshot::channel();
-        let job = Box::new(move || drop(answer.send(job())));
+        let (sender, outcome) = oneshot::channel();
+        let job = Box::new(move || drop(sender.send(job())));
         self.jobs.send(job).await.map_err(|_| JobFailed)?;
-        answered.await.map_err(|_| JobFailed)
+        outcome.await.map_err(|_| JobFailed)
     }
 }
 
 fn spawn(name: &str, queue: &Arc<Mutex<mpsc::Receiver<Job>>>) -> io::Result<JoinHandle<()>> {
     let queue = queue.clone();
-    // The thread that waits for a job holds the lock; it lets go of it before the job begins.
-    let next = move || {
+    // A waiting thread holds the lock, and releases it before it runs the job.
+    let next_job = move || {
         queue
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -250,9 +250,9 @@ fn spawn(name: &str, queue: &Arc<Mutex<mpsc::Receiver<Job>>>) -> io::Result<Join
     std::thread::Builder::new()
         .name(name.into())
         .spawn(move || {
-            while let Some(job) = next() {
-                // What a job breaks in its fall it takes with it, and whoever waits for it hears of
-                // it. The thread is there for others; it is back from the namespace by then.
+            while let Some(job) = next_job() {
+                // A panic fails this job only: the unwinding has dropped what the job owned and
+                // restored the thread's namespace, and the caller of `run` receives the failure.
                 if catch_unwind(AssertUnwindSafe(job)).is_err() {
                     tracing::error!("a job in a pod's network namespace panicked");
                 }
@@ -265,10 +265,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_job_that_panics_ends_itself_and_not_its_thread() {
+    async fn panic_in_a_job_fails_the_job_and_keeps_the_thread() {
         let threads = NetnsThreads::start("test", 1).expect("a thread");
-        let fall = || -> u8 { panic!("on purpose") };
-        assert!(threads.run(fall).await.is_err());
-        assert_eq!(threads.run(|| 7).await.expect("the thread lives"), 7);
+        let panics = || -> u8 { panic!("panic of a test job") };
+        assert!(threads.run(panics).await.is_err());
+        assert_eq!(threads.run(|| 7).await.expect("the thread still runs"), 7);
     }
 }

@@ -1,6 +1,7 @@
-//! nftables in the network namespace of the calling thread: scripts through `nft`, which applies
-//! each as one transaction, and the ruleset's generation from the kernel itself, which tells for
-//! the price of one system call whether anything has changed.
+//! nftables in the network namespace of the calling thread.
+//!
+//! Scripts and listings go through `nft`, which applies each script as one transaction. The ruleset's
+//! generation comes from the kernel by one system call and shows whether anything has changed.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -15,59 +16,67 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::SockProtocol;
 
-use crate::netlink::Netlink;
+use crate::netlink::{ACK, Netlink};
 
-/// How long one `nft` may run. It takes 15 ms to replace a pod's table, 3 ms to list it, and 0.8 s to
-/// fill a set with 100,000 addresses.
+/// How long one `nft` may run. Replacing a pod's table takes 15 ms, listing it 3 ms, and filling a set
+/// with 100,000 addresses 0.8 s.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The most that `nft` may say. A guard that knows a million pods is listed in 20 MB; more is not ours.
-const OUTPUT: usize = 64 * 1024 * 1024;
+/// Largest output of `nft` that is read. The listing of a guard of a million pods takes 20 MB; anything
+/// larger has content from elsewhere.
+const MAX_OUTPUT_BYTES: usize = 64 * 1024 * 1024;
 
-/// How often it is looked whether an `nft` that has said everything has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// How often to check whether an `nft` that has closed its outputs has exited.
+const EXIT_POLL: Duration = Duration::from_millis(2);
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN` (`linux/netfilter/nfnetlink.h`, `nf_tables.h`).
 const GET_GENERATION: u16 = 10 << 8 | 16;
 /// `NFTA_GEN_ID`: the generation, big-endian.
-const GENERATION_ID: u16 = 1;
-/// `NFNLGRP_NFTABLES`: the multicast group that hears of every transaction.
-pub(crate) const GROUP: u32 = 7;
+const GENERATION_ATTRIBUTE: u16 = 1;
+/// `NFNLGRP_NFTABLES`: the multicast group that is notified of every transaction.
+pub(crate) const MULTICAST_GROUP: u32 = 7;
 
-/// Why nftables did not do what it was told.
+/// Why rules could not be applied or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The program is missing or the namespace is gone.
+    /// `nft` could not be run: the program is missing, or the system refused a process.
     #[error("cannot run nft: is nftables installed?")]
     Run(#[source] io::Error),
-    /// It did not end in time and was killed.
-    #[error("nft did not end within {DEADLINE:?}")]
+    /// `nft` did not exit in time and was killed.
+    #[error("nft did not exit within {DEADLINE:?}")]
     Deadline,
-    /// It said more than any rules of ours could make it say, and was killed.
-    #[error("nft said more than {OUTPUT} bytes: who else puts things into our table?")]
-    TooMuch,
-    /// It refused; nothing of the script was applied.
+    /// `nft` printed more than the daemon's own rules can account for, and was killed.
+    #[error(
+        "nft printed more than {MAX_OUTPUT_BYTES} bytes: does another program add to the daemon's table?"
+    )]
+    OutputTooLarge,
+    /// `nft` refused the script. None of it was applied.
     #[error("nft refused the rules: {0}")]
     Refused(String),
-    /// A table that was put in place was not there a moment later.
-    #[error("the table vanished right after it was put in place: who else changes rules here?")]
+    /// A table was missing right after it was applied.
+    #[error(
+        "the table vanished right after it was applied: does another program change the rules here?"
+    )]
     Vanished,
-    /// Each time the rules were put in place, somebody else changed something before they were read back.
-    #[error("the rules could not be read back alone: who else changes rules here all the time?")]
-    Unsettled,
-    /// The kernel did not tell the generation.
-    #[error("cannot ask the kernel for the generation of its ruleset")]
+    /// Each time the rules were applied, another program changed the ruleset before they were read back.
+    #[error(
+        "the rules changed between applying and reading them, {MAX_ATTEMPTS} times in a row: \
+         does another program change the rules here all the time?"
+    )]
+    ConcurrentChanges,
+    /// The kernel did not return the generation.
+    #[error("cannot read the generation of the ruleset from the kernel")]
     Generation(#[source] io::Error),
 }
 
 impl Error {
-    /// Whether a listing failed because there is more in the table than was put there by us.
-    pub(crate) fn is_of_size(&self) -> bool {
-        matches!(self, Self::Deadline | Self::TooMuch)
+    /// Whether a listing failed because the table holds far more than the daemon put into it.
+    pub(crate) fn is_oversized_listing(&self) -> bool {
+        matches!(self, Self::Deadline | Self::OutputTooLarge)
     }
 }
 
-/// Applies a script: all of it or nothing.
+/// Applies a script as one transaction: all of it or nothing.
 pub(crate) fn apply(script: &str) -> Result<(), Error> {
     let output = nft(&["-f", "-"], script)?;
     if output.success {
@@ -77,8 +86,8 @@ pub(crate) fn apply(script: &str) -> Result<(), Error> {
     }
 }
 
-/// The listing of one `inet` table, or nothing if there is no such table. Handles and counters are left
-/// out, so that two listings are equal if and only if the rules are.
+/// Listing of an `inet` table, or `None` if there is no such table. It has neither handles nor counter
+/// values, so that two listings are equal if and only if the rules are.
 pub(crate) fn list(table: &str) -> Result<Option<String>, Error> {
     let output = nft(&["-s", "list", "table", "inet", table], "")?;
     if output.success {
@@ -90,12 +99,12 @@ pub(crate) fn list(table: &str) -> Result<Option<String>, Error> {
     }
 }
 
-/// The packets that a named counter of an `inet` table has counted since the table was made; nothing if
-/// there is no such counter.
-pub(crate) fn packets(table: &str, counter: &str) -> Result<Option<u64>, Error> {
+/// Packets that a named counter of an `inet` table has counted since the table was created, or `None`
+/// if there is no such counter.
+pub(crate) fn counter_packets(table: &str, counter: &str) -> Result<Option<u64>, Error> {
     let output = nft(&["list", "counter", "inet", table, counter], "")?;
     if output.success {
-        Ok(packets_in(&output.stdout))
+        Ok(parse_counter(&output.stdout))
     } else if output.stderr.contains("No such file") {
         Ok(None)
     } else {
@@ -103,20 +112,20 @@ pub(crate) fn packets(table: &str, counter: &str) -> Result<Option<u64>, Error> 
     }
 }
 
-fn packets_in(listing: &str) -> Option<u64> {
+fn parse_counter(listing: &str) -> Option<u64> {
     let mut words = listing.split_whitespace();
     words.find(|word| *word == "packets")?;
     words.next()?.parse().ok()
 }
 
-/// How often rules are put in place anew because somebody else changed something meanwhile.
-const ATTEMPTS: usize = 5;
+/// How often rules are applied again because another program changed the ruleset in between.
+const MAX_ATTEMPTS: usize = 5;
 
-/// Applies a script and tells how the kernel lists `table` then, and the generation of that. What
-/// somebody else changes in between must not pass for what was applied, or it would never be
-/// repaired: nothing else may have happened between the generation before and the one after.
-pub(crate) fn apply_alone(script: &str, table: &str) -> Result<(u32, String), Error> {
-    for _ in 0..ATTEMPTS {
+/// Applies a script and returns the resulting generation and listing of `table`. A concurrent change by
+/// another program must not be taken for what was applied, or it would never be repaired. The
+/// generations before and after show that there was none.
+pub(crate) fn apply_and_list(script: &str, table: &str) -> Result<(u32, String), Error> {
+    for _ in 0..MAX_ATTEMPTS {
         let before = generation()?;
         apply(script)?;
         let listing = list(table)?;
@@ -125,45 +134,46 @@ pub(crate) fn apply_alone(script: &str, table: &str) -> Result<(u32, String), Er
             return Ok((after, listing));
         }
     }
-    Err(Error::Unsettled)
+    Err(Error::ConcurrentChanges)
 }
 
-/// How the kernel lists `table` when nobody but this script has changed anything: asked in a network
-/// namespace that nobody else knows, and that ends with the question.
-pub(crate) fn listing_of(script: &str, table: &str) -> Result<String, Error> {
-    let ask = || {
+/// How the kernel lists `table` after this script and nothing else, determined in a new network
+/// namespace that no other program can reach and that ends with the call.
+pub(crate) fn list_in_scratch_netns(script: &str, table: &str) -> Result<String, Error> {
+    let apply_and_list = || {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|error| Error::Run(error.into()))?;
         apply(script)?;
         list(table)?.ok_or(Error::Vanished)
     };
-    // A thread of its own, which never comes back from there.
+    // A thread of its own, which ends in that namespace.
     let panicked = |_| Err(Error::Run(io::ErrorKind::Other.into()));
-    thread::scope(|scope| scope.spawn(ask).join().unwrap_or_else(panicked))
+    thread::scope(|scope| scope.spawn(apply_and_list).join().unwrap_or_else(panicked))
 }
 
-/// The generation of the namespace's ruleset, which every transaction raises. It stays 1 while
-/// nobody has used nftables.
+/// Generation of the namespace's ruleset, which every transaction increments. It is 1 until nftables is
+/// used for the first time.
 pub(crate) fn generation() -> Result<u32, Error> {
-    let ask = || -> io::Result<u32> {
+    let request = || -> io::Result<u32> {
         let mut generation = None;
         // struct nfgenmsg: family, version, resource id.
-        Netlink::open(SockProtocol::NetlinkNetFilter)?.call(
+        Netlink::open(SockProtocol::NetlinkNetFilter)?.request(
             GET_GENERATION,
-            crate::netlink::CHANGE,
+            ACK,
             &[0; 4],
-            |_, payload| generation = generation.or_else(|| generation_in(payload.get(4..)?)),
+            |_, payload| generation = generation.or_else(|| parse_generation(payload.get(4..)?)),
         )?;
         generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
     };
-    ask().map_err(Error::Generation)
+    request().map_err(Error::Generation)
 }
 
-fn generation_in(mut attributes: &[u8]) -> Option<u32> {
+/// Finds the generation among netlink attributes.
+fn parse_generation(mut attributes: &[u8]) -> Option<u32> {
     loop {
         let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
         let value = attributes.get(4..length)?;
-        if kind == GENERATION_ID {
+        if kind == GENERATION_ATTRIBUTE {
             return Some(u32::from_be_bytes(value.try_into().ok()?));
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
@@ -176,8 +186,9 @@ struct Output {
     stderr: String,
 }
 
-/// Runs `nft` with `input`. It ends by [`DEADLINE`], whatever it does. The child inherits the namespace of this thread. Its input is a file in
-/// memory and not a pipe, so that a child that does not read cannot hold the caller.
+/// Runs `nft` with `input`, for [`DEADLINE`] at most. The child inherits the namespace of this thread.
+/// Its input is a file in memory instead of a pipe, so that a child that does not read cannot block the
+/// caller.
 fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
     let mut stdin = File::from(
         memfd_create(c"nft", MFdFlags::MFD_CLOEXEC).map_err(|error| Error::Run(error.into()))?,
@@ -198,12 +209,12 @@ fn run(command: &mut Command, stdin: File) -> Result<Output, Error> {
         .spawn()
         .map_err(Error::Run)?;
     let deadline = Instant::now() + DEADLINE;
-    let output = collect(&mut child, deadline).and_then(|output| {
-        ends(&mut child, deadline)?;
+    let output = read_outputs(&mut child, deadline).and_then(|output| {
+        wait_for_exit(&mut child, deadline)?;
         Ok(output)
     });
     if output.is_err() {
-        // Already dead is as good as killed.
+        // The child may have exited already.
         let _ = child.kill();
     }
     let status = child.wait().map_err(Error::Run)?;
@@ -215,23 +226,23 @@ fn run(command: &mut Command, stdin: File) -> Result<Output, Error> {
     })
 }
 
-/// Waits for the end of a child that has closed its outputs, which is what is left of it.
-fn ends(child: &mut Child, deadline: Instant) -> Result<(), Error> {
+/// Waits for the exit of a child that has closed its outputs.
+fn wait_for_exit(child: &mut Child, deadline: Instant) -> Result<(), Error> {
     while child.try_wait().map_err(Error::Run)?.is_none() {
         if Instant::now() >= deadline {
             return Err(Error::Deadline);
         }
-        // Nothing to wait for but the time.
+        // A sleep: there is no descriptor to poll.
         let _ = poll(
             &mut [],
-            PollTimeout::try_from(LOOK_AGAIN).unwrap_or(PollTimeout::ZERO),
+            PollTimeout::try_from(EXIT_POLL).unwrap_or(PollTimeout::ZERO),
         );
     }
     Ok(())
 }
 
-/// Reads both outputs to their end.
-fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Error> {
+/// Reads standard output and standard error to their ends.
+fn read_outputs(child: &mut Child, deadline: Instant) -> Result<(String, String), Error> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let (Some(mut out), Some(mut err)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(Error::Run(io::ErrorKind::BrokenPipe.into()));
@@ -252,7 +263,7 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Err
         ];
         let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, wait) {
-            // A signal for another part of the process interrupts nothing.
+            // A signal was delivered to this thread: poll again.
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(Error::Run(error.into())),
         }
@@ -266,8 +277,8 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Err
         if err_open && err_ready {
             err_open = read_some(&mut err, &mut stderr)?;
         }
-        if stdout.len() + stderr.len() > OUTPUT {
-            return Err(Error::TooMuch);
+        if stdout.len() + stderr.len() > MAX_OUTPUT_BYTES {
+            return Err(Error::OutputTooLarge);
         }
     }
     Ok((
@@ -276,7 +287,7 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(String, String), Err
     ))
 }
 
-/// Whether there may be more.
+/// Reads what is available. Returns false at the end of the stream.
 fn read_some(from: &mut impl Read, into: &mut Vec<u8>) -> Result<bool, Error> {
     let mut chunk = [0; 16 * 1024];
     let read = from.read(&mut chunk).map_err(Error::Run)?;
@@ -284,13 +295,14 @@ fn read_some(from: &mut impl Read, into: &mut Vec<u8>) -> Result<bool, Error> {
     Ok(read > 0)
 }
 
-/// What nft says at length begins with what matters; the line of the script that it cites may be long.
+/// The first two lines of an error of `nft`, which say what is wrong. The script line that it quotes may
+/// be long and is cut.
 fn first_lines(message: &str) -> String {
-    const MOST: usize = 200;
+    const MAX_LINE_CHARS: usize = 200;
     let lines = message
         .lines()
         .take(2)
-        .map(|line| line.trim().chars().take(MOST).collect::<String>());
+        .map(|line| line.trim().chars().take(MAX_LINE_CHARS).collect::<String>());
     lines.collect::<Vec<_>>().join(" ")
 }
 
@@ -298,14 +310,14 @@ fn first_lines(message: &str) -> String {
 mod tests {
     use super::*;
 
-    fn said(script: &str) -> Result<Output, Error> {
-        let stdin = File::open("/dev/null").expect("it is always there");
+    fn run_shell(script: &str) -> Result<Output, Error> {
+        let stdin = File::open("/dev/null").expect("/dev/null");
         run(Command::new("sh").args(["-c", script]), stdin)
     }
 
     #[test]
-    fn what_a_child_says_is_taken_to_its_end() {
-        let output = said("echo out; echo err >&2; exit 3").expect("it ends");
+    fn both_outputs_are_read_to_their_ends() {
+        let output = run_shell("echo out; echo err >&2; exit 3").expect("the shell exits");
         assert_eq!(
             (output.stdout.as_str(), output.stderr.as_str()),
             ("out\n", "err\n")
@@ -314,25 +326,25 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_speaks_without_end_is_killed() {
-        let begun = Instant::now();
-        let error = said("exec yes").err().expect("it never ends");
-        assert!(error.is_of_size(), "{error}");
-        assert!(begun.elapsed() < 3 * DEADLINE);
+    fn child_with_endless_output_is_killed() {
+        let start = Instant::now();
+        let error = run_shell("exec yes").err().expect("it never exits");
+        assert!(error.is_oversized_listing(), "{error}");
+        assert!(start.elapsed() < 3 * DEADLINE);
     }
 
     #[test]
-    fn a_child_that_neither_speaks_nor_ends_is_killed_at_the_deadline() {
+    fn silent_child_is_killed_at_the_deadline() {
         for script in ["exec sleep 60", "exec sleep 60 >&- 2>&-"] {
-            let error = said(script).err().expect("it does not end");
+            let error = run_shell(script).err().expect("it does not exit in time");
             assert!(matches!(error, Error::Deadline), "{script}: {error}");
         }
     }
 
     #[test]
-    fn a_counter_is_read_from_its_listing() {
+    fn counter_is_parsed_from_its_listing() {
         let listing = "table inet t {\n\tcounter plaintext {\n\t\tpackets 12 bytes 720\n\t}\n}\n";
-        assert_eq!(packets_in(listing), Some(12));
-        assert_eq!(packets_in("table inet t {\n}\n"), None);
+        assert_eq!(parse_counter(listing), Some(12));
+        assert_eq!(parse_counter("table inet t {\n}\n"), None);
     }
 }

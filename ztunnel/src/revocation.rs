@@ -1,6 +1,6 @@
-//! The file of revoked certificates (`--crl-path`): read at the start, followed from then on.
+//! How the file of revoked certificates (`--crl-path`) is read, and reloaded when it changes.
 //!
-//! What it says counts for new handshakes and for open tunnels alike, see [`hbone::Revocations`].
+//! Its lists apply to new handshakes and to open tunnels, see [`hbone::Revocations`].
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,26 +10,26 @@ use std::time::Duration;
 use hbone::{CrlError, Revocations};
 use tokio_util::sync::CancellationToken;
 
-/// How often the file is looked at. It is read whole, which finds every way of replacing it: in
-/// place, by a rename, and by the symbolic links of mounted volumes.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the file is read. It is read whole and compared, which detects every way of replacing it:
+/// in place, by a rename, and by the symbolic links of mounted volumes.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A list of 300,000 certificates. No larger one is read.
-const MAX_FILE: u64 = 16 << 20;
+/// Largest file that is read: room for 300,000 certificates.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RevocationError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the revocation lists in {file}")]
     File {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It is something else.
+    /// The file holds no valid revocation lists.
     #[error("cannot use {file}")]
     Content {
         /// The file.
@@ -40,7 +40,7 @@ pub enum RevocationError {
     },
 }
 
-/// The file, and the lists that it keeps up to date.
+/// The revocation file and the lists that are kept up to date from it.
 #[derive(Debug)]
 pub struct RevocationFile {
     path: PathBuf,
@@ -49,45 +49,45 @@ pub struct RevocationFile {
 }
 
 impl RevocationFile {
-    /// Reads the file for the first time. An operator who names a file wants it to count, so that
-    /// without it nothing starts.
+    /// Reads the file for the first time. The daemon does not start without it: to ignore a file that
+    /// the operator has named would accept revoked certificates.
     ///
     /// # Errors
-    /// Fails if it cannot be read or holds something else.
+    /// Fails if the file cannot be read or holds no valid revocation lists.
     pub fn open(path: &Path) -> Result<Self, RevocationError> {
         let mut file = Self {
             path: path.to_owned(),
             revocations: Revocations::none(),
             content: Vec::new(),
         };
-        file.look()?;
+        file.reload()?;
         Ok(file)
     }
 
-    /// What the file says, now and later.
+    /// The lists, which follow the file while [`RevocationFile::run`] runs.
     pub fn revocations(&self) -> &Revocations {
         &self.revocations
     }
 
-    /// Follows the file until cancelled. One that is gone or not understood leaves the last good
-    /// lists in force, and is reported once.
+    /// Reloads the file when it changes, until cancelled. While it is missing or invalid, the last good
+    /// lists stay in force. Each error is logged once.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut complaint = None;
+        let mut last_error = None;
         while stop
-            .run_until_cancelled(tokio::time::sleep(LOOK))
+            .run_until_cancelled(tokio::time::sleep(RELOAD_INTERVAL))
             .await
             .is_some()
         {
-            let complains = self.look().err().map(|error| error.to_string());
-            if let Some(error) = complains.as_ref().filter(|_| complains != complaint) {
-                let lists = "the last good revocation lists stay in force";
-                tracing::warn!(error, reason = "crl_unusable", "{lists}");
+            let result = self.reload().err().map(|error| error.to_string());
+            if let Some(error) = result.as_ref().filter(|_| result != last_error) {
+                let consequence = "the last good revocation lists stay in force";
+                tracing::warn!(error, reason = "crl_unusable", "{consequence}");
             }
-            complaint = complains;
+            last_error = result;
         }
     }
 
-    fn look(&mut self) -> Result<(), RevocationError> {
+    fn reload(&mut self) -> Result<(), RevocationError> {
         let content = read(&self.path).map_err(|source| RevocationError::File {
             file: self.path.clone(),
             source,
@@ -111,13 +111,13 @@ impl RevocationFile {
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?
-        .take(MAX_FILE + 1)
+        .take(MAX_FILE_BYTES + 1)
         .read_to_end(&mut content)?;
     match u64::try_from(content.len()) {
-        Ok(length) if length <= MAX_FILE => Ok(content),
+        Ok(length) if length <= MAX_FILE_BYTES => Ok(content),
         _ => Err(io::Error::other(format!(
             "larger than {} MiB",
-            MAX_FILE >> 20
+            MAX_FILE_BYTES >> 20
         ))),
     }
 }
@@ -128,8 +128,8 @@ mod tests {
 
     use super::*;
 
-    /// An empty list of a test's own authority, made once by rcgen: it is well-formed DER.
-    fn list() -> Vec<u8> {
+    /// A list with one revoked certificate, in DER.
+    fn crl() -> Vec<u8> {
         use rcgen::{
             BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
             KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn without_its_file_nothing_starts() {
+    fn missing_or_invalid_file_fails_at_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("crl.pem");
         assert!(matches!(
@@ -172,10 +172,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_file_is_followed_and_what_cannot_be_read_leaves_the_last_lists() {
+    async fn unreadable_file_keeps_the_last_lists() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("crl.der");
-        fs::write(&path, list()).unwrap();
+        fs::write(&path, crl()).unwrap();
         let file = RevocationFile::open(&path).unwrap();
         let revocations = file.revocations().clone();
         assert_eq!(revocations.len(), 1);
@@ -183,13 +183,13 @@ mod tests {
         let mut following = tokio::task::JoinSet::new();
         following.spawn(file.run(stop.clone()));
         fs::write(&path, "half a list").unwrap();
-        tokio::time::sleep(LOOK * 2).await;
+        tokio::time::sleep(RELOAD_INTERVAL * 2).await;
         assert_eq!(revocations.len(), 1);
-        fs::write(&path, [list(), Vec::new()].concat()).unwrap();
-        tokio::time::sleep(LOOK * 2).await;
+        fs::write(&path, crl()).unwrap();
+        tokio::time::sleep(RELOAD_INTERVAL * 2).await;
         assert_eq!(revocations.len(), 1);
         fs::remove_file(&path).unwrap();
-        tokio::time::sleep(LOOK * 2).await;
+        tokio::time::sleep(RELOAD_INTERVAL * 2).await;
         assert_eq!(revocations.len(), 1);
         stop.cancel();
         following.join_all().await;

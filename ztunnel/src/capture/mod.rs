@@ -1,13 +1,12 @@
 //! Redirection of a pod's TCP to the daemon, inside the pod's own network namespace.
 //!
-//! One nftables table of both families, applied in one transaction, does all of it; policy routing
-//! brings back the answers to connections that the daemon opens in a client's name. What was
-//! applied is remembered as the kernel lists it, so that [`Capture::verify`] can tell later whether
-//! it still stands: by the ruleset's generation, which costs microseconds, and by the listing only
-//! when something in the namespace has changed.
+//! One nftables table, applied in one transaction, redirects connections of both IP families. Policy
+//! routing delivers the replies to connections that the daemon opens from a client's address.
+//! [`Capture`] keeps the kernel's listing of what was applied, so that [`Capture::verify`] can compare:
+//! by the ruleset's generation, which costs microseconds, and by the listing only after something in
+//! the namespace has changed.
 //!
-//! Everything here blocks for as long as the kernel or `nft` takes, and runs on the threads made for
-//! that ([`crate::netns::NetnsThreads`]).
+//! Calls block as long as the kernel or `nft` takes. Run them on [`crate::netns::NetnsThreads`].
 
 mod listeners;
 mod routing;
@@ -15,7 +14,6 @@ mod rules;
 mod sysctl;
 mod watch;
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
 
@@ -26,29 +24,23 @@ pub use watch::NetnsWatch;
 use crate::contract::{RETURN_MARK, RETURN_TABLE};
 use crate::netns::Netns;
 use crate::nftables;
+use sysctl::Families;
 
-/// Name of the pod's table, which is ours alone.
+/// Name of the table in a pod's namespace. Only the daemon uses it.
 pub const TABLE: &str = "ambit";
 
-/// Which families a namespace has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Families {
-    /// IPv6 exists and is not disabled on the loopback device, where redirected connections end.
-    pub v6: bool,
-}
-
-/// Why capture could not be put in place or taken away.
+/// Why capture could not be applied, verified or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The rules.
+    /// The rules could not be applied or listed.
     #[error("the redirect rules could not be applied")]
     Rules(#[from] nftables::Error),
-    /// The policy routing.
+    /// The policy routing could not be set or read.
     #[error(
-        "the policy route of answers (mark {RETURN_MARK:#x}, table {RETURN_TABLE}) could not be set"
+        "the policy route of replies (mark {RETURN_MARK:#x}, table {RETURN_TABLE}) could not be set"
     )]
     Routing(#[source] io::Error),
-    /// The namespace.
+    /// The namespace could not be entered or inspected.
     #[error("the pod's network namespace could not be entered")]
     Netns(#[source] io::Error),
 }
@@ -64,7 +56,7 @@ impl Error {
     }
 }
 
-/// What no longer stands.
+/// How a pod's namespace differs from what was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drift {
     /// The table is gone.
@@ -73,9 +65,9 @@ pub enum Drift {
     RulesChanged,
     /// The policy rule or its route is gone.
     RoutingGone,
-    /// IPv6 came or went.
+    /// IPv6 was enabled or disabled.
     FamiliesChanged,
-    /// Nobody listens on a port to which the rules redirect.
+    /// A port to which the rules redirect has no listener.
     ListenersGone,
 }
 
@@ -92,33 +84,27 @@ impl Drift {
     }
 }
 
-/// Rules that stand in one pod's namespace, and how to tell that they still do.
+/// The rules that were applied in one pod's namespace, with what is needed to verify them.
 #[derive(Debug)]
 pub struct Capture {
     netns: Arc<Netns>,
     rules: Rules,
     families: Families,
+    /// The kernel's listing of the table.
     listing: String,
+    /// Generation of the namespace's ruleset at which the table equalled `listing`.
     generation: u32,
 }
 
 impl Capture {
-    /// Puts `rules` in place of whatever stood in our table, in one transaction, and sets the
-    /// routing and the kernel's options that they need.
+    /// Replaces the content of the table by `rules` in one transaction, and sets the routing and the
+    /// kernel options that they need.
     ///
     /// # Errors
-    /// Fails if the kernel or `nft` refuses. The rules of before stand then; the routing may be
-    /// half set, which harms nothing.
+    /// Fails if the kernel or `nft` refuses. The previous rules are still in force then. The routing
+    /// may be set in part, which has no effect without the rules.
     pub fn apply(netns: Arc<Netns>, rules: Rules) -> Result<Self, Error> {
-        let mut outcome = Ok(None);
-        netns
-            .enter(|| {
-                outcome = Self::apply_here(&rules).map(Some);
-                Ok(())
-            })
-            .map_err(Error::Netns)?;
-        let (families, listing, generation) =
-            outcome?.ok_or(Error::Netns(io::ErrorKind::Other.into()))?;
+        let (families, listing, generation) = inside(&netns, || Self::apply_here(&rules))?;
         Ok(Self {
             netns,
             rules,
@@ -129,33 +115,26 @@ impl Capture {
     }
 
     fn apply_here(rules: &Rules) -> Result<(Families, String, u32), Error> {
-        let families = families().map_err(Error::Netns)?;
+        let families = sysctl::families().map_err(Error::Netns)?;
         routing::ensure(families).map_err(Error::Routing)?;
-        let (generation, listing) = nftables::apply_alone(&rules.script(), TABLE)?;
-        sysctl::set();
+        let (generation, listing) = nftables::apply_and_list(&rules.script(), TABLE)?;
+        sysctl::set_options();
         Ok((families, listing, generation))
     }
 
-    /// The rules that stand.
+    /// The rules that were applied.
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// Looks whether everything still stands as applied. With `expect_listeners`, this includes
-    /// sockets that listen on the three ports.
+    /// Compares the namespace with what was applied. With `expect_listeners`, this includes listening
+    /// sockets on the three ports.
     ///
     /// # Errors
-    /// Fails if the namespace or the kernel cannot be asked, which says nothing about the rules.
+    /// Fails if the namespace or the kernel cannot be queried. The state of the rules is unknown then.
     pub fn verify(&mut self, expect_listeners: bool) -> Result<Option<Drift>, Error> {
         let netns = self.netns.clone();
-        let mut outcome = Ok(None);
-        netns
-            .enter(|| {
-                outcome = self.verify_here(expect_listeners);
-                Ok(())
-            })
-            .map_err(Error::Netns)?;
-        outcome
+        inside(&netns, || self.verify_here(expect_listeners))
     }
 
     fn verify_here(&mut self, expect_listeners: bool) -> Result<Option<Drift>, Error> {
@@ -165,73 +144,52 @@ impl Capture {
                 Ok(None) => return Ok(Some(Drift::TableGone)),
                 Ok(Some(listing)) if listing == self.listing => self.generation = generation,
                 Ok(Some(_)) => return Ok(Some(Drift::RulesChanged)),
-                // A pod that fills our table must not thereby keep it from being replaced.
-                Err(error) if error.is_of_size() => return Ok(Some(Drift::RulesChanged)),
+                // A pod that fills the table must not prevent its replacement.
+                Err(error) if error.is_oversized_listing() => {
+                    return Ok(Some(Drift::RulesChanged));
+                }
                 Err(error) => return Err(error.into()),
             }
         }
-        if families().map_err(Error::Netns)? != self.families {
+        if sysctl::families().map_err(Error::Netns)? != self.families {
             return Ok(Some(Drift::FamiliesChanged));
         }
-        if !routing::stands(self.families).map_err(Error::Routing)? {
+        if !routing::is_present(self.families).map_err(Error::Routing)? {
             return Ok(Some(Drift::RoutingGone));
         }
-        if expect_listeners && !listeners::stand().map_err(Error::Netns)? {
+        if expect_listeners && !listeners::are_open().map_err(Error::Netns)? {
             return Ok(Some(Drift::ListenersGone));
         }
         Ok(None)
     }
 
-    /// Takes everything away that [`Capture::apply`] put into a namespace; nothing there is no
-    /// error.
+    /// Removes from a namespace everything that [`Capture::apply`] adds. It is no error if nothing is
+    /// there.
     ///
     /// # Errors
-    /// Fails if the kernel or `nft` refuses.
+    /// Fails if the namespace cannot be entered, or the kernel or `nft` refuses.
     pub fn remove(netns: &Netns) -> Result<(), Error> {
-        let mut outcome = Ok(());
-        netns
-            .enter(|| {
-                outcome = Self::remove_here();
-                Ok(())
-            })
-            .map_err(Error::Netns)?;
-        outcome
+        inside(netns, || {
+            nftables::apply(&rules::removal())?;
+            routing::remove().map_err(Error::Routing)
+        })
     }
 
-    fn remove_here() -> Result<(), Error> {
-        nftables::apply(&rules::removal())?;
-        routing::remove().map_err(Error::Routing)
-    }
-
-    /// Whether our table stands in a namespace, put there by this process or by one before it.
+    /// Whether a namespace has the daemon's table, applied by this process or by an earlier one.
     ///
     /// # Errors
     /// Fails if the namespace cannot be entered or `nft` cannot be run.
     pub fn is_present(netns: &Netns) -> Result<bool, Error> {
-        let mut outcome = Ok(false);
-        netns
-            .enter(|| {
-                outcome = match nftables::list(TABLE) {
-                    Ok(listing) => Ok(listing.is_some()),
-                    // Whatever it is that takes so long to list, it is there.
-                    Err(error) if error.is_of_size() => Ok(true),
-                    Err(error) => Err(error),
-                };
-                Ok(())
-            })
-            .map_err(Error::Netns)?;
-        Ok(outcome?)
+        inside(netns, || match nftables::list(TABLE) {
+            Ok(listing) => Ok(listing.is_some()),
+            // A table that is too large to list exists.
+            Err(error) if error.is_oversized_listing() => Ok(true),
+            Err(error) => Err(error.into()),
+        })
     }
 }
 
-/// The families of the namespace that this thread is in.
-fn families() -> io::Result<Families> {
-    match fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6") {
-        Ok(value) => Ok(Families {
-            v6: value.trim() == "0",
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Families { v6: false }),
-        // Not to know is no reason to change anything.
-        Err(error) => Err(error),
-    }
+/// Runs `f` on this thread inside the namespace.
+fn inside<T>(netns: &Netns, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    netns.enter(|| Ok(f())).map_err(Error::Netns)?
 }

@@ -1,5 +1,5 @@
-//! Policy routing in the pod: what carries the return mark is delivered locally, whoever it is
-//! addressed to.
+//! Policy routing in a pod's namespace: packets with the return mark are delivered locally, whatever
+//! their destination address is.
 
 use std::io;
 
@@ -12,67 +12,71 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::Families;
+use super::sysctl::Families;
 use crate::contract::{MARK_MASK, RETURN_MARK, RETURN_RULE_PRIORITY, RETURN_TABLE};
-use crate::netlink::{CHANGE, DUMP, Netlink};
+use crate::netlink::{ACK, DUMP, Netlink};
 
-/// The loopback device has this index in every network namespace.
-const LOOPBACK: u32 = 1;
+/// Interface index of the loopback device, the same in every network namespace.
+const LOOPBACK_INDEX: u32 = 1;
 
-/// Sets rule and route in the families that exist; what stands already is left alone.
+/// Adds the rule and the route in the families that exist, where they are missing.
 pub(super) fn ensure(families: Families) -> io::Result<()> {
     let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
-    for family in present(families) {
-        if !rule_stands(&netlink, family)? {
-            netlink.route(
+    for family in existing(families) {
+        if !has_rule(&netlink, family)? {
+            netlink.route_request(
                 RouteNetlinkMessage::NewRule(rule(family)),
-                CHANGE | NLM_F_CREATE | NLM_F_EXCL,
+                ACK | NLM_F_CREATE | NLM_F_EXCL,
                 |_| {},
             )?;
         }
-        netlink.route(
+        netlink.route_request(
             RouteNetlinkMessage::NewRoute(route(family)),
-            CHANGE | NLM_F_CREATE | NLM_F_REPLACE,
+            ACK | NLM_F_CREATE | NLM_F_REPLACE,
             |_| {},
         )?;
     }
     Ok(())
 }
 
-/// Whether rule and route stand in the families that exist.
-pub(super) fn stands(families: Families) -> io::Result<bool> {
+/// Whether the rule and the route are present in the families that exist.
+pub(super) fn is_present(families: Families) -> io::Result<bool> {
     let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
-    for family in present(families) {
-        if !rule_stands(&netlink, family)? || !route_stands(&netlink, family)? {
+    for family in existing(families) {
+        if !has_rule(&netlink, family)? || !has_route(&netlink, family)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Removes rule and route from both families; nothing there is no error.
+/// Removes the rule and the route from both families. It is no error if they are missing.
 pub(super) fn remove() -> io::Result<()> {
     let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        absent_is_fine(netlink.route(RouteNetlinkMessage::DelRule(rule(family)), CHANGE, |_| {}))?;
-        absent_is_fine(netlink.route(
+        ignore_missing(netlink.route_request(
+            RouteNetlinkMessage::DelRule(rule(family)),
+            ACK,
+            |_| {},
+        ))?;
+        ignore_missing(netlink.route_request(
             RouteNetlinkMessage::DelRoute(route(family)),
-            CHANGE,
+            ACK,
             |_| {},
         ))?;
     }
     Ok(())
 }
 
-fn present(families: Families) -> impl Iterator<Item = AddressFamily> {
+fn existing(families: Families) -> impl Iterator<Item = AddressFamily> {
     [AddressFamily::Inet]
         .into_iter()
         .chain(families.v6.then_some(AddressFamily::Inet6))
 }
 
-/// What the kernel says of a rule, a route or a family that is not there.
-fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
-    const ABSENT: [Errno; 4] = [
+/// Turns the kernel's errors for a missing rule, route or address family into success.
+fn ignore_missing(outcome: io::Result<()>) -> io::Result<()> {
+    const MISSING: [Errno; 4] = [
         Errno::ENOENT,
         Errno::ESRCH,
         Errno::EAFNOSUPPORT,
@@ -80,7 +84,7 @@ fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
     ];
     match outcome {
         Err(error)
-            if ABSENT
+            if MISSING
                 .iter()
                 .any(|errno| error.raw_os_error() == Some(*errno as i32)) =>
         {
@@ -90,13 +94,13 @@ fn absent_is_fine(outcome: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn rule_stands(netlink: &Netlink, family: AddressFamily) -> io::Result<bool> {
-    let mut question = RuleMessage::default();
-    question.header.family = family;
-    let (wanted, mut found) = (rule(family), false);
-    netlink.route(RouteNetlinkMessage::GetRule(question), DUMP, |answer| {
-        if let RouteNetlinkMessage::NewRule(rule) = answer {
-            found |= wanted
+fn has_rule(netlink: &Netlink, family: AddressFamily) -> io::Result<bool> {
+    let mut request = RuleMessage::default();
+    request.header.family = family;
+    let (expected, mut found) = (rule(family), false);
+    netlink.route_request(RouteNetlinkMessage::GetRule(request), DUMP, |reply| {
+        if let RouteNetlinkMessage::NewRule(rule) = reply {
+            found |= expected
                 .attributes
                 .iter()
                 .all(|attribute| rule.attributes.contains(attribute))
@@ -106,16 +110,18 @@ fn rule_stands(netlink: &Netlink, family: AddressFamily) -> io::Result<bool> {
     Ok(found)
 }
 
-fn route_stands(netlink: &Netlink, family: AddressFamily) -> io::Result<bool> {
-    let mut question = RouteMessage::default();
-    question.header.address_family = family;
+fn has_route(netlink: &Netlink, family: AddressFamily) -> io::Result<bool> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family;
     let mut found = false;
-    netlink.route(RouteNetlinkMessage::GetRoute(question), DUMP, |answer| {
-        if let RouteNetlinkMessage::NewRoute(route) = answer {
+    netlink.route_request(RouteNetlinkMessage::GetRoute(request), DUMP, |reply| {
+        if let RouteNetlinkMessage::NewRoute(route) = reply {
             found |= route.header.table == RETURN_TABLE
                 && route.header.kind == RouteType::Local
                 && route.header.destination_prefix_length == 0
-                && route.attributes.contains(&RouteAttribute::Oif(LOOPBACK));
+                && route
+                    .attributes
+                    .contains(&RouteAttribute::Oif(LOOPBACK_INDEX));
         }
     })?;
     Ok(found)
@@ -147,6 +153,6 @@ fn route(family: AddressFamily) -> RouteMessage {
         kind: RouteType::Local,
         ..RouteHeader::default()
     };
-    message.attributes = vec![RouteAttribute::Oif(LOOPBACK)];
+    message.attributes = vec![RouteAttribute::Oif(LOOPBACK_INDEX)];
     message
 }

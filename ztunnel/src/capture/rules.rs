@@ -1,4 +1,4 @@
-//! The pod's rules, as text: a pure function of what they are for.
+//! The nftables rules of a pod, as text for `nft`: a pure function of what to redirect.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display};
@@ -10,35 +10,35 @@ use crate::contract::{
     RETURN_MARK,
 };
 
-/// What is redirected, and what is let through.
+/// Exceptions from the redirection of a pod's connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Redirection {
-    /// The node's own addresses, from which the kubelet probes.
+    /// The node's own addresses, from which the kubelet sends probes.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// The ports that the pod declares for probes. From the node's addresses they are reached as
-    /// they are without a mesh.
+    /// The ports that the pod declares for probes. Connections to them from the node's addresses are
+    /// not redirected.
     pub probe_ports: BTreeSet<u16>,
 }
 
-/// What stands in a pod's namespace.
+/// The rules in a pod's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rules {
-    /// The pod is in the mesh: every new connection of it, and to it, goes to the daemon.
+    /// For a pod in the mesh: redirects every new connection from it and to it to the daemon.
     Redirect(Redirection),
-    /// The pod has left the mesh and its last connections have not ended. Nothing new is
-    /// redirected. The translation of what was redirected needs a NAT chain to exist, though an
-    /// empty one, and the answers need their way back to the daemon.
+    /// For a pod that has left the mesh and still has connections. Redirects nothing new. Established
+    /// connections need the NAT chains to exist, even empty, for their address translation, and the
+    /// marks that route replies to the daemon.
     ReturnPath,
 }
 
 impl Rules {
-    /// The script that puts these rules in place of any before them, in one transaction.
+    /// The script that replaces the table by these rules in one transaction.
     pub(super) fn script(&self) -> String {
         format!("{}table inet {TABLE} {{\n{self}}}\n", removal())
     }
 }
 
-/// The script that removes the table, whether it is there or not.
+/// The script that removes the table, whether it exists or not.
 pub(super) fn removal() -> String {
     format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
@@ -82,8 +82,8 @@ impl Redirection {
         )
     }
 
-    /// Only a SYN is redirected: a connection that is older than these rules may be new to
-    /// conntrack, and stays what it was.
+    /// Only a SYN is redirected. Conntrack may see an older connection for the first time, which must
+    /// not be redirected midway.
     fn chains(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let syn = "tcp flags & (fin | syn | rst | ack) == syn";
         let own = format!("meta mark & {MARK_MASK:#x} == {DAEMON_MARK:#x} accept");
@@ -105,8 +105,8 @@ impl Redirection {
             &[
                 &own,
                 "oifname \"lo\" accept",
-                // An address of one link means nothing without its interface, of which nobody tells
-                // the daemon.
+                // A link-local address is incomplete without its interface, which SO_ORIGINAL_DST
+                // does not return.
                 "ip6 daddr fe80::/10 accept",
                 &format!("{syn} redirect to :{OUTBOUND_PORT}"),
             ],
@@ -114,14 +114,14 @@ impl Redirection {
     }
 }
 
-/// The daemon connects to the application from the client's address, so the answer is addressed to
-/// somebody who is elsewhere: the connection is marked on its way in, and policy routing delivers
-/// what carries the mark locally.
+/// Rules that deliver replies to the daemon. The daemon connects to the application from the client's
+/// address, so the reply's destination is outside the pod. The connection is marked when it arrives at
+/// the application, and policy routing delivers packets with that mark locally.
 ///
-/// Such a connection can have the very addresses and ports of the client's own, which was
-/// redirected to the daemon: its original direction is therefore tracked in a zone of its own.
-/// Without it the kernel takes the daemon's SYN for part of the client's connection, and both are
-/// reset.
+/// Such a connection may have the same addresses and ports as the client's own connection, which was
+/// redirected to the daemon. Therefore its original direction is tracked in a separate conntrack zone.
+/// Without the zone the kernel takes the daemon's SYN for part of the client's connection and resets
+/// both.
 fn return_path(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let own = format!("meta mark & {MARK_MASK:#x} == {DAEMON_MARK:#x}");
     let ports = format!("{{ {OUTBOUND_PORT}, {INBOUND_PLAIN_PORT}, {HBONE_PORT} }}");
@@ -160,7 +160,7 @@ fn chain(f: &mut fmt::Formatter<'_>, name: &str, hook: &str, rules: &[&str]) -> 
     writeln!(f, "  }}")
 }
 
-/// A set in nft's words; an empty one has no list of elements.
+/// Writes a set. `nft` accepts no empty list of elements, so an empty set has none.
 fn set(
     f: &mut fmt::Formatter<'_>,
     name: &str,

@@ -1,5 +1,5 @@
-//! Ears in a pod's namespace: the kernel tells of every change of rules and routes, so that repair
-//! need not wait for the next round of verification.
+//! When rules or routes in a pod's namespace change: netlink multicast notifications, so that repair
+//! does not wait for the next periodic verification.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,8 +17,8 @@ use crate::nftables;
 /// (`linux/rtnetlink.h`).
 const ROUTING_GROUPS: [u32; 4] = [7, 8, 11, 19];
 
-/// Hears of changes in one namespace. What it hears is only ever a reason to verify, so lost
-/// messages cost nothing but time.
+/// Watches one namespace for changes of nftables rules and of policy routing. A notification is only a
+/// reason to verify, so a lost one delays a repair and loses nothing.
 #[derive(Debug)]
 pub struct NetnsWatch {
     rules: AsyncFd<OwnedFd>,
@@ -26,20 +26,21 @@ pub struct NetnsWatch {
 }
 
 impl NetnsWatch {
-    /// Starts to listen. Must be called within the runtime that will wait.
+    /// Subscribes to changes. Must be called inside the runtime that will await [`Self::changed`].
     ///
     /// # Errors
-    /// Fails if the namespace cannot be entered or the sockets cannot be made.
+    /// Fails if the namespace cannot be entered or a socket cannot be opened.
     pub fn new(netns: &Netns) -> io::Result<Self> {
         let (rules, routing) = netns.enter(|| {
-            let rules = Netlink::listen(SockProtocol::NetlinkNetFilter, &[nftables::GROUP])?;
+            let rules =
+                Netlink::subscribe(SockProtocol::NetlinkNetFilter, &[nftables::MULTICAST_GROUP])?;
             Ok((
                 rules,
-                Netlink::listen(SockProtocol::NetlinkRoute, &ROUTING_GROUPS)?,
+                Netlink::subscribe(SockProtocol::NetlinkRoute, &ROUTING_GROUPS)?,
             ))
         })?;
-        // The deprecation is about types whose descriptor may change under the runtime's eyes; that
-        // of an `OwnedFd` never does.
+        // Deprecated for types whose descriptor may change while it is registered. That of an `OwnedFd`
+        // does not.
         #[allow(deprecated)]
         let register = |fd: OwnedFd| AsyncFd::try_with_interest(fd, Interest::READABLE);
         Ok(Self {
@@ -48,34 +49,34 @@ impl NetnsWatch {
         })
     }
 
-    /// Waits until something has changed. Safe to drop at any time.
+    /// Waits for a change. Cancel safe.
     ///
     /// # Errors
-    /// Fails if the sockets can no longer be read.
+    /// Fails if a socket can no longer be read.
     pub async fn changed(&self) -> io::Result<()> {
         tokio::select! {
-            heard = drain(&self.rules) => heard,
-            heard = drain(&self.routing) => heard,
+            result = drain(&self.rules) => result,
+            result = drain(&self.routing) => result,
         }
     }
 }
 
+/// Waits for a notification, and discards all that are queued.
 async fn drain(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
     loop {
         let mut ready = socket.readable().await?;
-        let mut heard = false;
+        let mut is_notified = false;
         loop {
-            // One byte suffices: the kernel throws away what does not fit, and the content does not
-            // matter.
+            // The content does not matter, and the kernel discards what does not fit into one byte.
             match recv(socket.get_ref().as_raw_fd(), &mut [0], MsgFlags::empty()) {
-                Ok(_) | Err(Errno::ENOBUFS) => heard = true,
+                Ok(_) | Err(Errno::ENOBUFS) => is_notified = true,
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         ready.clear_ready();
-        if heard {
+        if is_notified {
             return Ok(());
         }
     }

@@ -1,24 +1,23 @@
-//! The guard's table as `nft` lists it, taken apart: the rules as text, the elements of sets as
-//! addresses.
+//! How a listing of the guard's table is parsed: the rules as text, the elements of sets as addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// One table.
+/// The content of one table.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Listing {
-    /// Everything but the elements of sets.
+    /// The listing without the elements of sets.
     pub(super) rules: String,
     /// The elements of each set that has any.
     pub(super) elements: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
 impl Listing {
-    /// Takes a listing apart. What is not an address among the elements is left out, and so makes
-    /// the set differ from what it should be.
+    /// Parses a listing. Elements that are no addresses are skipped, so that such a set differs from the
+    /// applied one.
     pub(super) fn parse(text: &str) -> Self {
         let mut listing = Self::default();
-        let (mut set, mut inside) = (String::new(), false);
+        let (mut set, mut in_elements) = (String::new(), false);
         for line in text.lines() {
             let words = line.trim();
             if let Some(name) = words
@@ -28,10 +27,10 @@ impl Listing {
                 set = name.to_string();
             }
             let elements = words.strip_prefix("elements = {");
-            inside |= elements.is_some();
-            if inside {
+            in_elements |= elements.is_some();
+            if in_elements {
                 let list = elements.unwrap_or(words);
-                inside = !list.contains('}');
+                in_elements = !list.contains('}');
                 let addresses = list
                     .split([' ', ',', '}'])
                     .filter_map(|word| word.parse::<IpAddr>().ok());
@@ -54,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_and_elements_are_told_apart() {
+    fn listing_is_split_into_rules_and_elements() {
         let text = "table inet t {\n\tset a {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1, 10.0.0.2,\n\
                     \t\t\t     10.0.0.3 }\n\t}\n\n\tset b {\n\t\ttype ipv6_addr\n\t}\n\n\tset c {\n\t\ttype \
                     ipv6_addr\n\t\telements = { fd00::1 }\n\t}\n\n\tchain d {\n\t\tip saddr @a drop\n\t}\n}\n";

@@ -1,13 +1,13 @@
-//! The second line: rules in the node's namespace that drop what capture should have caught.
+//! Rules in the node's namespace that drop plaintext between meshed pods which capture has missed.
 //!
-//! Capture lives in the pod's own namespace, where a privileged container can flush it, and where
-//! nothing stands yet while the pod is new. The guard stands where the pod's packets leave it: TCP
-//! from an opted-in pod of this node to any pod of the mesh, outside of HBONE and of connections
-//! that were there before, is dropped and counted. It is put in place before the first pod is
-//! enrolled and stays when the daemon ends, however it ends.
+//! Capture is in the pod's own namespace, where a privileged container can flush it and where no rules
+//! exist yet while the pod is new. The guard is on the node's forward path. It drops and counts TCP from
+//! a meshed pod of this node to any meshed pod, except HBONE and connections that were established
+//! before. It is applied before the first pod is enrolled, and remains after the daemon exits or is
+//! killed.
 //!
-//! It sees what the node forwards. A CNI that switches packets between the pods of one node on a
-//! bridge must hand them to netfilter (`br_netfilter`), as Kubernetes asks of it anyway.
+//! The guard sees packets that the node forwards. A CNI that switches packets between pods of one node
+//! on a bridge must pass them to netfilter (`br_netfilter`), which Kubernetes requires as well.
 
 mod listing;
 mod rules;
@@ -25,39 +25,40 @@ use crate::netns::{JobFailed, NetnsThreads};
 use crate::nftables;
 use listing::Listing;
 
-/// Name of the node's table, which is ours alone.
+/// Name of the table in the node's namespace. Only the daemon uses it.
 pub const TABLE: &str = "ambit-guard";
 
-/// The share of the time that may be spent on looking at the whole table, which is done only when
-/// something in the node's rules has changed: to list 100,000 addresses takes `nft` 0.4 s, and there are
-/// nodes on which somebody changes rules all the time.
-const LOOKING: u32 = 50;
+/// Limits the time spent on listing the whole table to one part in this many. The table is listed only
+/// after the node's ruleset has changed, but on some nodes it changes all the time, and listing 100,000
+/// addresses takes `nft` 0.4 s.
+const LISTING_TIME_SHARE: u32 = 50;
 
-/// How often what it dropped is counted: shorter than scrapes are apart. It costs 3 ms.
-const COUNT: Duration = Duration::from_secs(10);
+/// How often the counter of dropped packets is read, which takes 3 ms: more often than usual scrape
+/// intervals.
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Why the guard does not stand.
+/// Why the guard could not be applied or verified.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel or `nft` refused.
+    /// The kernel or `nft` refused the rules.
     #[error("the node's guard rules could not be applied")]
     Rules(#[from] nftables::Error),
-    /// The thread for slow work has ended.
+    /// The guard's thread did not complete a job.
     #[error(transparent)]
     Thread(#[from] JobFailed),
 }
 
-/// The guard of one node, as far as this process has put it in place.
+/// The guard of one node, as applied by this process.
 #[derive(Debug)]
 pub struct Guard {
     thread: NetnsThreads,
     applied: Option<Applied>,
-    /// The rules as the kernel lists them, once known.
+    /// The kernel's listing of the rules without elements, once known.
     rules: Option<Arc<str>>,
-    next_look: Option<Instant>,
+    next_listing: Option<Instant>,
     next_count: Option<Instant>,
-    /// What the counter said last.
-    counted: u64,
+    /// The last value of the counter.
+    last_count: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -68,23 +69,23 @@ struct Applied {
 }
 
 impl Guard {
-    /// A guard that has not looked yet. `thread` must live in the node's namespace and is kept busy
-    /// by nobody else, so that no pod's slow namespace delays the guard.
+    /// A guard that has not been applied. `thread` must be in the node's namespace and must run nothing
+    /// else, so that slow work in a pod's namespace does not delay the guard.
     pub fn new(thread: NetnsThreads) -> Self {
         Self {
             thread,
             applied: None,
             rules: None,
-            next_look: None,
+            next_listing: None,
             next_count: None,
-            counted: 0,
+            last_count: 0,
         }
     }
 
-    /// Makes the guard know `sets`. Whatever an earlier process left is replaced without a gap.
+    /// Applies `sets`. The table of an earlier process is replaced without a gap.
     ///
     /// # Errors
-    /// Fails if the rules cannot be applied; those of before stand then.
+    /// Fails if the rules cannot be applied. The previous rules are still in force then.
     pub async fn apply(&mut self, sets: Sets) -> Result<(), Error> {
         let sets = Arc::new(sets);
         if let Some(before) = self.applied.take() {
@@ -92,8 +93,8 @@ impl Guard {
                 self.applied = Some(before);
                 return Ok(());
             }
-            let whole = sets.clone();
-            let change = move || change(&before, whole);
+            let target = sets.clone();
+            let change = move || change_elements(&before, target);
             self.applied = self.thread.run(change).await?;
         }
         match self.applied {
@@ -105,55 +106,57 @@ impl Guard {
     async fn replace(&mut self, sets: Arc<Sets>) -> Result<(), Error> {
         self.applied = None;
         let rules = self.rules.clone();
-        let applied = self.thread.run(move || replace(sets, rules)).await??;
+        let replace = move || replace_table(sets, rules);
+        let applied = self.thread.run(replace).await??;
         self.rules = Some(applied.rules.clone());
         self.applied = Some(applied);
         Ok(())
     }
 
-    /// How many packets it has dropped since this was last asked; asked more often than every
-    /// [`COUNT`], it says none. What was dropped just before the table was made anew is lost.
+    /// Packets dropped since the previous call. Returns 0 if [`COUNT_INTERVAL`] has not passed since the
+    /// counter was read. Packets between the last read and a replacement of the table are not counted.
     ///
     /// # Errors
-    /// Fails if `nft` does.
+    /// Fails if `nft` fails.
     pub async fn dropped(&mut self) -> Result<u64, Error> {
         let now = Instant::now();
         if self.next_count.is_some_and(|at| at > now) {
             return Ok(0);
         }
-        self.next_count = Some(now + COUNT);
-        let count = || nftables::packets(TABLE, rules::COUNTER);
+        self.next_count = Some(now + COUNT_INTERVAL);
+        let count = || nftables::counter_packets(TABLE, rules::COUNTER);
         let packets = self.thread.run(count).await??.unwrap_or_default();
-        let before = std::mem::replace(&mut self.counted, packets);
-        // The counter begins at zero in a table that was made anew.
+        let before = std::mem::replace(&mut self.last_count, packets);
+        // The counter starts at zero in a table that was replaced.
         Ok(packets.checked_sub(before).unwrap_or(packets))
     }
 
-    /// Looks whether the guard stands, and puts it back if not. Says whether it had to.
+    /// Compares the table with what was applied, and replaces it if it differs. Returns whether it was
+    /// replaced.
     ///
     /// # Errors
-    /// Fails if the kernel cannot be asked or the rules cannot be applied.
+    /// Fails if the kernel cannot be queried or the rules cannot be applied.
     pub async fn verify(&mut self) -> Result<bool, Error> {
         let Some(applied) = self.applied.clone() else {
             return Ok(false);
         };
-        let may_look = self.next_look.is_none_or(|at| at <= Instant::now());
+        let may_list = self.next_listing.is_none_or(|at| at <= Instant::now());
         let sets = applied.sets.clone();
-        let look = move || {
-            let began = Instant::now();
-            (verify(&applied, may_look), began.elapsed())
+        let verify = move || {
+            let start = Instant::now();
+            (verify(&applied, may_list), start.elapsed())
         };
-        let (found, took) = self.thread.run(look).await?;
-        match found? {
-            Found::Unchanged => Ok(false),
-            Found::Stands { generation } => {
-                self.next_look = Some(Instant::now() + took * LOOKING);
+        let (verdict, took) = self.thread.run(verify).await?;
+        match verdict? {
+            Verdict::Unchanged => Ok(false),
+            Verdict::Intact { generation } => {
+                self.next_listing = Some(Instant::now() + took * LISTING_TIME_SHARE);
                 self.applied
                     .iter_mut()
                     .for_each(|applied| applied.generation = generation);
                 Ok(false)
             }
-            Found::Broken => {
+            Verdict::Damaged => {
                 self.replace(sets).await?;
                 Ok(true)
             }
@@ -161,7 +164,7 @@ impl Guard {
     }
 }
 
-/// What the guard must know of a model: the addresses of pods of the mesh, here and everywhere.
+/// The addresses of meshed pods in a model: those on `node`, and all.
 pub fn sets(model: &Model, node: &str) -> Sets {
     let mut sets = Sets::default();
     for workload in model.workloads().filter(|workload| workload.is_meshed()) {
@@ -174,21 +177,21 @@ pub fn sets(model: &Model, node: &str) -> Sets {
     sets
 }
 
-/// Makes the whole table anew, in one transaction. `rules` is how the kernel lists them, which is
-/// never learnt from the node's own listing: what somebody changed a moment after us would pass for
-/// ours from then on, and on a busy node there may be no moment without changes.
-fn replace(sets: Arc<Sets>, rules: Option<Arc<str>>) -> Result<Applied, nftables::Error> {
+/// Replaces the whole table in one transaction. `rules` is the kernel's listing of the rules. It is
+/// never taken from the node's own table: a concurrent change by another program would be taken for the
+/// daemon's from then on, and on a busy node there may be no moment without changes.
+fn replace_table(sets: Arc<Sets>, rules: Option<Arc<str>>) -> Result<Applied, nftables::Error> {
     let rules = match rules {
         Some(rules) => rules,
         None => {
-            let listing = nftables::listing_of(&Sets::default().script(), TABLE)?;
+            let listing = nftables::list_in_scratch_netns(&Sets::default().script(), TABLE)?;
             Listing::parse(&listing).rules.into()
         }
     };
     let before = nftables::generation()?;
     nftables::apply(&sets.script())?;
     let generation = nftables::generation()?;
-    // If somebody else changed something meanwhile, the next verification has to look.
+    // After a concurrent change by another program, the next verification must list the table.
     let generation = if generation == before.wrapping_add(1) {
         generation
     } else {
@@ -201,13 +204,14 @@ fn replace(sets: Arc<Sets>, rules: Option<Arc<str>>) -> Result<Applied, nftables
     })
 }
 
-/// Changes elements only; nothing if the table is not what it was, and has to be made anew.
-fn change(before: &Applied, sets: Arc<Sets>) -> Option<Applied> {
+/// Changes the elements. Returns `None` if that fails, because the table is not the applied one and must
+/// be replaced.
+fn change_elements(before: &Applied, sets: Arc<Sets>) -> Option<Applied> {
     nftables::apply(&sets.changes(&before.sets)).ok()?;
-    // If somebody else changed something since, the next verification has to look at everything.
-    let ours = before.generation.wrapping_add(1);
-    let generation = if nftables::generation().ok()? == ours {
-        ours
+    // After a change by another program, the next verification must list the table.
+    let expected = before.generation.wrapping_add(1);
+    let generation = if nftables::generation().ok()? == expected {
+        expected
     } else {
         before.generation
     };
@@ -218,32 +222,32 @@ fn change(before: &Applied, sets: Arc<Sets>) -> Option<Applied> {
     })
 }
 
-/// What a verification found.
-enum Found {
-    /// Nothing has changed, or it is too early to look at what has.
+/// Result of a verification.
+enum Verdict {
+    /// The ruleset has not changed, or it is too early to list it again.
     Unchanged,
-    /// Something has changed, and it was not the guard.
-    Stands { generation: u32 },
-    /// The guard is not what was applied.
-    Broken,
+    /// The ruleset has changed, but not the guard's table.
+    Intact { generation: u32 },
+    /// The table differs from what was applied.
+    Damaged,
 }
 
-fn verify(applied: &Applied, may_look: bool) -> Result<Found, nftables::Error> {
+fn verify(applied: &Applied, may_list: bool) -> Result<Verdict, nftables::Error> {
     let generation = nftables::generation()?;
-    if generation == applied.generation || !may_look {
-        return Ok(Found::Unchanged);
+    if generation == applied.generation || !may_list {
+        return Ok(Verdict::Unchanged);
     }
     let listing = match nftables::list(TABLE) {
         Ok(Some(listing)) => listing,
-        Ok(None) => return Ok(Found::Broken),
-        Err(error) if error.is_of_size() => return Ok(Found::Broken),
+        Ok(None) => return Ok(Verdict::Damaged),
+        Err(error) if error.is_oversized_listing() => return Ok(Verdict::Damaged),
         Err(error) => return Err(error),
     };
     let listing = Listing::parse(&listing);
-    let stands = *listing.rules == *applied.rules && listing.elements == applied.sets.by_name();
-    Ok(if stands {
-        Found::Stands { generation }
+    let is_intact = *listing.rules == *applied.rules && listing.elements == applied.sets.by_name();
+    Ok(if is_intact {
+        Verdict::Intact { generation }
     } else {
-        Found::Broken
+        Verdict::Damaged
     })
 }

@@ -1,4 +1,4 @@
-//! The node's rules, as text: pure functions of two sets of addresses.
+//! The nftables rules of the guard, as text for `nft`: pure functions of two sets of addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -7,23 +7,23 @@ use std::net::IpAddr;
 use super::TABLE;
 use crate::contract::HBONE_PORT;
 
-/// What the guard knows.
+/// The addresses that the guard matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sets {
-    /// Addresses of the pods of this node that opted in.
+    /// Addresses of this node's meshed pods.
     pub local: BTreeSet<IpAddr>,
-    /// Addresses of all pods that opted in, wherever they run.
+    /// Addresses of all meshed pods, of every node.
     pub meshed: BTreeSet<IpAddr>,
 }
 
-/// Counts what was dropped.
+/// Name of the counter of dropped packets.
 pub(super) const COUNTER: &str = "plaintext";
 
-/// Addresses per line: a line of nft's input may be long, but a person may read it too.
-const PER_LINE: usize = 64;
+/// Addresses per line of the script. `nft` accepts longer lines; this keeps them readable.
+const ADDRESSES_PER_LINE: usize = 64;
 
 impl Sets {
-    /// The script that makes the table from nothing, or replaces it in one transaction.
+    /// The script that creates the table, or replaces it in one transaction.
     pub(super) fn script(&self) -> String {
         let mut script = format!(
             "add table inet {TABLE}\ndelete table inet {TABLE}\n{}",
@@ -33,19 +33,18 @@ impl Sets {
         script
     }
 
-    /// The script that turns the sets of `before` into these; empty if nothing differs. A change of
-    /// one pod is one line, however large the mesh is.
+    /// The script that changes the elements from `before` to these, or an empty one if nothing differs.
+    /// A change of one pod is one line per set, whatever the size of the mesh.
     pub(super) fn changes(&self, before: &Sets) -> String {
-        let without = |these: &BTreeSet<IpAddr>, those: &BTreeSet<IpAddr>| {
-            these.difference(those).copied().collect()
-        };
+        let difference =
+            |a: &BTreeSet<IpAddr>, b: &BTreeSet<IpAddr>| a.difference(b).copied().collect();
         let added = Sets {
-            local: without(&self.local, &before.local),
-            meshed: without(&self.meshed, &before.meshed),
+            local: difference(&self.local, &before.local),
+            meshed: difference(&self.meshed, &before.meshed),
         };
         let removed = Sets {
-            local: without(&before.local, &self.local),
-            meshed: without(&before.meshed, &self.meshed),
+            local: difference(&before.local, &self.local),
+            meshed: difference(&before.meshed, &self.meshed),
         };
         let mut script = String::new();
         removed.elements("delete", &mut script);
@@ -53,7 +52,7 @@ impl Sets {
         script
     }
 
-    /// The elements of every set of the table that has any.
+    /// The elements by the name of their set in the table. Empty sets are left out.
     pub(super) fn by_name(&self) -> BTreeMap<String, BTreeSet<IpAddr>> {
         let mut sets: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
         for (name, addresses) in [("local", &self.local), ("meshed", &self.meshed)] {
@@ -70,7 +69,7 @@ impl Sets {
     fn elements(&self, verb: &str, script: &mut String) {
         for (name, addresses) in self.by_name() {
             let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-            for line in addresses.chunks(PER_LINE) {
+            for line in addresses.chunks(ADDRESSES_PER_LINE) {
                 let list = line.join(", ");
                 // Writing to a string cannot fail.
                 let _ = writeln!(script, "{verb} element inet {TABLE} {name} {{ {list} }}");
@@ -79,8 +78,9 @@ impl Sets {
     }
 }
 
-/// Connections that are older than the pod's enrolment are established to conntrack, and stay what
-/// they were. Anything else between two pods of the mesh is HBONE, or has slipped past capture.
+/// The table without elements. Connections that are older than the pod's enrolment are established
+/// for conntrack and are accepted. Any other TCP between two meshed pods is either HBONE or plaintext
+/// that capture has missed.
 fn table() -> String {
     format!(
         "table inet {TABLE} {{
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_table_is_replaced_in_one_transaction_with_its_elements() {
+    fn script_replaces_table_and_elements_in_one_transaction() {
         let script = sets(&["10.0.0.1"], &["10.0.0.1", "fd00::2"]).script();
         assert!(script.starts_with(
             "add table inet ambit-guard\ndelete table inet ambit-guard\ntable inet ambit-guard {\n"
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_one_pod_is_one_line_per_set_and_family() {
+    fn change_of_one_pod_is_one_line_per_set_and_family() {
         let before = sets(&["10.0.0.1"], &["10.0.0.1", "10.0.0.9"]);
         let after = sets(&["10.0.0.1", "10.0.0.2"], &["10.0.0.1", "10.0.0.2"]);
         assert_eq!(

@@ -11,7 +11,7 @@ fn redirection() -> Redirection {
 }
 
 #[test]
-fn the_table_is_replaced_in_one_transaction() {
+fn script_replaces_the_table_in_one_transaction() {
     let script = Rules::Redirect(redirection()).script();
     assert!(
         script.starts_with("add table inet ambit\ndelete table inet ambit\ntable inet ambit {\n")
@@ -20,7 +20,7 @@ fn the_table_is_replaced_in_one_transaction() {
 }
 
 #[test]
-fn a_pod_in_the_mesh_has_these_rules() {
+fn redirect_rules_of_a_meshed_pod() {
     let expected = r#"  chain separate {
     type filter hook output priority raw; policy accept;
     oifname "lo" meta mark & 0xfff == 0x539 tcp sport != { 15001, 15006, 15008 } ct original zone set 1337
@@ -64,14 +64,14 @@ fn a_pod_in_the_mesh_has_these_rules() {
 }
 
 #[test]
-fn a_pod_without_probes_has_empty_sets_and_no_exception() {
+fn redirection_without_exceptions_has_empty_sets() {
     let text = Rules::Redirect(Redirection::default()).to_string();
     assert!(text.contains("set probe_ports {\n    type inet_service\n  }"));
     assert!(!text.contains("elements"));
 }
 
 #[test]
-fn a_pod_that_leaves_keeps_the_way_back_and_two_empty_nat_chains() {
+fn return_path_has_marks_and_empty_nat_chains() {
     let text = Rules::ReturnPath.to_string();
     assert!(text.contains("chain mark_answer"));
     assert!(text.contains("chain redirect_inbound {\n    type nat hook prerouting priority dstnat; policy accept;\n  }"));
