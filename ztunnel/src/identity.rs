@@ -1,5 +1,5 @@
-//! The identities of this node's pods, ready to use: TLS built once per certificate, read by the
-//! workers without a lock.
+//! The TLS configurations of this node's identities: built once per certificate, read by the workers
+//! without a lock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
@@ -19,36 +19,37 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
-/// How long a connection waits for the first certificate of its pod's identity. One is issued when
-/// the pod is enrolled, before its applications start, so whoever still waits after this waits for
-/// a certificate authority that is down.
-const FIRST_CERTIFICATE: Duration = Duration::from_secs(5);
-/// How often it says that it waits; certificates that nobody waits for are not asked for as often.
-const AGAIN: Duration = Duration::from_secs(1);
-/// TLS configurations that are built before others get their turn: a new trust bundle means one for
-/// every identity, a tenth of a millisecond each.
-const BUILDS: usize = 32;
+/// How long a connection waits for the first certificate of its pod's identity. A certificate is issued
+/// when the pod is enrolled, before its applications start. If there is none after this time, the
+/// certificate authority is most likely down.
+const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a waiting connection or pod renews its request. Certificates without a waiter are requested
+/// less often.
+const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+/// TLS configurations built before the task yields. A new trust bundle rebuilds that of every identity,
+/// and each takes 0.1 ms.
+const BUILDS_PER_YIELD: usize = 32;
 
-/// One identity with the TLS configurations that speak for it.
+/// The TLS configurations of one identity.
 pub struct Identity {
     /// For tunnels that this node opens.
     pub client: ClientTls,
     /// For tunnels that this node accepts.
     pub server: ServerTls,
-    /// What they were made from: the certificate,
+    /// The certificate that they present.
     pub certificate: Arc<Certificate>,
-    /// and whom to trust.
+    /// The roots that they trust.
     pub bundle: Arc<TrustBundle>,
 }
 
 impl Identity {
-    /// Whether it was made from these.
-    fn is_of(&self, certificate: &Arc<Certificate>, bundle: &Arc<TrustBundle>) -> bool {
+    /// Whether it was built from this certificate and bundle.
+    fn is_built_from(&self, certificate: &Arc<Certificate>, bundle: &Arc<TrustBundle>) -> bool {
         Arc::ptr_eq(&self.certificate, certificate) && Arc::ptr_eq(&self.bundle, bundle)
     }
 }
 
-/// Why a pod cannot prove who it is.
+/// Why an identity has no usable certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     /// No certificate has been issued yet.
@@ -56,13 +57,13 @@ pub enum IdentityError {
         "no certificate has been issued for its identity yet; is the certificate authority reachable?"
     )]
     Pending,
-    /// The last certificate has expired and no other came.
+    /// The last certificate has expired and was not renewed.
     #[error("the certificate of its identity has expired and was not renewed")]
     Expired,
 }
 
 impl IdentityError {
-    /// The stable code.
+    /// Stable reason code.
     pub const fn code(self) -> &'static str {
         match self {
             Self::Pending => "cert_pending",
@@ -71,7 +72,7 @@ impl IdentityError {
     }
 }
 
-/// The identities of this node. Clones share them.
+/// The identities of this node. Clones share their state.
 #[derive(Clone)]
 pub struct Identities(Arc<Inner>);
 
@@ -82,12 +83,13 @@ struct Inner {
     changed: watch::Sender<()>,
 }
 
-/// What each identity has, or had until it expired; nothing was issued for others.
+/// The current TLS of each identity, or `Expired`. An identity without an entry has never had a
+/// certificate.
 type Ready = HashMap<SpiffeId, Result<Arc<Identity>, IdentityError>>;
 
 impl Identities {
-    /// No identities yet; their certificates will come from `certificates`, and peers are believed
-    /// unless `revocations` says otherwise.
+    /// Creates an empty set. Certificates come from `certificates`; TLS rejects peers whose certificate
+    /// is in `revocations`.
     pub fn new(certificates: Certificates, revocations: Revocations) -> Self {
         let (ready, changed) = (ArcSwap::default(), watch::Sender::new(()));
         Self(Arc::new(Inner {
@@ -98,12 +100,12 @@ impl Identities {
         }))
     }
 
-    /// Says which identities run on this node now. Others are forgotten, key and all.
+    /// Sets the identities that run on this node. Certificates and keys of others are dropped.
     pub fn set_identities(&self, identities: BTreeSet<SpiffeId>) {
         self.0.certificates.set_identities(identities);
     }
 
-    /// Follows the certificates until cancelled.
+    /// Rebuilds TLS when certificates or the trust bundle change, until cancelled.
     pub async fn run(&self, telemetry: &Telemetry, stop: CancellationToken) {
         let mut certificates = self.0.certificates.subscribe();
         loop {
@@ -116,7 +118,10 @@ impl Identities {
         }
     }
 
-    /// The certificate and TLS of an identity, at once or not at all.
+    /// The TLS of an identity, without waiting.
+    ///
+    /// # Errors
+    /// Fails if it has no valid certificate.
     pub fn current(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
         let ready = self.0.ready.load();
         let found = ready.get(identity).ok_or(IdentityError::Pending)?;
@@ -127,13 +132,14 @@ impl Identities {
         Ok(found.clone())
     }
 
-    /// The same for a connection, which waits a while for a certificate if there is none. It is
-    /// served before all others.
+    /// The TLS of an identity, for a connection. Waits up to [`CERTIFICATE_TIMEOUT`] for a certificate,
+    /// which is requested with the highest priority.
     pub(crate) async fn ready(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
         self.wait_for(identity, Priority::Connection).await
     }
 
-    /// The same for a pod that is being enrolled.
+    /// The TLS of an identity, for a pod that is being enrolled. Waits like [`Self::ready`], with a lower
+    /// priority.
     pub(crate) async fn ready_for_pod(
         &self,
         identity: &SpiffeId,
@@ -150,9 +156,9 @@ impl Identities {
         if found.is_ok() {
             return found;
         }
-        // Most calls end above; the wait's state is none of theirs.
+        // Boxed: most calls return above and need not carry the state of the wait.
         let wait = Box::pin(self.wait(identity, priority));
-        timeout(FIRST_CERTIFICATE, wait)
+        timeout(CERTIFICATE_TIMEOUT, wait)
             .await
             .unwrap_or_else(|_| self.current(identity))
     }
@@ -163,7 +169,7 @@ impl Identities {
         priority: Priority,
     ) -> Result<Arc<Identity>, IdentityError> {
         let mut changed = self.0.changed.subscribe();
-        let mut again = interval(AGAIN);
+        let mut request = interval(REQUEST_INTERVAL);
         loop {
             changed.borrow_and_update();
             let found = self.current(identity);
@@ -171,18 +177,18 @@ impl Identities {
                 return found;
             }
             tokio::select! {
-                _ = again.tick() => self.0.certificates.prioritize(identity, priority),
+                _ = request.tick() => self.0.certificates.prioritize(identity, priority),
                 changed = changed.changed() => if changed.is_err() { return found },
             }
         }
     }
 
-    /// How everything stands; for the admin page.
+    /// The state of all certificates, for the admin page.
     pub fn state(&self) -> Arc<CertificatesState> {
         self.0.certificates.state()
     }
 
-    /// Makes TLS of every certificate that is new, or of all if the bundle is.
+    /// Builds TLS for every new certificate, or for all if the bundle is new.
     async fn rebuild(&self, telemetry: &Telemetry) {
         let (before, state) = (self.0.ready.load_full(), self.0.certificates.state());
         let mut after = Ready::with_capacity(state.identities.len());
@@ -192,24 +198,24 @@ impl Identities {
             let old = before.get(identity).and_then(|old| old.as_ref().ok());
             let Some(certificate) = &status.certificate else {
                 if let IdentityState::Expired { at } = status.state {
-                    // Who watches for ends that are near is not to be left without the worst one.
+                    // Alerts on this metric must also cover certificates that have expired.
                     telemetry.record_certificate_expiry(identity, Some(at));
                     after.insert(identity.clone(), Err(IdentityError::Expired));
                 }
                 continue;
             };
-            if let Some(kept) = old.filter(|old| old.is_of(certificate, &state.bundle)) {
-                after.insert(identity.clone(), Ok(kept.clone()));
+            if let Some(old) = old.filter(|old| old.is_built_from(certificate, &state.bundle)) {
+                after.insert(identity.clone(), Ok(old.clone()));
                 continue;
             }
             let built = self.build(certificate, &state.bundle);
-            // A certificate that cannot be used leaves what still works in place.
+            // If the new certificate is unusable, keep the old one, which still works.
             if let Some(built) = built.or_else(|| old.cloned()) {
                 telemetry.record_certificate_expiry(identity, Some(built.certificate.not_after));
                 after.insert(identity.clone(), Ok(built));
             }
             builds += 1;
-            if builds.is_multiple_of(BUILDS) {
+            if builds.is_multiple_of(BUILDS_PER_YIELD) {
                 yield_now().await;
             }
         }
@@ -243,7 +249,7 @@ impl Identities {
             })),
             Err(error) => {
                 let identity = &certificate.identity;
-                tracing::error!(%identity, error = &error as &dyn Error, "a new certificate cannot be used");
+                tracing::error!(%identity, error = &error as &dyn Error, "cannot use a new certificate: the old one is kept while it is valid");
                 None
             }
         }

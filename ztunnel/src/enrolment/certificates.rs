@@ -1,6 +1,8 @@
-//! The first certificate of each pod that is brought in: fetched beside its capture, for as long as
-//! it takes. An authority that is down keeps no pod out of the mesh, or it would be open to everybody
-//! and speak in clear.
+//! The wait for the first certificate of each pod's identity.
+//!
+//! It runs in parallel with the pod's capture and takes as long as necessary. An unavailable
+//! certificate authority must not keep a pod out of the mesh: an uncaptured pod would accept any
+//! connection and send plaintext.
 
 use mesh::WorkloadUid;
 use spiffe::SpiffeId;
@@ -10,44 +12,44 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::identity::{Identities, IdentityError};
 
-/// Outcomes that may wait for the reconciler, which takes them as they come.
-const OUTCOMES: usize = 256;
+/// Outcomes that may be queued for the reconciler.
+const MAX_QUEUED_OUTCOMES: usize = 256;
 
-/// What became of a wait so far: the pod can prove who it is, or cannot yet.
+/// Whether the pod's identity has a certificate.
 pub(super) type Outcome = Result<(), IdentityError>;
 
-/// Which pod's wait for which identity has had what outcome.
-pub(super) type Told = (WorkloadUid, SpiffeId, Outcome);
+/// The outcome of one pod's wait for a certificate of this identity.
+pub(super) type Report = (WorkloadUid, SpiffeId, Outcome);
 
-/// One pod's wait.
+/// One pod's wait. Ends when dropped.
 pub(super) struct FirstCertificate {
-    of: SpiffeId,
+    identity: SpiffeId,
     outcome: Outcome,
-    told: bool,
+    is_reported: bool,
     _wait: DropGuard,
 }
 
 impl FirstCertificate {
-    /// Whose it is.
+    /// The identity for which a certificate is awaited.
     pub(super) fn identity(&self) -> &SpiffeId {
-        &self.of
+        &self.identity
     }
 
-    /// As of now.
+    /// The latest outcome.
     pub(super) fn outcome(&self) -> Outcome {
         self.outcome
     }
 
-    /// Whether something has come of it: a certificate, or a while without one.
-    pub(super) fn told(&self) -> bool {
-        self.told
+    /// Whether an outcome was recorded: a certificate, or a timeout.
+    pub(super) fn is_reported(&self) -> bool {
+        self.is_reported
     }
 
-    /// Takes over what came of it. False if that is no news.
-    pub(super) fn tell(&mut self, outcome: Outcome) -> bool {
-        let first = !std::mem::replace(&mut self.told, true);
+    /// Records an outcome. Returns whether it differs from the previous one.
+    pub(super) fn record(&mut self, outcome: Outcome) -> bool {
+        let is_first = !std::mem::replace(&mut self.is_reported, true);
         let before = std::mem::replace(&mut self.outcome, outcome);
-        first || before != outcome
+        is_first || before != outcome
     }
 }
 
@@ -55,32 +57,33 @@ impl FirstCertificate {
 pub(super) struct FirstCertificates {
     identities: Identities,
     waits: JoinSet<()>,
-    tell: mpsc::Sender<Told>,
-    told: mpsc::Receiver<Told>,
+    sender: mpsc::Sender<Report>,
+    reports: mpsc::Receiver<Report>,
 }
 
 impl FirstCertificates {
     pub(super) fn new(identities: Identities) -> Self {
-        let (tell, told) = mpsc::channel(OUTCOMES);
+        let (sender, reports) = mpsc::channel(MAX_QUEUED_OUTCOMES);
         Self {
             identities,
             waits: JoinSet::new(),
-            tell,
-            told,
+            sender,
+            reports,
         }
     }
 
-    /// Waits for a certificate of this pod's identity until there is one, or the answer is dropped.
+    /// Starts to wait for a certificate of this pod's identity, until there is one or the returned value
+    /// is dropped.
     pub(super) fn wait(&mut self, uid: &WorkloadUid, identity: &SpiffeId) -> FirstCertificate {
         let stop = CancellationToken::new();
         let (stopped, identities) = (stop.clone(), self.identities.clone());
-        let (uid, wanted, tell) = (uid.clone(), identity.clone(), self.tell.clone());
-        let until_there = async move {
+        let (uid, wanted, sender) = (uid.clone(), identity.clone(), self.sender.clone());
+        let until_issued = async move {
             loop {
-                // Takes seconds when there is none.
+                // Returns an error after a few seconds without a certificate.
                 let outcome = identities.ready_for_pod(&wanted).await.map(drop);
-                let told = (uid.clone(), wanted.clone(), outcome);
-                if tell.send(told).await.is_err() || outcome.is_ok() {
+                let report = (uid.clone(), wanted.clone(), outcome);
+                if sender.send(report).await.is_err() || outcome.is_ok() {
                     return;
                 }
             }
@@ -88,31 +91,31 @@ impl FirstCertificates {
         self.waits.spawn(async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                () = until_there => {}
+                () = until_issued => {}
             }
         });
         FirstCertificate {
-            of: identity.clone(),
+            identity: identity.clone(),
             outcome: Err(IdentityError::Pending),
-            told: false,
+            is_reported: false,
             _wait: stop.drop_guard(),
         }
     }
 
-    /// The next outcome of any pod.
-    pub(super) async fn next(&mut self) -> Told {
+    /// Waits for the next outcome of any pod. Cancel safe.
+    pub(super) async fn next(&mut self) -> Report {
         loop {
             tokio::select! {
                 biased;
-                Some(outcome) = self.told.recv() => return outcome,
+                Some(report) = self.reports.recv() => return report,
                 Some(_) = self.waits.join_next() => {}
-                // There is always a sender: this value's own.
+                // Not reached: `self.sender` keeps the channel open.
                 else => std::future::pending().await,
             }
         }
     }
 
-    /// Ends all waits.
+    /// Stops all waits.
     pub(super) async fn stop(&mut self) {
         self.waits.shutdown().await;
     }

@@ -1,23 +1,19 @@
-//! Which pods of this node are in the mesh, and the steps that bring them in and let them go.
+//! Which pods of this node are in the mesh, and the reconciler that enrols and removes them.
 //!
-//! The reconciler is level-triggered: what should be ([the model's][mesh::Model] opted-in pods of
-//! this node) is compared with what is, again and again, by a pure function that says the next step
-//! of each pod; the steps run as tasks, one per pod at a time. Nothing is remembered as done: a pod
-//! counts as enrolled because its rules and its listeners were seen inside its own network
-//! namespace a moment ago.
+//! The reconciler is level-triggered. A pure function ([`plan`]) compares the desired state (the
+//! [model's][mesh::Model] opted-in pods of this node) with the actual state and returns the next step of
+//! each pod. Steps run as tasks, one per pod at a time. A pod counts as enrolled only while periodic
+//! verification finds its rules and its listeners in its own network namespace.
 //!
-//! A pod whose step fails is tried again, later and later up to [`RETRY_MAX`], for as long as it
-//! exists; it keeps neither another pod nor the daemon's readiness waiting. Nor does a certificate
-//! that does not come keep a pod from being captured: the pod counts as pending, for that reason,
-//! until it has one.
+//! A failed step is retried with exponential backoff up to [`RETRY_MAX`], as long as the pod exists. It
+//! delays neither other pods nor the daemon's readiness. A missing certificate does not prevent a pod's
+//! capture: the pod is captured and counts as pending, with that reason, until it has a certificate.
 
 mod certificates;
-mod claims;
+mod changes;
 mod entry;
 mod plan;
-mod purge;
-mod source;
-mod status;
+mod pod_netns;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -25,14 +21,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::{Model, Store, WorkloadUid};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-pub use purge::purge_removed;
-pub use source::{NetnsFolder, NetnsSource};
-pub use status::{PodState, PodStatus, Statuses};
+pub use entry::{PodState, PodStatus, Statuses};
+pub use pod_netns::{NetnsFolder, NetnsSource};
 
 use crate::dataplane::DataPlane;
 use crate::guard::{self, Guard};
@@ -40,47 +35,44 @@ use crate::identity::Identities;
 use crate::netns::{NetnsId, NetnsThreads};
 use crate::telemetry::Telemetry;
 use certificates::FirstCertificates;
-use claims::Claims;
-use entry::{Ears, Entry, Finished, Step};
-use plan::{Action, Actual, World, plan};
-use steps::Tools;
+use changes::ChangeListener;
+use entry::{Entry, Finished, Step};
+use plan::{Action, ActualPod, DesiredState, plan};
+use pod_netns::NetnsLeases;
+use steps::Context;
 
-/// The first wait after a failure: a pod whose namespace appears a moment after its object is
-/// enrolled without a visible delay.
+/// Backoff after the first failure. Short, because a pod's namespace often appears a moment after its
+/// object.
 pub const RETRY_FIRST: Duration = Duration::from_millis(100);
-/// The longest wait between two attempts.
+/// Longest backoff between two attempts.
 pub const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// The shortest time between two rounds that nothing but the clock has called for.
-const ROUND: Duration = Duration::from_millis(10);
-/// How soon a guard that could not be put in place is tried again.
-const GUARD_RETRY: Duration = Duration::from_secs(1);
+/// Shortest time between two rounds that only a deadline has caused.
+const MIN_ROUND_INTERVAL: Duration = Duration::from_millis(10);
+/// When a guard that could not be applied is retried.
+const GUARD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Changes heard of in namespaces that may wait to be looked at; a lost one is found by the next
-/// round.
-const HEARD: usize = 1024;
-
-/// What enrolment is made of.
+/// The parts of the daemon that enrolment uses.
 pub struct Dependencies {
     /// This node's name.
     pub node: Arc<str>,
     /// The node's own network namespace.
     pub node_netns: NetnsId,
-    /// What should be.
+    /// The model, from which the desired state is read.
     pub store: Store,
-    /// Where the pods' namespaces are.
+    /// Finds the pods' namespaces.
     pub source: Arc<dyn NetnsSource>,
-    /// Who serves the pods.
+    /// Serves the enrolled pods.
     pub data_plane: Arc<DataPlane>,
-    /// Their certificates.
+    /// Certificates of the pods' identities.
     pub identities: Identities,
-    /// Where states and repairs are counted.
+    /// Counts states and repairs.
     pub telemetry: Arc<Telemetry>,
     /// The threads for work inside pods' namespaces.
     pub threads: NetnsThreads,
     /// The node's guard.
     pub guard: Guard,
-    /// How often everything is verified.
+    /// How often every pod and the guard are verified.
     pub verify_interval: Duration,
 }
 
@@ -88,74 +80,69 @@ pub struct Dependencies {
 pub struct Enrolment {
     node: Arc<str>,
     store: Store,
-    tools: Tools,
+    context: Context,
     guard: Guard,
     guard_due: Instant,
-    guard_stands: bool,
-    seen: Arc<Model>,
-    world: World,
+    guard_is_applied: bool,
+    /// The model of the last round.
+    model: Arc<Model>,
+    desired: DesiredState,
     entries: BTreeMap<WorkloadUid, Entry>,
     steps: JoinSet<(WorkloadUid, Finished)>,
-    ears: Ears,
-    heard: mpsc::Receiver<WorkloadUid>,
+    changes: ChangeListener,
     certificates: FirstCertificates,
     statuses: watch::Sender<Statuses>,
-    unpublished: bool,
+    has_unpublished: bool,
     settled: watch::Sender<bool>,
 }
 
 impl Enrolment {
-    /// A reconciler that has not looked yet.
+    /// Creates a reconciler. [`Enrolment::run`] runs it.
     pub fn new(dependencies: Dependencies) -> Self {
-        let tools = Tools {
+        let context = Context {
             threads: dependencies.threads,
             source: dependencies.source,
             data_plane: dependencies.data_plane,
             identities: dependencies.identities.clone(),
-            claims: Claims::default(),
+            leases: NetnsLeases::default(),
             telemetry: dependencies.telemetry,
-            node: dependencies.node_netns,
+            node_netns: dependencies.node_netns,
             verify_interval: dependencies.verify_interval,
         };
-        let (tell, heard) = mpsc::channel(HEARD);
         Self {
             node: dependencies.node,
             store: dependencies.store,
-            tools,
+            context,
             guard: dependencies.guard,
             guard_due: Instant::now(),
-            guard_stands: false,
-            seen: Arc::default(),
-            world: World::default(),
+            guard_is_applied: false,
+            model: Arc::default(),
+            desired: DesiredState::default(),
             entries: BTreeMap::new(),
             steps: JoinSet::new(),
-            ears: Ears {
-                watches: JoinSet::new(),
-                heard: tell,
-            },
-            heard,
+            changes: ChangeListener::new(),
             certificates: FirstCertificates::new(dependencies.identities),
             statuses: watch::Sender::default(),
-            unpublished: true,
+            has_unpublished: true,
             settled: watch::Sender::new(false),
         }
     }
 
-    /// The verified state of every pod, as it changes.
+    /// Publishes the verified status of every pod.
     pub fn statuses(&self) -> watch::Receiver<Statuses> {
         self.statuses.subscribe()
     }
 
-    /// Becomes true when every pod that opted in before the start has been enrolled, or tried.
+    /// Becomes true when enrolment of every pod of the first model has been attempted.
     pub fn settled(&self) -> watch::Receiver<bool> {
         self.settled.subscribe()
     }
 
-    /// Reconciles until cancelled. To be called when the store has been filled once: an empty store
-    /// says that no pod is in the mesh, and would open the guard.
+    /// Reconciles until cancelled. Call it after the store was filled for the first time: in an empty
+    /// store no pod is in the mesh, and the guard would drop nothing.
     ///
-    /// When it ends, everything stays as it is: the rules outlive the daemon, so that a pod of the
-    /// mesh never speaks in clear.
+    /// All rules remain after it returns, so that a meshed pod never sends plaintext while no daemon
+    /// runs.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut changed = self.store.subscribe();
         loop {
@@ -167,70 +154,70 @@ impl Enrolment {
                 Some(step) = self.steps.join_next() => match step {
                     Ok((uid, finished)) => self.finish(&uid, finished),
                     Err(error) => {
-                        // Its pod would be busy for ever; whoever starts the daemon again begins
-                        // from what stands in the kernel.
-                        tracing::error!(%error, "a step of a pod's enrolment panicked");
+                        // The pod would stay busy forever. The next daemon starts from the state in
+                        // the kernel.
+                        tracing::error!(%error, "a step of a pod's enrolment panicked: stopping");
                         break;
                     }
                 },
-                Some(_) = self.ears.watches.join_next() => {}
-                Some(uid) = self.heard.recv() => {
-                    self.entries.get_mut(&uid).into_iter().for_each(Entry::hear);
+                uid = self.changes.next() => {
+                    self.entries.get_mut(&uid).into_iter().for_each(Entry::mark_dirty);
                 }
-                told = self.certificates.next() => self.certified(&told),
+                report = self.certificates.next() => self.record_certificate(&report),
                 () = sleep_until(next) => {}
             }
         }
         self.steps.shutdown().await;
         self.certificates.stop().await;
-        self.ears.watches.shutdown().await;
+        self.changes.stop().await;
     }
 
-    /// One round; says when the next is due at the latest.
+    /// Runs one round, and returns when the next is due without an event.
     async fn reconcile(&mut self) -> Instant {
         let model = self.store.model();
-        let news = !Arc::ptr_eq(&model, &self.seen);
-        if news {
-            self.world = World::of(&model, &self.node);
-            let identities = self.world.meshed.values().map(|pod| pod.identity.clone());
-            self.tools.identities.set_identities(identities.collect());
-            self.seen = model;
-            self.unpublished = true;
+        let is_new = !Arc::ptr_eq(&model, &self.model);
+        if is_new {
+            self.desired = DesiredState::from_model(&model, &self.node);
+            let identities = self.desired.meshed.values().map(|pod| pod.identity.clone());
+            self.context.identities.set_identities(identities.collect());
+            self.model = model;
+            self.has_unpublished = true;
         }
-        self.stand_guard(news).await;
+        self.maintain_guard(is_new).await;
         let now = Instant::now();
-        let actual: BTreeMap<WorkloadUid, Actual> = self
+        let actual: BTreeMap<WorkloadUid, ActualPod> = self
             .entries
             .iter()
             .map(|(uid, entry)| (uid.clone(), entry.actual(now)))
             .collect();
-        for (uid, action) in plan(&self.world, &actual) {
-            // The guard stands before a pod's capture is trusted with anything.
-            if action != Action::Enrol || self.guard_stands {
+        for (uid, action) in plan(&self.desired, &actual) {
+            // No pod is enrolled before the guard is applied: it covers gaps in the pod's capture.
+            if action != Action::Enrol || self.guard_is_applied {
                 self.start(uid, action);
             }
         }
         self.publish();
-        // What is due and was not begun waits for an event, not for the clock.
-        let wakes = self
+        // A pod that is due and has no step waits for an event, so past deadlines are ignored.
+        let deadlines = self
             .entries
             .values()
-            .filter_map(Entry::wakes)
+            .filter_map(Entry::next_deadline)
             .filter(|at| *at > now);
-        wakes.fold(self.guard_due.max(now + ROUND), Instant::min)
+        deadlines.fold(self.guard_due.max(now + MIN_ROUND_INTERVAL), Instant::min)
     }
 
-    async fn stand_guard(&mut self, news: bool) {
+    /// Applies the guard to a new model, and verifies it when that is due.
+    async fn maintain_guard(&mut self, is_new_model: bool) {
         let due = self.guard_due <= Instant::now();
-        if !due && (!news || !self.guard_stands) {
+        if !due && (!is_new_model || !self.guard_is_applied) {
             return;
         }
-        let mut outcome = self.guard.apply(guard::sets(&self.seen, &self.node)).await;
+        let mut outcome = self.guard.apply(guard::sets(&self.model, &self.node)).await;
         if outcome.is_ok() && due {
             outcome = self.guard.verify().await.map(|repaired| {
                 if repaired {
-                    tracing::warn!("the node's guard rules were gone or changed: put back");
-                    self.tools.telemetry.record_capture_repair("guard");
+                    tracing::warn!("the node's guard rules were changed or removed: repaired");
+                    self.context.telemetry.record_capture_repair("guard");
                 }
             });
         }
@@ -238,27 +225,28 @@ impl Enrolment {
             let error = error as &dyn std::error::Error;
             tracing::error!(
                 error,
-                "the guard does not stand: no pod is enrolled until it does"
+                "cannot apply the node's guard rules: no pod is enrolled until that succeeds"
             );
-            self.guard_due = Instant::now() + GUARD_RETRY;
+            self.guard_due = Instant::now() + GUARD_RETRY_INTERVAL;
         } else if due {
-            self.guard_due = Instant::now() + self.tools.verify_interval;
+            self.guard_due = Instant::now() + self.context.verify_interval;
         }
-        self.guard_stands = outcome.is_ok();
-        if due && self.guard_stands {
+        self.guard_is_applied = outcome.is_ok();
+        if due && self.guard_is_applied {
             match self.guard.dropped().await {
-                Ok(packets) => self.tools.telemetry.record_guard_drops(packets),
+                Ok(packets) => self.context.telemetry.record_guard_drops(packets),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::debug!(error, "what the guard has dropped could not be counted");
+                    tracing::debug!(error, "cannot read the guard's counter of dropped packets");
                 }
             }
         }
     }
 
+    /// Starts the step of an action.
     fn start(&mut self, uid: WorkloadUid, action: Action) {
-        let desired = self.world.meshed.get(&uid);
-        let step = match (action, desired, self.world.plain.get(&uid)) {
+        let desired = self.desired.meshed.get(&uid);
+        let step = match (action, desired, self.desired.plain.get(&uid)) {
             (Action::Interrupt, _, _) => {
                 self.entries
                     .get(&uid)
@@ -271,50 +259,49 @@ impl Enrolment {
             (Action::Enrol, Some(desired), _) => Step::Enrol(desired.clone()),
             (Action::Verify, Some(desired), _) => Step::Verify(desired.clone()),
             (Action::Sweep, _, Some(kube_uid)) => Step::Sweep(kube_uid.clone()),
-            // The plan was made from this very world, so the pod that a step is for is in it.
+            // Not reached: the plan was made from the same desired state.
             (Action::Enrol | Action::Verify | Action::Sweep, _, _) => return,
         };
         let entry = self.entries.entry(uid.clone()).or_default();
-        let before = entry.mark();
+        let before = entry.fingerprint();
         if let Step::Enrol(desired) | Step::Verify(desired) = &step {
-            entry.needs(&uid, &desired.identity, &mut self.certificates);
+            entry.await_certificate(&uid, &desired.identity, &mut self.certificates);
         }
-        let task = entry.begin(&self.tools, &uid, step);
-        self.unpublished |= entry.mark() != before || !entry.tried();
+        let task = entry.begin(&self.context, &uid, step);
+        self.has_unpublished |= entry.fingerprint() != before || !entry.is_attempted();
         self.steps.spawn(async move { (uid, task.await) });
     }
 
+    /// Records the outcome of a step.
     fn finish(&mut self, uid: &WorkloadUid, finished: Finished) {
         if matches!(finished, Finished::Forgotten) {
-            self.unpublished = true;
-            if self
-                .entries
-                .remove(uid)
-                .is_some_and(|entry| entry.status().is_some())
-            {
-                tracing::info!(pod = %uid, "pod is gone: forgotten");
+            self.has_unpublished = true;
+            let entry = self.entries.remove(uid);
+            if entry.is_some_and(|entry| entry.status().is_some()) {
+                tracing::info!(pod = %uid, "pod was deleted: removed");
             }
         } else if let Some(entry) = self.entries.get_mut(uid) {
-            let before = entry.mark();
-            entry.end(&self.tools, uid, finished, &mut self.ears);
-            self.unpublished |= entry.mark() != before;
+            let before = entry.fingerprint();
+            entry.end(&self.context, uid, finished, &mut self.changes);
+            self.has_unpublished |= entry.fingerprint() != before;
         }
     }
 
-    fn certified(&mut self, (uid, identity, outcome): &certificates::Told) {
+    fn record_certificate(&mut self, (uid, identity, outcome): &certificates::Report) {
         if let Some(entry) = self.entries.get_mut(uid) {
-            let before = entry.mark();
-            entry.certified(uid, identity, *outcome);
-            self.unpublished |= entry.mark() != before;
+            let before = entry.fingerprint();
+            entry.record_certificate(uid, identity, *outcome);
+            self.has_unpublished |= entry.fingerprint() != before;
         }
     }
 
+    /// Publishes the statuses if they may have changed.
     fn publish(&mut self) {
-        if !std::mem::take(&mut self.unpublished) {
+        if !std::mem::take(&mut self.has_unpublished) {
             return;
         }
-        let tried = |uid| self.entries.get(uid).is_some_and(Entry::tried);
-        if self.world.meshed.keys().all(tried) {
+        let is_attempted = |uid| self.entries.get(uid).is_some_and(Entry::is_attempted);
+        if self.desired.meshed.keys().all(is_attempted) {
             self.settled
                 .send_if_modified(|settled| !std::mem::replace(settled, true));
         }
@@ -330,7 +317,7 @@ impl Enrolment {
                     .count(),
             )
         });
-        self.tools.telemetry.record_enrolment(&counts);
+        self.context.telemetry.record_enrolment(&counts);
         self.statuses.send_replace(Arc::new(statuses));
     }
 }

@@ -1,4 +1,4 @@
-//! What is to be done next: a pure function of what should be and what is.
+//! The next step of each pod: a pure function of desired and actual state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,33 +9,33 @@ use spiffe::SpiffeId;
 
 use crate::capture::Redirection;
 
-/// An opted-in pod of this node, as far as enrolment needs to know it.
+/// What enrolment needs of a meshed pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Desired {
+pub(super) struct DesiredPod {
     pub(super) kube_uid: Arc<str>,
     pub(super) identity: SpiffeId,
     pub(super) ips: Vec<IpAddr>,
     pub(super) redirection: Redirection,
 }
 
-/// The pods of this node.
+/// The pods of this node according to the model.
 #[derive(Clone, Debug, Default)]
-pub(super) struct World {
-    /// Those that opted in.
-    pub(super) meshed: BTreeMap<WorkloadUid, Arc<Desired>>,
-    /// Those that did not, with the uid by which their namespace is found.
+pub(super) struct DesiredState {
+    /// Pods that opted in.
+    pub(super) meshed: BTreeMap<WorkloadUid, Arc<DesiredPod>>,
+    /// Pods that did not, with the Kubernetes uid by which their namespace is found.
     pub(super) plain: BTreeMap<WorkloadUid, Arc<str>>,
 }
 
-impl World {
-    /// The pods that a model places on `node`. Pods of the host's network have no namespace of
-    /// their own and are not among them.
-    pub(super) fn of(model: &Model, node: &str) -> Self {
+impl DesiredState {
+    /// The pods of `node` in a model. Pods on the host's network have no namespace of their own and are
+    /// left out.
+    pub(super) fn from_model(model: &Model, node: &str) -> Self {
         let node_addresses: BTreeSet<IpAddr> = model
             .node(node)
             .map(|node| node.addresses.iter().copied().collect())
             .unwrap_or_default();
-        let mut world = Self::default();
+        let mut state = Self::default();
         for workload in model
             .workloads()
             .filter(|workload| &*workload.node == node && !workload.host_network)
@@ -46,99 +46,97 @@ impl World {
                         node_addresses: node_addresses.clone(),
                         probe_ports: workload.probe_ports.iter().copied().collect(),
                     };
-                    let desired = Desired {
+                    let desired = DesiredPod {
                         kube_uid: workload.kube_uid.clone(),
                         identity: workload.identity.clone(),
                         ips: workload.ips.clone(),
                         redirection,
                     };
-                    world.meshed.insert(workload.uid.clone(), Arc::new(desired));
+                    state.meshed.insert(workload.uid.clone(), Arc::new(desired));
                 }
                 Mode::Plain => {
-                    world
+                    state
                         .plain
                         .insert(workload.uid.clone(), workload.kube_uid.clone());
                 }
             }
         }
-        world
+        state
     }
 }
 
-/// How far a pod has come.
+/// How far a pod's enrolment has progressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Not in the mesh yet.
     Pending,
     /// Captured and served.
     Enrolled,
-    /// On its way out.
+    /// Opted out, with connections from before.
     Leaving,
-    /// Not in the mesh, and seen to have nothing of ours in its namespace.
+    /// Not in the mesh, and verified to have no rules of the daemon in its namespace.
     Clean,
 }
 
-/// One pod as it is.
+/// The actual state of one pod.
 #[derive(Clone, Debug)]
-pub(super) struct Actual {
+pub(super) struct ActualPod {
     pub(super) phase: Phase,
-    /// A step is under way.
+    /// A step is running.
     pub(super) busy: bool,
-    /// The last step failed so recently that the next must wait.
+    /// The last step failed and its backoff has not passed.
     pub(super) waiting: bool,
-    /// What the pod was when the last step failed: one that has changed since need not wait.
-    pub(super) failed_as: Option<Arc<Desired>>,
-    /// It is time to verify.
+    /// The desired state when the last step failed. After a change the pod does not wait.
+    pub(super) failed_as: Option<Arc<DesiredPod>>,
+    /// A verification is due.
     pub(super) due: bool,
-    /// What it was enrolled as.
-    pub(super) enrolled_as: Option<Arc<Desired>>,
+    /// The desired state with which it was enrolled or last verified.
+    pub(super) enrolled_as: Option<Arc<DesiredPod>>,
 }
 
-/// One step for one pod.
+/// What to do for one pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// The pod is gone, or is another: end its connections and forget it.
+    /// The pod was deleted: reset its connections and drop its record.
     Forget,
-    /// End the wait for the last connections of a pod that leaves: it has changed its mind, or is
-    /// gone.
+    /// Cancel the wait for the last connections of a leaving pod, which opted in again or was deleted.
     Interrupt,
-    /// Find its namespace, listen in it, capture.
+    /// Find its namespace, open listeners, redirect.
     Enrol,
-    /// Look whether everything stands, and repair.
+    /// Verify its capture, and repair it.
     Verify,
-    /// Stop capturing, keep what is established, clean up after it.
+    /// Stop redirecting, wait for established connections, remove the rules.
     Leave,
-    /// Remove what an earlier process may have left in the namespace of a pod that is not in the
-    /// mesh.
+    /// Remove the rules of an earlier process from the namespace of a pod that is not in the mesh.
     Sweep,
 }
 
-/// The next step of every pod that needs one, those first that make room for others.
+/// The next step of every pod that needs one. Steps that free addresses for other pods come first.
 pub(super) fn plan(
-    world: &World,
-    actual: &BTreeMap<WorkloadUid, Actual>,
+    desired_state: &DesiredState,
+    actual: &BTreeMap<WorkloadUid, ActualPod>,
 ) -> Vec<(WorkloadUid, Action)> {
     let mut steps: Vec<_> = actual
         .iter()
-        .filter_map(|(uid, actual)| Some((uid.clone(), existing(world, uid, actual)?)))
+        .filter_map(|(uid, actual)| Some((uid.clone(), existing(desired_state, uid, actual)?)))
         .collect();
-    let new = world
+    let new = desired_state
         .meshed
         .keys()
         .map(|uid| (uid, Action::Enrol))
-        .chain(world.plain.keys().map(|uid| (uid, Action::Sweep)));
+        .chain(desired_state.plain.keys().map(|uid| (uid, Action::Sweep)));
     steps.extend(
         new.filter(|(uid, _)| !actual.contains_key(*uid))
             .map(|(uid, action)| (uid.clone(), action)),
     );
-    steps.retain(|(uid, action)| *action != Action::Enrol || !address_is_taken(world, actual, uid));
+    steps.retain(|(uid, action)| *action != Action::Enrol || !address_is_taken(desired_state, actual, uid));
     steps.sort_by_key(|(_, action)| !matches!(action, Action::Forget | Action::Interrupt));
     steps
 }
 
-fn existing(world: &World, uid: &WorkloadUid, actual: &Actual) -> Option<Action> {
-    let desired = world.meshed.get(uid);
-    let gone = desired.is_none() && !world.plain.contains_key(uid);
+fn existing(desired_state: &DesiredState, uid: &WorkloadUid, actual: &ActualPod) -> Option<Action> {
+    let desired = desired_state.meshed.get(uid);
+    let gone = desired.is_none() && !desired_state.plain.contains_key(uid);
     if actual.busy {
         let unwanted = actual.phase == Phase::Leaving && (gone || desired.is_some());
         return unwanted.then_some(Action::Interrupt);
@@ -161,20 +159,20 @@ fn existing(world: &World, uid: &WorkloadUid, actual: &Actual) -> Option<Action>
     }
 }
 
-/// Whether a pod that no longer exists still holds an address of this one. The old pod's
-/// connections end before the new one's begin, or bytes meant for the one could reach the other.
+/// Whether a deleted pod still holds an address of this one. The old pod's connections must end before
+/// the new pod is enrolled, or bytes for the one could reach the other.
 fn address_is_taken(
-    world: &World,
-    actual: &BTreeMap<WorkloadUid, Actual>,
+    desired_state: &DesiredState,
+    actual: &BTreeMap<WorkloadUid, ActualPod>,
     uid: &WorkloadUid,
 ) -> bool {
-    let Some(desired) = world.meshed.get(uid) else {
+    let Some(desired) = desired_state.meshed.get(uid) else {
         return false;
     };
     actual
         .iter()
         .filter(|(other, _)| {
-            *other != uid && !world.meshed.contains_key(*other) && !world.plain.contains_key(*other)
+            *other != uid && !desired_state.meshed.contains_key(*other) && !desired_state.plain.contains_key(*other)
         })
         .filter_map(|(_, actual)| actual.enrolled_as.as_ref())
         .any(|old| old.ips.iter().any(|ip| desired.ips.contains(ip)))

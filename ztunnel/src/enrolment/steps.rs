@@ -1,5 +1,5 @@
-//! The steps of one pod's enrolment: each ends in bounded time, and a step that failed leaves
-//! nothing half done that the next attempt would trip over.
+//! The steps of one pod's enrolment. Each ends in bounded time, except the wait of [`leave`] for the
+//! pod's connections. A failed step leaves no partial state that would make the next attempt fail.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,45 +11,45 @@ use mesh::WorkloadUid;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::claims::{Claim, Claims};
-use super::plan::Desired;
-use super::source::NetnsSource;
+use super::plan::DesiredPod;
+use super::pod_netns::{NetnsLease, NetnsLeases, NetnsSource};
 use crate::capture::{self, Capture, Drift, Redirection, Rules};
+use crate::contract::{HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT};
 use crate::dataplane::{self, DataPlane, Draining, Pod, Removal};
 use crate::identity::Identities;
 use crate::netns::{JobFailed, Netns, NetnsId, NetnsThreads};
 use crate::telemetry::Telemetry;
 
-/// What every step needs. Clones share it.
+/// What every step needs. Clones share their state.
 #[derive(Clone)]
-pub(super) struct Tools {
+pub(super) struct Context {
     pub(super) threads: NetnsThreads,
     pub(super) source: Arc<dyn NetnsSource>,
     pub(super) data_plane: Arc<DataPlane>,
     pub(super) identities: Identities,
-    pub(super) claims: Claims,
+    pub(super) leases: NetnsLeases,
     pub(super) telemetry: Arc<Telemetry>,
-    /// The node's own namespace, which is no pod's.
-    pub(super) node: NetnsId,
+    /// The node's own namespace.
+    pub(super) node_netns: NetnsId,
     pub(super) verify_interval: Duration,
 }
 
-/// A pod that is captured and served.
+/// An enrolled pod: its connections are redirected, and the data plane serves them.
 #[derive(Debug)]
 pub(super) struct Enrolled {
     pub(super) netns: Arc<Netns>,
-    claim: Claim,
+    lease: NetnsLease,
     capture: Capture,
 }
 
-/// Why a pod is not in the mesh.
+/// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StepError {
     #[error("it has no address yet")]
     NoAddress,
     #[error("its network namespace is not known yet")]
     NetnsUnknown,
-    #[error("its network namespace could not be looked up")]
+    #[error("the path of its network namespace could not be looked up")]
     NetnsSource(#[source] io::Error),
     #[error("its network namespace {path} could not be used")]
     NetnsUnusable {
@@ -60,34 +60,38 @@ pub(super) enum StepError {
     #[error("its network namespace {0} is the node's own")]
     NetnsIsNodes(PathBuf),
     #[error(
-        "the network namespace {path} has none of its addresses {wanted:?}; is it another pod's?"
+        "the network namespace {path} has none of its addresses {expected:?}; is it another pod's?"
     )]
-    NotItsAddresses { path: PathBuf, wanted: Vec<IpAddr> },
-    #[error("its network namespace {netns} belongs to {owner}")]
+    NotItsAddresses {
+        path: PathBuf,
+        expected: Vec<IpAddr>,
+    },
+    #[error("its network namespace {netns} is already used by {owner}")]
     NetnsTaken { netns: NetnsId, owner: WorkloadUid },
     #[error(
-        "the daemon cannot listen in it: does the application use ports 15001, 15006 or 15008?"
+        "the daemon cannot listen in its network namespace: does the application use port \
+         {OUTBOUND_PORT}, {INBOUND_PLAIN_PORT} or {HBONE_PORT}?"
     )]
     Listeners(#[source] io::Error),
     #[error(transparent)]
     DataPlane(#[from] dataplane::Error),
     #[error(transparent)]
     Capture(#[from] capture::Error),
-    #[error("its capture does not stand right after it was put in place: {}", .0.code())]
+    #[error("its capture was changed or removed right after it was applied: {}", .0.code())]
     Unstable(Drift),
     #[error(transparent)]
     Threads(#[from] JobFailed),
 }
 
 impl StepError {
-    /// Whether every new pod goes through this.
+    /// Whether this is normal for a new pod.
     pub(super) fn is_expected(&self) -> bool {
         matches!(self, Self::NoAddress | Self::NetnsUnknown)
     }
 
-    /// Whether it says that the namespace is not the pod's, or is there no more, and not only that
-    /// nobody could look.
-    fn is_finding(&self) -> bool {
+    /// Whether it shows that the namespace is not the pod's, or no longer exists. Other errors mean that
+    /// the check itself failed.
+    fn is_definitive(&self) -> bool {
         match self {
             Self::NetnsIsNodes(_) | Self::NotItsAddresses { .. } => true,
             Self::NetnsUnusable { source, .. } => matches!(
@@ -117,24 +121,24 @@ impl StepError {
     }
 }
 
-/// What a verification found.
+/// The result of a verification. Reasons are stable codes.
 #[derive(Debug)]
-pub(super) enum Found {
-    /// Everything stands.
-    Stands,
-    /// Something did not, and does again.
+pub(super) enum Verification {
+    /// Capture and listeners are as applied.
+    Intact,
+    /// The capture differed and was repaired.
     Repaired(&'static str),
-    /// The pod must be enrolled anew: its namespace, its addresses or its listeners are not what
-    /// they were.
-    Replaced(&'static str),
+    /// The pod was removed from the data plane and must be enrolled again: its namespace, its addresses
+    /// or its listeners have changed.
+    MustReenrol(&'static str),
 }
 
-/// Finds the pod's namespace and proves that it is the pod's: it has one of the pod's addresses,
-/// and it is not the node's.
+/// Opens the pod's namespace and verifies that it is the pod's: it has one of the pod's addresses and is
+/// not the node's.
 fn locate(
     source: &dyn NetnsSource,
-    desired: &Arc<Desired>,
-    node: NetnsId,
+    desired: &Arc<DesiredPod>,
+    node_netns: NetnsId,
 ) -> Result<Netns, StepError> {
     if desired.ips.is_empty() {
         return Err(StepError::NoAddress);
@@ -148,52 +152,45 @@ fn locate(
         source,
     };
     let netns = Netns::open(&path).map_err(unusable)?;
-    if netns.id() == node {
+    if netns.id() == node_netns {
         return Err(StepError::NetnsIsNodes(path));
     }
-    let has = netns.addresses().map_err(unusable)?;
-    if !desired
-        .ips
-        .iter()
-        .any(|ip| has.contains(&ip.to_canonical()))
-    {
+    let addresses = netns.addresses().map_err(unusable)?;
+    let mut ips = desired.ips.iter().map(IpAddr::to_canonical);
+    if !ips.any(|ip| addresses.contains(&ip)) {
         return Err(StepError::NotItsAddresses {
             path,
-            wanted: desired.ips.clone(),
+            expected: desired.ips.clone(),
         });
     }
     Ok(netns)
 }
 
-/// Brings a pod in. The listeners accept before the first connection is redirected, so that none is
-/// refused; whatever rules an earlier process left stay in force until they are replaced in one
-/// transaction, so that none escapes. Capture waits for nobody: the pod's certificate is fetched
-/// beside it ([`FirstCertificates`][super::certificates::FirstCertificates]), and a connection that
-/// needs one waits for it itself.
+/// Enrols a pod. The listeners accept before the first connection is redirected, so that none is
+/// refused. Rules of an earlier process stay in force until one transaction replaces them, so that none
+/// is sent in plaintext. Capture does not wait for the pod's certificate, which is requested in parallel
+/// ([`FirstCertificates`][super::certificates::FirstCertificates]). A connection that needs it waits for
+/// it.
 pub(super) async fn enrol(
-    tools: &Tools,
+    context: &Context,
     uid: &WorkloadUid,
-    desired: &Arc<Desired>,
+    desired: &Arc<DesiredPod>,
 ) -> Result<Enrolled, StepError> {
-    let (source, wanted, node) = (tools.source.clone(), desired.clone(), tools.node);
-    let netns = Arc::new(
-        tools
-            .threads
-            .run(move || locate(&*source, &wanted, node))
-            .await??,
-    );
+    let (source, pod, node_netns) = (context.source.clone(), desired.clone(), context.node_netns);
+    let locate = move || locate(&*source, &pod, node_netns);
+    let netns = Arc::new(context.threads.run(locate).await??);
     let taken = |owner| StepError::NetnsTaken {
         netns: netns.id(),
         owner,
     };
-    let claim = tools.claims.claim(netns.id(), uid).map_err(taken)?;
-    let (inside, workers) = (netns.clone(), tools.data_plane.workers());
-    let listeners = tools
+    let lease = context.leases.acquire(netns.id(), uid).map_err(taken)?;
+    let (inside, workers) = (netns.clone(), context.data_plane.workers());
+    let listeners = context
         .threads
         .run(move || capture::listeners(&inside, workers))
         .await?
         .map_err(StepError::Listeners)?;
-    tools
+    context
         .data_plane
         .add(Pod {
             workload: uid.clone(),
@@ -201,26 +198,26 @@ pub(super) async fn enrol(
             listeners,
         })
         .await?;
-    match redirect(tools, &netns, &desired.redirection).await {
+    match redirect(context, &netns, &desired.redirection).await {
         Ok(capture) => {
-            tools.telemetry.record_pod_started();
+            context.telemetry.record_pod_started();
             Ok(Enrolled {
                 netns,
-                claim,
+                lease,
                 capture,
             })
         }
         Err(error) => {
-            // The failure that matters is the first; a data plane that does not answer either shows
-            // in readiness.
-            let _ = tools.data_plane.remove(uid, Removal::Gone).await;
+            // Report the first failure. Readiness shows whether the data plane responds.
+            let _ = context.data_plane.remove(uid, Removal::Gone).await;
             Err(error)
         }
     }
 }
 
+/// Applies the redirect rules and verifies them at once.
 async fn redirect(
-    tools: &Tools,
+    context: &Context,
     netns: &Arc<Netns>,
     redirection: &Redirection,
 ) -> Result<Capture, StepError> {
@@ -232,115 +229,122 @@ async fn redirect(
             Some(drift) => Err(StepError::Unstable(drift)),
         }
     };
-    tools.threads.run(apply).await?
+    context.threads.run(apply).await?
 }
 
-/// Looks whether everything stands, inside the pod's namespace, and repairs what can be repaired in
-/// place. A pod that was replaced no longer has anything in the data plane.
+/// Verifies the pod's namespace, capture and listeners, and repairs the capture in place. Removes a pod
+/// that cannot be repaired from the data plane.
 pub(super) async fn verify(
-    tools: &Tools,
+    context: &Context,
     uid: &WorkloadUid,
-    desired: &Arc<Desired>,
+    desired: &Arc<DesiredPod>,
     enrolled: &mut Option<Enrolled>,
-) -> Result<Found, StepError> {
-    let Some(was) = enrolled.take() else {
-        return Ok(Found::Replaced("never_enrolled"));
+) -> Result<Verification, StepError> {
+    let Some(current) = enrolled.take() else {
+        return Ok(Verification::MustReenrol("never_enrolled"));
     };
-    let (source, wanted, node) = (tools.source.clone(), desired.clone(), tools.node);
-    let look = move || inspect(&*source, &wanted, node, was);
-    let (was, found) = tools.threads.run(look).await?;
-    if matches!(found, Ok(Found::Replaced(_))) {
-        release(tools, uid, was).await?;
+    let (source, pod, node_netns) = (context.source.clone(), desired.clone(), context.node_netns);
+    let check = move || verify_here(&*source, &pod, node_netns, current);
+    let (current, verification) = context.threads.run(check).await?;
+    if matches!(verification, Ok(Verification::MustReenrol(_))) {
+        release(context, uid, current).await?;
     } else {
-        *enrolled = Some(was);
+        *enrolled = Some(current);
     }
-    found
+    verification
 }
 
-fn inspect(
+/// The blocking part of [`verify`].
+fn verify_here(
     source: &dyn NetnsSource,
-    desired: &Arc<Desired>,
-    node: NetnsId,
-    mut was: Enrolled,
-) -> (Enrolled, Result<Found, StepError>) {
-    let found = match locate(source, desired, node) {
-        Ok(netns) if netns.id() != was.netns.id() => Ok(Found::Replaced("netns_replaced")),
-        // The namespace that is held open lives on; the source may be behind, or the pod about to
-        // go.
-        Ok(_) | Err(StepError::NoAddress | StepError::NetnsUnknown | StepError::NetnsSource(_)) => {
-            stands(&mut was, desired)
+    desired: &Arc<DesiredPod>,
+    node_netns: NetnsId,
+    mut current: Enrolled,
+) -> (Enrolled, Result<Verification, StepError>) {
+    let verification = match locate(source, desired, node_netns) {
+        Ok(netns) if netns.id() != current.netns.id() => {
+            Ok(Verification::MustReenrol("netns_replaced"))
         }
-        Err(error) if error.is_finding() => Ok(Found::Replaced(error.code())),
-        // To be unable to look, out of descriptors for instance, is no finding, and must not cost
-        // the pod its connections.
-        Err(error) => match stands(&mut was, desired) {
-            Ok(Found::Stands) => Err(error),
-            found => found,
+        // Without a path, keep the namespace that is open: the source may be late, or the pod about to
+        // be deleted.
+        Ok(_) | Err(StepError::NoAddress | StepError::NetnsUnknown | StepError::NetnsSource(_)) => {
+            verify_capture(&mut current, desired)
+        }
+        Err(error) if error.is_definitive() => Ok(Verification::MustReenrol(error.code())),
+        // The check itself failed, for instance without free descriptors. This must not cost the pod
+        // its connections.
+        Err(error) => match verify_capture(&mut current, desired) {
+            Ok(Verification::Intact) => Err(error),
+            verification => verification,
         },
     };
-    (was, found)
+    (current, verification)
 }
 
-fn stands(was: &mut Enrolled, desired: &Desired) -> Result<Found, StepError> {
+/// Verifies the capture, and applies it again if it or the desired rules have changed.
+fn verify_capture(
+    enrolled: &mut Enrolled,
+    desired: &DesiredPod,
+) -> Result<Verification, StepError> {
     let rules = Rules::Redirect(desired.redirection.clone());
-    let why = match was.capture.verify(true)? {
-        Some(Drift::ListenersGone) => return Ok(Found::Replaced(Drift::ListenersGone.code())),
+    let reason = match enrolled.capture.verify(true)? {
+        Some(drift @ Drift::ListenersGone) => return Ok(Verification::MustReenrol(drift.code())),
         Some(drift) => drift.code(),
-        None if *was.capture.rules() == rules => return Ok(Found::Stands),
+        None if *enrolled.capture.rules() == rules => return Ok(Verification::Intact),
         None => "pod_changed",
     };
-    was.capture = Capture::apply(was.netns.clone(), rules)?;
-    Ok(Found::Repaired(why))
+    enrolled.capture = Capture::apply(enrolled.netns.clone(), rules)?;
+    Ok(Verification::Repaired(reason))
 }
 
-/// How a pod's leave ended.
-pub(super) enum Left {
-    /// Its last connection has ended and nothing of ours is left in it.
+/// How [`leave`] ended.
+pub(super) enum LeaveOutcome {
+    /// The last connection has ended, and the rules are removed.
     Clean,
-    /// It was told to stop waiting.
+    /// The wait for the last connection was cancelled.
     Interrupted,
 }
 
-/// Lets a pod go that lives on without the mesh. New connections are its own at once; what is
-/// established keeps its rules until the last of it has ended.
+/// Removes a running pod from the mesh. New connections are no longer redirected; established ones keep
+/// the rules that they need until the last of them has ended.
 pub(super) async fn leave(
-    tools: &Tools,
+    context: &Context,
     uid: &WorkloadUid,
     enrolled: &mut Option<Enrolled>,
     interrupt: CancellationToken,
-) -> Result<Left, StepError> {
+) -> Result<LeaveOutcome, StepError> {
     let Some(netns) = enrolled.as_ref().map(|enrolled| enrolled.netns.clone()) else {
-        return Ok(Left::Clean);
+        return Ok(LeaveOutcome::Clean);
     };
     let inside = netns.clone();
-    let capture = tools
+    let capture = context
         .threads
         .run(move || Capture::apply(inside, Rules::ReturnPath))
         .await??;
-    let leaving = tools.data_plane.remove(uid, Removal::OptOut).await?;
+    let draining = context.data_plane.remove(uid, Removal::OptOut).await?;
     tokio::select! {
-        ended = stay(tools, leaving, &netns, capture) => ended?,
+        drained = wait_for_drain(context, draining, &netns, capture) => drained?,
         () = interrupt.cancelled() => {
-            // It has left the data plane all the same, and comes back as another.
-            tools.telemetry.record_pod_stopped();
+            // The data plane has removed it already. It is enrolled again as a new pod.
+            context.telemetry.record_pod_stopped();
             *enrolled = None;
-            return Ok(Left::Interrupted);
+            return Ok(LeaveOutcome::Interrupted);
         }
     }
-    tools.threads.run(move || Capture::remove(&netns)).await??;
-    tools.telemetry.record_pod_stopped();
+    context.threads.run(move || Capture::remove(&netns)).await??;
+    context.telemetry.record_pod_stopped();
     *enrolled = None;
-    Ok(Left::Clean)
+    Ok(LeaveOutcome::Clean)
 }
 
 /// Keeps the return path in place until the pod's last connection has ended.
-async fn stay(
-    tools: &Tools,
-    leaving: Draining,
+async fn wait_for_drain(
+    context: &Context,
+    draining: Draining,
     netns: &Arc<Netns>,
     mut capture: Capture,
 ) -> Result<(), StepError> {
-    let mut tick = interval(tools.verify_interval);
+    let mut tick = interval(context.verify_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = leaving.finished();
     tokio::pin!(ended);
@@ -350,70 +354,70 @@ async fn stay(
             _ = tick.tick() => {}
         }
         let inside = netns.clone();
-        let look = move || -> Result<_, capture::Error> {
+        let check = move || -> Result<_, capture::Error> {
             match capture.verify(false)? {
                 Some(drift) => Ok((Capture::apply(inside, Rules::ReturnPath)?, Some(drift))),
                 None => Ok((capture, None)),
             }
         };
         let drift;
-        (capture, drift) = tools.threads.run(look).await??;
+        (capture, drift) = context.threads.run(check).await??;
         if let Some(drift) = drift {
-            tools.telemetry.record_capture_repair(drift.code());
+            context.telemetry.record_capture_repair(drift.code());
         }
     }
 }
 
-/// Ends the pod's connections and forgets it. Its rules stay: whatever still runs in the namespace of
-/// a pod that is gone must not speak in clear, and the rules go when the namespace does.
+/// Resets the connections of a deleted pod and removes it from the data plane. Its rules remain:
+/// processes that still run in its namespace must not send plaintext. The rules are gone with the
+/// namespace.
 pub(super) async fn forget(
-    tools: &Tools,
+    context: &Context,
     uid: &WorkloadUid,
     enrolled: Option<Enrolled>,
 ) -> Result<(), StepError> {
     match enrolled {
-        Some(enrolled) => release(tools, uid, enrolled).await,
-        // It may have left with connections that were still open.
+        Some(enrolled) => release(context, uid, enrolled).await,
+        // It may have opted out and still have connections.
         None => {
-            drop(tools.data_plane.remove(uid, Removal::Gone).await?);
+            drop(context.data_plane.remove(uid, Removal::Gone).await?);
             Ok(())
         }
     }
 }
 
-/// How long the connections of a pod that is gone may take to be reset.
-const RESET: Duration = Duration::from_secs(5);
+/// How long resetting the connections of a deleted pod may take.
+const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Resets the pod's connections, and gives up the claim on its namespace when the last of its sockets
-/// is closed. A connection that outlives the deadline is the data plane's fault, and must not keep the
-/// next pod out.
-async fn release(tools: &Tools, uid: &WorkloadUid, enrolled: Enrolled) -> Result<(), StepError> {
-    let ended = tools.data_plane.remove(uid, Removal::Gone).await;
-    tools.telemetry.record_pod_stopped();
-    let _ = timeout(RESET, ended?.finished()).await;
-    drop(enrolled.claim);
+/// Resets the pod's connections, and releases the lease of its namespace when its last socket is closed
+/// or [`RESET_TIMEOUT`] has passed, so that a stuck connection does not keep the next pod out.
+async fn release(context: &Context, uid: &WorkloadUid, enrolled: Enrolled) -> Result<(), StepError> {
+    let ended = context.data_plane.remove(uid, Removal::Gone).await;
+    context.telemetry.record_pod_stopped();
+    let _ = timeout(RESET_TIMEOUT, ended?.ended()).await;
+    drop(enrolled.lease);
     Ok(())
 }
 
-/// Removes what an earlier process left in the namespace of a pod that is not in the mesh.
-/// Connections that needed it died with that process.
-pub(super) async fn sweep(tools: &Tools, kube_uid: Arc<str>) -> Result<(), StepError> {
-    let source = tools.source.clone();
-    let node = tools.node;
-    let look = move || -> Result<(), StepError> {
-        // A pod whose namespace is not known, or not usable, has nothing that could be removed.
+/// Removes the rules of an earlier process from the namespace of a pod that is not in the mesh. The
+/// connections that needed them ended with that process.
+pub(super) async fn sweep(context: &Context, kube_uid: Arc<str>) -> Result<(), StepError> {
+    let source = context.source.clone();
+    let node_netns = context.node_netns;
+    let sweep = move || -> Result<(), StepError> {
+        // An unknown or unusable namespace has nothing to remove.
         let Ok(Some(path)) = source.path(&kube_uid) else {
             return Ok(());
         };
         let Ok(netns) = Netns::open(&path) else {
             return Ok(());
         };
-        if netns.id() != node && Capture::is_present(&netns)? {
+        if netns.id() != node_netns && Capture::is_present(&netns)? {
             Capture::remove(&netns)?;
         }
         Ok(())
     };
-    tools.threads.run(look).await?
+    context.threads.run(sweep).await?
 }
 
 #[cfg(test)]
@@ -421,28 +425,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_that_is_gone_is_a_finding_and_one_that_could_not_be_looked_at_is_none() {
+    fn missing_namespace_is_definitive_and_failed_check_is_not() {
         let unusable = |source: io::Error| StepError::NetnsUnusable {
             path: "/run/netns/a".into(),
             source,
         };
-        assert!(StepError::NetnsIsNodes("/proc/1/ns/net".into()).is_finding());
+        assert!(StepError::NetnsIsNodes("/proc/1/ns/net".into()).is_definitive());
         let not_its_own = StepError::NotItsAddresses {
             path: "/run/netns/a".into(),
-            wanted: vec![],
+            expected: vec![],
         };
-        assert!(not_its_own.is_finding());
+        assert!(not_its_own.is_definitive());
         let open = |path: &str| Netns::open(path.as_ref()).map(drop).unwrap_err();
-        assert!(unusable(open("/run/netns/no-such-namespace")).is_finding());
+        assert!(unusable(open("/run/netns/no-such-namespace")).is_definitive());
         assert!(
-            unusable(open("/dev/null")).is_finding(),
-            "its mount is gone, and an ordinary file left"
+            unusable(open("/dev/null")).is_definitive(),
+            "an ordinary file, as after an unmount"
         );
-        assert!(unusable(open("/dev/null/a")).is_finding());
+        assert!(unusable(open("/dev/null/a")).is_definitive());
         use nix::libc::{EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM};
         for errno in [EMFILE, ENFILE, ENOMEM, ENOBUFS, EINTR, EIO, EPERM] {
             let error = unusable(io::Error::from_raw_os_error(errno));
-            assert!(!error.is_finding(), "{error:?}");
+            assert!(!error.is_definitive(), "{error:?}");
         }
     }
 }

@@ -4,8 +4,8 @@ fn uid(name: &str) -> WorkloadUid {
     WorkloadUid::of_pod("Kubernetes", "shop", name, &format!("uid-{name}"))
 }
 
-fn pod(ip: &str) -> Arc<Desired> {
-    Arc::new(Desired {
+fn pod(ip: &str) -> Arc<DesiredPod> {
+    Arc::new(DesiredPod {
         kube_uid: "uid".into(),
         identity: "spiffe://cluster.local/ns/shop/sa/default"
             .parse()
@@ -15,8 +15,8 @@ fn pod(ip: &str) -> Arc<Desired> {
     })
 }
 
-fn world(meshed: &[(&str, &str)], plain: &[&str]) -> World {
-    World {
+fn desired_state(meshed: &[(&str, &str)], plain: &[&str]) -> DesiredState {
+    DesiredState {
         meshed: meshed
             .iter()
             .map(|(name, ip)| (uid(name), pod(ip)))
@@ -25,8 +25,8 @@ fn world(meshed: &[(&str, &str)], plain: &[&str]) -> World {
     }
 }
 
-fn actual(phase: Phase, ip: &str) -> Actual {
-    Actual {
+fn actual(phase: Phase, ip: &str) -> ActualPod {
+    ActualPod {
         phase,
         busy: false,
         waiting: false,
@@ -36,9 +36,9 @@ fn actual(phase: Phase, ip: &str) -> Actual {
     }
 }
 
-fn plan_of(world: &World, actual: &[(&str, Actual)]) -> Vec<(WorkloadUid, Action)> {
+fn plan_of(desired: &DesiredState, actual: &[(&str, ActualPod)]) -> Vec<(WorkloadUid, Action)> {
     plan(
-        world,
+        desired,
         &actual
             .iter()
             .map(|(name, actual)| (uid(name), actual.clone()))
@@ -47,113 +47,113 @@ fn plan_of(world: &World, actual: &[(&str, Actual)]) -> Vec<(WorkloadUid, Action
 }
 
 #[test]
-fn a_new_pod_is_enrolled_and_a_pod_outside_the_mesh_is_swept_once() {
-    let world = world(&[("in", "10.0.0.1")], &["out"]);
+fn new_pod_is_enrolled_and_plain_pod_is_swept_once() {
+    let desired = desired_state(&[("in", "10.0.0.1")], &["out"]);
     assert_eq!(
-        plan_of(&world, &[]),
+        plan_of(&desired, &[]),
         [(uid("in"), Action::Enrol), (uid("out"), Action::Sweep)]
     );
     let settled = [
         ("in", actual(Phase::Enrolled, "10.0.0.1")),
         ("out", actual(Phase::Clean, "10.0.0.2")),
     ];
-    assert_eq!(plan_of(&world, &settled), []);
+    assert_eq!(plan_of(&desired, &settled), []);
 }
 
 #[test]
-fn a_pod_whose_step_failed_waits_and_hinders_no_other() {
-    let world = world(&[("bad", "10.0.0.1"), ("good", "10.0.0.2")], &[]);
-    let failed = Actual {
+fn failed_pod_waits_and_delays_no_other() {
+    let desired = desired_state(&[("bad", "10.0.0.1"), ("good", "10.0.0.2")], &[]);
+    let failed = ActualPod {
         waiting: true,
         failed_as: Some(pod("10.0.0.1")),
         enrolled_as: None,
         ..actual(Phase::Pending, "10.0.0.1")
     };
     assert_eq!(
-        plan_of(&world, &[("bad", failed.clone())]),
+        plan_of(&desired, &[("bad", failed.clone())]),
         [(uid("good"), Action::Enrol)]
     );
-    let retry = Actual {
+    let retry = ActualPod {
         waiting: false,
         ..failed
     };
     assert_eq!(
-        plan_of(&world, &[("bad", retry)]),
+        plan_of(&desired, &[("bad", retry)]),
         [(uid("bad"), Action::Enrol), (uid("good"), Action::Enrol)]
     );
 }
 
 #[test]
-fn a_pod_that_has_changed_since_its_step_failed_does_not_wait() {
-    let world = world(&[("a", "10.0.0.1")], &[]);
-    let failed = Actual {
+fn changed_pod_is_retried_without_backoff() {
+    let desired = desired_state(&[("a", "10.0.0.1")], &[]);
+    let failed = ActualPod {
         waiting: true,
         failed_as: Some(pod("10.0.0.9")),
         enrolled_as: None,
         ..actual(Phase::Pending, "10.0.0.9")
     };
     assert_eq!(
-        plan_of(&world, &[("a", failed)]),
+        plan_of(&desired, &[("a", failed)]),
         [(uid("a"), Action::Enrol)]
     );
 }
 
 #[test]
-fn an_enrolled_pod_is_verified_when_it_is_time_or_when_it_has_changed() {
-    let world = world(&[("a", "10.0.0.1")], &[]);
-    let stands = actual(Phase::Enrolled, "10.0.0.1");
-    assert_eq!(plan_of(&world, &[("a", stands.clone())]), []);
+fn enrolled_pod_is_verified_when_due_or_changed() {
+    let desired = desired_state(&[("a", "10.0.0.1")], &[]);
+    let enrolled = actual(Phase::Enrolled, "10.0.0.1");
+    assert_eq!(plan_of(&desired, &[("a", enrolled.clone())]), []);
     assert_eq!(
         plan_of(
-            &world,
+            &desired,
             &[(
                 "a",
-                Actual {
+                ActualPod {
                     due: true,
-                    ..stands
+                    ..enrolled
                 }
             )]
         ),
         [(uid("a"), Action::Verify)]
     );
     assert_eq!(
-        plan_of(&world, &[("a", actual(Phase::Enrolled, "10.0.0.9"))]),
+        plan_of(&desired, &[("a", actual(Phase::Enrolled, "10.0.0.9"))]),
         [(uid("a"), Action::Verify)]
     );
 }
 
 #[test]
-fn nothing_is_started_for_a_pod_that_is_busy() {
-    let world = world(&[], &["a"]);
-    let busy = Actual {
+fn busy_pod_gets_no_step() {
+    let desired = desired_state(&[], &["a"]);
+    let busy = ActualPod {
         busy: true,
         due: true,
         ..actual(Phase::Enrolled, "10.0.0.1")
     };
-    assert_eq!(plan_of(&world, &[("a", busy)]), []);
+    assert_eq!(plan_of(&desired, &[("a", busy)]), []);
 }
 
 #[test]
-fn a_pod_that_opts_out_leaves_and_one_that_never_came_in_is_swept() {
-    let world = world(&[], &["in", "half"]);
+fn opted_out_pod_leaves_if_enrolled_and_is_swept_if_pending() {
+    let desired = desired_state(&[], &["in", "half"]);
     let pods = [
         ("in", actual(Phase::Enrolled, "10.0.0.1")),
         ("half", actual(Phase::Pending, "10.0.0.2")),
     ];
     assert_eq!(
-        plan_of(&world, &pods),
+        plan_of(&desired, &pods),
         [(uid("half"), Action::Sweep), (uid("in"), Action::Leave)]
     );
 }
 
 #[test]
-fn a_pod_that_is_gone_is_forgotten_whatever_it_waits_for() {
-    let nothing = world(&[], &[]);
-    let waiting = Actual {
+fn deleted_pod_is_forgotten_during_backoff_and_interrupted_while_leaving() {
+    let nothing = desired_state(&[], &[]);
+    let waiting = ActualPod {
         waiting: true,
         ..actual(Phase::Pending, "10.0.0.1")
     };
-    let leaving = Actual {
+    let leaving = ActualPod {
         busy: true,
         ..actual(Phase::Leaving, "10.0.0.2")
     };
@@ -164,9 +164,9 @@ fn a_pod_that_is_gone_is_forgotten_whatever_it_waits_for() {
 }
 
 #[test]
-fn a_pod_that_leaves_and_comes_back_is_enrolled_again() {
-    let back = world(&[("a", "10.0.0.1")], &[]);
-    let leaving = Actual {
+fn leaving_pod_that_opts_in_again_is_interrupted_then_enrolled() {
+    let back = desired_state(&[("a", "10.0.0.1")], &[]);
+    let leaving = ActualPod {
         busy: true,
         ..actual(Phase::Leaving, "10.0.0.1")
     };
@@ -179,7 +179,7 @@ fn a_pod_that_leaves_and_comes_back_is_enrolled_again() {
             &back,
             &[(
                 "a",
-                Actual {
+                ActualPod {
                     busy: false,
                     ..leaving
                 }
@@ -190,8 +190,8 @@ fn a_pod_that_leaves_and_comes_back_is_enrolled_again() {
 }
 
 #[test]
-fn a_pod_waits_until_the_one_that_had_its_address_is_forgotten() {
-    let recreated = world(&[("new", "10.0.0.1"), ("other", "10.0.0.2")], &[]);
+fn new_pod_waits_until_the_old_owner_of_its_address_is_forgotten() {
+    let recreated = desired_state(&[("new", "10.0.0.1"), ("other", "10.0.0.2")], &[]);
     let old = [("old", actual(Phase::Enrolled, "10.0.0.1"))];
     assert_eq!(
         plan_of(&recreated, &old),
@@ -199,7 +199,7 @@ fn a_pod_waits_until_the_one_that_had_its_address_is_forgotten() {
     );
     let busy = [(
         "old",
-        Actual {
+        ActualPod {
             busy: true,
             ..actual(Phase::Enrolled, "10.0.0.1")
         },

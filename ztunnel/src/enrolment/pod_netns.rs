@@ -1,30 +1,36 @@
-//! Where a pod's network namespace is found.
+//! Where a pod's network namespace is found, and which pod uses which namespace.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The longest path that the kernel accepts.
+use mesh::WorkloadUid;
+
+use crate::netns::NetnsId;
+
+/// Longest path that the kernel accepts, in bytes.
 const PATH_MAX: u64 = 4096;
 
-/// Knows the network namespaces of this node's pods. It is only asked where to look: that what is
-/// found there is the pod's own is proven by the addresses in it.
+/// Looks up the path of a pod's network namespace. Enrolment verifies by the addresses inside that the
+/// namespace is the pod's.
 pub trait NetnsSource: Send + Sync {
-    /// The path of the namespace of the pod with this `metadata.uid`, if the source knows it. May
-    /// block for as long as a read of a local file takes.
+    /// The path of the namespace of the pod with this `metadata.uid`, or `None` if it is not known (yet).
+    /// May block as long as a read of a local file takes.
     ///
     /// # Errors
-    /// Fails if the source cannot be asked.
+    /// Fails if the lookup fails.
     fn path(&self, kube_uid: &str) -> io::Result<Option<PathBuf>>;
 }
 
-/// A folder with one file per pod: its name is the pod's uid, its content the path of the
+/// A folder with one file per pod: the file name is the pod's uid, the content the path of the
 /// namespace.
 #[derive(Clone, Debug)]
 pub struct NetnsFolder(PathBuf);
 
 impl NetnsFolder {
-    /// A source for this folder.
+    /// Looks up namespaces in this folder.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self(folder.into())
     }
@@ -32,7 +38,7 @@ impl NetnsFolder {
 
 impl NetnsSource for NetnsFolder {
     fn path(&self, kube_uid: &str) -> io::Result<Option<PathBuf>> {
-        // A uid is a file's name here: anything that could lead out of the folder is no pod's.
+        // The uid becomes a file name and must not lead out of the folder.
         if kube_uid.is_empty()
             || kube_uid.starts_with('.')
             || Path::new(kube_uid).components().count() != 1
@@ -52,12 +58,58 @@ impl NetnsSource for NetnsFolder {
     }
 }
 
+/// Which pod uses each namespace: one pod per namespace. Clones share the leases.
+#[derive(Clone, Debug, Default)]
+pub(super) struct NetnsLeases(Arc<Mutex<HashMap<NetnsId, WorkloadUid>>>);
+
+/// One pod's exclusive use of a namespace, until dropped.
+#[derive(Debug)]
+pub(super) struct NetnsLease {
+    leases: NetnsLeases,
+    netns: NetnsId,
+}
+
+impl NetnsLeases {
+    /// Leases a namespace to a pod.
+    ///
+    /// # Errors
+    /// Fails with the pod that holds the lease.
+    pub(super) fn acquire(
+        &self,
+        netns: NetnsId,
+        pod: &WorkloadUid,
+    ) -> Result<NetnsLease, WorkloadUid> {
+        let mut owners = self.lock();
+        match owners.get(&netns) {
+            Some(owner) => Err(owner.clone()),
+            None => {
+                owners.insert(netns, pod.clone());
+                Ok(NetnsLease {
+                    leases: self.clone(),
+                    netns,
+                })
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NetnsId, WorkloadUid>> {
+        // Every change is a single call, so a panic cannot leave the map inconsistent.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for NetnsLease {
+    fn drop(&mut self) {
+        self.leases.lock().remove(&self.netns);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_file_named_by_the_uid_holds_the_path() {
+    fn file_named_by_the_uid_contains_the_path() {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("6f1c"), "/run/netns/a\n").expect("a file");
         fs::write(folder.path().join("empty"), "\n").expect("a file");
@@ -71,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uid_never_leads_out_of_the_folder() {
+    fn uid_with_path_components_is_unknown() {
         let folder = tempfile::tempdir().expect("a folder");
         let inside = folder.path().join("inside");
         fs::create_dir(&inside).expect("a folder");
@@ -86,7 +138,7 @@ mod tests {
             "a/../../secret",
         ] {
             assert_eq!(
-                source.path(uid).expect("refused, not failed"),
+                source.path(uid).expect("unknown, not an error"),
                 None,
                 "{uid:?}"
             );
