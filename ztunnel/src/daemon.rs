@@ -1,19 +1,22 @@
-//! Start, run and stop: who owns what.
+//! How the daemon starts, runs and stops, and which part owns which task.
 //!
-//! One control thread runs everything here on a current-thread runtime; the data plane has threads
-//! of its own, and work inside pods' namespaces has its own thread too. All tasks are owned by
-//! [`run`], which ends them in this order: enrolment first (its rules stay in the kernel), then the
-//! data plane, which drains, and the ports for operators last, so that a drain can be watched.
+//! One control thread runs the tasks of this module on a current-thread runtime. The data plane and the
+//! work inside pods' namespaces have threads of their own. [`run`] owns all tasks and stops them in this
+//! order: the control tasks with enrolment, whose rules remain in the kernel; the data plane, which
+//! drains; the admin, metrics and readiness ports, so that the drain can be observed.
 
+mod follow;
 mod identities;
 mod ports;
 mod signals;
+mod workloads;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use mesh::Store;
 use mesh::certs::{AuthorityError, IstioCaError, RenewalTask};
 use mesh::source::{FolderError, FolderSource};
@@ -26,40 +29,42 @@ use crate::config::Config;
 use crate::dataplane::{
     self, DataPlane, DataPlaneConfig, MAX_CONNECTIONS_PER_POD, MAX_HANDSHAKES_PER_POD,
 };
-use crate::enrolment::{self, Enrolment, NetnsFolder, purge_removed};
+use crate::enrolment::{self, Enrolment, NetnsFolder};
 use crate::guard::Guard;
 use crate::identity::Identities;
 use crate::netns::{Netns, NetnsThreads};
 use crate::readiness::{PendingTask, Readiness};
 use crate::revocation::{RevocationError, RevocationFile};
 use crate::telemetry::{Log, Telemetry};
+use follow::{count_problems, purge_deleted};
 use ports::Ports;
 use signals::Signals;
+use workloads::workload_states;
 
-/// Why the daemon cannot start, or cannot go on.
+/// Why the daemon cannot start, or must stop.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A port is taken or not ours to open.
-    #[error("cannot listen on {address} for {what}; is another daemon running here?")]
+    /// A port is in use, or the daemon may not open it.
+    #[error("cannot listen on {address} for {service}; is another daemon running here?")]
     Listen {
-        /// What would have been served.
-        what: &'static str,
-        /// Where.
+        /// What is served on the port.
+        service: &'static str,
+        /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The system refused something that every process may have.
-    #[error("cannot {what}")]
+    /// A basic system call failed.
+    #[error("cannot {operation}")]
     System {
-        /// What was refused.
-        what: &'static str,
-        /// What the system said.
+        /// What failed, as in "cannot ...".
+        operation: &'static str,
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The certificate authority.
+    /// The folder of the certificate authority cannot be used.
     #[error("cannot use the certificate authority in {folder}; is --ca-dir right?")]
     Authority {
         /// The folder.
@@ -68,36 +73,34 @@ pub enum Error {
         #[source]
         source: AuthorityError,
     },
-    /// The address of the certificate authority.
+    /// The configuration of the certificate authority's client cannot be used.
     #[error(transparent)]
     IstioCa(#[from] IstioCaError),
-    /// The revoked certificates.
+    /// The file of revoked certificates cannot be used.
     #[error(transparent)]
     Revocations(#[from] RevocationError),
-    /// The objects.
+    /// The folder of objects cannot be used.
     #[error(transparent)]
     Source(#[from] FolderError),
-    /// The data plane.
+    /// The data plane cannot start.
     #[error(transparent)]
     DataPlane(#[from] dataplane::Error),
-    /// The metrics.
+    /// The metrics cannot be registered.
     #[error("cannot set up the metrics")]
     Metrics(#[from] prometheus::Error),
-    /// A part that should run until it is stopped has ended by itself.
-    #[error("{0} has ended by itself")]
-    Ended(&'static str),
+    /// A task that runs until it is stopped has ended unexpectedly.
+    #[error("{0} has ended unexpectedly")]
+    TaskEnded(&'static str),
 }
 
-/// Runs the daemon until a signal, or the admin port, asks it to stop; then drains. Runs in a
-/// `LocalSet`.
-///
-/// A second signal ends the process at once.
+/// Runs the daemon until a signal or a request to the admin port stops it, then drains. A second signal
+/// ends the process at once. Must run in a `LocalSet`.
 ///
 /// # Errors
-/// Fails if something that the daemon needs is not there at the start, or ends while it runs.
+/// Fails if the daemon cannot start, or if one of its tasks ends unexpectedly.
 pub async fn run(config: Config, log: Log) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(|source| Error::System {
-        what: "catch signals",
+        operation: "catch signals",
         source,
     })?;
     let quit = CancellationToken::new();
@@ -108,31 +111,30 @@ pub async fn run(config: Config, log: Log) -> Result<(), Error> {
             Ok(())
         }
         () = quit.cancelled() => Ok(()),
-        ended = daemon.first_end() => ended,
+        ended = daemon.first_exit() => ended,
     };
     tokio::select! {
         () = daemon.stop(&config) => {}
         signal = signals.next() => {
-            tracing::warn!(signal, "second signal: ending without waiting for open connections");
-            std::process::exit(FORCED);
+            tracing::warn!(signal, "second signal: exiting without waiting for open connections");
+            std::process::exit(EXIT_FORCED);
         }
     }
     outcome
 }
 
-/// Exit code after a second signal: connections were cut that the operator had asked to drain.
-const FORCED: i32 = 1;
+/// Exit code after a second signal: the drain was not completed.
+const EXIT_FORCED: i32 = 1;
 
-/// The running parts. Each stops when its token says so, and is joined.
+/// The running parts. Each set of tasks is stopped by its token and then joined.
 struct Daemon {
     data_plane: Arc<DataPlane>,
     readiness: Arc<Readiness>,
-    /// What decides: sources, certificates, enrolment. Stops before the drain.
-    deciding: JoinSet<Result<(), Error>>,
-    stop_deciding: CancellationToken,
-    /// What serves those that were decided for: keys, and the ports for operators. Stops after the
-    /// drain.
-    serving: JoinSet<()>,
+    /// Source, enrolment and other followers of the model. Stopped before the drain.
+    control_tasks: JoinSet<Result<(), Error>>,
+    stop_control: CancellationToken,
+    /// Certificates, revocation lists, and the admin and metrics ports. Stopped after the drain.
+    serving_tasks: JoinSet<()>,
     stop_serving: CancellationToken,
 }
 
@@ -141,8 +143,8 @@ impl Daemon {
         let ports = Ports::open(config)?;
         let telemetry = Arc::new(Telemetry::new(Some(log.clone()))?);
         let readiness = Readiness::new();
-        // The data plane answers for readiness as soon as it runs, which is before there is a list
-        // of what it has to wait for.
+        // The data plane serves readiness as soon as it runs. Hold it back until the conditions below
+        // are registered.
         let _starting = readiness.register_task("the daemon is starting");
         let store = Store::new();
         let (certificates, renewal) = identities::certificates(config)?;
@@ -169,9 +171,9 @@ impl Daemon {
         let mut daemon = Self {
             data_plane: data_plane.clone(),
             readiness,
-            deciding: JoinSet::new(),
-            stop_deciding: CancellationToken::new(),
-            serving: JoinSet::new(),
+            control_tasks: JoinSet::new(),
+            stop_control: CancellationToken::new(),
+            serving_tasks: JoinSet::new(),
             stop_serving: CancellationToken::new(),
         };
         let statuses = enrolment.statuses();
@@ -180,105 +182,95 @@ impl Daemon {
             data_plane: data_plane.clone(),
             identities: identities.clone(),
             log,
-            workloads: ports::workload_states(store.clone(), statuses),
+            workloads: workload_states(store.clone(), statuses),
             config: config.to_json(),
             quit,
         };
-        daemon.serve(renewal, identities, telemetry.clone());
+        daemon.start_certificates(renewal, identities, telemetry.clone());
+        let (tasks, stop) = (&mut daemon.serving_tasks, &daemon.stop_serving);
         if let Some(file) = revoked {
-            let stop = daemon.stop_serving.clone();
-            daemon.serving.spawn_local(file.run(stop));
+            tasks.spawn_local(file.run(stop.clone()));
         }
-        daemon.serving.spawn_local(admin::serve(
-            ports.admin,
-            admin,
-            daemon.stop_serving.clone(),
-        ));
-        daemon.serving.spawn_local(admin::serve_metrics(
-            ports.stats,
-            telemetry.clone(),
-            daemon.stop_serving.clone(),
-        ));
-        daemon.decide(source, enrolment, &store, telemetry);
+        tasks.spawn_local(admin::serve(ports.admin, admin, stop.clone()));
+        let metrics = admin::serve_metrics(ports.stats, telemetry.clone(), stop.clone());
+        tasks.spawn_local(metrics);
+        daemon.start_control(source, enrolment, &store, telemetry);
         tracing::info!(node = %config.node, workers = data_plane.workers(), "ztunnel started");
         Ok(daemon)
     }
 
-    fn serve(&mut self, renewal: RenewalTask, identities: Identities, telemetry: Arc<Telemetry>) {
-        self.serving
-            .spawn_local(renewal.run(self.stop_serving.clone()));
-        let stop = self.stop_serving.clone();
-        self.serving
-            .spawn_local(async move { identities.run(&telemetry, stop).await });
+    fn start_certificates(
+        &mut self,
+        renewal: RenewalTask,
+        identities: Identities,
+        telemetry: Arc<Telemetry>,
+    ) {
+        let (tasks, stop) = (&mut self.serving_tasks, &self.stop_serving);
+        tasks.spawn_local(renewal.run(stop.clone()));
+        let stop = stop.clone();
+        tasks.spawn_local(async move { identities.run(&telemetry, stop).await });
     }
 
-    fn decide(
+    fn start_control(
         &mut self,
         source: FolderSource,
         enrolment: Enrolment,
         store: &Store,
         telemetry: Arc<Telemetry>,
     ) {
-        let stop = &self.stop_deciding;
+        let (tasks, stop) = (&mut self.control_tasks, &self.stop_control);
         let loaded = source.loaded();
-        let reading = self
-            .readiness
-            .register_task("the source folder has not been read yet");
-        let enrolling = self
-            .readiness
-            .register_task("pods of this node have not been enrolled yet");
+        let not_loaded = "the source folder has not been read yet";
+        let not_loaded = self.readiness.register_task(not_loaded);
+        let not_enrolled = "pods of this node have not been enrolled yet";
+        let not_enrolled = self.readiness.register_task(not_enrolled);
+        let settled = enrolment.settled();
         let source_stop = stop.clone();
-        self.deciding
-            .spawn_local(async move { Ok(source.run(source_stop).await?) });
-        self.deciding
-            .spawn_local(when(enrolment.settled(), enrolling, stop.clone()));
-        self.deciding
-            .spawn_local(when(loaded.clone(), reading, stop.clone()));
-        let purge = purge_removed(store.clone(), self.data_plane.clone(), stop.clone());
-        self.deciding.spawn_local(async move {
-            purge.await;
-            Ok(())
-        });
-        self.deciding
-            .spawn_local(problems(store.clone(), telemetry, stop.clone()));
+        tasks.spawn_local(async move { Ok(source.run(source_stop).await?) });
+        tasks.spawn_local(drop_when(settled, not_enrolled, stop.clone()));
+        tasks.spawn_local(drop_when(loaded.clone(), not_loaded, stop.clone()));
+        let purge = purge_deleted(store.clone(), self.data_plane.clone(), stop.clone());
+        tasks.spawn_local(purge.map(Ok));
+        tasks.spawn_local(count_problems(store.clone(), telemetry, stop.clone()).map(Ok));
         let stop = stop.clone();
-        self.deciding.spawn_local(async move {
-            // An empty store would say that no pod is in the mesh.
+        tasks.spawn_local(async move {
+            // Enrolment must not see the empty store: in it no pod is in the mesh.
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = becomes_true(loaded) => {}
+                () = wait_until_true(loaded) => {}
             }
             enrolment.run(stop).await;
             Ok(())
         });
     }
 
-    /// Waits for a part that ends although nobody asked it to.
-    async fn first_end(&mut self) -> Result<(), Error> {
+    /// Waits for a task that ends before it is stopped, and returns its error.
+    async fn first_exit(&mut self) -> Result<(), Error> {
         tokio::select! {
-            Some(ended) = self.deciding.join_next() => {
-                let by_itself = Err(Error::Ended("a control task"));
-                ended.unwrap_or(Ok(())).and(by_itself)
+            Some(ended) = self.control_tasks.join_next() => {
+                let unexpected = Err(Error::TaskEnded("a control task"));
+                ended.unwrap_or(Ok(())).and(unexpected)
             }
-            Some(_) = self.serving.join_next() => Err(Error::Ended("a serving task")),
-            else => Err(Error::Ended("every control task")),
+            Some(_) = self.serving_tasks.join_next() => Err(Error::TaskEnded("a serving task")),
+            else => Err(Error::TaskEnded("every control task")),
         }
     }
 
+    /// Stops the control tasks, drains the data plane, then stops the serving tasks.
     async fn stop(&mut self, config: &Config) {
         let _draining = self.readiness.register_task("the daemon is stopping");
-        self.stop_deciding.cancel();
-        while self.deciding.join_next().await.is_some() {}
+        self.stop_control.cancel();
+        while self.control_tasks.join_next().await.is_some() {}
         tracing::info!(deadline = ?config.termination_deadline, "draining");
         self.data_plane.drain(config.termination_deadline).await;
         self.stop_serving.cancel();
-        while self.serving.join_next().await.is_some() {}
+        while self.serving_tasks.join_next().await.is_some() {}
         tracing::info!("stopped");
     }
 }
 
-/// Pods whose namespaces are worked on at a time. To replace a pod's rules takes 15 ms, most of it the
-/// kernel's wait until nobody reads the old ones: 100 pods take 2.1 s one by one, 1.2 s like this.
+/// Threads for work in pods' namespaces. Replacing a pod's rules takes 15 ms, most of it the kernel's
+/// wait for readers of the old rules. 100 pods take 2.1 s on one thread and 1.2 s on four.
 const NETNS_THREADS: usize = 4;
 
 fn enrolment(
@@ -290,17 +282,17 @@ fn enrolment(
 ) -> Result<Enrolment, Error> {
     let threads = |name, count| {
         NetnsThreads::start(name, count).map_err(|source| Error::System {
-            what: "start a thread",
+            operation: "start a thread",
             source,
         })
     };
-    let here = Netns::current().map_err(|source| Error::System {
-        what: "open this network namespace",
+    let node_netns = Netns::current().map_err(|source| Error::System {
+        operation: "open this network namespace",
         source,
     })?;
     Ok(Enrolment::new(enrolment::Dependencies {
         node: config.node.clone(),
-        node_netns: here.id(),
+        node_netns: node_netns.id(),
         store: store.clone(),
         source: Arc::new(NetnsFolder::new(&config.netns_dir)),
         data_plane: data_plane.clone(),
@@ -312,40 +304,23 @@ fn enrolment(
     }))
 }
 
-/// Readiness waits for something no longer, once a flag becomes true.
-async fn when(
+/// Drops a readiness condition once a flag becomes true. Ends when stopped.
+async fn drop_when(
     flag: watch::Receiver<bool>,
-    waiting: PendingTask,
+    condition: PendingTask,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        () = becomes_true(flag) => drop(waiting),
+        () = wait_until_true(flag) => drop(condition),
     }
     stop.cancelled().await;
     Ok(())
 }
 
-async fn becomes_true(mut flag: watch::Receiver<bool>) {
+async fn wait_until_true(mut flag: watch::Receiver<bool>) {
     if flag.wait_for(|flag| *flag).await.is_err() {
-        // Who would have set it has ended, which is reported as an end of its own.
+        // The task that owns the sender has ended, which `first_exit` reports.
         std::future::pending::<()>().await;
-    }
-}
-
-/// Publishes how many problems the objects have; the source says which.
-async fn problems(
-    store: Store,
-    telemetry: Arc<Telemetry>,
-    stop: CancellationToken,
-) -> Result<(), Error> {
-    let mut changed = store.subscribe();
-    loop {
-        changed.borrow_and_update();
-        telemetry.record_problems(store.load().diagnostics().len());
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            changed = changed.changed() => if changed.is_err() { return Ok(()) },
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! From the configuration to what issues this node's certificates.
+//! The certificates of this node, from the configured identity provider.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use mesh::certs::{
 use super::Error;
 use crate::config::{Config, IdentityProvider};
 
-/// The certificates of this node and the task that keeps them.
+/// Creates the certificates of this node and the task that renews them.
 pub(super) fn certificates(config: &Config) -> Result<(Certificates, RenewalTask), Error> {
     let source = source(config)?;
     let config = CertificatesConfig {

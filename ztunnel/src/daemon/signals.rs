@@ -1,16 +1,17 @@
-//! SIGTERM and SIGINT: the first asks for a drain, the second for an end.
+//! SIGTERM and SIGINT. The first signal starts the drain, a second one ends the process.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// The two signals, caught.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// Catches both signals from now on.
+    /// Installs handlers for both signals.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -18,7 +19,7 @@ impl Signals {
         })
     }
 
-    /// Waits for either and says which it was.
+    /// Waits for either signal and returns its name.
     pub(super) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

@@ -46,7 +46,8 @@ impl ChangeListener {
         let watch = match NetnsWatch::new(netns) {
             Ok(watch) => watch,
             Err(error) => {
-                let consequence = "changes in its namespace are found only by periodic verification";
+                let consequence =
+                    "changes in its namespace are found only by periodic verification";
                 tracing::warn!(pod = %uid, %error, consequence, "cannot watch the pod's namespace");
                 return None;
             }

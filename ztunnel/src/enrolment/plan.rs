@@ -129,7 +129,9 @@ pub(super) fn plan(
         new.filter(|(uid, _)| !actual.contains_key(*uid))
             .map(|(uid, action)| (uid.clone(), action)),
     );
-    steps.retain(|(uid, action)| *action != Action::Enrol || !address_is_taken(desired_state, actual, uid));
+    steps.retain(|(uid, action)| {
+        *action != Action::Enrol || !address_is_taken(desired_state, actual, uid)
+    });
     steps.sort_by_key(|(_, action)| !matches!(action, Action::Forget | Action::Interrupt));
     steps
 }
@@ -172,7 +174,9 @@ fn address_is_taken(
     actual
         .iter()
         .filter(|(other, _)| {
-            *other != uid && !desired_state.meshed.contains_key(*other) && !desired_state.plain.contains_key(*other)
+            *other != uid
+                && !desired_state.meshed.contains_key(*other)
+                && !desired_state.plain.contains_key(*other)
         })
         .filter_map(|(_, actual)| actual.enrolled_as.as_ref())
         .any(|old| old.ips.iter().any(|ip| desired.ips.contains(ip)))

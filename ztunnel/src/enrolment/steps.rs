@@ -331,7 +331,10 @@ pub(super) async fn leave(
             return Ok(LeaveOutcome::Interrupted);
         }
     }
-    context.threads.run(move || Capture::remove(&netns)).await??;
+    context
+        .threads
+        .run(move || Capture::remove(&netns))
+        .await??;
     context.telemetry.record_pod_stopped();
     *enrolled = None;
     Ok(LeaveOutcome::Clean)
@@ -346,11 +349,11 @@ async fn wait_for_drain(
 ) -> Result<(), StepError> {
     let mut tick = interval(context.verify_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let ended = leaving.finished();
-    tokio::pin!(ended);
+    let finished = draining.finished();
+    tokio::pin!(finished);
     loop {
         tokio::select! {
-            () = &mut ended => return Ok(()),
+            () = &mut finished => return Ok(()),
             _ = tick.tick() => {}
         }
         let inside = netns.clone();
@@ -391,10 +394,14 @@ const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Resets the pod's connections, and releases the lease of its namespace when its last socket is closed
 /// or [`RESET_TIMEOUT`] has passed, so that a stuck connection does not keep the next pod out.
-async fn release(context: &Context, uid: &WorkloadUid, enrolled: Enrolled) -> Result<(), StepError> {
-    let ended = context.data_plane.remove(uid, Removal::Gone).await;
+async fn release(
+    context: &Context,
+    uid: &WorkloadUid,
+    enrolled: Enrolled,
+) -> Result<(), StepError> {
+    let removed = context.data_plane.remove(uid, Removal::Gone).await;
     context.telemetry.record_pod_stopped();
-    let _ = timeout(RESET_TIMEOUT, ended?.ended()).await;
+    let _ = timeout(RESET_TIMEOUT, removed?.finished()).await;
     drop(enrolled.lease);
     Ok(())
 }

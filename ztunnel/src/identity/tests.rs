@@ -216,10 +216,7 @@ async fn waiting_connection_requests_a_certificate_every_second() {
     let before = fixture.source.attempts.load(SeqCst);
     assert!(fixture.identities.ready(&id("web")).await.is_err());
     let attempts = fixture.source.attempts.load(SeqCst) - before;
-    assert!(
-        (4..=7).contains(&attempts),
-        "{attempts} in five seconds"
-    );
+    assert!((4..=7).contains(&attempts), "{attempts} in five seconds");
 }
 
 #[tokio::test(start_paused = true)]
