@@ -125,20 +125,27 @@ impl Netns {
     ///
     /// Aborts the process if the thread's own namespace cannot be restored.
     pub fn enter<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        ORIGIN.with(|origin| {
-            if origin.get().is_none() {
-                let file = File::open("/proc/thread-self/ns/net")?;
-                origin.get_or_init(|| file);
-            }
-            let Some(origin) = origin.get() else {
-                return Err(io::ErrorKind::NotFound.into());
-            };
+        with_origin(|origin| {
             setns(&self.file, CloneFlags::CLONE_NEWNET)?;
             // Restores on drop, because `f` may panic.
-            let _restore = RestoreNetns(origin.as_fd());
+            let _restore = RestoreNetns(origin);
             f()
         })
     }
+}
+
+/// Calls `f` with this thread's own namespace, which is opened by the first call and stays open.
+fn with_origin<T>(f: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    ORIGIN.with(|origin| {
+        if origin.get().is_none() {
+            let file = File::open("/proc/thread-self/ns/net")?;
+            origin.get_or_init(|| file);
+        }
+        let Some(origin) = origin.get() else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        f(origin.as_fd())
+    })
 }
 
 fn global_ip(interface: &InterfaceAddress) -> Option<IpAddr> {
@@ -250,6 +257,9 @@ fn spawn(name: &str, queue: &Arc<Mutex<mpsc::Receiver<Job>>>) -> io::Result<Join
     std::thread::Builder::new()
         .name(name.into())
         .spawn(move || {
+            // Opened now, so that a job needs no descriptor to enter a namespace when none is left. After
+            // a failure, the first job opens it.
+            let _ = with_origin(|_| Ok(()));
             while let Some(job) = next_job() {
                 // A panic fails this job only: the unwinding has dropped what the job owned and
                 // restored the thread's namespace, and the caller of `run` receives the failure.

@@ -1,19 +1,19 @@
-//! What the rules do to real connections, in real network namespaces.
+//! How the capture rules redirect real connections, in real network namespaces.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod rig;
+mod namespaces;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use rig::{NODE_V4, NODE_V6, Node, Pod, accept, carries, nobody_connects};
+use namespaces::{NODE_V4, NODE_V6, Node, Pod, accept, assert_carries, no_connection_arrives};
 use socket2::SockRef;
 use ztunnel::capture::{Capture, Drift, NetnsWatch, PodListeners, Redirection, Rules, listeners};
 use ztunnel::contract::DAEMON_MARK;
 
-/// Somebody elsewhere, to whom there is a route and no more.
-const ELSEWHERE: [&str; 2] = ["203.0.113.9:80", "[2001:db8::9]:80"];
+/// Addresses outside the node with a route but no host.
+const UNREACHABLE: [&str; 2] = ["203.0.113.9:80", "[2001:db8::9]:80"];
 const PROBE_PORT: u16 = 8080;
 
 fn redirection() -> Redirection {
@@ -27,8 +27,8 @@ fn redirection() -> Redirection {
     }
 }
 
-/// Listeners and capture, as enrolment puts them in place.
-fn captured(pod: &Pod) -> (PodListeners, Capture) {
+/// Opens listeners and applies the capture, as enrolment does.
+fn capture(pod: &Pod) -> (PodListeners, Capture) {
     let listeners = listeners(&pod.inside.netns, 1)
         .expect("free ports")
         .remove(0);
@@ -39,7 +39,8 @@ fn captured(pod: &Pod) -> (PodListeners, Capture) {
     )
 }
 
-fn original(stream: &std::net::TcpStream, v6: bool) -> SocketAddr {
+/// The original destination of a redirected connection.
+fn original_dst(stream: &std::net::TcpStream, v6: bool) -> SocketAddr {
     let socket = SockRef::from(stream);
     let original = if v6 {
         socket.original_dst_v6()
@@ -47,38 +48,38 @@ fn original(stream: &std::net::TcpStream, v6: bool) -> SocketAddr {
         socket.original_dst_v4()
     };
     original
-        .expect("conntrack knows it")
+        .expect("the connection is in conntrack")
         .as_socket()
         .expect("an IP address")
 }
 
 #[test]
-fn what_the_pod_opens_goes_to_15001_with_its_destination_known() {
+fn outgoing_connections_are_redirected_to_15001_with_original_dst() {
     let mut node = Node::new();
     let pod = node.pod();
-    let (listeners, _capture) = captured(&pod);
-    for to in ELSEWHERE.map(|to| to.parse::<SocketAddr>().unwrap()) {
+    let (listeners, _capture) = capture(&pod);
+    for to in UNREACHABLE.map(|to| to.parse::<SocketAddr>().unwrap()) {
         let client = pod.inside.connect(to).expect("accepted by the daemon");
         let (server, from) = accept(&listeners.outbound);
-        assert_eq!(original(&server, to.is_ipv6()), to);
+        assert_eq!(original_dst(&server, to.is_ipv6()), to);
         assert_eq!(
             from.ip().to_canonical(),
             if to.is_ipv4() { pod.v4 } else { pod.v6 }
         );
-        carries(&client, &server, b"request");
-        carries(&server, &client, b"answer");
+        assert_carries(&client, &server, b"request");
+        assert_carries(&server, &client, b"answer");
     }
 }
 
 #[test]
-fn what_the_daemon_opens_and_what_stays_in_the_pod_is_not_redirected() {
+fn daemon_and_pod_local_connections_are_not_redirected() {
     let mut node = Node::new();
     let pod = node.pod();
-    let (listeners, _capture) = captured(&pod);
-    for to in ELSEWHERE.map(|to| to.parse::<SocketAddr>().unwrap()) {
+    let (listeners, _capture) = capture(&pod);
+    for to in UNREACHABLE.map(|to| to.parse::<SocketAddr>().unwrap()) {
         pod.inside
             .connect_as(to, None, Some(DAEMON_MARK))
-            .expect_err("nobody is there");
+            .expect_err("no host has this address");
     }
     let own: [SocketAddr; 4] = [
         "127.0.0.1:9000".parse().unwrap(),
@@ -89,22 +90,25 @@ fn what_the_daemon_opens_and_what_stays_in_the_pod_is_not_redirected() {
     for to in own {
         let app = pod.inside.listen(to);
         let client = pod.inside.connect(to).expect("the application");
-        carries(&client, &accept(&app).0, b"to itself");
+        assert_carries(&client, &accept(&app).0, b"to itself");
     }
-    assert!(nobody_connects(&listeners.outbound) && nobody_connects(&listeners.inbound_plain));
+    assert!(
+        no_connection_arrives(&listeners.outbound)
+            && no_connection_arrives(&listeners.inbound_plain)
+    );
 }
 
 #[test]
-fn what_reaches_the_pod_goes_to_15006_unless_it_is_hbone() {
+fn incoming_connections_are_redirected_to_15006_except_hbone() {
     let mut node = Node::new();
     let (pod, other) = (node.pod(), node.pod());
-    let (listeners, _capture) = captured(&pod);
+    let (listeners, _capture) = capture(&pod);
     for (to, from) in pod.both(80).into_iter().zip([other.v4, other.v6]) {
         let client = other.inside.connect(to).expect("accepted by the daemon");
         let (server, peer) = accept(&listeners.inbound_plain);
-        assert_eq!(original(&server, to.is_ipv6()), to);
+        assert_eq!(original_dst(&server, to.is_ipv6()), to);
         assert_eq!(peer.ip().to_canonical(), from);
-        carries(&server, &client, b"server speaks first");
+        assert_carries(&server, &client, b"server sends first");
     }
     for port in [15001, 15006] {
         let _client = other
@@ -113,30 +117,30 @@ fn what_reaches_the_pod_goes_to_15006_unless_it_is_hbone() {
             .expect("accepted by the daemon");
         let (server, _) = accept(&listeners.inbound_plain);
         assert_eq!(
-            original(&server, false).port(),
+            original_dst(&server, false).port(),
             port,
-            "the daemon sees which of its ports was meant, and can refuse"
+            "the daemon can refuse connections to its own ports"
         );
     }
     for to in pod.both(15008) {
         let client = other.inside.connect(to).expect("accepted by the daemon");
-        carries(&client, &accept(&listeners.inbound_hbone).0, b"hello");
+        assert_carries(&client, &accept(&listeners.inbound_hbone).0, b"hello");
     }
-    assert!(nobody_connects(&listeners.outbound));
+    assert!(no_connection_arrives(&listeners.outbound));
 }
 
 #[test]
-fn probes_from_the_node_reach_the_application_and_nothing_else_from_there_does() {
+fn only_probes_from_the_node_bypass_redirection() {
     let mut node = Node::new();
     let (pod, other) = (node.pod(), node.pod());
-    let (listeners, _capture) = captured(&pod);
+    let (listeners, _capture) = capture(&pod);
     for (probed, from) in pod.both(PROBE_PORT).into_iter().zip([NODE_V4, NODE_V6]) {
         let app = pod.inside.listen(probed);
         let _probe = node.inside.connect(probed).expect("the application");
         assert_eq!(
             accept(&app).1.ip(),
             from.parse::<IpAddr>().unwrap(),
-            "nothing is translated"
+            "the source address is unchanged"
         );
         let _not_a_probe = node
             .inside
@@ -145,15 +149,15 @@ fn probes_from_the_node_reach_the_application_and_nothing_else_from_there_does()
         accept(&listeners.inbound_plain);
         let _not_the_node = other.inside.connect(probed).expect("the daemon");
         accept(&listeners.inbound_plain);
-        assert!(nobody_connects(&app));
+        assert!(no_connection_arrives(&app));
     }
 }
 
 #[test]
-fn a_connection_opened_in_the_clients_name_finds_its_way_back() {
+fn replies_to_a_spoofed_client_address_return_to_the_daemon() {
     let mut node = Node::new();
     let (pod, client) = (node.pod(), node.pod());
-    let (_listeners, _capture) = captured(&pod);
+    let (_listeners, _capture) = capture(&pod);
     for strict in ["0", "1"] {
         for device in ["all", "lo", "eth0"] {
             pod.inside
@@ -166,18 +170,18 @@ fn a_connection_opened_in_the_clients_name_finds_its_way_back() {
                 .connect_as(to, Some(SocketAddr::new(from, 0)), Some(DAEMON_MARK))
                 .expect("the application");
             let (server, seen) = accept(&app);
-            assert_eq!(seen.ip(), from, "the application sees the client");
-            carries(&daemon, &server, b"request");
-            carries(&server, &daemon, &vec![7; 300_000]);
+            assert_eq!(seen.ip(), from, "the application sees the client's address");
+            assert_carries(&daemon, &server, b"request");
+            assert_carries(&server, &daemon, &vec![7; 300_000]);
         }
     }
 }
 
 #[test]
-fn a_connection_in_the_clients_name_may_have_the_ports_of_the_clients_own() {
+fn spoofed_connection_may_reuse_the_clients_ports() {
     let mut node = Node::new();
     let (pod, client) = (node.pod(), node.pod());
-    let (listeners, _capture) = captured(&pod);
+    let (listeners, _capture) = capture(&pod);
     for (to, from) in pod.both(9000).into_iter().zip([client.v4, client.v6]) {
         let from = SocketAddr::new(from, 40_000);
         let app = pod.inside.listen(to);
@@ -185,22 +189,22 @@ fn a_connection_in_the_clients_name_may_have_the_ports_of_the_clients_own() {
             .inside
             .connect_as(to, Some(from), None)
             .expect("the daemon");
-        let (captured, _) = accept(&listeners.inbound_plain);
+        let (redirected, _) = accept(&listeners.inbound_plain);
         let inside = pod
             .inside
             .connect_as(to, Some(from), Some(DAEMON_MARK))
             .expect("the application");
         let (server, seen) = accept(&app);
         assert_eq!(seen, from);
-        carries(&outside, &captured, b"one connection");
-        carries(&inside, &server, b"and another");
-        carries(&server, &inside, b"back on this");
-        carries(&captured, &outside, b"and on that");
+        assert_carries(&outside, &redirected, b"one connection");
+        assert_carries(&inside, &server, b"and another");
+        assert_carries(&server, &inside, b"back on this");
+        assert_carries(&redirected, &outside, b"and on that");
     }
 }
 
 #[test]
-fn connections_that_are_older_than_capture_stay_what_they_were() {
+fn connections_established_before_capture_are_not_redirected() {
     let mut node = Node::new();
     let (pod, other) = (node.pod(), node.pod());
     let pairs: Vec<_> = [(&pod, &other), (&other, &pod)]
@@ -217,20 +221,23 @@ fn connections_that_are_older_than_capture_stay_what_they_were() {
             )
         })
         .collect();
-    let (listeners, _capture) = captured(&pod);
+    let (listeners, _capture) = capture(&pod);
     for (client, server) in &pairs {
-        carries(client, server, b"still here");
-        carries(server, client, b"so am I");
+        assert_carries(client, server, b"still here");
+        assert_carries(server, client, b"me too");
     }
-    assert!(nobody_connects(&listeners.outbound) && nobody_connects(&listeners.inbound_plain));
+    assert!(
+        no_connection_arrives(&listeners.outbound)
+            && no_connection_arrives(&listeners.inbound_plain)
+    );
 }
 
 #[test]
-fn whatever_is_taken_away_is_noticed_and_put_back() {
+fn every_drift_is_detected_and_repaired() {
     let mut node = Node::new();
     let pod = node.pod();
-    let (listeners, mut capture) = captured(&pod);
-    let damages: [(&str, &[&str], Drift); 6] = [
+    let (listeners, mut capture) = capture(&pod);
+    let changes: [(&str, &[&str], Drift); 6] = [
         ("nft", &["flush", "ruleset"], Drift::TableGone),
         (
             "nft",
@@ -258,41 +265,41 @@ fn whatever_is_taken_away_is_noticed_and_put_back() {
             Drift::FamiliesChanged,
         ),
     ];
-    for (program, arguments, drift) in damages {
-        assert_eq!(capture.verify(true).expect("a look"), None);
+    for (program, arguments, drift) in changes {
+        assert_eq!(capture.verify(true).expect("verified"), None);
         pod.inside.run(program, arguments);
         assert_eq!(
-            capture.verify(true).expect("a look"),
+            capture.verify(true).expect("verified"),
             Some(drift),
             "{program} {arguments:?}"
         );
         capture =
             Capture::apply(pod.inside.netns.clone(), capture.rules().clone()).expect("the rules");
-        assert_eq!(capture.verify(true).expect("a look"), None);
+        assert_eq!(capture.verify(true).expect("verified"), None);
     }
     drop(listeners);
     assert_eq!(
-        capture.verify(true).expect("a look"),
+        capture.verify(true).expect("verified"),
         Some(Drift::ListenersGone)
     );
-    assert_eq!(capture.verify(false).expect("a look"), None);
+    assert_eq!(capture.verify(false).expect("verified"), None);
 }
 
 #[test]
-fn rules_of_others_are_no_drift() {
+fn rules_of_other_programs_are_no_drift() {
     let mut node = Node::new();
     let pod = node.pod();
-    let (_listeners, mut capture) = captured(&pod);
+    let (_listeners, mut capture) = capture(&pod);
     pod.inside
-        .run("nft", &["add", "table", "inet", "somebody_elses"]);
-    assert_eq!(capture.verify(true).expect("a look"), None);
+        .run("nft", &["add", "table", "inet", "other_program"]);
+    assert_eq!(capture.verify(true).expect("verified"), None);
 }
 
 #[test]
-fn a_change_is_heard_at_once() {
+fn changes_of_rules_and_routes_are_notified() {
     let mut node = Node::new();
     let pod = node.pod();
-    let (_listeners, _capture) = captured(&pod);
+    let (_listeners, _capture) = capture(&pod);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -305,28 +312,27 @@ fn a_change_is_heard_at_once() {
         for (program, arguments) in changes {
             let watch = NetnsWatch::new(&pod.inside.netns).expect("two sockets");
             pod.inside.run(program, arguments);
-            tokio::time::timeout(rig::SOON, watch.changed())
+            tokio::time::timeout(namespaces::TIMEOUT, watch.changed())
                 .await
-                .expect("heard")
+                .expect("notified in time")
                 .expect("readable");
         }
     });
 }
 
 #[test]
-fn a_pod_that_leaves_keeps_its_connections_and_then_nothing_of_ours() {
+fn return_path_keeps_connections_and_removal_restores_the_namespace() {
     let mut node = Node::new();
     let (pod, client) = (node.pod(), node.pod());
-    // Somebody else's table, and conntrack in use, so that what is left can be compared with what
-    // was.
+    // The table of another program loads conntrack, so that the state before and after is comparable.
     pod.inside
-        .run("nft", &["add", "table", "inet", "somebody_elses"]);
+        .run("nft", &["add", "table", "inet", "other_program"]);
     let before = pod.inside.rules_and_routes();
-    let (listeners, _capture) = captured(&pod);
+    let (listeners, _capture) = capture(&pod);
     let app = pod.inside.listen(pod.both(9000)[0]);
     let outbound = pod
         .inside
-        .connect(ELSEWHERE[0].parse().unwrap())
+        .connect(UNREACHABLE[0].parse().unwrap())
         .expect("the daemon");
     let (outbound_daemon, _) = accept(&listeners.outbound);
     let inbound = client
@@ -352,67 +358,67 @@ fn a_pod_that_leaves_keeps_its_connections_and_then_nothing_of_ours() {
         (&inbound, &inbound_daemon),
         (&spoofed, &spoofed_app),
     ] {
-        carries(one, other, b"still");
-        carries(other, one, b"here");
+        assert_carries(one, other, b"still");
+        assert_carries(other, one, b"here");
     }
-    assert_eq!(leaving.verify(false).expect("a look"), None);
+    assert_eq!(leaving.verify(false).expect("verified"), None);
     let _direct = client
         .inside
         .connect(pod.both(9000)[0])
         .expect("the application itself");
     accept(&app);
     pod.inside
-        .connect(ELSEWHERE[0].parse().unwrap())
-        .expect_err("nobody is there, and no daemon in between");
+        .connect(UNREACHABLE[0].parse().unwrap())
+        .expect_err("no host has this address, and the daemon does not accept");
 
     Capture::remove(&pod.inside.netns).expect("removed");
     assert_eq!(pod.inside.rules_and_routes(), before);
-    Capture::remove(&pod.inside.netns).expect("removing nothing is no error");
+    Capture::remove(&pod.inside.netns).expect("removing nothing succeeds");
 }
 
 #[test]
-fn a_second_daemon_takes_the_rules_over_without_breaking_what_is_open() {
+fn second_daemon_replaces_rules_and_keeps_connections() {
     let mut node = Node::new();
     let pod = node.pod();
-    let (listeners, _capture) = captured(&pod);
+    let (listeners, _capture) = capture(&pod);
     let client = pod
         .inside
-        .connect(ELSEWHERE[0].parse().unwrap())
+        .connect(UNREACHABLE[0].parse().unwrap())
         .expect("the daemon");
     let (server, _) = accept(&listeners.outbound);
-    assert!(Capture::is_present(&pod.inside.netns).expect("a look"));
-    let (_second, mut capture) = captured(&pod);
-    assert_eq!(capture.verify(true).expect("a look"), None);
-    carries(&client, &server, b"through the first daemon");
-    carries(&server, &client, b"still");
+    assert!(Capture::is_present(&pod.inside.netns).expect("listed"));
+    let (_second, mut capture) = capture(&pod);
+    assert_eq!(capture.verify(true).expect("verified"), None);
+    assert_carries(&client, &server, b"through the first daemon");
+    assert_carries(&server, &client, b"still");
 }
 
 #[test]
-fn a_pod_without_ipv6_is_captured_all_the_same() {
+fn pod_without_ipv6_is_captured() {
     let mut node = Node::new();
     let pod = node.pod();
     for device in ["all", "default", "lo", "eth0"] {
         pod.inside
             .sysctl(&format!("net.ipv6.conf.{device}.disable_ipv6=1"));
     }
-    let (listeners, mut capture) = captured(&pod);
-    assert_eq!(capture.verify(true).expect("a look"), None);
+    let (listeners, mut capture) = capture(&pod);
+    assert_eq!(capture.verify(true).expect("verified"), None);
     let client = pod
         .inside
-        .connect(ELSEWHERE[0].parse().unwrap())
+        .connect(UNREACHABLE[0].parse().unwrap())
         .expect("the daemon");
-    carries(&client, &accept(&listeners.outbound).0, b"over IPv4");
+    assert_carries(&client, &accept(&listeners.outbound).0, b"over IPv4");
     assert_eq!(
-        pod.inside.netns.addresses().expect("a look"),
+        pod.inside.netns.addresses().expect("readable"),
         [pod.v4].into()
     );
 }
 
 #[test]
-fn half_closed_connections_are_remembered_as_long_as_open_ones() {
+fn half_closed_connections_have_the_timeout_of_open_ones() {
     let mut node = Node::new();
     let pod = node.pod();
-    let (_listeners, _capture) = captured(&pod);
+    let (_listeners, _capture) = capture(&pod);
     let option = |name: &str| pod.inside.run("sysctl", &["-n", name]);
     assert_eq!(
         option("net.netfilter.nf_conntrack_tcp_timeout_close_wait"),
@@ -422,15 +428,15 @@ fn half_closed_connections_are_remembered_as_long_as_open_ones() {
 }
 
 #[test]
-fn the_addresses_of_a_namespace_prove_whose_it_is() {
+fn namespace_addresses_identify_the_pod() {
     let mut node = Node::new();
     let (pod, other) = (node.pod(), node.pod());
     assert_eq!(
-        pod.inside.netns.addresses().expect("a look"),
+        pod.inside.netns.addresses().expect("readable"),
         [pod.v4, pod.v6].into()
     );
     assert_eq!(
-        other.inside.netns.addresses().expect("a look"),
+        other.inside.netns.addresses().expect("readable"),
         [other.v4, other.v6].into()
     );
     assert_ne!(pod.inside.netns.id(), other.inside.netns.id());
@@ -441,7 +447,7 @@ fn the_addresses_of_a_namespace_prove_whose_it_is() {
 }
 
 #[test]
-fn a_port_that_the_application_took_is_said() {
+fn port_in_use_by_the_application_is_named_in_the_error() {
     let mut node = Node::new();
     let pod = node.pod();
     let _app = pod.inside.listen("0.0.0.0:15008".parse().unwrap());

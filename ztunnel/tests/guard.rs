@@ -1,18 +1,19 @@
-//! What the guard lets out of a node and what it does not, with real packets.
+//! What the guard drops and what it accepts, with real packets.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod rig;
+mod namespaces;
 
 use std::net::IpAddr;
 
-use rig::{Node, Pod, accept, carries};
+use namespaces::{Node, Pod, accept, assert_carries};
 use ztunnel::guard::{Guard, Sets};
 use ztunnel::netns::NetnsThreads;
 
-const TABLE: [&str; 4] = ["list", "table", "inet", "ambit-guard"];
+/// Arguments of `nft` that list the guard's table.
+const LIST_TABLE: [&str; 4] = ["list", "table", "inet", "ambit-guard"];
 
-/// A guard in the node's namespace, and the runtime that it is asked on.
+/// A guard in the node's namespace, and a runtime for its async calls.
 fn guard(node: &Node) -> (Guard, tokio::runtime::Runtime) {
     let guard =
         Guard::new(NetnsThreads::start_in(&node.inside.netns, "guard", 1).expect("a thread"));
@@ -36,7 +37,7 @@ fn sets(local: &[&Pod], meshed: &[&Pod]) -> Sets {
 }
 
 #[test]
-fn plaintext_between_pods_of_the_mesh_is_dropped_and_counted() {
+fn plaintext_between_meshed_pods_is_dropped_and_counted() {
     let mut node = Node::new();
     let (pod, peer, outsider) = (node.pod(), node.pod(), node.pod());
     let (mut guard, runtime) = guard(&node);
@@ -49,19 +50,19 @@ fn plaintext_between_pods_of_the_mesh_is_dropped_and_counted() {
         let _from_outside = outsider
             .inside
             .connect(to)
-            .expect("a pod outside the mesh is not the guard's business");
+            .expect("connections from a pod outside the mesh are accepted");
         accept(&app);
         let outside = outsider.inside.listen(outsider.both(80)[family]);
         let _to_outside = pod
             .inside
             .connect(outsider.both(80)[family])
-            .expect("outside the mesh plaintext is what there is");
+            .expect("connections to a pod outside the mesh are accepted");
         accept(&outside);
         let hbone = peer.inside.listen(peer.both(15008)[family]);
         let client = pod.inside.connect(peer.both(15008)[family]).expect("HBONE");
         let (server, _) = accept(&hbone);
-        carries(&client, &server, b"there");
-        carries(&server, &client, b"and back");
+        assert_carries(&client, &server, b"there");
+        assert_carries(&server, &client, b"and back");
     }
     let counter = node.inside.run(
         "nft",
@@ -71,7 +72,7 @@ fn plaintext_between_pods_of_the_mesh_is_dropped_and_counted() {
 }
 
 #[test]
-fn connections_from_before_a_pod_joined_live_on() {
+fn connections_established_before_enrolment_survive() {
     let mut node = Node::new();
     let (pod, peer) = (node.pod(), node.pod());
     let (mut guard, runtime) = guard(&node);
@@ -84,15 +85,15 @@ fn connections_from_before_a_pod_joined_live_on() {
     runtime
         .block_on(guard.apply(sets(&[&pod, &peer], &[&pod, &peer])))
         .expect("the rules");
-    carries(&client, &server, b"still here");
-    carries(&server, &client, b"so am I");
+    assert_carries(&client, &server, b"still here");
+    assert_carries(&server, &client, b"me too");
     pod.inside
         .connect(peer.both(80)[0])
         .expect_err("a new one is dropped");
 }
 
 #[test]
-fn a_pod_that_left_is_let_go() {
+fn pod_that_left_the_mesh_may_send_plaintext() {
     let mut node = Node::new();
     let (pod, peer) = (node.pod(), node.pod());
     let (mut guard, runtime) = guard(&node);
@@ -104,21 +105,24 @@ fn a_pod_that_left_is_let_go() {
     runtime
         .block_on(guard.apply(sets(&[], &[&peer])))
         .expect("the rules");
-    let _client = pod.inside.connect(peer.both(80)[0]).expect("its own again");
+    let _client = pod
+        .inside
+        .connect(peer.both(80)[0])
+        .expect("accepted again");
     accept(&app);
 }
 
 #[test]
-fn what_is_taken_away_is_put_back() {
+fn damaged_guard_is_repaired() {
     let mut node = Node::new();
     let (pod, peer) = (node.pod(), node.pod());
     let (mut guard, runtime) = guard(&node);
     runtime
         .block_on(guard.apply(sets(&[&pod], &[&pod, &peer])))
         .expect("the rules");
-    let whole = node.inside.run("nft", &TABLE);
+    let applied = node.inside.run("nft", &LIST_TABLE);
     assert!(
-        !runtime.block_on(guard.verify()).expect("a look"),
+        !runtime.block_on(guard.verify()).expect("verified"),
         "nothing to repair"
     );
     for damage in [
@@ -129,21 +133,21 @@ fn what_is_taken_away_is_put_back() {
         node.inside
             .run("nft", &damage.split(' ').collect::<Vec<_>>());
         assert!(
-            runtime.block_on(guard.verify()).expect("a look"),
+            runtime.block_on(guard.verify()).expect("verified"),
             "{damage}"
         );
-        assert_eq!(node.inside.run("nft", &TABLE), whole, "{damage}");
+        assert_eq!(node.inside.run("nft", &LIST_TABLE), applied, "{damage}");
     }
     node.inside
-        .run("nft", &["add", "table", "inet", "somebody_elses"]);
+        .run("nft", &["add", "table", "inet", "other_program"]);
     assert!(
-        !runtime.block_on(guard.verify()).expect("a look"),
-        "rules of others are nothing to repair"
+        !runtime.block_on(guard.verify()).expect("verified"),
+        "rules of other programs are not repaired"
     );
 }
 
 #[test]
-fn it_stands_when_the_daemon_has_ended_and_the_next_one_takes_it_over() {
+fn guard_remains_after_the_daemon_exits_and_the_next_one_replaces_it() {
     let mut node = Node::new();
     let (pod, peer) = (node.pod(), node.pod());
     let _app = peer.inside.listen(peer.both(80)[0]);
@@ -154,7 +158,7 @@ fn it_stands_when_the_daemon_has_ended_and_the_next_one_takes_it_over() {
     drop(first);
     pod.inside
         .connect(peer.both(80)[0])
-        .expect_err("nobody lives, the rules do");
+        .expect_err("the rules remain without a daemon");
     let (mut second, runtime) = guard(&node);
     runtime
         .block_on(second.apply(sets(&[&pod], &[&pod, &peer])))

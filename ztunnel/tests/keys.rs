@@ -1,6 +1,5 @@
-//! A key is nowhere in memory when the last pod of its identity is gone. Everything that the process
-//! may write to is searched for it, so this test has a process of its own.
-// A step that fails ends the test with what it expected.
+//! A private key is wiped from memory when the last pod of its identity is gone. The test searches all
+//! writable memory of its process, and therefore has a process of its own.
 #![allow(clippy::expect_used)]
 
 use std::collections::BTreeSet;
@@ -17,39 +16,40 @@ use tokio_util::sync::CancellationToken;
 use ztunnel::identity::Identities;
 use ztunnel::telemetry::Telemetry;
 
-/// What is searched for is kept in another form, or it would be found here.
+/// Masks the searched bytes, so that the search does not find its own copy.
 const MASK: u8 = 0xa5;
 
-/// The private number of a P-256 key, masked, in both orders of its bytes: as files have it, and as
-/// arithmetic on this processor has it.
-struct Secret([Vec<u8>; 2]);
+/// The private scalar of a P-256 key, masked, in both byte orders: big-endian as in files, and
+/// little-endian as in arithmetic on this processor.
+struct MaskedKey([Vec<u8>; 2]);
 
-impl Secret {
-    /// From PKCS#8, which is wiped.
-    fn of(mut key: Vec<u8>) -> Self {
+impl MaskedKey {
+    /// Extracts the scalar from PKCS#8, and wipes that.
+    fn from_pkcs8(mut key: Vec<u8>) -> Self {
         // ECPrivateKey: version 1, then an octet string of 32 bytes (RFC 5915).
-        let head = [2, 1, 1, 4, 32];
-        let at = key.windows(5).position(|window| window == head);
+        let header = [2, 1, 1, 4, 32];
+        let at = key.windows(5).position(|window| window == header);
         let at = at.expect("a P-256 key") + 5;
-        let straight: Vec<u8> = key[at..at + 32].iter().map(|byte| byte ^ MASK).collect();
+        let big_endian: Vec<u8> = key[at..at + 32].iter().map(|byte| byte ^ MASK).collect();
         key.fill(0);
-        let reversed = straight.iter().rev().copied().collect();
-        Self([straight, std::hint::black_box(reversed)])
+        let little_endian = big_endian.iter().rev().copied().collect();
+        Self([big_endian, std::hint::black_box(little_endian)])
     }
 
-    fn is_at(&self, bytes: &[u8]) -> bool {
+    /// Whether the key is at the start of `bytes`.
+    fn is_prefix_of(&self, bytes: &[u8]) -> bool {
         self.0.iter().any(|masked| {
             let pairs = masked.iter().zip(bytes);
             bytes.len() >= masked.len() && pairs.into_iter().all(|(a, b)| *a == *b ^ MASK)
         })
     }
 
-    /// How often it is in the memory of this process.
+    /// Number of copies in the writable memory of this process.
     fn copies(&self) -> usize {
         let memory = File::open("/proc/self/mem").expect("our own memory");
         let maps = std::fs::read_to_string("/proc/self/maps").expect("our own memory's map");
         let mut buffer = vec![0; 1 << 20];
-        let own = buffer.as_ptr() as u64..buffer.as_ptr() as u64 + buffer.len() as u64;
+        let own_buffer = buffer.as_ptr() as u64..buffer.as_ptr() as u64 + buffer.len() as u64;
         let mut copies = 0;
         for line in maps.lines() {
             let mut words = line.split([' ', '-']);
@@ -63,15 +63,15 @@ impl Secret {
             while from < to {
                 let wanted = usize::try_from(to - from).unwrap_or(usize::MAX);
                 let wanted = wanted.min(buffer.len());
-                // What the kernel keeps to itself cannot be read, and holds no keys of ours.
+                // Mappings of the kernel cannot be read and hold no keys.
                 let Ok(read) = memory.read_at(&mut buffer[..wanted], from) else {
                     break;
                 };
                 copies += (0..read)
-                    .filter(|at| !own.contains(&(from + *at as u64)))
-                    .filter(|at| self.is_at(&buffer[*at..read]))
+                    .filter(|at| !own_buffer.contains(&(from + *at as u64)))
+                    .filter(|at| self.is_prefix_of(&buffer[*at..read]))
                     .count();
-                // Pieces overlap by what could lie across their border.
+                // Reads overlap, so that a key across their border is found.
                 from += if read < wanted || from + read as u64 == to {
                     read
                 } else {
@@ -89,17 +89,17 @@ impl Secret {
 }
 
 #[tokio::test]
-async fn a_key_is_nowhere_in_memory_when_the_last_pod_of_its_identity_is_gone() {
+async fn key_is_wiped_when_its_identity_is_removed() {
     let folder = tempfile::tempdir().expect("a folder");
     let ca = Arc::new(LocalCa::create(folder.path()).expect("an authority"));
     let (certificates, renewal) = Certificates::new(ca, CertificatesConfig::default());
     let identities = Identities::new(certificates, Revocations::none());
     let mut tasks = JoinSet::new();
     tasks.spawn(renewal.run(CancellationToken::new()));
-    let following = identities.clone();
+    let running = identities.clone();
     tasks.spawn(async move {
         let telemetry = Telemetry::new(None).expect("metrics");
-        following.run(&telemetry, CancellationToken::new()).await;
+        running.run(&telemetry, CancellationToken::new()).await;
     });
     let web = SpiffeId::new("spiffe://cluster.local/ns/shop/sa/web").expect("an identity");
     identities.set_identities(BTreeSet::from([web.clone()]));
@@ -111,23 +111,29 @@ async fn a_key_is_nowhere_in_memory_when_the_last_pod_of_its_identity_is_gone() 
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    let secret = Secret::of({
-        let mut key = identity.certificate.key();
-        let copy = key.secret_der().to_vec();
-        zeroize::Zeroize::zeroize(&mut key);
+    let key = MaskedKey::from_pkcs8({
+        let mut der = identity.certificate.key();
+        let copy = der.secret_der().to_vec();
+        zeroize::Zeroize::zeroize(&mut der);
         copy
     });
     drop(identity);
-    let living = secret.copies();
-    assert!(living > 0, "the search finds what is there");
+    let copies = key.copies();
+    assert!(copies > 0, "the search finds a key in use");
     identities.set_identities(BTreeSet::new());
     while !identities.state().identities.is_empty() || identities.current(&web).is_ok() {
-        assert!(tokio::time::Instant::now() < deadline, "it is forgotten");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the identity is not removed"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Whoever held it last lets it go by itself.
-    while secret.copies() > 0 {
-        assert!(tokio::time::Instant::now() < deadline, "some of {living}");
+    // The last owner may drop it a moment later.
+    while key.copies() > 0 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "copies of the key remain ({copies} while in use)"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -1,37 +1,39 @@
-//! The daemon as its operators run it: the binary, a folder of objects, pods in namespaces,
+//! The daemon as operators run it: the binary with a folder of objects, pods in network namespaces, and
 //! signals.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../rig/mod.rs"]
-mod rig;
-mod world;
+mod fixture;
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
 
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rig::{SOON, accept, carries, eventually};
-use world::{Daemon, World};
+use fixture::{Daemon, Fixture};
+use namespaces::{TIMEOUT, accept, assert_carries, eventually};
 
-/// The time in which a capture that was broken has to stand again, with the default period of
-/// verification.
-const REPAIRED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+/// Time within which a changed capture must be repaired: the default period of verification.
+const REPAIR_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long a limit of descriptors stays before it is set again: several verifications.
+const RELIMIT_INTERVAL: Duration = Duration::from_secs(1);
 
 #[test]
-fn pods_that_opted_in_are_enrolled_and_talk_to_each_other_through_the_mesh() {
-    let mut world = World::new();
+fn opted_in_pods_are_enrolled_and_connect_through_the_mesh() {
+    let mut fixture = Fixture::new();
     let (client, server, outsider) = (
-        world.pod("client", true),
-        world.pod("server", true),
-        world.pod("outsider", false),
+        fixture.pod("client", true),
+        fixture.pod("server", true),
+        fixture.pod("outsider", false),
     );
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     assert_eq!(daemon.state(&client), Some("enrolled".to_string()));
     assert_eq!(
         daemon.state(&outsider),
         None,
-        "it has nothing to do with the mesh"
+        "a pod outside the mesh has no state"
     );
     for address in server.pod.both(80) {
         let app = server.pod.inside.listen(address);
@@ -39,22 +41,22 @@ fn pods_that_opted_in_are_enrolled_and_talk_to_each_other_through_the_mesh() {
         let (accepted, from) = accept(&app);
         assert!(
             [client.pod.v4, client.pod.v6].contains(&from.ip()),
-            "the application sees its client"
+            "the application sees the client's address"
         );
-        carries(&opened, &accepted, b"request");
-        carries(&accepted, &opened, b"answer");
+        assert_carries(&opened, &accepted, b"request");
+        assert_carries(&accepted, &opened, b"answer");
         let outside = outsider.pod.inside.connect(address).expect("the daemon");
-        carries(&outside, &accept(&app).0, b"in clear");
+        assert_carries(&outside, &accept(&app).0, b"plaintext");
     }
     assert!(daemon.metric("istio_tcp_connections_opened_total") > 0.0);
 }
 
 #[test]
-fn flushed_rules_are_back_at_once_and_nothing_leaves_in_clear_meanwhile() {
-    let mut world = World::new();
-    let (client, server) = (world.pod("client", true), world.pod("server", true));
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+fn flushed_rules_are_repaired_and_no_plaintext_leaves() {
+    let mut fixture = Fixture::new();
+    let (client, server) = (fixture.pod("client", true), fixture.pod("server", true));
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     let app = server.pod.inside.listen(server.pod.both(80)[0]);
     let open = client
         .pod
@@ -63,12 +65,12 @@ fn flushed_rules_are_back_at_once_and_nothing_leaves_in_clear_meanwhile() {
         .expect("the daemon");
     let (accepted, _) = accept(&app);
     for repairs in 1..=5 {
-        let broken = Instant::now();
+        let flushed = Instant::now();
         client.pod.inside.run("nft", &["flush", "ruleset"]);
         (&open)
             .write_all(b"secret")
             .expect("a full send buffer is far away");
-        eventually("the rules are back", || {
+        eventually("the rules are repaired", || {
             client
                 .pod
                 .inside
@@ -77,60 +79,60 @@ fn flushed_rules_are_back_at_once_and_nothing_leaves_in_clear_meanwhile() {
                 .then_some(())
         });
         assert!(
-            broken.elapsed() < REPAIRED_WITHIN,
+            flushed.elapsed() < REPAIR_DEADLINE,
             "took {:?}",
-            broken.elapsed()
+            flushed.elapsed()
         );
         eventually("the repair is counted", || {
             (daemon.metric("ambit_capture_repairs_total") >= f64::from(repairs)).then_some(())
         });
-        let mut got = [0; 6];
-        std::io::Read::read_exact(&mut &accepted, &mut got)
+        let mut received = [0; 6];
+        std::io::Read::read_exact(&mut &accepted, &mut received)
             .expect("retransmitted, through the mesh");
     }
-    carries(&accepted, &open, b"and back");
+    assert_carries(&accepted, &open, b"and back");
 }
 
 #[test]
-fn a_daemon_that_was_killed_leaves_its_pods_closed_and_the_next_one_opens_them() {
-    let mut world = World::new();
-    let (client, server) = (world.pod("client", true), world.pod("server", true));
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+fn killed_daemon_leaves_pods_closed_until_the_next_one_starts() {
+    let mut fixture = Fixture::new();
+    let (client, server) = (fixture.pod("client", true), fixture.pod("server", true));
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     let app = server.pod.inside.listen(server.pod.both(80)[0]);
     daemon.kill();
     client
         .pod
         .inside
         .connect(server.pod.both(80)[0])
-        .expect_err("nobody listens, and the rules stand");
+        .expect_err("redirected to a port without a listener");
     client.pod.inside.run("nft", &["flush", "ruleset"]);
     client
         .pod
         .inside
         .connect(server.pod.both(80)[0])
-        .expect_err("the guard outlives the daemon");
-    let next = Daemon::start(&world);
-    next.ready();
+        .expect_err("dropped by the guard, which remains");
+    let next = Daemon::start(&fixture);
+    next.wait_ready();
     let opened = client
         .pod
         .inside
         .connect(server.pod.both(80)[0])
         .expect("the daemon");
-    carries(&opened, &accept(&app).0, b"through the mesh again");
+    assert_carries(&opened, &accept(&app).0, b"through the mesh again");
 }
 
 #[test]
-fn a_pod_that_opts_out_keeps_its_connections_and_then_nothing_of_ours() {
-    let mut world = World::new();
-    let (client, server) = (world.pod("client", true), world.pod("server", true));
+fn established_connections_survive_opt_out_and_rules_are_removed_after_them() {
+    let mut fixture = Fixture::new();
+    let (client, server) = (fixture.pod("client", true), fixture.pod("server", true));
     client
         .pod
         .inside
-        .run("nft", &["add", "table", "inet", "somebody_elses"]);
+        .run("nft", &["add", "table", "inet", "other_program"]);
     let before = client.pod.inside.rules_and_routes();
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     let app = server.pod.inside.listen(server.pod.both(80)[0]);
     let own = client.pod.inside.listen(client.pod.both(80)[0]);
     let out = client
@@ -145,11 +147,11 @@ fn a_pod_that_opts_out_keeps_its_connections_and_then_nothing_of_ours() {
         .connect(client.pod.both(80)[0])
         .expect("the daemon");
     let (inward_accepted, _) = accept(&own);
-    carries(&out, &out_accepted, b"request");
-    carries(&inward, &inward_accepted, b"request");
+    assert_carries(&out, &out_accepted, b"request");
+    assert_carries(&inward, &inward_accepted, b"request");
 
-    world.write(&client, false);
-    eventually("the pod leaves", || {
+    fixture.write(&client, false);
+    eventually("the pod is leaving", || {
         (daemon.state(&client)? == "leaving").then_some(())
     });
     eventually("nothing new is redirected", || {
@@ -161,8 +163,8 @@ fn a_pod_that_opts_out_keeps_its_connections_and_then_nothing_of_ours() {
         .then_some(())
     });
     for (one, other) in [(&out, &out_accepted), (&inward, &inward_accepted)] {
-        carries(one, other, b"still");
-        carries(other, one, b"here");
+        assert_carries(one, other, b"still");
+        assert_carries(other, one, b"here");
     }
     drop((out, out_accepted, inward, inward_accepted));
     eventually("the pod has left", || {
@@ -170,31 +172,31 @@ fn a_pod_that_opts_out_keeps_its_connections_and_then_nothing_of_ours() {
     });
     assert_eq!(client.pod.inside.rules_and_routes(), before);
 
-    world.write(&client, true);
-    eventually("the pod is back", || {
+    fixture.write(&client, true);
+    eventually("the pod is enrolled again", || {
         (daemon.state(&client)? == "enrolled").then_some(())
     });
 }
 
 #[test]
-fn a_pod_that_comes_back_with_its_address_is_another_pod() {
-    let mut world = World::new();
-    let (client, server) = (world.pod("client", true), world.pod("server", true));
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+fn recreated_pod_with_the_same_address_is_a_new_pod() {
+    let mut fixture = Fixture::new();
+    let (client, server) = (fixture.pod("client", true), fixture.pod("server", true));
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     let app = server.pod.inside.listen(server.pod.both(80)[0]);
     let open = client
         .pod
         .inside
         .connect(server.pod.both(80)[0])
         .expect("the daemon");
-    carries(&open, &accept(&app).0, b"to the first");
-    world.delete(&server);
-    let again = world.pod_at("server", "other", true, 2);
+    assert_carries(&open, &accept(&app).0, b"to the first");
+    fixture.delete(&server);
+    let again = fixture.pod_at("server", "other", true, 2);
     eventually("the new pod is enrolled", || {
         (daemon.state(&again)? == "enrolled").then_some(())
     });
-    eventually("the old pod is forgotten", || {
+    eventually("the old pod is removed", || {
         daemon.state(&server).is_none().then_some(())
     });
     let app = again.pod.inside.listen(again.pod.both(80)[0]);
@@ -203,78 +205,83 @@ fn a_pod_that_comes_back_with_its_address_is_another_pod() {
         .inside
         .connect(again.pod.both(80)[0])
         .expect("the daemon");
-    carries(&opened, &accept(&app).0, b"to the second");
+    assert_carries(&opened, &accept(&app).0, b"to the second");
 }
 
 #[test]
-fn a_namespace_that_is_not_the_pods_is_refused_and_keeps_nobody_waiting() {
-    let mut world = World::new();
-    let (good, other) = (world.pod("good", true), world.pod("other", false));
-    let thief = world.pod("thief", true);
-    world.claim_netns(&thief, &other.pod.inside.path());
-    let missing = world.pod("missing", true);
-    world.claim_netns(&missing, "/run/netns/no-such-namespace".as_ref());
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+fn wrong_or_missing_namespace_leaves_only_that_pod_pending() {
+    let mut fixture = Fixture::new();
+    let (good, other) = (fixture.pod("good", true), fixture.pod("other", false));
+    let impostor = fixture.pod("impostor", true);
+    fixture.write_netns(&impostor, &other.pod.inside.path());
+    let missing = fixture.pod("missing", true);
+    fixture.write_netns(&missing, "/run/netns/no-such-namespace".as_ref());
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     assert_eq!(daemon.state(&good), Some("enrolled".into()));
-    assert_eq!(daemon.state(&thief), Some("pending".into()));
+    assert_eq!(daemon.state(&impostor), Some("pending".into()));
     assert_eq!(daemon.state(&missing), Some("pending".into()));
     assert!(
         daemon.dump().contains("netns_without_pod_ip") && daemon.dump().contains("netns_unusable")
     );
-    world.claim_netns(&thief, &thief.pod.inside.path());
-    eventually("it is found", || {
-        (daemon.state(&thief)? == "enrolled").then_some(())
+    fixture.write_netns(&impostor, &impostor.pod.inside.path());
+    eventually("the namespace is found", || {
+        (daemon.state(&impostor)? == "enrolled").then_some(())
     });
 }
 
 #[test]
-fn a_daemon_out_of_descriptors_says_so_and_no_pod_loses_its_connections() {
-    let mut world = World::new();
-    let (client, server) = (world.pod("client", true), world.pod("server", true));
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+fn descriptor_exhaustion_is_reported_and_connections_survive() {
+    let mut fixture = Fixture::new();
+    let (client, server) = (fixture.pod("client", true), fixture.pod("server", true));
+    let daemon = Daemon::start_with_objects(&fixture, &["--verify-interval", "200ms"]);
+    daemon.wait_ready();
     let app = server.pod.inside.listen(server.pod.both(80)[0]);
     let open = client.pod.inside.connect(server.pod.both(80)[0]);
     let open = open.expect("the daemon");
     let (accepted, _) = accept(&app);
-    carries(&open, &accepted, b"before");
+    assert_carries(&open, &accepted, b"before");
     let mut admin = daemon.admin();
-    // With none left the pod's namespace cannot even be looked for; with one, it is found and cannot
-    // be looked into.
+    // Without a free descriptor, not even the path of the pod's namespace can be read, nor its rules.
+    // With one, the namespace is opened and cannot be inspected.
     for (free, reason) in [(0, "capture_"), (1, "netns_unusable")] {
-        daemon.leave_descriptors(free);
+        let mut limited_at: Option<Instant> = None;
         eventually(reason, || {
+            // The daemon may open and close other descriptors, which changes the number of free ones.
+            if limited_at.is_none_or(|at| at.elapsed() > RELIMIT_INTERVAL) {
+                daemon.leave_descriptors(free);
+                limited_at = Some(Instant::now());
+            }
             let (state, why) = admin.state(&client)?;
             (state == "pending" && why.starts_with(reason)).then_some(())
         });
-        carries(&open, &accepted, b"meanwhile");
-        carries(&accepted, &open, b"and back");
+        assert_carries(&open, &accepted, b"meanwhile");
+        assert_carries(&accepted, &open, b"and back");
         daemon.limit_descriptors(1024);
         eventually("the pod is verified again", || {
             (admin.state(&client)?.0 == "enrolled").then_some(())
         });
     }
-    carries(&open, &accepted, b"afterwards");
+    assert_carries(&open, &accepted, b"afterwards");
     assert_eq!(daemon.metric("ambit_capture_repairs_total"), 0.0);
 }
 
 #[test]
-fn a_signal_drains_and_a_second_one_ends() {
-    let mut world = World::new();
-    let (client, server) = (world.pod("client", true), world.pod("server", true));
+fn first_signal_drains_and_second_exits() {
+    let mut fixture = Fixture::new();
+    let (client, server) = (fixture.pod("client", true), fixture.pod("server", true));
     let app = server.pod.inside.listen(server.pod.both(80)[0]);
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     let open = client
         .pod
         .inside
         .connect(server.pod.both(80)[0])
         .expect("the daemon");
     let (accepted, _) = accept(&app);
-    carries(&open, &accepted, b"before");
+    assert_carries(&open, &accepted, b"before");
     daemon.signal("TERM");
-    eventually("it stops accepting", || {
+    eventually("the daemon stops accepting", || {
         client
             .pod
             .inside
@@ -282,12 +289,12 @@ fn a_signal_drains_and_a_second_one_ends() {
             .is_err()
             .then_some(())
     });
-    carries(&open, &accepted, b"what is open lives on");
+    assert_carries(&open, &accepted, b"open connections continue");
     drop((open, accepted));
-    assert_eq!(daemon.ended(), Some(0));
+    assert_eq!(daemon.exit_code(), Some(0));
 
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     let open = client
         .pod
         .inside
@@ -295,7 +302,7 @@ fn a_signal_drains_and_a_second_one_ends() {
         .expect("the daemon");
     let (_accepted, _) = accept(&app);
     daemon.signal("TERM");
-    eventually("it stops accepting", || {
+    eventually("the daemon stops accepting", || {
         client
             .pod
             .inside
@@ -303,46 +310,46 @@ fn a_signal_drains_and_a_second_one_ends() {
             .is_err()
             .then_some(())
     });
-    let second = Instant::now();
+    let second_signal = Instant::now();
     daemon.signal("INT");
-    assert_eq!(daemon.ended(), Some(1), "connections were cut");
-    assert!(second.elapsed() < SOON / 2);
+    assert_eq!(daemon.exit_code(), Some(1), "connections were cut");
+    assert!(second_signal.elapsed() < TIMEOUT / 2);
     drop(open);
 }
 
 #[test]
-fn a_pod_that_opted_out_while_no_daemon_ran_is_cleaned_up_by_the_next() {
-    let mut world = World::new();
-    let client = world.pod("client", true);
+fn pod_that_opted_out_without_a_daemon_is_cleaned_up_by_the_next() {
+    let mut fixture = Fixture::new();
+    let client = fixture.pod("client", true);
     client
         .pod
         .inside
-        .run("nft", &["add", "table", "inet", "somebody_elses"]);
+        .run("nft", &["add", "table", "inet", "other_program"]);
     let before = client.pod.inside.rules_and_routes();
-    let daemon = Daemon::start(&world);
-    daemon.ready();
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
     assert_ne!(client.pod.inside.rules_and_routes(), before);
     daemon.kill();
-    world.write(&client, false);
-    let _next = Daemon::start(&world);
-    eventually("nothing of ours is left", || {
+    fixture.write(&client, false);
+    let _next = Daemon::start(&fixture);
+    eventually("all rules of the daemon are removed", || {
         (client.pod.inside.rules_and_routes() == before).then_some(())
     });
 }
 
 #[test]
-fn a_guard_that_is_taken_away_is_put_back() {
-    let mut world = World::new();
-    let (client, _server) = (world.pod("client", true), world.pod("server", true));
-    let daemon = Daemon::start(&world);
-    daemon.ready();
-    let guard = || world.node_runs("nft", &["list", "table", "inet", "ambit-guard"]);
+fn removed_guard_is_repaired() {
+    let mut fixture = Fixture::new();
+    let (client, _server) = (fixture.pod("client", true), fixture.pod("server", true));
+    let daemon = Daemon::start(&fixture);
+    daemon.wait_ready();
+    let guard = || fixture.run_in_node("nft", &["list", "table", "inet", "ambit-guard"]);
     let before = guard();
     assert!(before.contains(&client.pod.v4.to_string()));
-    world.node_runs("nft", &["flush", "ruleset"]);
-    eventually("the guard stands", || {
-        world
-            .node_runs("nft", &["list", "ruleset"])
+    fixture.run_in_node("nft", &["flush", "ruleset"]);
+    eventually("the guard is repaired", || {
+        fixture
+            .run_in_node("nft", &["list", "ruleset"])
             .contains("ambit-guard")
             .then_some(())
     });
@@ -350,27 +357,27 @@ fn a_guard_that_is_taken_away_is_put_back() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_ends_the_daemon_with_a_reason() {
-    let world = World::new();
-    let daemon = Daemon::start_with(&world, &["--source-folder", "/no/such/folder"]);
-    assert_eq!(daemon.ended(), Some(1));
+fn missing_source_folder_exits_with_1() {
+    let fixture = Fixture::new();
+    let daemon = Daemon::start_with(&fixture, &["--source-folder", "/no/such/folder"]);
+    assert_eq!(daemon.exit_code(), Some(1));
 }
 
 #[test]
-fn a_command_line_that_cannot_be_used_is_64_and_says_all_that_is_wrong() {
+fn unusable_command_line_exits_with_64_and_lists_all_errors() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_ztunnel"))
         .args(["--node-name", "a", "--cert-ttl", "tomorrow"])
         .env_clear()
         .output()
         .expect("the binary");
-    let said = String::from_utf8_lossy(&output.stderr);
+    let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64));
-    for wrong in [
+    for flag in [
         "--source-folder",
         "--ca-dir",
         "--netns-dir",
         "--cert-ttl \"tomorrow\"",
     ] {
-        assert!(said.contains(wrong), "{wrong} is not in\n{said}");
+        assert!(message.contains(flag), "{flag} is not in\n{message}");
     }
 }

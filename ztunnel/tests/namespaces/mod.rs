@@ -1,5 +1,5 @@
-//! A node and its pods as network namespaces, wired as a CNI does it: each pod's interface ends in
-//! the node's namespace, which routes. Needs root; without it a test fails and says so.
+//! A node and its pods as network namespaces, connected as by a CNI: each pod's interface ends in the
+//! node's namespace, which routes. Needs root; tests fail without it.
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
@@ -16,18 +16,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use ztunnel::netns::Netns;
 
-/// How long anything in a test may take that takes milliseconds.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
-/// How long a test waits to see that something does not happen.
-pub(crate) const A_WHILE: Duration = Duration::from_millis(400);
+/// Deadline for operations that normally take milliseconds.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a test waits to verify that something does not happen.
+pub(crate) const QUIET_PERIOD: Duration = Duration::from_millis(400);
 
-/// Addresses of the node towards its pods: those that a kubelet probes from.
+/// Addresses of the node towards its pods, from which a kubelet sends probes.
 pub(crate) const NODE_V4: &str = "10.77.255.1";
 pub(crate) const NODE_V6: &str = "fd77:ffff::1";
 
-static NUMBER: AtomicU32 = AtomicU32::new(0);
+/// Makes names of namespaces unique within the process.
+static NEXT_NAMESPACE: AtomicU32 = AtomicU32::new(0);
 
-/// A network namespace that is deleted with this value.
+/// A network namespace, deleted on drop.
 pub(crate) struct Namespace {
     pub(crate) name: String,
     pub(crate) netns: Arc<Netns>,
@@ -38,10 +39,10 @@ impl Namespace {
         let name = format!(
             "zt{}-{}-{role}",
             std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
+            NEXT_NAMESPACE.fetch_add(1, Ordering::Relaxed)
         );
         run("ip", &["netns", "add", &name]);
-        let netns = Arc::new(Netns::open(&path(&name)).expect("the namespace just made"));
+        let netns = Arc::new(Netns::open(&path(&name)).expect("the new namespace"));
         let namespace = Self { name, netns };
         namespace.ip(&["link", "set", "lo", "up"]);
         namespace
@@ -52,7 +53,7 @@ impl Namespace {
         run("ip", &[&["-n", &self.name], arguments].concat())
     }
 
-    /// Runs a program inside and answers with its output.
+    /// Runs a program inside and returns its output.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
         run(
             "ip",
@@ -60,7 +61,7 @@ impl Namespace {
         )
     }
 
-    /// The path that a source of namespaces would name.
+    /// The path of the namespace.
     pub(crate) fn path(&self) -> PathBuf {
         path(&self.name)
     }
@@ -70,7 +71,7 @@ impl Namespace {
         self.run("sysctl", &["-qw", setting]);
     }
 
-    /// All rules and routes of policy, as a person would look at them.
+    /// The complete ruleset, and the rules and routes of policy routing, as text.
     pub(crate) fn rules_and_routes(&self) -> String {
         let routes = |family| self.ip(&[family, "route", "show", "table", "all"]);
         let rules = |family| self.ip(&[family, "rule", "show"]);
@@ -84,19 +85,19 @@ impl Namespace {
         .join("\n")
     }
 
-    /// A listener inside.
+    /// Listens inside.
     pub(crate) fn listen(&self, address: SocketAddr) -> TcpListener {
         self.netns
             .enter(|| TcpListener::bind(address))
             .expect("a free port")
     }
 
-    /// Connects from inside, waiting no longer than a moment.
+    /// Connects from inside. Fails after [`QUIET_PERIOD`].
     pub(crate) fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         self.connect_as(to, None, None)
     }
 
-    /// Connects from inside with a mark, from an address that may be anybody's.
+    /// Connects from inside with a mark, and from an address that need not be local.
     pub(crate) fn connect_as(
         &self,
         to: SocketAddr,
@@ -118,9 +119,9 @@ impl Namespace {
             }
             Ok(socket)
         })?;
-        socket.connect_timeout(&to.into(), A_WHILE)?;
+        socket.connect_timeout(&to.into(), QUIET_PERIOD)?;
         let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         Ok(stream)
     }
 }
@@ -133,7 +134,7 @@ impl Drop for Namespace {
     }
 }
 
-/// A pod: its namespace and its addresses.
+/// A pod's namespace and addresses.
 pub(crate) struct Pod {
     pub(crate) inside: Namespace,
     pub(crate) v4: IpAddr,
@@ -141,7 +142,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// This port of the pod, in either family.
+    /// This port on the pod's IPv4 and IPv6 address.
     pub(crate) fn both(&self, port: u16) -> [SocketAddr; 2] {
         [
             SocketAddr::new(self.v4, port),
@@ -150,7 +151,7 @@ impl Pod {
     }
 }
 
-/// A node that routes between its pods.
+/// A node's namespace, which routes between its pods.
 pub(crate) struct Node {
     pub(crate) inside: Namespace,
     pods: u8,
@@ -160,7 +161,7 @@ impl Node {
     pub(crate) fn new() -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
-            "this test makes network namespaces: run it as root"
+            "this test creates network namespaces: run it as root"
         );
         remove_leftovers();
         let inside = Namespace::new("node");
@@ -175,8 +176,8 @@ impl Node {
         self.pod_at(self.pods)
     }
 
-    /// Adds a pod with the addresses of this number; a later pod of the same number takes the
-    /// routes over.
+    /// Adds a pod with the addresses of this number. Routes to an earlier pod of the same number are
+    /// replaced.
     pub(crate) fn pod_at(&mut self, number: u8) -> Pod {
         let pod = Namespace::new("pod");
         let (host, v4, v6) = (
@@ -230,39 +231,39 @@ impl Node {
     }
 }
 
-/// Waits until a condition holds; fails the test if it does not in time. For what another process
-/// or the kernel does, of which nobody sends word.
+/// Polls until a condition returns a value, and fails the test after [`TIMEOUT`]. For changes of other
+/// processes and of the kernel that have no event.
 #[track_caller]
 #[allow(clippy::disallowed_methods)]
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < deadline, "not in time: {what}");
+        assert!(Instant::now() < deadline, "timeout: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Accepts one connection, or fails the test.
+/// Accepts one connection, or fails the test after [`TIMEOUT`].
 #[track_caller]
 pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    assert!(somebody_connects(listener, SOON), "nobody connects");
+    assert!(connection_arrives(listener, TIMEOUT), "no connection");
     let (stream, from) = listener.accept().expect("a connection");
     stream.set_nonblocking(false).expect("a socket option");
     stream
-        .set_read_timeout(Some(SOON))
+        .set_read_timeout(Some(TIMEOUT))
         .expect("a socket option");
     (stream, from)
 }
 
-/// Whether nobody connects for a while.
-pub(crate) fn nobody_connects(listener: &TcpListener) -> bool {
-    !somebody_connects(listener, A_WHILE)
+/// Whether no connection arrives within [`QUIET_PERIOD`].
+pub(crate) fn no_connection_arrives(listener: &TcpListener) -> bool {
+    !connection_arrives(listener, QUIET_PERIOD)
 }
 
-fn somebody_connects(listener: &TcpListener, within: Duration) -> bool {
+fn connection_arrives(listener: &TcpListener, within: Duration) -> bool {
     let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
     poll(
         &mut fds,
@@ -272,21 +273,21 @@ fn somebody_connects(listener: &TcpListener, within: Duration) -> bool {
         > 0
 }
 
-/// Sends bytes one way and looks that they arrive.
+/// Sends bytes one way and asserts that they arrive.
 #[track_caller]
-pub(crate) fn carries(mut from: &TcpStream, mut to: &TcpStream, bytes: &[u8]) {
+pub(crate) fn assert_carries(mut from: &TcpStream, mut to: &TcpStream, bytes: &[u8]) {
     use std::io::{Read, Write};
     from.write_all(bytes).expect("an open connection");
-    let mut got = vec![0; bytes.len()];
-    to.read_exact(&mut got).expect("an open connection");
-    assert_eq!(got, bytes);
+    let mut received = vec![0; bytes.len()];
+    to.read_exact(&mut received).expect("an open connection");
+    assert_eq!(received, bytes);
 }
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from("/run/netns").join(name)
 }
 
-/// Runs a program that must succeed.
+/// Runs a program that must succeed, and returns its output.
 #[track_caller]
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let Output {
@@ -305,7 +306,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&stdout).into_owned()
 }
 
-/// Deletes the namespaces of runs that were killed.
+/// Deletes the namespaces of test processes that were killed.
 fn remove_leftovers() {
     let Ok(names) = std::fs::read_dir("/run/netns") else {
         return;

@@ -1,4 +1,4 @@
-//! A node with pods, the objects that describe them, and the daemon that serves them.
+//! A node with pods, their Kubernetes objects, and the daemon.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,41 +12,42 @@ use serde_json::Value;
 use tempfile::TempDir;
 use ztunnel::netns::Netns;
 
-use crate::rig::{self, NODE_V4, NODE_V6, Node, eventually};
+use crate::namespaces::{self, NODE_V4, NODE_V6, Node, eventually};
 
-/// A pod with the names that its object has.
-pub(crate) struct Named {
-    pub(crate) pod: rig::Pod,
+/// A pod with the name and uid of its object.
+pub(crate) struct NamedPod {
+    pub(crate) pod: namespaces::Pod,
     name: String,
     uid: String,
 }
 
-impl Named {
-    fn workload(&self) -> String {
+impl NamedPod {
+    /// The pod's workload uid, as in the config dump.
+    fn workload_uid(&self) -> String {
         format!("Kubernetes//Pod/shop/{}/{}", self.name, self.uid)
     }
 }
 
 /// One node and its objects.
-pub(crate) struct World {
+pub(crate) struct Fixture {
     node: Node,
     folder: TempDir,
     pods: u8,
 }
 
-impl World {
+impl Fixture {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         for name in ["objects", "netns", "ca"] {
             fs::create_dir(folder.path().join(name)).expect("a folder");
         }
         mesh::certs::LocalCa::create(&folder.path().join("ca")).expect("a certificate authority");
-        let world = Self {
+        let fixture = Self {
             node: Node::new(),
             folder,
             pods: 0,
         };
-        world.object(
+        fixture.object(
             "node",
             &format!(
                 "apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\nstatus:\n  addresses:\n\
@@ -54,47 +55,53 @@ impl World {
              \x20 - {{type: InternalIP, address: \"{NODE_V6}\"}}\n"
             ),
         );
-        world.object(
+        fixture.object(
             "namespace",
             "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
         );
-        world.object(
+        fixture.object(
             "account",
             "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: default, namespace: shop}\n",
         );
-        world
+        fixture
     }
 
-    /// Adds a pod, in the mesh or not.
-    pub(crate) fn pod(&mut self, name: &str, meshed: bool) -> Named {
+    /// Adds a pod with the next free addresses, opted in if `meshed`.
+    pub(crate) fn pod(&mut self, name: &str, meshed: bool) -> NamedPod {
         self.pods += 1;
         self.pod_at(name, "first", meshed, self.pods)
     }
 
-    /// Adds a pod with the addresses of this number, in its `life`.
-    pub(crate) fn pod_at(&mut self, name: &str, life: &str, meshed: bool, number: u8) -> Named {
-        let pod = Named {
+    /// Adds a pod with the addresses of this number. `incarnation` makes its uid unique.
+    pub(crate) fn pod_at(
+        &mut self,
+        name: &str,
+        incarnation: &str,
+        meshed: bool,
+        number: u8,
+    ) -> NamedPod {
+        let pod = NamedPod {
             pod: self.node.pod_at(number),
             name: name.into(),
-            uid: format!("{name}-{life}"),
+            uid: format!("{name}-{incarnation}"),
         };
-        self.claim_netns(&pod, &pod.pod.inside.path());
+        self.write_netns(&pod, &pod.pod.inside.path());
         self.write(&pod, meshed);
         pod
     }
 
-    /// Says where the pod's namespace is.
-    pub(crate) fn claim_netns(&self, pod: &Named, path: &Path) {
+    /// Writes the file with the path of the pod's namespace.
+    pub(crate) fn write_netns(&self, pod: &NamedPod, path: &Path) {
         self.replace(&format!("netns/{}", pod.uid), &path.display().to_string());
     }
 
-    /// Writes the pod's object.
-    pub(crate) fn write(&self, pod: &Named, meshed: bool) {
+    /// Writes the pod's object, opted in if `meshed`.
+    pub(crate) fn write(&self, pod: &NamedPod, meshed: bool) {
         let mode = if meshed { "ambient" } else { "none" };
-        let Named {
+        let NamedPod {
             name,
             uid,
-            pod: rig::Pod { v4, v6, .. },
+            pod: namespaces::Pod { v4, v6, .. },
         } = pod;
         let object = format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n\
@@ -110,13 +117,13 @@ impl World {
         self.object(uid, &object);
     }
 
-    /// Runs a program in the node's namespace and answers with its output.
-    pub(crate) fn node_runs(&self, program: &str, arguments: &[&str]) -> String {
+    /// Runs a program in the node's namespace and returns its output.
+    pub(crate) fn run_in_node(&self, program: &str, arguments: &[&str]) -> String {
         self.node.inside.run(program, arguments)
     }
 
-    /// Deletes the pod's object and its namespace's file; the namespace goes with the pod.
-    pub(crate) fn delete(&self, pod: &Named) {
+    /// Deletes the pod's object and the file of its namespace. Dropping the pod deletes the namespace.
+    pub(crate) fn delete(&self, pod: &NamedPod) {
         fs::remove_file(self.folder.path().join(format!("objects/{}.yaml", pod.uid)))
             .expect("its object");
         fs::remove_file(self.folder.path().join(format!("netns/{}", pod.uid))).expect("its file");
@@ -126,7 +133,7 @@ impl World {
         self.replace(&format!("objects/{name}.yaml"), yaml);
     }
 
-    /// Readers see the old content or the new, never half of either.
+    /// Replaces a file atomically.
     fn replace(&self, name: &str, content: &str) {
         let new = self.folder.path().join("new");
         fs::write(&new, content).expect("a file");
@@ -134,7 +141,7 @@ impl World {
     }
 }
 
-/// A running daemon, killed with this value.
+/// A running daemon, killed on drop.
 pub(crate) struct Daemon {
     node: Arc<Netns>,
     child: Mutex<Child>,
@@ -142,14 +149,20 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts the binary in the node's namespace.
-    pub(crate) fn start(world: &World) -> Self {
-        let objects = world.folder.path().join("objects").display().to_string();
-        Self::start_with(world, &["--source-folder", &objects])
+    pub(crate) fn start(fixture: &Fixture) -> Self {
+        Self::start_with_objects(fixture, &[])
     }
 
-    /// Starts the binary with these arguments beside the usual ones.
-    pub(crate) fn start_with(world: &World, arguments: &[&str]) -> Self {
-        let folder = |name: &str| world.folder.path().join(name).display().to_string();
+    /// Starts the binary in the node's namespace with these arguments in addition.
+    pub(crate) fn start_with_objects(fixture: &Fixture, arguments: &[&str]) -> Self {
+        let objects = fixture.folder.path().join("objects").display().to_string();
+        let source: &[&str] = &["--source-folder", &objects];
+        Self::start_with(fixture, &[source, arguments].concat())
+    }
+
+    /// Starts the binary without a source folder, with these arguments in addition to the usual ones.
+    pub(crate) fn start_with(fixture: &Fixture, arguments: &[&str]) -> Self {
+        let folder = |name: &str| fixture.folder.path().join(name).display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
         command
             .args([
@@ -163,21 +176,21 @@ impl Daemon {
             .args(["--worker-threads", "2", "--log-level", "info"])
             .args(arguments)
             .stdin(Stdio::null());
-        // A child lives where the thread that made it is.
-        let child = world
+        // A child process inherits the namespace of the thread that starts it.
+        let child = fixture
             .node
             .inside
             .netns
             .enter(|| command.spawn())
             .expect("the binary");
         Self {
-            node: world.node.inside.netns.clone(),
+            node: fixture.node.inside.netns.clone(),
             child: Mutex::new(child),
         }
     }
 
-    /// Waits until the daemon says that it is ready.
-    pub(crate) fn ready(&self) {
+    /// Waits until the daemon is ready.
+    pub(crate) fn wait_ready(&self) {
         eventually("the daemon is ready", || {
             self.get(15021, "/healthz/ready")?
                 .starts_with("HTTP/1.1 200")
@@ -186,18 +199,18 @@ impl Daemon {
     }
 
     /// The state of a pod on the admin page.
-    pub(crate) fn state(&self, pod: &Named) -> Option<String> {
+    pub(crate) fn state(&self, pod: &NamedPod) -> Option<String> {
         let dump = self.dump();
         let body = dump.split_once("\r\n\r\n")?.1;
         let dump: Value = serde_json::from_str(body).expect("the dump is JSON");
         Some(
-            dump["workloadState"].get(pod.workload())?["state"]
+            dump["workloadState"].get(pod.workload_uid())?["state"]
                 .as_str()?
                 .to_string(),
         )
     }
 
-    /// The whole admin page.
+    /// The config dump, with the HTTP header.
     pub(crate) fn dump(&self) -> String {
         self.get(15000, "/config_dump").expect("the admin page")
     }
@@ -215,32 +228,33 @@ impl Daemon {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let mut stream = self
             .node
-            .enter(|| TcpStream::connect_timeout(&address, rig::SOON))
+            .enter(|| TcpStream::connect_timeout(&address, namespaces::TIMEOUT))
             .ok()?;
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         )
         .ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
+        let mut response = String::new();
+        stream.read_to_string(&mut response).ok()?;
+        Some(response)
     }
 
-    /// A connection to the admin page that stays open.
-    pub(crate) fn admin(&self) -> Admin {
+    /// Opens a keep-alive connection to the admin page.
+    pub(crate) fn admin(&self) -> AdminClient {
         let address = SocketAddr::from(([127, 0, 0, 1], 15000));
-        let connect = || TcpStream::connect_timeout(&address, rig::SOON);
+        let connect = || TcpStream::connect_timeout(&address, namespaces::TIMEOUT);
         let stream = self.node.enter(connect).expect("the admin page");
-        let timeout = stream.set_read_timeout(Some(rig::SOON));
+        let timeout = stream.set_read_timeout(Some(namespaces::TIMEOUT));
         timeout.expect("a socket option");
-        let mut admin = Admin(BufReader::new(stream));
-        // The kernel connects before the daemon accepts, which may be when it no longer can.
+        let mut admin = AdminClient(BufReader::new(stream));
+        // Connecting does not wait for the daemon to accept, so send a request: later it may have no
+        // descriptor left to accept with.
         admin.dump().expect("the admin page");
         admin
     }
 
-    /// Leaves the daemon so many free descriptors; what it has open stays so.
+    /// Limits the daemon to its open descriptors and `free` more.
     pub(crate) fn leave_descriptors(&self, free: usize) {
         let pid = self.child.lock().unwrap().id();
         let open: BTreeSet<usize> = fs::read_dir(format!("/proc/{pid}/fd"))
@@ -251,41 +265,42 @@ impl Daemon {
         self.limit_descriptors(limit.unwrap_or_default());
     }
 
-    /// The highest descriptor that the daemon may open.
+    /// Sets the daemon's limit of open files: one above the highest descriptor that it may open.
     pub(crate) fn limit_descriptors(&self, limit: usize) {
         let pid = self.child.lock().unwrap().id();
         let soft = format!("--nofile={limit}:");
-        rig::run("prlimit", &["--pid", &pid.to_string(), &soft]);
+        namespaces::run("prlimit", &["--pid", &pid.to_string(), &soft]);
     }
 
-    /// Ends it as `kill -9` does.
+    /// Kills it with SIGKILL.
     pub(crate) fn kill(self) {
         self.signal("KILL");
-        assert_eq!(self.ended(), None);
+        assert_eq!(self.exit_code(), None);
     }
 
+    /// Sends it a signal.
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.lock().unwrap().id().to_string();
-        rig::run("kill", &[&format!("-{signal}"), &pid]);
+        namespaces::run("kill", &[&format!("-{signal}"), &pid]);
     }
 
-    /// Waits for its end and answers with its exit code.
-    pub(crate) fn ended(&self) -> Option<i32> {
-        eventually("the daemon ends", || {
+    /// Waits until it exits and returns the exit code, or `None` if a signal killed it.
+    pub(crate) fn exit_code(&self) -> Option<i32> {
+        eventually("the daemon exits", || {
             self.child.lock().unwrap().try_wait().expect("a child")
         })
         .code()
     }
 }
 
-/// An open connection to the admin page.
-pub(crate) struct Admin(BufReader<TcpStream>);
+/// A keep-alive connection to the admin page.
+pub(crate) struct AdminClient(BufReader<TcpStream>);
 
-impl Admin {
-    /// The state of a pod, and why.
-    pub(crate) fn state(&mut self, pod: &Named) -> Option<(String, String)> {
+impl AdminClient {
+    /// The state of a pod and its reason.
+    pub(crate) fn state(&mut self, pod: &NamedPod) -> Option<(String, String)> {
         let dump = self.dump()?;
-        let state = dump["workloadState"].get(pod.workload())?;
+        let state = dump["workloadState"].get(pod.workload_uid())?;
         let text = |key: &str| state[key].as_str().unwrap_or_default().to_string();
         Some((text("state"), text("reason")))
     }
