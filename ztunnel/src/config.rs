@@ -1,7 +1,7 @@
-//! The command line: flags with environment variables behind them, read once, checked together.
+//! The daemon's configuration: flags and environment variables, checked together at the start.
 //!
-//! Names are Istio's where the meaning is the same. Everything that is wrong is reported at once,
-//! so that an operator mends a manifest in one go and not in as many restarts as it has mistakes.
+//! Flags and variables have Istio's names where the meaning is the same. All mistakes are reported at
+//! once, so that an operator corrects a manifest in one go instead of one restart per mistake.
 
 mod arguments;
 mod parse;
@@ -26,75 +26,75 @@ use parse::threads;
 pub use provider::IdentityProvider;
 
 /// Istio's default trust domain.
-const CLUSTER_LOCAL: &str = "cluster.local";
-/// Istio's default: long enough for requests to end, short enough for a kubelet's 30 s of grace.
+const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+/// Istio's default: long enough for requests to finish, well below the kubelet's grace period of 30 s.
 const TERMINATION_DEADLINE: Duration = Duration::from_secs(5);
-/// Istio's default: a leaked key is worth a day, and a certificate authority that is down is
-/// noticed long before the leaf is.
+/// Istio's default: a leaked key is valid for a day at most, and an outage of the certificate authority
+/// is noticed long before certificates expire.
 const CERT_TTL: Duration = Duration::from_secs(24 * 3600);
-/// The shortest life of a certificate that can be renewed in time, at its half.
-const CERT_TTL_LEAST: Duration = Duration::from_secs(10);
-/// A day, as long as the certificates that a tunnel began with.
+/// Shortest lifetime of a certificate that can be renewed in time, after half of it.
+const MIN_CERT_TTL: Duration = Duration::from_secs(10);
+/// A day, like the certificates with which a tunnel is opened.
 const TUNNEL_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Below this, handshakes would be most of what tunnels do.
-const TUNNEL_MAX_AGE_LEAST: Duration = Duration::from_secs(1);
-/// At this period the verification of 100 pods takes 2% of a core.
+/// Below this, tunnels would spend most of their time on handshakes.
+const MIN_TUNNEL_MAX_AGE: Duration = Duration::from_secs(1);
+/// At this interval the verification of 100 pods takes 2% of a core.
 const VERIFY_INTERVAL: Duration = Duration::from_secs(2);
-/// More often than this, verification would be most of what the control thread does.
-const VERIFY_INTERVAL_LEAST: Duration = Duration::from_millis(100);
-/// One thread per core is fastest, but each has three listeners in every pod: on a node of 110 pods
-/// this many threads hold 5,280.
-const WORKERS_MOST: usize = 16;
+/// Below this, the control thread would spend most of its time on verification.
+const MIN_VERIFY_INTERVAL: Duration = Duration::from_millis(100);
+/// Upper bound of the default. One thread per core is fastest, but each thread has three listeners in
+/// every pod: with 110 pods and this many threads there are 5,280.
+const MAX_DEFAULT_WORKERS: usize = 16;
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), ADMIN_PORT);
 const STATS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), STATS_PORT);
 const READINESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), READINESS_PORT);
 
-/// The daemon's configuration: complete and checked.
+/// The daemon's complete and validated configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This node.
+    /// Name of this node.
     pub node: Arc<str>,
-    /// Where the objects are.
+    /// Folder of the Kubernetes objects.
     pub source_folder: PathBuf,
     /// Where the identities of this node's pods come from.
     pub identities: IdentityProvider,
-    /// Where the pods' namespaces are found.
+    /// Folder with the paths of the pods' network namespaces.
     pub netns_dir: PathBuf,
-    /// What the mesh is told about itself.
+    /// Mesh-wide parameters.
     pub mesh: Params,
     /// Data-plane threads, at least one.
     pub workers: usize,
-    /// How long a drain may take.
+    /// Deadline of the drain.
     pub termination_deadline: Duration,
-    /// Life of a leaf certificate.
+    /// Lifetime of the pods' certificates.
     pub cert_ttl: Duration,
-    /// Where the revoked certificates are listed, if anywhere.
+    /// File of revoked certificates.
     pub crl_path: Option<PathBuf>,
-    /// How long a tunnel takes new connections.
+    /// Age after which a tunnel takes no new connections.
     pub tunnel_max_age: Duration,
-    /// How the log starts.
+    /// Initial format and levels of the log.
     pub log: LogConfig,
-    /// Admin port, on loopback.
+    /// Address of the admin port, on loopback.
     pub admin: SocketAddr,
-    /// Metrics port.
+    /// Address of the metrics port.
     pub stats: SocketAddr,
-    /// Readiness port.
+    /// Address of the readiness port.
     pub readiness: SocketAddr,
-    /// Period of verification.
+    /// Interval of verification.
     pub verify_interval: Duration,
 }
 
 impl Config {
-    /// Understands the arguments, or says all that is wrong with them.
+    /// Parses the arguments.
     ///
     /// # Errors
-    /// Fails with every missing and every malformed value.
+    /// Fails with all missing, empty and malformed values.
     pub fn from_arguments(arguments: Arguments) -> Result<Self, ConfigError> {
         let mut errors = FlagErrors::default();
-        arguments.filled(&mut errors);
+        arguments.reject_empty(&mut errors);
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let identities = IdentityProvider::chosen(&arguments, &mut errors);
+        let identities = IdentityProvider::from_arguments(&arguments, &mut errors);
         let mesh = params(&arguments, &mut errors);
         let config = Self {
             node: errors
@@ -110,7 +110,7 @@ impl Config {
             workers: errors.parse(
                 "--worker-threads",
                 arguments.worker_threads,
-                cores.min(WORKERS_MOST),
+                cores.min(MAX_DEFAULT_WORKERS),
                 |text| threads(text, cores),
             ),
             termination_deadline: errors.parse(
@@ -120,14 +120,14 @@ impl Config {
                 |text| duration(text, Duration::ZERO),
             ),
             cert_ttl: errors.parse("--cert-ttl", arguments.cert_ttl, CERT_TTL, |text| {
-                duration(text, CERT_TTL_LEAST)
+                duration(text, MIN_CERT_TTL)
             }),
             crl_path: arguments.crl_path,
             tunnel_max_age: errors.parse(
                 "--tunnel-max-age",
                 arguments.tunnel_max_age,
                 TUNNEL_MAX_AGE,
-                |text| duration(text, TUNNEL_MAX_AGE_LEAST),
+                |text| duration(text, MIN_TUNNEL_MAX_AGE),
             ),
             log: LogConfig {
                 format: errors.parse(
@@ -155,14 +155,14 @@ impl Config {
                 "--verify-interval",
                 arguments.verify_interval,
                 VERIFY_INTERVAL,
-                |text| duration(text, VERIFY_INTERVAL_LEAST),
+                |text| duration(text, MIN_VERIFY_INTERVAL),
             ),
         };
         errors.into_result()?;
         Ok(config)
     }
 
-    /// The configuration as the admin page shows it. There are no secrets in it.
+    /// The configuration as shown on the admin page. It contains no secrets.
     pub fn to_json(&self) -> Value {
         #[derive(Serialize)]
         struct Seconds(f64);
@@ -198,17 +198,18 @@ impl Config {
     }
 }
 
+/// The mesh-wide parameters.
 fn params(arguments: &Arguments, errors: &mut FlagErrors) -> Params {
     let trust_domain = arguments.trust_domain.as_deref();
-    let mut params = Params::new(errors.trust_domain(trust_domain.unwrap_or(CLUSTER_LOCAL)));
-    let said = |text: &Option<String>, default: &mut Arc<str>| {
-        if let Some(text) = text {
-            *default = text.as_str().into();
+    let mut params = Params::new(errors.trust_domain(trust_domain.unwrap_or(DEFAULT_TRUST_DOMAIN)));
+    let override_with = |value: &Option<String>, parameter: &mut Arc<str>| {
+        if let Some(value) = value {
+            *parameter = value.as_str().into();
         }
     };
-    said(&arguments.cluster_id, &mut params.cluster);
-    said(&arguments.cluster_domain, &mut params.cluster_domain);
-    said(&arguments.root_namespace, &mut params.root_namespace);
+    override_with(&arguments.cluster_id, &mut params.cluster);
+    override_with(&arguments.cluster_domain, &mut params.cluster_domain);
+    override_with(&arguments.root_namespace, &mut params.root_namespace);
     if let Some(namespaces) = &arguments.excluded_namespaces {
         params.excluded_namespaces = parse::list(namespaces);
     }

@@ -1,4 +1,4 @@
-//! The command line as it is typed: every flag, its environment variable and its help.
+//! The flags of the command line: name, environment variable and help of each.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use component::flags::FlagErrors;
 
-/// What the command line says, before it is understood. Every value is text here, so that all of
-/// them can be judged together.
+/// The unparsed command line. Values are text, so that the mistakes of all can be reported together.
 #[derive(Debug, Default, Parser)]
 #[command(name = "ztunnel", version, about = "The node daemon of the Ambit mesh")]
 pub struct Arguments {
@@ -17,23 +16,23 @@ pub struct Arguments {
     /// Folder of Kubernetes YAML that describes the cluster; changes are followed
     #[arg(long, env = "AMBIT_SOURCE_FOLDER")]
     pub(super) source_folder: Option<PathBuf>,
-    /// Identities from a certificate authority in this folder: its root and its key
+    /// Take identities from a certificate authority in this folder: its root and its key
     #[arg(long, env = "AMBIT_CA_DIR")]
     pub(super) ca_dir: Option<PathBuf>,
-    /// Identities from a certificate authority that speaks Istio's protocol, such as `ambit ca` or
+    /// Take identities from a certificate authority with Istio's protocol, such as `ambit ca` or
     /// istiod: host:port
     #[arg(long, env = "CA_ADDRESS")]
     pub(super) ca_address: Option<String>,
-    /// File with the roots that --ca-address proves itself by; changes are followed
+    /// File with the roots that --ca-address is verified against; changes are followed
     #[arg(long, env = "CA_ROOT_CA")]
     pub(super) ca_root_cert: Option<PathBuf>,
-    /// File with the token that this daemon shows to --ca-address; read for each call
+    /// File with the token that this daemon presents to --ca-address; read for each call
     #[arg(long, env = "AUTH_TOKEN")]
     pub(super) ca_token: Option<PathBuf>,
     /// Name in the certificate of --ca-address, if it is not the host's
     #[arg(long, env = "ALT_CA_HOSTNAME")]
     pub(super) ca_server_name: Option<String>,
-    /// Identities from SPIRE: the admin socket of this node's agent
+    /// Take identities from SPIRE: the admin socket of this node's agent
     #[arg(long, env = "AMBIT_SPIRE_SOCKET")]
     pub(super) spire_socket: Option<PathBuf>,
     /// Folder with one file per pod: named by the pod's uid, containing the path of its network
@@ -49,10 +48,10 @@ pub struct Arguments {
     /// Other names of the trust domain, separated by commas: peers and policies may use them too
     #[arg(long, env = "AMBIT_TRUST_DOMAIN_ALIASES")]
     pub(super) trust_domain_aliases: Option<String>,
-    /// Namespace whose policies hold for the whole mesh [default: istio-system]
+    /// Namespace whose policies apply to the whole mesh [default: istio-system]
     #[arg(long, env = "AMBIT_ROOT_NAMESPACE")]
     pub(super) root_namespace: Option<String>,
-    /// Whether Kubernetes NetworkPolicies hold inside the mesh: enforce or off [default: enforce]
+    /// Whether Kubernetes NetworkPolicies are enforced inside the mesh: enforce or off [default: enforce]
     #[arg(long, env = "AMBIT_NETWORK_POLICY")]
     pub(super) network_policy: Option<String>,
     /// DNS suffix of services [default: cluster.local]
@@ -65,26 +64,26 @@ pub struct Arguments {
     /// per core, 16 at most]
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS")]
     pub(super) worker_threads: Option<String>,
-    /// How long open connections may go on after a signal to stop [default: 5s]
+    /// How long open connections may continue after a signal to stop [default: 5s]
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE")]
     pub(super) termination_deadline: Option<String>,
-    /// Life of the certificates of this node's pods [default: 24h]
+    /// Lifetime of the certificates of this node's pods [default: 24h]
     #[arg(long, env = "SECRET_TTL")]
     pub(super) cert_ttl: Option<String>,
     /// File of revoked certificates (CRLs, PEM or DER); changes are followed
     #[arg(long, env = "CRL_PATH")]
     pub(super) crl_path: Option<PathBuf>,
-    /// After this time a tunnel takes no new connections, so that its two ends prove again who they
-    /// are [default: 24h]
+    /// Age after which a tunnel takes no new connections, so that both ends authenticate again
+    /// [default: 24h]
     #[arg(long, env = "AMBIT_TUNNEL_MAX_AGE")]
     pub(super) tunnel_max_age: Option<String>,
-    /// plain or json [default: plain]
+    /// Log format: plain or json [default: plain]
     #[arg(long, env = "LOG_FORMAT")]
     pub(super) log_format: Option<String>,
     /// Log levels, such as info or debug,access=off [default: info]
     #[arg(long, env = "RUST_LOG")]
     pub(super) log_level: Option<String>,
-    /// Admin address; must be a loopback one, for it asks nobody who they are [default:
+    /// Admin address; must be a loopback address, because it has no authentication [default:
     /// 127.0.0.1:15000]
     #[arg(long, env = "AMBIT_ADMIN_ADDR")]
     pub(super) admin_addr: Option<String>,
@@ -94,14 +93,14 @@ pub struct Arguments {
     /// Readiness address [default: [::]:15021]
     #[arg(long, env = "AMBIT_READINESS_ADDR")]
     pub(super) readiness_addr: Option<String>,
-    /// How often the capture of every pod is verified [default: 2s]
+    /// Interval at which the capture of every pod is verified [default: 2s]
     #[arg(long, env = "AMBIT_VERIFY_INTERVAL")]
     pub(super) verify_interval: Option<String>,
 }
 
 impl Arguments {
-    /// Complains of what is there and empty.
-    pub(super) fn filled(&self, errors: &mut FlagErrors) {
+    /// Reports values that are set and empty.
+    pub(super) fn reject_empty(&self, errors: &mut FlagErrors) {
         fn text(value: &Option<String>) -> Option<&OsStr> {
             value.as_deref().map(OsStr::new)
         }

@@ -1,4 +1,4 @@
-//! Where identities come from: exactly one of three places.
+//! Where identities come from: exactly one of three providers.
 
 use std::path::PathBuf;
 
@@ -8,8 +8,7 @@ use serde::Serialize;
 
 use super::Arguments;
 
-/// Where the identities of this node's pods come from. There are only paths and addresses in it, no
-/// secrets.
+/// Where the identities of this node's pods come from. Contains paths and addresses, no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(
     tag = "provider",
@@ -22,18 +21,18 @@ pub enum IdentityProvider {
         /// The folder.
         dir: PathBuf,
     },
-    /// A certificate authority that speaks Istio's protocol.
+    /// A certificate authority with Istio's protocol.
     IstioCa {
         /// Host and port.
         address: String,
-        /// File with the roots that it proves itself by.
+        /// File with the roots that it is verified against.
         root_cert: PathBuf,
-        /// File with the token that the daemon shows.
+        /// File with the token that the daemon presents.
         token: PathBuf,
-        /// Name in its certificate, if it is not the host's.
+        /// Name in its certificate, if it differs from the host.
         server_name: Option<String>,
     },
-    /// The agent of SPIRE on this node.
+    /// SPIRE's agent on this node.
     Spire {
         /// Its admin socket.
         socket: PathBuf,
@@ -45,20 +44,20 @@ const ISTIO: &str = "--ca-address (CA_ADDRESS)";
 const SPIRE: &str = "--spire-socket (AMBIT_SPIRE_SOCKET)";
 
 impl IdentityProvider {
-    /// The one that the flags name. Two of them would leave open who vouches for a pod, so that is
-    /// a mistake, as is none.
-    pub(super) fn chosen(arguments: &Arguments, errors: &mut FlagErrors) -> Self {
-        let named = [
+    /// The provider that the flags select. None and more than one are mistakes: with two, a pod's issuer
+    /// would be ambiguous.
+    pub(super) fn from_arguments(arguments: &Arguments, errors: &mut FlagErrors) -> Self {
+        let flags = [
             (LOCAL, arguments.ca_dir.is_some()),
             (ISTIO, arguments.ca_address.is_some()),
             (SPIRE, arguments.spire_socket.is_some()),
         ];
-        let named: Vec<_> = named
+        let selected: Vec<_> = flags
             .iter()
-            .filter(|(_, is)| *is)
+            .filter(|(_, is_set)| *is_set)
             .map(|(flag, _)| *flag)
             .collect();
-        match named.as_slice() {
+        match selected.as_slice() {
             [_] => {}
             [] => errors.push(format!("one of {LOCAL}, {ISTIO} and {SPIRE} is required")),
             many => errors.push(format!("only one may be given of {}", many.join(", "))),
@@ -90,7 +89,7 @@ impl IdentityProvider {
         if let Some(cluster) = &arguments.cluster_id {
             config.cluster_id = cluster.clone();
         }
-        // What the client would say only when it is made, after everything else was started.
+        // Errors that the client would otherwise report only when it is created.
         for problem in config.validation_errors() {
             let flag = match problem {
                 IstioCaError::Address { .. } => ISTIO,

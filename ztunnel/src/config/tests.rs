@@ -1,6 +1,6 @@
 use super::*;
 
-/// What the command line and the environment would give, without this process's environment.
+/// Arguments with all required flags, independent of this process's environment.
 fn complete() -> Arguments {
     Arguments {
         node_name: Some("a".into()),
@@ -12,7 +12,7 @@ fn complete() -> Arguments {
 }
 
 #[test]
-fn what_is_not_said_has_its_default() {
+fn unset_flags_have_defaults() {
     let config = Config::from_arguments(complete()).expect("a complete configuration");
     assert_eq!(&*config.mesh.cluster, "Kubernetes");
     assert_eq!(config.mesh.trust_domain.to_string(), "cluster.local");
@@ -59,7 +59,7 @@ fn all_mistakes_are_reported_together() {
 }
 
 #[test]
-fn identities_come_from_exactly_one_place() {
+fn exactly_one_identity_provider_is_accepted() {
     let two = Arguments {
         spire_socket: Some("/run/spire.sock".into()),
         ..complete()
@@ -88,7 +88,7 @@ fn identities_come_from_exactly_one_place() {
 }
 
 #[test]
-fn a_certificate_authority_needs_an_address_a_root_and_a_token() {
+fn certificate_authority_needs_address_root_and_token() {
     let arguments = Arguments {
         ca_dir: None,
         ca_address: Some("ca.mesh.svc".into()),
@@ -103,7 +103,7 @@ fn a_certificate_authority_needs_an_address_a_root_and_a_token() {
 }
 
 #[test]
-fn what_the_client_of_an_authority_could_not_use_is_said_with_the_rest() {
+fn errors_of_the_authority_client_are_reported_with_all_others() {
     let arguments = Arguments {
         node_name: None,
         ca_dir: None,
@@ -129,14 +129,14 @@ fn what_the_client_of_an_authority_could_not_use_is_said_with_the_rest() {
 }
 
 #[test]
-fn a_value_that_is_empty_is_a_mistake_and_not_a_default() {
+fn empty_value_is_an_error() {
     let arguments = Arguments {
         node_name: Some(String::new()),
         source_folder: Some("".into()),
         cluster_id: Some(String::new()),
         log_level: Some(String::new()),
         crl_path: Some("".into()),
-        // An empty list is one.
+        // An empty list is a valid list.
         excluded_namespaces: Some(String::new()),
         ..complete()
     };
@@ -156,7 +156,7 @@ fn a_value_that_is_empty_is_a_mistake_and_not_a_default() {
 }
 
 #[test]
-fn policies_have_istios_root_namespace_and_network_policies_hold() {
+fn policy_defaults_are_istios_root_namespace_and_enforced_network_policies() {
     let config = Config::from_arguments(complete()).expect("a complete configuration");
     assert_eq!(&*config.mesh.root_namespace, "istio-system");
     assert!(config.mesh.network_policy);
@@ -172,7 +172,7 @@ fn policies_have_istios_root_namespace_and_network_policies_hold() {
 }
 
 #[test]
-fn the_arguments_and_their_help_are_consistent() {
+fn clap_definition_is_consistent() {
     use clap::CommandFactory;
     Arguments::command().debug_assert();
 }
