@@ -1,5 +1,5 @@
-//! Tasks that follow the model: tunnels to deleted workloads are purged, the number of
-//! problems is published.
+//! Tasks that follow the model: one purges the tunnels to deleted workloads, one publishes the number of
+//! problems in the objects.
 
 use std::error::Error;
 use std::sync::Arc;

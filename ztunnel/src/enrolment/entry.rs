@@ -25,7 +25,7 @@ pub enum PodState {
     /// Its capture and its listeners were present at the last verification.
     Enrolled,
     /// The pod opted out and still has connections from before.
-    Draining,
+    Leaving,
 }
 
 impl PodState {
