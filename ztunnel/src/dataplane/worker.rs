@@ -14,8 +14,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::pods::{self, RegisteredListeners, ServedPod, ServedPods};
 use super::Removal;
+use super::pods::{self, RegisteredListeners, ServedPod, ServedPods};
 use crate::capture::PodListeners;
 use crate::netns::Netns;
 use crate::proxy::{ConnectionRegistry, PodContext, SharedContext, WorkerContext, reauthorize};
