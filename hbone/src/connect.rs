@@ -1,9 +1,9 @@
-//! The head of an HBONE request and response: parsing and printing, pure and bounded.
+//! What the headers of an HBONE request and response contain, and how they are parsed and printed. No I/O, bounded work.
 //!
-//! The wire form is Istio's: `:authority` names the application behind the peer; `baggage` describes the workload that
-//! speaks; `forwarded` carries the original client's address; `traceparent` is W3C trace context. Only the authority
-//! decides anything, so only it is required. The others are hints for telemetry: a malformed one is dropped, and never
-//! fails a request.
+//! The wire format is Istio's: `:authority` is the application's address behind the peer; `baggage` describes the sending
+//! workload; `forwarded` contains the original client's address; `traceparent` is W3C trace context. Only the authority
+//! affects decisions, so only it is required. The other headers are hints for telemetry: a malformed one is dropped, and
+//! never fails a request.
 
 mod authority;
 mod baggage;
@@ -15,20 +15,20 @@ pub use baggage::Baggage;
 pub use forwarded::Forwarded;
 pub use traceparent::TraceParent;
 
-/// A header value that is not what its grammar allows.
+/// A header value that violates its grammar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{header}: {problem}")]
 pub struct HeaderError {
-    /// The header.
+    /// Name of the header.
     pub header: &'static str,
-    /// What is wrong with it. Never quotes the value, which an attacker chose.
+    /// What is wrong with it. Never quotes the value, because an attacker may have chosen it.
     pub problem: &'static str,
 }
 
-/// The head of a CONNECT.
+/// The headers of a CONNECT request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectRequest {
-    /// What to connect to behind the peer.
+    /// The application behind the peer.
     pub authority: Authority,
     /// The workload that connects.
     pub baggage: Option<Baggage>,
@@ -39,7 +39,7 @@ pub struct ConnectRequest {
 }
 
 impl ConnectRequest {
-    /// A request without any hints.
+    /// A request without hints.
     pub fn new(authority: Authority) -> Self {
         Self {
             authority,
@@ -50,10 +50,10 @@ impl ConnectRequest {
     }
 }
 
-/// The head of a 200.
+/// The headers of a 200 response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectResponse {
-    /// The workload that answers.
+    /// The workload that responds.
     pub baggage: Option<Baggage>,
 }
 

@@ -1,4 +1,4 @@
-//! The one error of the data path.
+//! What a failure of a tunnel or stream reports: its reason, its peer, a detail and the source error.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use crate::reason::{Fault, Reason};
 
-/// A failure of a tunnel or a stream: what, at which peer, whose fault, whether to retry.
+/// A failure of a tunnel or a stream.
 ///
-/// Cheap to clone, because everybody who waited for one dial receives its failure.
+/// Cheap to clone, because all callers that wait for one dial receive the same failure.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -21,22 +21,22 @@ struct Inner {
 }
 
 impl Error {
-    /// The cause; its code goes to log, metric and dump.
+    /// The reason; its code appears in log, metric and dump.
     pub fn reason(&self) -> Reason {
         self.0.reason
     }
 
-    /// Whose side the failure lies on, see [`Reason::fault`].
+    /// The side that caused the failure, see [`Reason::fault`].
     pub fn fault(&self) -> Fault {
         self.0.reason.fault()
     }
 
-    /// Whether another endpoint may do better, see [`Reason::is_retryable`].
+    /// Whether a retry may succeed, see [`Reason::is_retryable`].
     pub fn is_retryable(&self) -> bool {
         self.0.reason.is_retryable()
     }
 
-    /// The address of the tunnel's other end, if the failure belongs to one.
+    /// The address of the tunnel's peer, if the failure belongs to a tunnel.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.0.peer
     }
@@ -50,20 +50,20 @@ impl Error {
         }))
     }
 
-    pub(crate) fn at(self, peer: SocketAddr) -> Self {
+    pub(crate) fn with_peer(self, peer: SocketAddr) -> Self {
         self.change(|inner| inner.peer = Some(peer))
     }
 
-    /// An empty detail is none.
-    pub(crate) fn because(self, detail: impl Into<String>) -> Self {
+    /// Adds a detail to the message. An empty detail is ignored.
+    pub(crate) fn with_detail(self, detail: impl Into<String>) -> Self {
         self.change(|inner| inner.detail = Some(detail.into()).filter(|detail| !detail.is_empty()))
     }
 
-    pub(crate) fn caused_by(self, source: impl StdError + Send + Sync + 'static) -> Self {
+    pub(crate) fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
         self.change(|inner| inner.source = Some(Box::new(source)))
     }
 
-    /// Only used while an error is built, when nobody else holds it; a shared error stays as it is.
+    /// Changes an error that is not shared yet; a shared error keeps its content.
     fn change(mut self, f: impl FnOnce(&mut Inner)) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             f(inner);
@@ -116,10 +116,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_source_is_reachable_and_not_printed_twice() {
+    fn display_omits_the_source_and_source_returns_it() {
         let error = Error::new(Reason::ConnectRefused)
-            .at(SocketAddr::from(([10, 0, 0, 1], 15008)))
-            .caused_by(std::io::Error::from_raw_os_error(111));
+            .with_peer(SocketAddr::from(([10, 0, 0, 1], 15008)))
+            .with_source(std::io::Error::from_raw_os_error(111));
         let text = error.to_string();
         let source = error.source().map(ToString::to_string).unwrap_or_default();
         assert!(
@@ -130,9 +130,9 @@ mod tests {
     }
 
     #[test]
-    fn an_error_crosses_threads_and_is_small() {
-        fn shared<T: Send + Sync + Clone>() {}
-        shared::<Error>();
+    fn error_is_send_and_sync_and_one_pointer_in_size() {
+        fn assert_shared<T: Send + Sync + Clone>() {}
+        assert_shared::<Error>();
         assert_eq!(size_of::<Error>(), size_of::<usize>());
     }
 }

@@ -1,120 +1,98 @@
-//! The tunnels of one pod on one thread.
+//! The tunnels of one pod on one thread: how streams are opened, and how tunnels are dialled and closed.
 
-mod config;
 mod peers;
 
 use std::cell::{Cell, RefCell};
-use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use spiffe::SpiffeId;
-use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::PoolConfig;
 use crate::connect::ConnectRequest;
-use crate::engine::{Dial, Stream, drive};
+use crate::engine::{Dial, SocketFactory, Stream};
 use crate::error::Error;
 use crate::reason::Reason;
 use crate::tls::ClientTls;
+pub use peers::PoolKey;
+use peers::{DialEntry, Peers, PendingDial, Selection};
 
-pub use config::PoolConfig;
-use peers::{Choice, Dialling, Joined, Peers};
-
-/// Where a pool's sockets come from: the caller knows the network namespace and the marks.
-pub trait SocketFactory {
-    /// An unconnected socket of the family of `to`.
-    fn new_tcp(&self, to: SocketAddr) -> io::Result<TcpSocket>;
-}
-
-/// What streams must have in common to share a tunnel.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PoolKey {
-    /// The identity that we present.
-    pub source: SpiffeId,
-    /// The uid of the workload on the other side: an address that comes back as another pod never meets an old tunnel.
-    pub destination: Arc<str>,
-    /// The peer's HBONE address.
-    pub address: SocketAddr,
-}
-
-/// The tunnels of one pod on one thread, by [`PoolKey`]. Lives in a `LocalSet`; dropped, it aborts its tunnels.
+/// The tunnels of one pod on one thread, by [`PoolKey`]. Runs in a `LocalSet`; dropping it aborts its tunnels.
 pub struct Pool {
     config: Rc<PoolConfig>,
     sockets: Rc<dyn SocketFactory>,
     peers: Rc<Peers>,
     tasks: RefCell<JoinSet<()>>,
-    draining: Cell<bool>,
+    is_closing: Cell<bool>,
     abort: CancellationToken,
 }
 
 impl Pool {
-    /// An empty pool. Nothing runs until the first [`Pool::open`].
+    /// An empty pool. No task runs before the first [`Pool::open`].
     pub fn new(config: PoolConfig, sockets: Rc<dyn SocketFactory>) -> Self {
         Self {
             config: Rc::new(config),
             sockets,
             peers: Rc::default(),
             tasks: RefCell::default(),
-            draining: Cell::new(false),
+            is_closing: Cell::new(false),
             abort: CancellationToken::new(),
         }
     }
 
-    /// Sends a CONNECT on a tunnel to the peer: one that exists, or a new one, which is dialled once for all who wait
-    /// for it and whose failure they share. `expect` holds the identities that the peer may have.
+    /// Sends a CONNECT on an existing tunnel to the peer, or on a new one. Concurrent calls share one dial and its
+    /// failure. `expected` contains the identities that the peer may have.
     pub async fn open(
         &self,
         key: &PoolKey,
-        expect: &[SpiffeId],
+        expected: &[SpiffeId],
         tls: &ClientTls,
         request: ConnectRequest,
     ) -> Result<Stream, Error> {
         if tls.identity() != &key.source {
-            let detail = "the certificate is not for the pool key's source";
-            return Err(Error::from(Reason::Internal).because(detail));
+            let detail = "the certificate does not have the pool key's source identity";
+            return Err(Error::from(Reason::Internal).with_detail(detail));
         }
-        // Each round without success has opened a tunnel that others filled first, or retired one, so that the peer's
-        // limit on tunnels bounds the rounds as well.
-        for _ in 0..self.config.tunnels_per_peer.saturating_mul(2) {
-            if self.draining.get() {
+        // Each iteration without success has dialled a tunnel that other callers filled first, or retired one. So the
+        // limit on tunnels per peer also bounds the iterations.
+        for _ in 0..self.config.max_tunnels_per_peer.saturating_mul(2) {
+            if self.is_closing.get() {
                 return Err(Reason::Draining.into());
             }
-            match self.peers.choose(key, expect, &self.config) {
-                Choice::Use { tunnel, another } => {
-                    if another {
-                        self.dial(key, expect, tls);
+            match self.peers.select(key, expected, &self.config) {
+                Selection::Use { tunnel, preconnect } => {
+                    if preconnect {
+                        self.dial(key, expected, tls);
                     }
-                    match tunnel.open(&request) {
+                    match Stream::open(&tunnel, &request) {
                         Err(e) if e.reason() == Reason::GoAway => {}
                         opened => return opened,
                     }
                 }
-                Choice::Dial => self.dialled(key, expect, tls).await?,
-                Choice::Full => break,
+                Selection::Dial => self.wait_for_dial(key, expected, tls).await?,
+                Selection::Full => break,
             }
         }
-        Err(Error::from(Reason::TooManyStreams).at(key.address))
+        Err(Error::from(Reason::TooManyStreams).with_peer(key.address))
     }
 
-    /// The workload is gone: its tunnels are no longer chosen. Streams that are open live on as long as the peer does.
+    /// Retires the tunnels to a workload that is gone. Open streams continue as long as the peer does.
     pub fn retire_destination(&self, destination: &str) {
-        self.peers.purge(|key| &*key.destination == destination);
+        self.peers.retire_if(|key| &*key.destination == destination);
     }
 
-    /// Tunnels that may be chosen.
+    /// Number of tunnels that accept streams.
     pub fn usable_tunnels(&self) -> usize {
-        self.peers.tunnels()
+        self.peers.usable_tunnels()
     }
 
-    /// Takes no more streams, waits for those that are open until `deadline`, then resets the rest. All tasks of the
-    /// pool have ended when this returns.
+    /// Accepts no more streams, waits for open streams until `deadline`, and then resets them. All tasks of the pool
+    /// have ended when this returns.
     pub async fn close(&self, deadline: Instant) {
-        self.draining.set(true);
-        self.peers.purge(|_| true);
+        self.is_closing.set(true);
+        self.peers.retire_if(|_| true);
         let mut tasks = self.tasks.take();
         let all = async { while tasks.join_next().await.is_some() {} };
         if timeout_at(deadline, all).await.is_err() {
@@ -123,57 +101,63 @@ impl Pool {
         }
     }
 
-    /// Waits for a dial: the one that is under way, or a new one.
-    async fn dialled(
+    /// Joins or starts the dial to this peer, and waits for it.
+    async fn wait_for_dial(
         &self,
         key: &PoolKey,
-        expect: &[SpiffeId],
+        expected: &[SpiffeId],
         tls: &ClientTls,
     ) -> Result<(), Error> {
-        let (mut outcome, expected) = self.dial(key, expect, tls);
-        let failure = match outcome.wait_for(Option::is_some).await {
-            Ok(done) => done.as_ref().and_then(|done| done.as_ref().err().cloned()),
-            // The dial was dropped unfinished: the pool is closing.
+        let mut dial = self.dial(key, expected, tls);
+        let failure = match dial.result.wait_for(Option::is_some).await {
+            Ok(result) => result
+                .as_ref()
+                .and_then(|result| result.as_ref().err().cloned()),
+            // The dial was dropped before it was done: the pool is closing.
             Err(_) => Some(Reason::Draining.into()),
         };
         match failure {
-            // Somebody else's expectation was wrong, and that says nothing about ours.
-            Some(e) if e.reason() == Reason::PeerIdentityMismatch && *expected != *expect => Ok(()),
+            // The dial was started with other expected identities, so its mismatch does not apply to this caller.
+            Some(e)
+                if e.reason() == Reason::PeerIdentityMismatch && *dial.expected != *expected =>
+            {
+                Ok(())
+            }
             Some(e) => Err(e),
             None => Ok(()),
         }
     }
 
-    /// Joins the dial to this peer, or starts it. It runs to its end even if nobody waits any more: the next one may.
-    fn dial(&self, key: &PoolKey, expect: &[SpiffeId], tls: &ClientTls) -> Dialling {
-        let (dialling, promise) = match self.peers.join_dial(key, expect) {
-            Joined::UnderWay(dialling) => return dialling,
-            Joined::New(dialling, promise) => (dialling, promise),
+    /// Joins or starts the dial to this peer. The dial continues even if no caller waits any more, for the next one.
+    fn dial(&self, key: &PoolKey, expected: &[SpiffeId], tls: &ClientTls) -> PendingDial {
+        let (pending, result) = match self.peers.join_dial(key, expected) {
+            DialEntry::Existing(pending) => return pending,
+            DialEntry::New(pending, result) => (pending, result),
         };
         let dial = Dial {
             config: Rc::clone(&self.config),
             sockets: Rc::clone(&self.sockets),
             address: key.address,
-            expect: expect.to_vec(),
+            expected: expected.to_vec(),
             tls: tls.clone(),
         };
         let (peers, abort, key) = (Rc::clone(&self.peers), self.abort.clone(), key.clone());
         let mut tasks = self.tasks.borrow_mut();
-        // Those that have ended are let go here, so that their number is bounded by that of live tunnels and dials.
+        // Finished tasks are removed here, so the set never exceeds the live tunnels and dials.
         while tasks.try_join_next().is_some() {}
         tasks.spawn_local(async move {
-            // Boxed, so that the long life of a tunnel does not carry the size of its handshake.
+            // Boxed, so that the memory of the handshake is freed when it is done.
             let dialled = tokio::select! {
                 biased;
                 () = abort.cancelled() => Err(Reason::Draining.into()),
                 dialled = Box::pin(dial.run()) => dialled,
             };
-            if let Some((tunnel, driver)) = peers.settle(&key, promise, dialled) {
-                drive(driver, abort).await;
+            if let Some((tunnel, driver)) = peers.complete_dial(&key, result, dialled) {
+                driver.run(abort).await;
                 peers.remove(&key, &tunnel);
             }
         });
-        dialling
+        pending
     }
 }
 

@@ -1,41 +1,41 @@
-//! Why a connection failed: one stable code per cause, with whose fault it is and whether another try may help.
+//! Why a connection failed: one stable code per cause, the side at fault, and whether a retry may succeed.
 
 use std::fmt;
 
-/// Whose side a failure lies on, seen from this daemon.
+/// The side that caused a failure, seen from this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// The one who connected to us: the application outbound, the peer's daemon inbound.
+    /// The side that connected to us: the application outbound, the peer's proxy inbound.
     Downstream,
-    /// The one we connect to, or the network on the way there.
+    /// The side that we connect to, or the network path to it.
     Upstream,
-    /// Ourselves: out of file descriptors, shutting down, stopped by policy.
+    /// This process: out of file descriptors, shutting down, stopped by policy.
     Internal,
 }
 
 /// The cause of a failure.
 ///
-/// [`Reason::code`] is part of the product's interface: it appears alike in the log, the metric and the admin dump, so
-/// a code is never renamed.
+/// [`Reason::code`] is part of the product's interface: log, metric and admin dump show the same code, so a code is
+/// never renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// The socket could not be created or bound on this node.
     SocketFailed,
-    /// No answer to the TCP connect within its deadline.
+    /// The TCP connect was not answered within its deadline.
     ConnectTimeout,
-    /// The peer's HBONE port answered with RST: nothing listens there.
+    /// The peer's HBONE port answered with RST: no process listens there.
     ConnectRefused,
-    /// The network says that there is no way to the peer's address.
+    /// The network has no route to the peer's address.
     HostUnreachable,
     /// The TCP connect failed in another way.
     ConnectFailed,
-    /// The TLS handshake did not end within its deadline.
+    /// The TLS handshake did not finish within its deadline.
     TlsHandshakeTimeout,
     /// The TLS handshake failed in a way that no other reason names.
     TlsHandshakeFailed,
-    /// What the peer speaks is not TLS 1.3 with ALPN `h2`.
+    /// The peer does not support TLS 1.3 with ALPN `h2`.
     NotHbone,
-    /// The peer's certificate does not chain to the trust bundle, has expired, or carries no well-formed SPIFFE id.
+    /// The peer's certificate does not chain to the trust bundle, has expired, or has no well-formed SPIFFE id.
     PeerUntrusted,
     /// A certificate of the peer's chain is on a revocation list.
     PeerRevoked,
@@ -45,9 +45,9 @@ pub enum Reason {
     PeerIdentityMismatch,
     /// The peer refused our certificate.
     RejectedByPeer,
-    /// The HTTP/2 preface and SETTINGS did not come within their deadline.
+    /// The HTTP/2 preface and SETTINGS did not arrive within their deadline.
     H2HandshakeTimeout,
-    /// After TLS the peer did not speak HTTP/2.
+    /// The peer did not send HTTP/2 after the TLS handshake.
     H2HandshakeFailed,
     /// The peer did not answer the CONNECT within its deadline.
     ConnectResponseTimeout,
@@ -57,23 +57,23 @@ pub enum Reason {
     ConnectMalformed,
     /// The tunnel's connection broke.
     TunnelClosed,
-    /// The tunnel's peer no longer answers pings.
+    /// The tunnel's peer sent nothing within the timeout of a ping.
     PingTimeout,
-    /// The peer is going away and takes no new streams on this tunnel.
+    /// The peer sent GOAWAY: it accepts no new streams on this tunnel.
     GoAway,
-    /// The peer violated HTTP/2, or says that we did.
+    /// The peer violated HTTP/2, or reported a violation by us.
     ProtocolError,
-    /// The peer refused the stream before it looked at it.
+    /// The peer refused the stream before it processed it.
     StreamRefused,
     /// The peer reset the stream.
     StreamReset,
-    /// All tunnels that we may open to this peer are full.
+    /// All tunnels that the configuration allows to this peer are full.
     TooManyStreams,
     /// This pool or server is shutting down.
     Draining,
     /// Stopped from this side, by a [`StopToken`](crate::StopToken) or an abort.
     Stopped,
-    /// A mistake of this program: the certificate is not the pool key's, or a state that cannot be.
+    /// A bug in this program: the certificate does not belong to the pool key, or an impossible state.
     Internal,
 }
 
@@ -112,8 +112,8 @@ impl Reason {
         }
     }
 
-    /// On whose side the failure lies, for one who opens tunnels. A server looks from the other end: what is
-    /// [`Fault::Upstream`] here is its peer, the downstream.
+    /// The side at fault, from the view of the client end of a tunnel. At the server end the peer is the downstream,
+    /// and [`Fault::Upstream`] stands for it.
     pub const fn fault(self) -> Fault {
         match self {
             Self::SocketFailed
@@ -126,8 +126,8 @@ impl Reason {
         }
     }
 
-    /// Whether another endpoint, or the same one a moment later, may do better. True only for failures at which the
-    /// application behind the peer has seen nothing of the connection.
+    /// Whether another endpoint, or the same one later, may succeed. True only for failures at which the application
+    /// behind the peer has not seen the connection.
     pub const fn is_retryable(self) -> bool {
         match self {
             Self::ConnectTimeout
@@ -147,7 +147,7 @@ impl Reason {
             | Self::GoAway
             | Self::StreamRefused
             | Self::TooManyStreams => true,
-            // 503: the peer's daemon could not reach its application. All other statuses are decisions.
+            // 503: the peer's proxy could not reach its application. All other statuses are decisions of the peer.
             Self::ConnectRejected(status) => status == 503,
             Self::SocketFailed
             | Self::ConnectResponseTimeout
@@ -162,9 +162,9 @@ impl Reason {
         }
     }
 
-    /// Like [`Reason::is_retryable`], for a connection of which not one byte was sent: then a tunnel that broke or stayed
-    /// silent may also be left for another endpoint. At worst the application behind the peer has seen a connection that
-    /// ended without a byte. What the peer has decided is never asked again elsewhere.
+    /// Like [`Reason::is_retryable`], for a connection that has sent no byte yet: then a broken or silent tunnel is also
+    /// retryable. At worst the application behind the peer has seen a connection without a byte. A decision of the peer
+    /// is never retried elsewhere.
     pub const fn is_retryable_before_send(self) -> bool {
         self.is_retryable()
             || matches!(
@@ -177,7 +177,7 @@ impl Reason {
             )
     }
 
-    /// What the operator reads, with the likely cause where there is one.
+    /// Text for operators, with the likely cause where there is one.
     const fn message(self) -> &'static str {
         match self {
             Self::SocketFailed => "cannot create a socket for the tunnel",
@@ -185,35 +185,37 @@ impl Reason {
                 "no answer to the TCP connect; a NetworkPolicy or firewall may block port 15008"
             }
             Self::ConnectRefused => {
-                "connection refused; no mesh daemon listens for this pod, is it enrolled?"
+                "connection refused; no HBONE listener for this pod, is it enrolled in the mesh?"
             }
-            Self::HostUnreachable => "no route to the peer's address; is the pod gone?",
+            Self::HostUnreachable => "no route to the peer's address; was the pod deleted?",
             Self::ConnectFailed => "TCP connect failed",
-            Self::TlsHandshakeTimeout => "the TLS handshake did not end in time",
+            Self::TlsHandshakeTimeout => "the TLS handshake timed out",
             Self::TlsHandshakeFailed => "the TLS handshake failed",
-            Self::NotHbone => "the peer does not speak HBONE (TLS 1.3 with ALPN h2)",
+            Self::NotHbone => "the peer does not support HBONE (TLS 1.3 with ALPN h2)",
             Self::PeerUntrusted => {
-                "the peer's certificate is not trusted; other root, expired, or no SPIFFE id"
+                "the peer's certificate is not trusted; it has another root, has expired, or has no SPIFFE id"
             }
             Self::PeerRevoked => "the peer's certificate is revoked",
             Self::PeerWithoutCertificate => "the peer sent no certificate",
-            Self::PeerIdentityMismatch => "the peer has another identity than expected",
-            Self::RejectedByPeer => {
-                "the peer refused our certificate; does it trust our root, do clocks agree?"
+            Self::PeerIdentityMismatch => {
+                "the peer's identity is not one of the expected identities"
             }
-            Self::H2HandshakeTimeout => "the peer sent no HTTP/2 SETTINGS in time",
-            Self::H2HandshakeFailed => "the peer did not speak HTTP/2 after TLS",
-            Self::ConnectResponseTimeout => "no answer to the CONNECT in time",
+            Self::RejectedByPeer => {
+                "the peer rejected our certificate; check that it trusts our root and that the clocks agree"
+            }
+            Self::H2HandshakeTimeout => "timed out waiting for the peer's HTTP/2 SETTINGS",
+            Self::H2HandshakeFailed => "the peer did not send HTTP/2 after the TLS handshake",
+            Self::ConnectResponseTimeout => "timed out waiting for the response to the CONNECT",
             Self::ConnectRejected(_) => "the peer rejected the CONNECT",
             Self::ConnectMalformed => "the request is not a well-formed CONNECT",
-            Self::TunnelClosed => "the tunnel's connection broke",
-            Self::PingTimeout => "the tunnel's peer no longer answers pings",
-            Self::GoAway => "the peer is going away",
+            Self::TunnelClosed => "the tunnel's connection failed",
+            Self::PingTimeout => "the tunnel's peer did not answer a ping",
+            Self::GoAway => "the peer sent GOAWAY",
             Self::ProtocolError => "HTTP/2 protocol error on the tunnel",
             Self::StreamRefused => "the peer refused the stream",
             Self::StreamReset => "the peer reset the stream",
             Self::TooManyStreams => "all tunnels to this peer are full",
-            Self::Draining => "shutting down, no new streams",
+            Self::Draining => "shutting down, new streams are not accepted",
             Self::Stopped => "stopped",
             Self::Internal => "internal error",
         }
@@ -235,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_failures_before_the_application_was_reached_are_retryable() {
+    fn failures_before_the_application_is_reached_are_retryable() {
         assert!(Reason::ConnectRefused.is_retryable());
         assert!(Reason::GoAway.is_retryable());
         assert!(Reason::ConnectRejected(503).is_retryable());
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_that_fails_before_a_byte_was_sent_is_left_and_a_decision_is_not() {
+    fn tunnel_failure_before_send_is_retryable_and_a_decision_is_not() {
         for reason in [
             Reason::ConnectResponseTimeout,
             Reason::TunnelClosed,
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_of_a_rejection_is_in_the_message_and_not_in_the_code() {
+    fn rejection_status_is_in_the_message_and_not_in_the_code() {
         let reason = Reason::ConnectRejected(401);
         assert_eq!(reason.code(), "connect_rejected");
         assert_eq!(

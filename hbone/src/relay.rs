@@ -1,51 +1,65 @@
-//! Moving bytes between two sides until both have closed: what the caller gives, and what it is told.
+//! What a relay takes and returns, for relays of both kinds: TCP to tunnel stream, and TCP to TCP.
 
 mod buffer;
+mod socket;
 mod tcp;
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) use buffer::{Chunk, Flight, LARGE};
+pub(crate) use buffer::{Chunk, PendingWrites, READ_BUFFER_BYTES};
+pub(crate) use socket::{
+    READS_PER_YIELD, ResetOnDrop, read_available, shutdown_write, wait_for_reset,
+};
 pub use tcp::relay_tcp;
-pub(crate) use tcp::{READS_PER_TURN, ResetOnDrop, broken, finish_writing, read_now};
 
 use crate::error::Error;
 use crate::stop_token::StopToken;
 
-/// Bytes of one connection, live while they move.
+/// Bytes of one connection, updated while they move.
 ///
-/// A byte counts when the other side's kernel or tunnel has taken it.
+/// A byte is counted when the other side's kernel or tunnel has accepted it.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// From the downstream (who connected) to the upstream (who was connected to).
+    /// From the downstream to the upstream.
     pub sent: AtomicU64,
     /// From the upstream to the downstream.
     pub received: AtomicU64,
 }
 
-/// What a relay is given beside its sockets.
+/// Options of a relay.
 #[derive(Debug, Default)]
 pub struct RelayOpts {
-    /// Where bytes are counted.
+    /// Counts the relayed bytes.
     pub counters: Arc<Counters>,
-    /// Ends the relay from outside.
+    /// Stops the relay from outside.
     pub stop: StopToken,
     /// Outbound only: send the downstream's bytes before the peer has answered the CONNECT. Saves a round trip; the
-    /// connection can then no longer be tried elsewhere.
+    /// connection can then not be retried on another endpoint.
     pub optimistic: bool,
-    /// Bytes for the upstream before any of the downstream's, such as what was read to sniff a protocol. Not counted.
+    /// Bytes that are sent to the upstream before those of the downstream, such as bytes that were read to detect a
+    /// protocol. Not counted.
     pub prefix: Vec<u8>,
 }
 
 /// One of the two sides of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// Who connected.
+    /// The side that connected.
     Downstream,
-    /// Who was connected to.
+    /// The side that was connected to.
     Upstream,
+}
+
+impl Side {
+    /// The other side.
+    pub(crate) fn opposite(self) -> Self {
+        match self {
+            Self::Downstream => Self::Upstream,
+            Self::Upstream => Self::Downstream,
+        }
+    }
 }
 
 impl fmt::Display for Side {
@@ -60,9 +74,9 @@ impl fmt::Display for Side {
 /// How a relay ended.
 #[derive(Debug)]
 pub enum RelayOutcome {
-    /// Both sides finished with FIN.
+    /// Both directions ended with FIN.
     Closed,
-    /// One side reset the connection; the reset was passed on to the other.
+    /// One side reset the connection, and the relay reset the other side.
     Reset {
         /// The side that reset first.
         by: Side,
@@ -72,18 +86,18 @@ pub enum RelayOutcome {
         /// The reason given to [`StopToken::stop`].
         reason: &'static str,
     },
-    /// The tunnel failed, or the peer rejected the CONNECT. The application saw RST.
+    /// The tunnel failed, or the peer rejected the CONNECT. The application received RST.
     Failed(Error),
 }
 
-/// The end of a relay.
+/// Totals and outcome of a relay.
 #[derive(Debug)]
 pub struct RelaySummary {
     /// Bytes from downstream to upstream, as in [`Counters::sent`].
     pub sent: u64,
     /// Bytes from upstream to downstream, as in [`Counters::received`].
     pub received: u64,
-    /// Who ended it, and how.
+    /// How the relay ended, and by which side.
     pub outcome: RelayOutcome,
 }
 

@@ -1,14 +1,14 @@
-//! A signal that ends one connection from any thread.
+//! How one connection is stopped from another thread.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
-/// Ends the relay that holds it, with RST to both sides and a reason.
+/// Stops the relay that holds it, with RST to both sides and a reason.
 ///
-/// Clones are the same signal. The first reason given stays. A relay looks at its stop before anything else, so a
-/// connection that was stopped moves not one byte more.
+/// Clones share one state, and the first reason is kept. A relay checks its token before every other event, so no byte
+/// moves after the token is stopped.
 #[derive(Clone, Default)]
 pub struct StopToken(Arc<Inner>);
 
@@ -19,14 +19,14 @@ struct Inner {
 }
 
 impl StopToken {
-    /// A stop that nobody has asked for yet.
+    /// A token that is not stopped.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks for the end. `reason` is a stable snake_case code, such as `policy_changed`.
+    /// Stops the relay. `reason` is a stable snake_case code, such as `policy_changed`.
     pub fn stop(&self, reason: &'static str) {
-        let _first_reason_wins = self.0.reason.set(reason);
+        let _first_reason_is_kept = self.0.reason.set(reason);
         self.0.token.cancel();
     }
 
@@ -39,7 +39,7 @@ impl StopToken {
         }
     }
 
-    /// Resolves with the reason when stopped; at once if that has happened already.
+    /// Resolves with the reason when the token is stopped; at once if it is stopped already.
     pub async fn stopped(&self) -> &'static str {
         self.0.token.cancelled().await;
         self.0.reason.get().copied().unwrap_or("stopped")
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_reason_wins_and_reaches_every_clone() {
+    async fn first_reason_is_kept_and_visible_in_every_clone() {
         let stop = StopToken::new();
         let clone = stop.clone();
         assert_eq!(clone.reason(), None);
@@ -69,8 +69,8 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_crosses_threads() {
-        fn shared<T: Send + Sync + Clone>() {}
-        shared::<StopToken>();
+    fn stop_token_is_send_and_sync() {
+        fn assert_shared<T: Send + Sync + Clone>() {}
+        assert_shared::<StopToken>();
     }
 }

@@ -1,17 +1,14 @@
 //! Mutual TLS 1.3 between SPIFFE identities.
 //!
-//! A configuration is made once per certificate ([`ClientTls`], [`ServerTls`]) and shared by all connections that use
-//! it. A server accepts every client whose chain ends in the trust bundle and whose leaf carries exactly one
-//! well-formed SPIFFE id: who may do what is the caller's decision, made per request. A client additionally compares
-//! the server's id with those that it expects, after the handshake and before it writes a byte of HTTP/2; the
-//! configuration therefore does not depend on the destination.
+//! A configuration is built once per certificate ([`ClientTls`], [`ServerTls`]) and shared by all connections that use
+//! it. Which peer certificates they accept is defined in [`verify`].
 //!
-//! There is no resumption: a tunnel lives for long, and a resumed session would not look at certificates again.
+//! Session resumption is off: tunnels are long-lived, and a resumed session would not verify certificates again.
 
 mod classify;
-mod identity;
 mod provider;
 mod revocation;
+mod svid;
 mod verify;
 
 use std::fmt;
@@ -27,21 +24,22 @@ use spiffe::SpiffeId;
 use zeroize::Zeroize;
 
 pub(crate) use classify::classify_io;
-pub use identity::SvidError;
-pub(crate) use identity::of_leaf;
 pub use provider::{AeadBackend, aead_backend};
-pub(crate) use revocation::Shown;
+pub(crate) use revocation::PeerCertSerials;
 pub use revocation::{CrlError, Revocations};
+pub use svid::SvidError;
+pub(crate) use verify::{VerifiedPeer, require_alpn};
 
-use verify::{SpiffeClient, SpiffeServer};
+use svid::spiffe_id;
+use verify::{SpiffeClientVerifier, SpiffeServerVerifier};
 
 /// The only protocol inside the tunnel.
-pub(crate) const ALPN: &[u8] = b"h2";
+const ALPN: &[u8] = b"h2";
 
-/// A certificate with its key, and whom it trusts.
+/// A certificate, its key and the trust bundle.
 ///
-/// The key's bytes are wiped when this is dropped. What a configuration keeps of the key is the cryptographic
-/// library's, which wipes it when the last connection that was made with the configuration is gone.
+/// The key's bytes are zeroized on drop. A configuration keeps the key inside the cryptographic library, which wipes it
+/// when the last connection of the configuration is closed.
 pub struct Credentials {
     /// Leaf first, then intermediates; DER.
     pub chain: Vec<CertificateDer<'static>>,
@@ -49,7 +47,7 @@ pub struct Credentials {
     pub key: PrivateKeyDer<'static>,
     /// The trust bundle.
     pub roots: Vec<CertificateDer<'static>>,
-    /// Who is not believed although it chains to the bundle.
+    /// Certificates that are rejected although they chain to the bundle.
     pub revocations: Revocations,
 }
 
@@ -70,27 +68,27 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Credentials that no TLS configuration can be made of.
+/// Why a TLS configuration cannot be built from the credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The leaf has no identity.
-    #[error("the certificate carries no well-formed SPIFFE id")]
+    /// The leaf is not an X.509 SVID.
+    #[error("the certificate has no well-formed SPIFFE id")]
     Identity(#[source] SvidError),
-    /// One of the roots is not a certificate.
-    #[error("the trust bundle holds something that is not a usable CA certificate")]
+    /// One of the roots is not a CA certificate.
+    #[error("the trust bundle has an entry that is not a usable CA certificate")]
     Roots(#[source] rustls::Error),
-    /// Nobody would be trusted.
+    /// There are no roots.
     #[error("the trust bundle is empty")]
     NoRoots,
-    /// The key is of an unknown kind, or not the certificate's.
-    #[error("the certificate and its key cannot be used")]
+    /// The key has an unsupported type, or does not match the certificate.
+    #[error("the private key cannot be used with the certificate")]
     Key(#[source] rustls::Error),
-    /// The provider lacks something; cannot happen with the built-in ones.
+    /// The cryptographic provider lacks a feature; cannot happen with the built-in ones.
     #[error("the TLS configuration is inconsistent")]
     Configuration(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// The client side's TLS configuration for one certificate. Cheap to clone.
+/// TLS configuration of the client end, for one certificate. Cheap to clone.
 #[derive(Clone)]
 pub struct ClientTls {
     identity: Arc<SpiffeId>,
@@ -99,22 +97,22 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// Checks the credentials and prepares everything that connections share.
+    /// Checks the credentials and builds the configuration.
     pub fn new(credentials: &Credentials) -> Result<Self, TlsError> {
-        let (identity, roots) = check(credentials)?;
+        let (identity, roots) = check_credentials(credentials)?;
         let provider = provider::provider();
         let revocations = credentials.revocations.clone();
         let algorithms = provider.signature_verification_algorithms;
-        let verifier = SpiffeServer::new(roots, algorithms, revocations.clone());
+        let verifier = SpiffeServerVerifier::new(roots, algorithms, revocations.clone());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| TlsError::Configuration(e.into()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(certified(credentials)?);
+            .with_client_cert_resolver(certified_key(credentials)?);
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
-        // The peer is known by its SPIFFE id, and names in clear would tell an observer who talks to whom.
+        // The peer is identified by its SPIFFE id, and a name in clear text would disclose it to observers.
         config.enable_sni = false;
         Ok(Self {
             identity: Arc::new(identity),
@@ -123,7 +121,7 @@ impl ClientTls {
         })
     }
 
-    /// The identity that this side presents.
+    /// The identity of the certificate.
     pub fn identity(&self) -> &SpiffeId {
         &self.identity
     }
@@ -137,7 +135,7 @@ impl ClientTls {
     }
 }
 
-/// The server side's TLS configuration for one certificate. Cheap to clone.
+/// TLS configuration of the server end, for one certificate. Cheap to clone.
 #[derive(Clone)]
 pub struct ServerTls {
     identity: Arc<SpiffeId>,
@@ -146,9 +144,9 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Checks the credentials and prepares everything that connections share.
+    /// Checks the credentials and builds the configuration.
     pub fn new(credentials: &Credentials) -> Result<Self, TlsError> {
-        let (identity, roots) = check(credentials)?;
+        let (identity, roots) = check_credentials(credentials)?;
         let provider = provider::provider();
         let revocations = credentials.revocations.clone();
         let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
@@ -157,8 +155,11 @@ impl ServerTls {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| TlsError::Configuration(e.into()))?
-            .with_client_cert_verifier(Arc::new(SpiffeClient::new(chain, revocations.clone())))
-            .with_cert_resolver(certified(credentials)?);
+            .with_client_cert_verifier(Arc::new(SpiffeClientVerifier::new(
+                chain,
+                revocations.clone(),
+            )))
+            .with_cert_resolver(certified_key(credentials)?);
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -169,7 +170,7 @@ impl ServerTls {
         })
     }
 
-    /// The identity that this side presents.
+    /// The identity of the certificate.
     pub fn identity(&self) -> &SpiffeId {
         &self.identity
     }
@@ -199,13 +200,12 @@ impl fmt::Debug for ServerTls {
     }
 }
 
-/// The chain with its key, which is parsed from where it lies: a copy of the bytes that was handed over would be freed
-/// and not wiped.
-fn certified(credentials: &Credentials) -> Result<Arc<SingleCertAndKey>, TlsError> {
+/// The chain with its key. The key is parsed in place, because a copy of its bytes would be freed without being wiped.
+fn certified_key(credentials: &Credentials) -> Result<Arc<SingleCertAndKey>, TlsError> {
     let key = any_supported_type(&credentials.key).map_err(TlsError::Key)?;
     let certified = CertifiedKey::new(credentials.chain.clone(), key);
     match certified.keys_match() {
-        // Unknown: a kind of key that does not say its public half; the handshake will.
+        // Unknown: this type of key does not expose its public half. The handshake reveals a mismatch.
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {
             Ok(Arc::new(SingleCertAndKey::from(certified)))
         }
@@ -213,12 +213,14 @@ fn certified(credentials: &Credentials) -> Result<Arc<SingleCertAndKey>, TlsErro
     }
 }
 
-fn check(credentials: &Credentials) -> Result<(SpiffeId, Arc<RootCertStore>), TlsError> {
+fn check_credentials(
+    credentials: &Credentials,
+) -> Result<(SpiffeId, Arc<RootCertStore>), TlsError> {
     let leaf = credentials
         .chain
         .first()
         .ok_or(TlsError::Identity(SvidError::NoLeaf))?;
-    let identity = of_leaf(leaf).map_err(TlsError::Identity)?;
+    let identity = spiffe_id(leaf).map_err(TlsError::Identity)?;
     let mut roots = RootCertStore::empty();
     for root in &credentials.roots {
         roots.add(root.clone()).map_err(TlsError::Roots)?;

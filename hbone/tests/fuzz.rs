@@ -1,11 +1,11 @@
-//! Every parser of bytes from the wire, fed with mutations of what is well-formed.
+//! Fuzz tests of every parser of network input, with mutations of well-formed input.
 //!
-//! Runs for `FUZZ_SECONDS` (2 by default) per target, on the stable toolchain. A run prints its seed; `FUZZ_SEED`
-//! repeats it.
+//! Each target runs for `FUZZ_SECONDS` (2 by default), on the stable toolchain. A run prints its seed; `FUZZ_SEED` repeats
+//! it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that fails says so by panic"
+    reason = "a panic is how a test fails"
 )]
 
 use std::cell::Cell;
@@ -27,7 +27,7 @@ use tokio::task::LocalSet;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-fn budget() -> Duration {
+fn duration_per_target() -> Duration {
     let seconds = std::env::var("FUZZ_SECONDS")
         .ok()
         .and_then(|s| s.parse().ok());
@@ -41,8 +41,8 @@ fn rng(target: &str) -> Rng {
     Rng::with_seed(seed)
 }
 
-/// A few changes: bits, bytes, cuts, repetitions, and words that mean something.
-fn mutate(rng: &mut Rng, corpus: &[&[u8]], words: &[&[u8]]) -> Vec<u8> {
+/// Applies up to five mutations: bit flips, byte changes, truncation, insertion, repetition, and dictionary words.
+fn mutate(rng: &mut Rng, corpus: &[&[u8]], dictionary: &[&[u8]]) -> Vec<u8> {
     let mut bytes = corpus[rng.usize(..corpus.len())].to_vec();
     for _ in 0..rng.usize(..6) {
         let at = rng.usize(..=bytes.len());
@@ -59,7 +59,7 @@ fn mutate(rng: &mut Rng, corpus: &[&[u8]], words: &[&[u8]]) -> Vec<u8> {
                 }
             }
             _ => {
-                let word = words[rng.usize(..words.len())];
+                let word = dictionary[rng.usize(..dictionary.len())];
                 bytes.splice(at..at, word.iter().copied());
             }
         }
@@ -67,23 +67,25 @@ fn mutate(rng: &mut Rng, corpus: &[&[u8]], words: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-fn text_target(target: &str, corpus: &[&[u8]], words: &[&[u8]], check: impl Fn(&str)) {
-    let (mut rng, end) = (rng(target), Instant::now() + budget());
+fn text_target(target: &str, corpus: &[&[u8]], dictionary: &[&[u8]], check: impl Fn(&str)) {
+    let (mut rng, end) = (rng(target), Instant::now() + duration_per_target());
     while Instant::now() < end {
         for _ in 0..1000 {
-            check(&String::from_utf8_lossy(&mutate(&mut rng, corpus, words)));
+            check(&String::from_utf8_lossy(&mutate(
+                &mut rng, corpus, dictionary,
+            )));
         }
     }
 }
 
 #[test]
-fn authority() {
+fn authority_round_trips() {
     let corpus: &[&[u8]] = &[
         b"10.0.0.1:80",
         b"[2001:db8::1]:15008",
         b"web.default.svc:8080",
     ];
-    let words: &[&[u8]] = &[
+    let dictionary: &[&[u8]] = &[
         b":",
         b"[",
         b"]",
@@ -94,7 +96,7 @@ fn authority() {
         b"@",
         b"::ffff:1.2.3.4",
     ];
-    text_target("authority", corpus, words, |s| {
+    text_target("authority", corpus, dictionary, |s| {
         if let Ok(authority) = s.parse::<Authority>() {
             assert_eq!(authority.to_string().parse(), Ok(authority), "{s:?}");
         }
@@ -102,12 +104,12 @@ fn authority() {
 }
 
 #[test]
-fn baggage() {
+fn baggage_round_trips() {
     let corpus: &[&[u8]] = &[
         b"k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=web",
         b"service.name=web,service.version=v1,cloud.region=r,cloud.availability_zone=z;p=1",
     ];
-    let words: &[&[u8]] = &[
+    let dictionary: &[&[u8]] = &[
         b",",
         b"=",
         b"%2",
@@ -117,22 +119,22 @@ fn baggage() {
         b"k8s.pod.name=",
         b"\xff",
     ];
-    text_target("baggage", corpus, words, |s| {
+    text_target("baggage", corpus, dictionary, |s| {
         let baggage = Baggage::parse(s);
         assert_eq!(Baggage::parse(&baggage.to_string()), baggage, "{s:?}");
     });
 }
 
 #[test]
-fn forwarded() {
+fn forwarded_round_trips() {
     let corpus: &[&[u8]] = &[
         b"for=\"10.0.0.1:4711\";host=web.default.svc",
         b"for=\"[::1]:80\"",
     ];
-    let words: &[&[u8]] = &[
+    let dictionary: &[&[u8]] = &[
         b";", b"\"", b"\\\"", b"for=", b"host=", b",", b"=", b"unknown",
     ];
-    text_target("forwarded", corpus, words, |s| {
+    text_target("forwarded", corpus, dictionary, |s| {
         if let Ok(forwarded) = s.parse::<Forwarded>() {
             assert_eq!(forwarded.to_string().parse(), Ok(forwarded), "{s:?}");
         }
@@ -140,21 +142,21 @@ fn forwarded() {
 }
 
 #[test]
-fn traceparent() {
+fn traceparent_round_trips() {
     let corpus: &[&[u8]] = &[b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"];
-    let words: &[&[u8]] = &[b"-", b"0000000000000000", b"ff", b"G", "ä".as_bytes()];
-    text_target("traceparent", corpus, words, |s| {
+    let dictionary: &[&[u8]] = &[b"-", b"0000000000000000", b"ff", b"G", "ä".as_bytes()];
+    text_target("traceparent", corpus, dictionary, |s| {
         if let Ok(parent) = s.parse::<TraceParent>() {
             assert_eq!(parent.to_string().parse(), Ok(parent), "{s:?}");
         }
     });
 }
 
-/// Says no to everything, after counting it.
+/// Rejects and counts all requests.
 #[derive(Default)]
-struct No(Cell<usize>);
+struct RejectAll(Cell<usize>);
 
-impl TunnelService for No {
+impl TunnelService for RejectAll {
     async fn connect(&self, _: &Peer, _: ConnectRequest) -> Result<Accepted, Rejected> {
         self.0.set(self.0.get() + 1);
         Err(Rejected {
@@ -167,7 +169,7 @@ impl TunnelService for No {
 struct Target {
     tls: ServerTls,
     client: TlsConnector,
-    connect: Rc<No>,
+    service: Rc<RejectAll>,
     config: ServeConfig,
 }
 
@@ -202,21 +204,21 @@ impl Target {
             roots: vec![root],
             revocations: hbone::Revocations::none(),
         };
-        // Reached by no client here, for each ends its own side; a handshake that is meant to be done gets done.
-        let short = Duration::from_secs(10);
+        // Longer than a handshake on a busy machine. No client reaches it, because each one closes its connection.
+        let timeout = Duration::from_secs(10);
         Self {
             tls: ServerTls::new(&credentials).unwrap(),
             client: TlsConnector::from(Arc::new(client)),
-            connect: Rc::default(),
+            service: Rc::default(),
             config: ServeConfig {
-                tls_timeout: short,
-                h2_timeout: short,
+                tls_timeout: timeout,
+                h2_timeout: timeout,
                 ..ServeConfig::default()
             },
         }
     }
 
-    /// One connection from `client`, served to its end.
+    /// Serves one connection from `client` until it ends.
     async fn serve<F: Future<Output = ()>>(&self, client: impl FnOnce(TcpStream) -> F) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(
@@ -224,18 +226,18 @@ impl Target {
             listener.accept()
         );
         let never = CancellationToken::new();
-        let connect = Rc::clone(&self.connect);
+        let service = Rc::clone(&self.service);
         let serve = serve(
             far.unwrap().0,
             &self.tls,
-            connect,
+            service,
             &self.config,
             never.clone(),
             never.clone(),
         );
         let (end, ()) = tokio::join!(serve, client(near.unwrap()));
         let text = format!("{end:?}");
-        assert!(text.len() < 4096, "an end of unbounded size: {text}");
+        assert!(text.len() < 4096, "the summary is too long: {text}");
     }
 }
 
@@ -244,7 +246,7 @@ fn wire_target(target: &str, run: impl AsyncFn(&Target, &mut Rng)) {
         .enable_all()
         .build()
         .unwrap();
-    let (mut rng, end) = (rng(target), Instant::now() + budget());
+    let (mut rng, end) = (rng(target), Instant::now() + duration_per_target());
     LocalSet::new().block_on(&runtime, async {
         let target = Target::new();
         while Instant::now() < end {
@@ -258,22 +260,22 @@ const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x00\x45\x01\x00\x00\x41\x03\x03\
     \x00\x2b\x00\x03\x02\x03\x04\x00\x0a\x00\x04\x00\x02\x11\xec\x00\x10\x00\x05\x00\x03\x02h2";
 
 #[test]
-fn bytes_before_tls() {
+fn bytes_instead_of_tls_never_panic() {
     let corpus: &[&[u8]] = &[
         CLIENT_HELLO,
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x15\x03\x03\0\x02\x02\x28",
         b"\x14\x03\x03\0\x01\x01",
     ];
-    let words: &[&[u8]] = &[
+    let dictionary: &[&[u8]] = &[
         b"\x16\x03\x03",
         b"\x17\x03\x03",
         b"\xff\xff",
         b"\0\0",
         b"\x40\x01",
     ];
-    wire_target("before tls", async |target, rng| {
-        let bytes = mutate(rng, corpus, words);
+    wire_target("bytes instead of TLS", async |target, rng| {
+        let bytes = mutate(rng, corpus, dictionary);
         target
             .serve(async |mut tcp| {
                 let _refused = tcp.write_all(&bytes).await;
@@ -287,7 +289,7 @@ fn bytes_before_tls() {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[test]
-fn bytes_after_tls() {
+fn bytes_instead_of_http2_never_panic() {
     // CONNECT of `a:1` (HPACK: `:method` and `:authority` literal), then DATA, PING, WINDOW_UPDATE, RST_STREAM, GOAWAY.
     let connect = b"\0\0\x0e\x01\x04\0\0\0\x01\x02\x07CONNECT\x01\x03a:1";
     let data = b"\0\0\x01\0\0\0\0\0\x01x";
@@ -298,7 +300,7 @@ fn bytes_after_tls() {
     let plain: Vec<u8> = [&connect[..], data, ping, window, reset, goaway].concat();
     let flood: Vec<u8> = data.repeat(300);
     let corpus: &[&[u8]] = &[connect, &plain, &[&connect[..], &flood].concat(), goaway];
-    let words: &[&[u8]] = &[
+    let dictionary: &[&[u8]] = &[
         connect,
         data,
         ping,
@@ -308,24 +310,24 @@ fn bytes_after_tls() {
         b"\0\0\x06\x04\0\0\0\0\0",
         b"\xff\xff\xff",
     ];
-    let asked = Cell::new(0);
-    wire_target("after tls", async |target, rng| {
-        let bytes = mutate(rng, corpus, words);
+    let requests = Cell::new(0);
+    wire_target("bytes instead of HTTP/2", async |target, rng| {
+        let bytes = mutate(rng, corpus, dictionary);
         target
             .serve(async |tcp| {
                 let name = ServerName::try_from("fuzz.test").unwrap();
                 let mut tls = target.client.connect(name, tcp).await.unwrap();
                 let _refused = tls.write_all(PREFACE).await;
                 let _refused = tls.write_all(&bytes).await;
-                // A server that sees the end at once does not look at the requests before it.
-                let mut answer = Vec::new();
-                let read = tls.read_to_end(&mut answer);
+                // A server that reads EOF at once does not process the requests before it.
+                let mut response = Vec::new();
+                let read = tls.read_to_end(&mut response);
                 let _answered = tokio::time::timeout(Duration::from_millis(2), read).await;
                 let _fin = tls.shutdown().await;
                 let _answer = tls.read_to_end(&mut Vec::new()).await;
             })
             .await;
-        asked.set(target.connect.0.get());
+        requests.set(target.service.0.get());
     });
-    assert!(asked.get() > 0, "no mutation came as far as the decision");
+    assert!(requests.get() > 0, "no mutation reached the service");
 }

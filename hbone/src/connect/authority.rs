@@ -1,18 +1,20 @@
+//! The `:authority` of a CONNECT: grammar, parsing and printing.
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use super::HeaderError;
 
-/// What a CONNECT asks for: `10.0.0.1:80`, `[2001:db8::1]:80` or `name.ns.svc:80`.
+/// The target of a CONNECT: `10.0.0.1:80`, `[2001:db8::1]:80` or `name.ns.svc:80`.
 ///
 /// Strict: no user info, no zone id, no port 0, no leading zeros, no bytes outside the grammar of RFC 1123 host names.
-/// A string that looks like an address and is none is not taken for a name.
+/// A string that resembles an IPv4 address and is invalid is not parsed as a name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Authority {
     /// An address.
     Address(SocketAddr),
-    /// A host name, as given.
+    /// A host name, in the received spelling.
     Host {
         /// Labels of letters, digits, `-` and `_`, separated by dots; at most 253 bytes.
         name: String,
@@ -22,8 +24,8 @@ pub enum Authority {
 }
 
 /// RFC 1035, section 2.3.4.
-const MAX_NAME: usize = 253;
-const MAX_LABEL: usize = 63;
+const MAX_NAME_BYTES: usize = 253;
+const MAX_LABEL_BYTES: usize = 63;
 
 impl Authority {
     /// The port.
@@ -45,7 +47,7 @@ impl fmt::Display for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(SocketAddr::V4(a)) => write!(f, "{a}"),
-            // By hand, because a scope id must not reach the wire.
+            // Not `SocketAddrV6`'s own format, which includes the scope id.
             Self::Address(SocketAddr::V6(a)) => write!(f, "[{}]:{}", a.ip(), a.port()),
             Self::Host { name, port } => write!(f, "{name}:{port}"),
         }
@@ -56,13 +58,11 @@ impl FromStr for Authority {
     type Err = HeaderError;
 
     fn from_str(s: &str) -> Result<Self, HeaderError> {
-        let (host, port) = s.rsplit_once(':').ok_or(malformed("no port"))?;
+        let (host, port) = s.rsplit_once(':').ok_or(error("no port"))?;
         let port = parse_port(port)?;
         if let Some(inner) = host.strip_prefix('[') {
-            let inner = inner
-                .strip_suffix(']')
-                .ok_or(malformed("unclosed bracket"))?;
-            let ip: Ipv6Addr = inner.parse().map_err(|_| malformed("bad IPv6 address"))?;
+            let inner = inner.strip_suffix(']').ok_or(error("unclosed bracket"))?;
+            let ip: Ipv6Addr = inner.parse().map_err(|_| error("bad IPv6 address"))?;
             return Ok(Self::Address((IpAddr::V6(ip), port).into()));
         }
         if let Ok(ip) = host.parse::<Ipv4Addr>() {
@@ -76,35 +76,39 @@ impl FromStr for Authority {
     }
 }
 
-pub(super) fn parse_port(s: &str) -> Result<u16, HeaderError> {
+fn parse_port(s: &str) -> Result<u16, HeaderError> {
     let digits = !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
     if !digits || s.starts_with('0') {
-        return Err(malformed("bad port"));
+        return Err(error("bad port"));
     }
-    s.parse().map_err(|_| malformed("bad port"))
+    s.parse().map_err(|_| error("bad port"))
 }
 
 fn check_name(name: &str) -> Result<(), HeaderError> {
-    if name.is_empty() || name.len() > MAX_NAME {
-        return Err(malformed("bad length of host name"));
+    if name.is_empty() || name.len() > MAX_NAME_BYTES {
+        return Err(error("bad length of host name"));
     }
-    let mut last = "";
+    let mut last_label = "";
     for label in name.split('.') {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        let hyphen = label.starts_with('-') || label.ends_with('-');
-        if label.is_empty() || label.len() > MAX_LABEL || hyphen || !label.bytes().all(allowed) {
-            return Err(malformed("bad label in host name"));
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let has_outer_hyphen = label.starts_with('-') || label.ends_with('-');
+        if label.is_empty()
+            || label.len() > MAX_LABEL_BYTES
+            || has_outer_hyphen
+            || !label.bytes().all(is_allowed)
+        {
+            return Err(error("bad label in host name"));
         }
-        last = label;
+        last_label = label;
     }
-    // As in the WHATWG URL standard: a name that ends in a number is an address, and this one is not a valid one.
-    if last.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(malformed("bad IPv4 address"));
+    // As in the WHATWG URL standard: a name whose last label is a number is an IPv4 address, and this one is invalid.
+    if last_label.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(error("bad IPv4 address"));
     }
     Ok(())
 }
 
-const fn malformed(problem: &'static str) -> HeaderError {
+const fn error(problem: &'static str) -> HeaderError {
     HeaderError {
         header: ":authority",
         problem,

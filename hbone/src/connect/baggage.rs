@@ -1,9 +1,11 @@
+//! The `baggage` header: which workload sends, parsing and printing.
+
 use std::fmt::{self, Write as _};
 
-/// The workload that speaks, in Istio's `baggage` header.
+/// The sending workload, in Istio's `baggage` header.
 ///
-/// A hint for telemetry only: identity comes from the certificate. Parsing never fails; what is unknown, too long or
-/// not well-formed is left out.
+/// A hint for telemetry only: identity comes from the certificate. Parsing never fails; members that are unknown, too
+/// long or malformed are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Baggage {
     /// `k8s.cluster.name`
@@ -24,26 +26,27 @@ pub struct Baggage {
     pub zone: Option<String>,
 }
 
-/// Istio's eight members with the longest names that Kubernetes allows fit; W3C's own limit is 8192.
-const MAX_HEADER: usize = 8192;
+/// W3C's limit. Istio's eight members fit with the longest names that Kubernetes allows.
+const MAX_HEADER_BYTES: usize = 8192;
 
 /// Kubernetes object names have at most 253 bytes, label values 63.
-const MAX_VALUE: usize = 253;
+const MAX_VALUE_BYTES: usize = 253;
 
-/// More members than this are not looked at.
+/// Further members are ignored.
 const MAX_MEMBERS: usize = 64;
 
+/// Workload types that have a key of the form `k8s.<kind>.name`.
 const KINDS: [&str; 4] = ["deployment", "pod", "job", "cronjob"];
 
 impl Baggage {
-    /// Reads what is there.
+    /// Parses a header value, and ignores members that are not usable.
     pub fn parse(s: &str) -> Self {
         let mut baggage = Self::default();
-        if s.len() > MAX_HEADER {
+        if s.len() > MAX_HEADER_BYTES {
             return baggage;
         }
         for member in s.split(',').take(MAX_MEMBERS) {
-            // Properties of a member, after `;`, say nothing to us.
+            // Properties of a member, after `;`, are ignored.
             let member = member.split_once(';').map_or(member, |(m, _)| m);
             let Some((key, value)) = member.split_once('=') else {
                 continue;
@@ -51,13 +54,13 @@ impl Baggage {
             let Some(value) = decode(value.trim_matches([' ', '\t'])) else {
                 continue;
             };
-            baggage.put(key.trim_matches([' ', '\t']), value);
+            baggage.set(key.trim_matches([' ', '\t']), value);
         }
         baggage
     }
 
-    /// The first of two members with one key wins.
-    fn put(&mut self, key: &str, value: String) {
+    /// Sets a field. The first of several members with one key is used.
+    fn set(&mut self, key: &str, value: String) {
         let field = match key {
             "k8s.cluster.name" => &mut self.cluster,
             "k8s.namespace.name" => &mut self.namespace,
@@ -65,12 +68,12 @@ impl Baggage {
             "service.version" => &mut self.service_version,
             "cloud.region" => &mut self.region,
             "cloud.availability_zone" => &mut self.zone,
-            _ => return self.put_workload(key, value),
+            _ => return self.set_workload(key, value),
         };
         field.get_or_insert(value);
     }
 
-    fn put_workload(&mut self, key: &str, value: String) {
+    fn set_workload(&mut self, key: &str, value: String) {
         let kind = key
             .strip_prefix("k8s.")
             .and_then(|k| k.strip_suffix(".name"));
@@ -83,7 +86,7 @@ impl Baggage {
         }
     }
 
-    /// The kind of the workload's key; a kind that the header has no key for counts as a pod.
+    /// The kind in the workload's key; `pod` for a type without a key of its own.
     fn kind(&self) -> &str {
         let kind = self.workload_type.as_deref().unwrap_or("pod");
         if KINDS.contains(&kind) { kind } else { "pod" }
@@ -92,12 +95,12 @@ impl Baggage {
 
 impl fmt::Display for Baggage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut first = true;
+        let mut is_first = true;
         let mut member = |key: fmt::Arguments<'_>, value: &Option<String>| {
             let Some(value) = value.as_deref().filter(|v| !v.is_empty()) else {
                 return Ok(());
             };
-            if !std::mem::take(&mut first) {
+            if !std::mem::take(&mut is_first) {
                 f.write_char(',')?;
             }
             write!(f, "{key}=")?;
@@ -116,14 +119,14 @@ impl fmt::Display for Baggage {
     }
 }
 
-/// `baggage-octet` of W3C Baggage, section 3.2.1.3, without `%`, which marks an escape.
-fn plain(b: u8) -> bool {
+/// Whether a byte needs no escape: `baggage-octet` of W3C Baggage, section 3.2.1.3, without `%`.
+fn is_plain(b: u8) -> bool {
     b.is_ascii_graphic() && !matches!(b, b'"' | b',' | b';' | b'\\' | b'%')
 }
 
 fn encode(f: &mut fmt::Formatter<'_>, value: &str) -> fmt::Result {
-    for b in value.bytes().take(MAX_VALUE) {
-        if plain(b) {
+    for b in value.bytes().take(MAX_VALUE_BYTES) {
+        if is_plain(b) {
             f.write_char(char::from(b))?;
         } else {
             write!(f, "%{b:02X}")?;
@@ -134,19 +137,19 @@ fn encode(f: &mut fmt::Formatter<'_>, value: &str) -> fmt::Result {
 
 fn decode(value: &str) -> Option<String> {
     let mut bytes = value.bytes();
-    let mut out = Vec::with_capacity(value.len().min(MAX_VALUE));
+    let mut out = Vec::with_capacity(value.len().min(MAX_VALUE_BYTES));
     while let Some(b) = bytes.next() {
         let b = match b {
             b'%' => hex(bytes.next()?)? << 4 | hex(bytes.next()?)?,
-            b if plain(b) => b,
+            b if is_plain(b) => b,
             _ => return None,
         };
-        if out.len() == MAX_VALUE {
+        if out.len() == MAX_VALUE_BYTES {
             return None;
         }
         out.push(b);
     }
-    // Control characters would reach log lines.
+    // Rejects control characters, which would reach log lines.
     let value = String::from_utf8(out).ok()?;
     (!value.is_empty() && !value.chars().any(char::is_control)).then_some(value)
 }

@@ -1,3 +1,5 @@
+//! The `forwarded` header: which client opened the connection, parsing and printing.
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -6,20 +8,20 @@ use super::{Authority, HeaderError};
 
 /// The original client, in the `forwarded` header of RFC 7239 as Istio writes it: `for="10.0.0.1:4711";host=svc`.
 ///
-/// A hint for telemetry only: anybody in the mesh may write anything here.
+/// A hint for telemetry only, because any peer in the mesh can send any value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Forwarded {
-    /// The address and port that the client connected from.
+    /// The source address and port of the client.
     pub for_: SocketAddr,
-    /// The service that it asked for, if it asked for one.
+    /// The service that the client connected to, if any.
     pub host: Option<String>,
 }
 
-/// Far more than an address and a host name need.
-const MAX_HEADER: usize = 1024;
+/// Well above the length of an address and a host name.
+const MAX_HEADER_BYTES: usize = 1024;
 
 /// A host name and a port.
-const MAX_HOST: usize = 260;
+const MAX_HOST_BYTES: usize = 260;
 
 impl fmt::Display for Forwarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,37 +36,36 @@ impl fmt::Display for Forwarded {
 impl FromStr for Forwarded {
     type Err = HeaderError;
 
-    /// Takes one element; of several proxies' elements, separated by commas, none is more credible than the others.
+    /// Accepts a single element only. With elements of several proxies, separated by commas, none is more credible than
+    /// the others.
     fn from_str(s: &str) -> Result<Self, HeaderError> {
-        if s.len() > MAX_HEADER {
-            return Err(malformed("too long"));
+        if s.len() > MAX_HEADER_BYTES {
+            return Err(error("too long"));
         }
         let (mut for_, mut host) = (None, None);
         for pair in s.split(';') {
-            let (key, value) = pair
-                .split_once('=')
-                .ok_or(malformed("not a list of pairs"))?;
+            let (key, value) = pair.split_once('=').ok_or(error("not a list of pairs"))?;
             let value = unquote(value.trim_matches([' ', '\t']))?;
             match key.trim_matches([' ', '\t']).to_ascii_lowercase().as_str() {
                 "for" if for_.is_none() => for_ = Some(parse_address(value)?),
                 "host" if host.is_none() => host = Some(parse_host(value)?),
                 "by" | "proto" => {}
-                _ => return Err(malformed("unknown or repeated parameter")),
+                _ => return Err(error("unknown or repeated parameter")),
             }
         }
-        let for_ = for_.ok_or(malformed("no for parameter"))?;
+        let for_ = for_.ok_or(error("no for parameter"))?;
         Ok(Self { for_, host })
     }
 }
 
 fn unquote(value: &str) -> Result<&str, HeaderError> {
     let inner = match value.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"').ok_or(malformed("unclosed quote"))?,
+        Some(rest) => rest.strip_suffix('"').ok_or(error("unclosed quote"))?,
         None => value,
     };
-    // No escapes: no value that we understand has need of one.
+    // No escapes: no supported value needs one.
     if inner.contains(['"', '\\', ',']) {
-        Err(malformed("bad character"))
+        Err(error("bad character"))
     } else {
         Ok(inner)
     }
@@ -73,7 +74,7 @@ fn unquote(value: &str) -> Result<&str, HeaderError> {
 fn parse_address(value: &str) -> Result<SocketAddr, HeaderError> {
     match value.parse() {
         Ok(Authority::Address(address)) => Ok(address),
-        _ => Err(malformed("for is not an address with a port")),
+        _ => Err(error("for is not an address with a port")),
     }
 }
 
@@ -81,16 +82,16 @@ fn parse_host(value: &str) -> Result<String, HeaderError> {
     if is_host(value) {
         Ok(value.to_owned())
     } else {
-        Err(malformed("bad host"))
+        Err(error("bad host"))
     }
 }
 
 fn is_host(host: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
-    !host.is_empty() && host.len() <= MAX_HOST && host.bytes().all(allowed)
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+    !host.is_empty() && host.len() <= MAX_HOST_BYTES && host.bytes().all(is_allowed)
 }
 
-const fn malformed(problem: &'static str) -> HeaderError {
+const fn error(problem: &'static str) -> HeaderError {
     HeaderError {
         header: "forwarded",
         problem,

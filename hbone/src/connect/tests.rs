@@ -51,29 +51,29 @@ fn baggage() -> impl Strategy<Value = Baggage> {
 
 proptest! {
     #[test]
-    fn an_authority_survives_the_wire(authority in authority()) {
+    fn authority_round_trips(authority in authority()) {
         prop_assert_eq!(authority.to_string().parse(), Ok(authority));
     }
 
     #[test]
-    fn baggage_survives_the_wire(baggage in baggage()) {
+    fn baggage_round_trips(baggage in baggage()) {
         prop_assert_eq!(Baggage::parse(&baggage.to_string()), baggage);
     }
 
     #[test]
-    fn forwarded_survives_the_wire(ip: std::net::IpAddr, port in 1u16.., host in proptest::option::of(host_name())) {
+    fn forwarded_round_trips(ip: std::net::IpAddr, port in 1u16.., host in proptest::option::of(host_name())) {
         let forwarded = Forwarded { for_: (ip, port).into(), host };
         prop_assert_eq!(forwarded.to_string().parse(), Ok(forwarded));
     }
 
     #[test]
-    fn traceparent_survives_the_wire(trace in 1u128.., span in 1u64..) {
+    fn traceparent_round_trips(trace in 1u128.., span in 1u64..) {
         let parent = TraceParent(trace.to_be_bytes(), span.to_be_bytes());
         prop_assert_eq!(parent.to_string().parse(), Ok(parent));
     }
 
     #[test]
-    fn no_string_makes_a_parser_panic(s in "\\PC{0,200}") {
+    fn arbitrary_strings_never_panic(s in "\\PC{0,200}") {
         let _ = s.parse::<Authority>();
         let _ = s.parse::<Forwarded>();
         let _ = s.parse::<TraceParent>();
@@ -81,7 +81,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_authority_accepts_it_prints_alike(s in "[a-z0-9.:\\[\\]%@/-]{0,24}") {
+    fn parsed_host_authority_prints_unchanged(s in "[a-z0-9.:\\[\\]%@/-]{0,24}") {
         if let Ok(Authority::Host { name, port }) = s.parse() {
             prop_assert_eq!(format!("{name}:{port}"), s);
         }
@@ -89,7 +89,7 @@ proptest! {
 }
 
 #[test]
-fn an_authority_that_is_not_exact_is_refused() {
+fn malformed_authority_is_rejected() {
     let long = format!("{}:80", "a".repeat(254));
     let label = format!("{}.b:80", "a".repeat(64));
     for bad in [
@@ -131,7 +131,7 @@ fn an_authority_that_is_not_exact_is_refused() {
 }
 
 #[test]
-fn an_ipv6_scope_never_reaches_the_wire() {
+fn ipv6_scope_id_is_not_printed() {
     let scoped = std::net::SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, 80, 7, 3);
     assert_eq!(
         Authority::from(std::net::SocketAddr::V6(scoped)).to_string(),
@@ -140,7 +140,7 @@ fn an_ipv6_scope_never_reaches_the_wire() {
 }
 
 #[test]
-fn baggage_is_istios() {
+fn istio_baggage_is_parsed_and_printed_unchanged() {
     let text = "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=web,\
                 service.name=web,service.version=v1,cloud.region=r,cloud.availability_zone=z";
     let baggage = Baggage::parse(text);
@@ -151,7 +151,7 @@ fn baggage_is_istios() {
 }
 
 #[test]
-fn baggage_leaves_out_what_it_cannot_use() {
+fn unusable_baggage_members_are_ignored() {
     let text = "x=y,,=,k8s.namespace.name,k8s.cluster.name=,service.name=a%0ab,cloud.region=%zz,\
                 k8s.namespace.name = a ;p=1,k8s.namespace.name=b,k8s.node.name=n";
     let expected = Baggage {
@@ -166,7 +166,7 @@ fn baggage_leaves_out_what_it_cannot_use() {
 }
 
 #[test]
-fn baggage_cannot_inject_a_member() {
+fn baggage_value_cannot_inject_a_member() {
     let baggage = Baggage {
         cluster: Some("a,k8s.namespace.name=b;\r\n\"".into()),
         ..Baggage::default()
@@ -176,7 +176,7 @@ fn baggage_cannot_inject_a_member() {
 }
 
 #[test]
-fn forwarded_takes_what_istio_writes_and_nothing_vague() {
+fn forwarded_accepts_istio_format_and_rejects_ambiguous_values() {
     let both: Forwarded = "for=\"10.0.0.1:4711\";host=web.default.svc"
         .parse()
         .unwrap();
@@ -202,7 +202,7 @@ fn forwarded_takes_what_istio_writes_and_nothing_vague() {
 }
 
 #[test]
-fn traceparent_follows_the_standard() {
+fn traceparent_follows_w3c_trace_context() {
     let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     assert_eq!(
         good.parse::<TraceParent>().unwrap().to_string(),

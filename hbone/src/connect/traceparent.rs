@@ -1,21 +1,24 @@
+//! The `traceparent` header: trace context, parsing and printing.
+
 use std::fmt;
 use std::str::FromStr;
 
 use super::HeaderError;
 
-/// W3C trace context, version 00: a trace id and the id of the span that calls.
+/// W3C trace context, version 00: a trace id and the id of the calling span.
 ///
-/// One connection is one span. The flags are written as 00, because no span of it is recorded here; those of the peer
+/// One connection is one span. The flags are always sent as 00, because this process records no spans; received flags
 /// are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceParent(pub [u8; 16], pub [u8; 8]);
 
-const LEN: usize = "00-".len() + 32 + 1 + 16 + "-00".len();
+/// Length of version 00.
+const LEN_BYTES: usize = "00-".len() + 32 + 1 + 16 + "-00".len();
 
 impl TraceParent {
-    /// New random ids. Not for secrets.
+    /// Random ids. Not suitable as secrets.
     pub fn random() -> Self {
-        // All zeros is not a valid id.
+        // An id of zeros is invalid.
         Self(
             fastrand::u128(1..).to_be_bytes(),
             fastrand::u64(1..).to_be_bytes(),
@@ -34,25 +37,25 @@ impl FromStr for TraceParent {
     type Err = HeaderError;
 
     fn from_str(s: &str) -> Result<Self, HeaderError> {
-        // Later versions may append fields, after a dash.
+        // Later versions may append fields after a dash.
         let b = s.as_bytes();
-        let cut = |from: usize, to: usize| b.get(from..to).ok_or(malformed("too short"));
-        let dashes = [2, 35, 52].iter().all(|&at| b.get(at) == Some(&b'-'));
+        let cut = |from: usize, to: usize| b.get(from..to).ok_or(error("too short"));
+        let has_dashes = [2, 35, 52].iter().all(|&at| b.get(at) == Some(&b'-'));
         let version = hex::<1>(cut(0, 2)?)?[0];
-        let longer_is_allowed = version != 0 && b.get(LEN) == Some(&b'-');
-        if !dashes || version == 0xff || (b.len() != LEN && !longer_is_allowed) {
-            return Err(malformed("not of the form version-trace-span-flags"));
+        let may_be_longer = version != 0 && b.get(LEN_BYTES) == Some(&b'-');
+        if !has_dashes || version == 0xff || (b.len() != LEN_BYTES && !may_be_longer) {
+            return Err(error("not of the form version-trace-span-flags"));
         }
         let (trace, span) = (hex::<16>(cut(3, 35)?)?, hex::<8>(cut(36, 52)?)?);
         hex::<1>(cut(53, 55)?)?;
         if trace == [0; 16] || span == [0; 8] {
-            return Err(malformed("an id of zeros"));
+            return Err(error("an id of zeros"));
         }
         Ok(Self(trace, span))
     }
 }
 
-/// Lower case only, as the standard asks.
+/// Parses lower-case digits only, as the standard requires.
 fn hex<const N: usize>(digits: &[u8]) -> Result<[u8; N], HeaderError> {
     let mut out = [0; N];
     for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
@@ -60,7 +63,7 @@ fn hex<const N: usize>(digits: &[u8]) -> Result<[u8; N], HeaderError> {
             let value = match digit {
                 b'0'..=b'9' => digit - b'0',
                 b'a'..=b'f' => digit - b'a' + 10,
-                _ => return Err(malformed("not lower-case hexadecimal")),
+                _ => return Err(error("not lower-case hexadecimal")),
             };
             *byte = *byte << 4 | value;
         }
@@ -68,7 +71,7 @@ fn hex<const N: usize>(digits: &[u8]) -> Result<[u8; N], HeaderError> {
     Ok(out)
 }
 
-const fn malformed(problem: &'static str) -> HeaderError {
+const fn error(problem: &'static str) -> HeaderError {
     HeaderError {
         header: "traceparent",
         problem,

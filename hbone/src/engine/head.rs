@@ -1,4 +1,4 @@
-//! The CONNECT's head between `http` types and ours.
+//! How request and response heads are converted between `http` types and ours.
 
 use std::fmt::Display;
 
@@ -11,8 +11,8 @@ use crate::reason::Reason;
 static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// The request that goes out.
-pub(super) fn request(connect: &ConnectRequest) -> Result<Request<()>, Reason> {
+/// The `http` request of a CONNECT.
+pub(super) fn encode_request(connect: &ConnectRequest) -> Result<Request<()>, Reason> {
     let uri = Uri::builder()
         .authority(connect.authority.to_string())
         .build()
@@ -28,11 +28,14 @@ pub(super) fn request(connect: &ConnectRequest) -> Result<Request<()>, Reason> {
     Ok(request)
 }
 
-/// The request that came in.
-pub(super) fn parse(head: &request::Parts, max_bytes: u32) -> Result<ConnectRequest, HeaderError> {
-    let malformed = |header, problem| HeaderError { header, problem };
+/// Parses a received CONNECT, whose headers have at most `max_bytes`.
+pub(super) fn decode_request(
+    head: &request::Parts,
+    max_bytes: u32,
+) -> Result<ConnectRequest, HeaderError> {
+    let error = |header, problem| HeaderError { header, problem };
     if head.method != Method::CONNECT {
-        return Err(malformed(":method", "not CONNECT"));
+        return Err(error(":method", "not CONNECT"));
     }
     let size: usize = head
         .headers
@@ -40,12 +43,9 @@ pub(super) fn parse(head: &request::Parts, max_bytes: u32) -> Result<ConnectRequ
         .map(|(k, v)| k.as_str().len() + v.len())
         .sum();
     if size > max_bytes as usize {
-        return Err(malformed("headers", "too large"));
+        return Err(error("headers", "too large"));
     }
-    let authority = head
-        .uri
-        .authority()
-        .ok_or(malformed(":authority", "missing"))?;
+    let authority = head.uri.authority().ok_or(error(":authority", "missing"))?;
     Ok(ConnectRequest {
         authority: authority.as_str().parse()?,
         baggage: value(&head.headers, &BAGGAGE).map(Baggage::parse),
@@ -54,15 +54,15 @@ pub(super) fn parse(head: &request::Parts, max_bytes: u32) -> Result<ConnectRequ
     })
 }
 
-/// The 200 that goes out.
-pub(super) fn accepted(connect: &ConnectResponse) -> Response<()> {
+/// The `http` response of a 200.
+pub(super) fn encode_response(connect: &ConnectResponse) -> Response<()> {
     let mut response = Response::new(());
     insert(response.headers_mut(), &BAGGAGE, connect.baggage.as_ref());
     response
 }
 
-/// A refusal that goes out; a status that is none becomes 503.
-pub(super) fn rejected(status: u16) -> Response<()> {
+/// The `http` response of a rejection. A status that is informational, a success or invalid becomes 503.
+pub(super) fn rejection(status: u16) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(status)
         .ok()
@@ -71,8 +71,8 @@ pub(super) fn rejected(status: u16) -> Response<()> {
     response
 }
 
-/// The answer that came in.
-pub(super) fn answer<B>(response: &Response<B>) -> Result<ConnectResponse, Reason> {
+/// Parses a received response. Any status but 200 is an error.
+pub(super) fn decode_response<B>(response: &Response<B>) -> Result<ConnectResponse, Reason> {
     match response.status() {
         StatusCode::OK => Ok(ConnectResponse {
             baggage: value(response.headers(), &BAGGAGE).map(Baggage::parse),
@@ -81,7 +81,8 @@ pub(super) fn answer<B>(response: &Response<B>) -> Result<ConnectResponse, Reaso
     }
 }
 
-/// Our own values are printable ASCII by construction; one that is not is left out, for it is a hint only.
+/// Adds a header, if its value is not empty. Our values are printable ASCII by construction; any other value is omitted,
+/// because these headers are hints only.
 fn insert(headers: &mut HeaderMap, name: &HeaderName, value: Option<&impl Display>) {
     let value = value
         .map(ToString::to_string)
@@ -101,7 +102,7 @@ mod tests {
     use crate::connect::{Authority, Forwarded, TraceParent};
 
     #[test]
-    fn a_request_survives_the_wire() {
+    fn request_round_trips() {
         let connect = ConnectRequest {
             authority: "10.0.0.1:80".parse().unwrap(),
             baggage: Some(Baggage::parse("service.name=web")),
@@ -111,45 +112,45 @@ mod tests {
             }),
             traceparent: Some(TraceParent::random()),
         };
-        let (head, ()) = request(&connect).unwrap().into_parts();
-        assert_eq!(parse(&head, 1024), Ok(connect));
+        let (head, ()) = encode_request(&connect).unwrap().into_parts();
+        assert_eq!(decode_request(&head, 1024), Ok(connect));
     }
 
     #[test]
-    fn a_malformed_hint_is_dropped_and_a_malformed_authority_is_refused() {
+    fn malformed_hint_is_dropped_and_malformed_authority_is_rejected() {
         let connect = ConnectRequest::new("10.0.0.1:80".parse().unwrap());
-        let (mut head, ()) = request(&connect).unwrap().into_parts();
+        let (mut head, ()) = encode_request(&connect).unwrap().into_parts();
         head.headers
             .insert(FORWARDED, HeaderValue::from_static("nonsense"));
         head.headers.insert(
             TRACEPARENT.clone(),
             HeaderValue::from_bytes(b"\xff").unwrap(),
         );
-        assert_eq!(parse(&head, 1024), Ok(connect));
+        assert_eq!(decode_request(&head, 1024), Ok(connect));
         head.uri = "user@10.0.0.1:80".parse().unwrap();
-        assert!(parse(&head, 1024).is_err());
+        assert!(decode_request(&head, 1024).is_err());
     }
 
     #[test]
-    fn headers_that_are_too_large_are_refused() {
+    fn oversized_headers_are_rejected() {
         let authority = Authority::Host {
             name: "a".into(),
             port: 1,
         };
-        let (mut head, ()) = request(&ConnectRequest::new(authority))
+        let (mut head, ()) = encode_request(&ConnectRequest::new(authority))
             .unwrap()
             .into_parts();
         head.headers
             .insert("x", HeaderValue::try_from("a".repeat(1024)).unwrap());
-        assert_eq!(parse(&head, 1024).unwrap_err().header, "headers");
-        assert!(parse(&head, 1025).is_ok());
+        assert_eq!(decode_request(&head, 1024).unwrap_err().header, "headers");
+        assert!(decode_request(&head, 1025).is_ok());
     }
 
     #[test]
-    fn no_status_of_a_refusal_means_yes() {
+    fn rejection_never_has_a_success_status() {
         for status in [0, 100, 200, 299, 1000] {
-            assert_eq!(rejected(status).status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(rejection(status).status(), StatusCode::SERVICE_UNAVAILABLE);
         }
-        assert_eq!(rejected(401).status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(rejection(401).status(), StatusCode::UNAUTHORIZED);
     }
 }

@@ -1,77 +1,82 @@
-//! A stream that we have opened.
+//! A stream that we have opened: its request, the peer's response, and its relay.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use h2::SendStream;
 use h2::client::ResponseFuture;
 use spiffe::SpiffeId;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Timeout, timeout, timeout_at};
 
 use super::head;
-use super::inbox::Inbox;
-use super::io::Io;
-use super::relay::{Broken, Relay};
-use super::tunnel::{Tunnel, TunnelLease};
-use crate::connect::ConnectResponse;
+use super::recv_buffer::RecvBuffer;
+use super::relay::{self, RelayContext, RelayError};
+use super::tunnel::{StreamLease, Tunnel};
+use crate::connect::{ConnectRequest, ConnectResponse};
 use crate::error::Error;
 use crate::reason::Reason;
 use crate::relay::{Chunk, RelayOpts, RelaySummary, Side};
 
-/// One application connection on a tunnel. Dropped, it resets its stream.
+/// One application connection on a tunnel. Dropping it resets the stream.
 pub struct Stream {
     pub(super) send: SendStream<Chunk>,
-    pub(super) answer: Answer,
-    /// Counts the stream on its tunnel; last, so that the stream has ended when it is counted out.
-    pub(super) tunnel: TunnelLease,
+    pub(super) response: ResponseState,
+    /// Counts the stream on its tunnel. The last field, so that the stream has ended before the count changes.
+    pub(super) tunnel: StreamLease,
 }
 
-/// The peer's answer to a CONNECT.
-pub(super) enum Answer {
-    /// Not here yet, within its deadline; and when it was asked for.
-    Awaited(Pin<Box<Timeout<ResponseFuture>>>, Instant),
-    /// Yes.
-    Accepted(ConnectResponse, Box<Inbox>),
-    /// No, or never.
+/// The peer's response to a CONNECT.
+pub(super) enum ResponseState {
+    /// Not received yet.
+    Pending {
+        response: Pin<Box<Timeout<ResponseFuture>>>,
+        sent_at: Instant,
+    },
+    /// The peer accepted the request.
+    Accepted(ConnectResponse, Box<RecvBuffer>),
+    /// The peer rejected the request, or did not respond in time.
     Failed(Error),
 }
 
 impl Stream {
-    pub(super) fn new(
-        send: SendStream<Chunk>,
-        response: ResponseFuture,
-        deadline: Instant,
-        tunnel: TunnelLease,
-    ) -> Self {
-        Self {
+    /// Sends a CONNECT. Fails with [`Reason::GoAway`] if the tunnel accepts no more streams.
+    pub(crate) fn open(tunnel: &Rc<Tunnel>, request: &ConnectRequest) -> Result<Self, Error> {
+        let (response, send, lease) = tunnel.send_request(head::encode_request(request)?)?;
+        let sent_at = Instant::now();
+        let deadline = sent_at + tunnel.config().response_timeout;
+        Ok(Self {
             send,
-            answer: Answer::Awaited(Box::pin(timeout_at(deadline, response)), Instant::now()),
-            tunnel,
-        }
+            response: ResponseState::Pending {
+                response: Box::pin(timeout_at(deadline, response)),
+                sent_at,
+            },
+            tunnel: lease,
+        })
     }
 
-    /// Waits for the peer's answer to the CONNECT, until the pool's deadline for it. Later calls give the same answer.
+    /// Waits for the peer's response to the CONNECT, until the pool's deadline for it. Later calls return the same
+    /// result.
     pub async fn response(&mut self) -> Result<ConnectResponse, Error> {
-        self.answer.wait(&self.tunnel).await;
-        match &self.answer {
-            Answer::Accepted(response, _) => Ok(response.clone()),
-            Answer::Failed(error) => Err(error.clone()),
-            // `wait` never leaves this behind.
-            Answer::Awaited(..) => Err(Reason::Internal.into()),
+        self.response.wait(&self.tunnel).await;
+        match &self.response {
+            ResponseState::Accepted(response, _) => Ok(response.clone()),
+            ResponseState::Failed(error) => Err(error.clone()),
+            // Unreachable after `wait`.
+            ResponseState::Pending { .. } => Err(Reason::Internal.into()),
         }
     }
 
-    /// Like [`Stream::response`], with less patience than the pool: for one who can go elsewhere.
+    /// Like [`Stream::response`], with a shorter deadline, for callers that can retry on another endpoint.
     pub async fn response_within(&mut self, limit: Duration) -> Result<ConnectResponse, Error> {
-        let late = timeout(limit, self.answer.wait(&self.tunnel))
+        let is_late = timeout(limit, self.response.wait(&self.tunnel))
             .await
             .is_err();
-        if late {
-            self.answer.late(&self.tunnel);
+        if is_late {
+            self.response.time_out(&self.tunnel);
         }
         self.response().await
     }
@@ -83,11 +88,11 @@ impl Stream {
 
     /// Moves bytes between `downstream` and the peer until both directions have closed.
     ///
-    /// Without [`RelayOpts::optimistic`] nothing is read from the downstream before the peer has answered.
+    /// Without [`RelayOpts::optimistic`] the downstream is not read before the peer has responded.
     pub async fn relay(self, downstream: TcpStream, opts: RelayOpts) -> RelaySummary {
         let Self {
             send,
-            mut answer,
+            mut response,
             tunnel,
         } = self;
         let RelayOpts {
@@ -96,71 +101,64 @@ impl Stream {
             optimistic,
             prefix,
         } = opts;
-        let relay = Relay {
-            app: Side::Downstream,
+        let context = RelayContext {
+            app_side: Side::Downstream,
             counters: &counters,
             stop: &stop,
-            cause: tunnel.cause(),
+            status: tunnel.status(),
             load: Some(tunnel.load()),
         };
         if !optimistic {
             tokio::select! {
                 biased;
                 _ = stop.stopped() => {}
-                () = answer.wait(&tunnel) => {}
+                () = response.wait(&tunnel) => {}
             }
         }
-        let inbox = async {
-            poll_fn(|cx| answer.poll_wait(cx, &tunnel)).await;
-            match answer {
-                Answer::Accepted(_, inbox) => Ok(*inbox),
-                Answer::Failed(error) => Err(Broken::Tunnel(error)),
-                Answer::Awaited(..) => Err(Broken::Tunnel(Reason::Internal.into())),
+        let received = async {
+            poll_fn(|cx| response.poll_ready(cx, &tunnel)).await;
+            match response {
+                ResponseState::Accepted(_, received) => Ok(*received),
+                ResponseState::Failed(error) => Err(RelayError::Tunnel(error)),
+                ResponseState::Pending { .. } => Err(RelayError::Tunnel(Reason::Internal.into())),
             }
         };
-        let outcome = relay.run(downstream, prefix, send, inbox).await;
+        let outcome = relay::run(&context, downstream, prefix, send, received).await;
         RelaySummary::new(&counters, outcome)
-    }
-
-    /// The stream as a byte stream, for what is not a plain relay: a tunnel within the tunnel, or HTTP.
-    ///
-    /// Much slower than [`Stream::relay`]. Reading waits for the peer's answer first. Shutting down sends END_STREAM;
-    /// dropping before that, or before the end was read, resets the stream.
-    pub fn into_io(self) -> impl AsyncRead + AsyncWrite + Unpin {
-        Io::new(self)
     }
 }
 
-impl Answer {
-    /// Until the answer is here or will not come.
-    pub(super) async fn wait(&mut self, tunnel: &Tunnel) {
-        poll_fn(|cx| self.poll_wait(cx, tunnel)).await;
+impl ResponseState {
+    /// Waits until the response has arrived or failed.
+    async fn wait(&mut self, tunnel: &Tunnel) {
+        poll_fn(|cx| self.poll_ready(cx, tunnel)).await;
     }
 
-    pub(super) fn poll_wait(&mut self, cx: &mut Context<'_>, tunnel: &Tunnel) -> Poll<()> {
-        let Self::Awaited(response, _) = self else {
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>, tunnel: &Tunnel) -> Poll<()> {
+        let Self::Pending { response, .. } = self else {
             return Poll::Ready(());
         };
-        let failed = |error: Error| Self::Failed(error.at(tunnel.address()));
+        let failed = |error: Error| Self::Failed(error.with_peer(tunnel.address()));
         *self = match ready!(response.as_mut().poll(cx)) {
-            Ok(Ok(response)) => match head::answer(&response) {
-                Ok(head) => Self::Accepted(head, Box::new(Inbox::new(response.into_body()))),
+            Ok(Ok(response)) => match head::decode_response(&response) {
+                Ok(head) => Self::Accepted(head, Box::new(RecvBuffer::new(response.into_body()))),
                 Err(reason) => failed(reason.into()),
             },
-            Ok(Err(error)) => failed(tunnel.cause().explain(error)),
+            Ok(Err(error)) => failed(tunnel.status().convert_error(error)),
             Err(_) => {
-                self.late(tunnel);
+                self.time_out(tunnel);
                 return Poll::Ready(());
             }
         };
         Poll::Ready(())
     }
 
-    /// It has not come in time.
-    fn late(&mut self, tunnel: &Tunnel) {
-        if let Self::Awaited(_, since) = self {
-            tunnel.unanswered(*since);
-            *self = Self::Failed(Error::new(Reason::ConnectResponseTimeout).at(tunnel.address()));
+    /// Fails the request, because the response has not arrived in time.
+    fn time_out(&mut self, tunnel: &Tunnel) {
+        if let Self::Pending { sent_at, .. } = self {
+            tunnel.suspect_if_silent_since(*sent_at);
+            let error = Error::new(Reason::ConnectResponseTimeout);
+            *self = Self::Failed(error.with_peer(tunnel.address()));
         }
     }
 }
@@ -171,7 +169,7 @@ mod tests {
 
     /// Each open connection costs at least its relay's future.
     #[test]
-    fn a_relay_is_a_small_future() {
+    fn relay_future_is_at_most_2560_bytes() {
         fn size<F: Future>(_: impl FnOnce(Stream, TcpStream, RelayOpts) -> F) -> usize {
             size_of::<F>()
         }

@@ -1,180 +1,139 @@
-//! A tunnel that we have dialled, as the pool and its streams see it, and the task that drives it.
+//! What the pool, the driver and the streams of a dialled tunnel share: its state, stream count and load.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
-use h2::client::{Connection, SendRequest};
-use h2::{Ping, PingPong};
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
+use http::Request;
 use spiffe::SpiffeId;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
-use tokio_rustls::client::TlsStream;
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use super::head;
-use super::heart::{Beat, Heart};
-use super::load::Load;
-use super::stream::Stream;
-use super::transport::{Cause, Link, Transport};
-use crate::connect::ConnectRequest;
+use super::status::TunnelStatus;
+use crate::config::PoolConfig;
 use crate::error::Error;
-use crate::pool::PoolConfig;
 use crate::reason::Reason;
 use crate::relay::Chunk;
-use crate::tls::Shown;
 
-pub(super) type Wire = Link<TlsStream<Transport>>;
-
-/// What the handshake has shown of the peer.
-pub(super) struct Proven {
-    pub(super) peer: SpiffeId,
-    pub(super) shown: Shown,
-}
-
-/// The connection itself, for [`drive`].
-pub(crate) struct Driver {
-    connection: Connection<Wire, Chunk>,
-    ping: Option<PingPong>,
-    tunnel: Rc<Tunnel>,
-    shown: Shown,
-    /// When it takes no more streams, so that the next ones follow a new handshake.
-    old_at: Instant,
-}
-
-/// An open tunnel, as the pool and its streams see it.
+/// A dialled tunnel. [`super::lifetime`] defines when it is retired and when it closes.
 pub(crate) struct Tunnel {
     peer: SpiffeId,
     config: Rc<PoolConfig>,
-    cause: Cause,
-    /// None once no new streams may be opened. h2 closes the connection when this and all streams are gone.
+    status: TunnelStatus,
+    /// None once the tunnel is retired. h2 closes the connection when this and all streams are dropped.
     send: RefCell<Option<SendRequest<Chunk>>>,
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     load: Load,
-    doubted: Notify,
-}
-
-/// A tunnel whose handshakes are done.
-pub(super) fn open(
-    proven: Proven,
-    config: Rc<PoolConfig>,
-    cause: Cause,
-    send: SendRequest<Chunk>,
-    mut connection: Connection<Wire, Chunk>,
-) -> (Rc<Tunnel>, Driver) {
-    let ping = connection.ping_pong();
-    let Proven { peer, shown } = proven;
-    let old_at = Instant::now() + age(config.max_age, fastrand::f64());
-    let tunnel = Rc::new(Tunnel {
-        peer,
-        config,
-        cause,
-        send: RefCell::new(Some(send)),
-        streams: Cell::new(0),
-        idle_since: Cell::new(Instant::now()),
-        load: Load::default(),
-        doubted: Notify::new(),
-    });
-    let driver = Driver {
-        connection,
-        ping,
-        tunnel: Rc::clone(&tunnel),
-        shown,
-        old_at,
-    };
-    (tunnel, driver)
-}
-
-/// Up to a fifth less than the most, so that tunnels that were opened together do not age together.
-fn age(most: Duration, fortune: f64) -> Duration {
-    most.mul_f64(1.0 - 0.2 * fortune)
+    suspected: Notify,
 }
 
 impl Tunnel {
-    /// Sends a CONNECT. Fails only if the tunnel takes no streams any more; it is not to be chosen again then.
-    pub(crate) fn open(self: &Rc<Self>, connect: &ConnectRequest) -> Result<Stream, Error> {
-        let request = head::request(connect)?;
+    /// A tunnel whose handshakes are done.
+    pub(super) fn new(
+        peer: SpiffeId,
+        config: Rc<PoolConfig>,
+        status: TunnelStatus,
+        send: SendRequest<Chunk>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            peer,
+            config,
+            status,
+            send: RefCell::new(Some(send)),
+            streams: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+            load: Load::default(),
+            suspected: Notify::new(),
+        })
+    }
+
+    /// Sends a request on a new stream. Fails with [`Reason::GoAway`] if the tunnel accepts no more streams.
+    pub(super) fn send_request(
+        self: &Rc<Self>,
+        request: Request<()>,
+    ) -> Result<(ResponseFuture, SendStream<Chunk>, StreamLease), Error> {
         let Some(mut send) = self.send.borrow().clone() else {
             return Err(Reason::GoAway.into());
         };
         match send.send_request(request, false) {
-            Ok((response, stream)) => {
-                let deadline = Instant::now() + self.config.response_timeout;
-                Ok(Stream::new(
-                    stream,
-                    response,
-                    deadline,
-                    TunnelLease::new(self),
-                ))
-            }
-            Err(error) => {
+            Ok((response, stream)) => Ok((response, stream, StreamLease::new(self))),
+            // The error is that of a connection which is closing, or has used up its stream ids.
+            Err(_) => {
                 self.retire();
-                let _why_it_takes_none = error;
-                Err(Error::new(Reason::GoAway).at(self.address()))
+                Err(Error::new(Reason::GoAway).with_peer(self.address()))
             }
         }
     }
 
-    /// Takes no more streams, and closes when those that are open have ended.
+    /// Stops accepting streams. The tunnel closes when its open streams have ended.
     pub(crate) fn retire(&self) {
         self.send.borrow_mut().take();
     }
 
-    /// A CONNECT sent at `since` was not answered in time. If the peer has sent nothing at all since then, it is asked
-    /// whether it still lives, and the tunnel takes no more streams unless it says so.
-    pub(super) fn unanswered(&self, since: Instant) {
-        if self.cause.pulse().last() <= since {
-            self.doubted.notify_one();
+    /// Reports that a request sent at `sent_at` got no response in time. If the peer has sent nothing at all since then,
+    /// it is pinged, and the tunnel is retired unless it answers.
+    pub(super) fn suspect_if_silent_since(&self, sent_at: Instant) {
+        if self.status.last_received().at() <= sent_at {
+            self.suspected.notify_one();
         }
     }
 
-    /// When it closes for want of streams, if none comes before.
-    fn idle_at(&self) -> Option<Instant> {
-        let idle = self.streams() == 0 && self.usable();
-        idle.then(|| self.idle_since.get() + self.config.idle_timeout)
+    /// Resolves when the peer is suspected to be dead.
+    pub(super) async fn suspected(&self) {
+        self.suspected.notified().await;
     }
 
-    /// Whether new streams may be opened.
-    pub(crate) fn usable(&self) -> bool {
+    /// When the tunnel is retired for lack of streams, if none is opened before. None while streams are open.
+    pub(super) fn idle_deadline(&self) -> Option<Instant> {
+        let is_idle = self.streams() == 0 && self.is_usable();
+        is_idle.then(|| self.idle_since.get() + self.config.idle_timeout)
+    }
+
+    /// Whether it accepts new streams.
+    pub(crate) fn is_usable(&self) -> bool {
         self.send.borrow().is_some()
     }
 
-    /// Streams that are open.
+    /// Open streams.
     pub(crate) fn streams(&self) -> usize {
         self.streams.get()
     }
 
-    /// Streams that may be open at once: ours and the peer's limit.
-    pub(crate) fn limit(&self) -> usize {
-        let peers = self
+    /// Streams that may be open at once: the lower of our limit and the peer's.
+    pub(crate) fn max_streams(&self) -> usize {
+        let peer_limit = self
             .send
             .borrow()
             .as_ref()
             .map_or(0, SendRequest::current_max_send_streams);
-        peers.min(self.config.streams_per_tunnel)
+        peer_limit.min(self.config.max_streams_per_tunnel)
     }
 
-    /// Whether it moves so many bytes that another stream had better have its own.
-    pub(crate) fn busy(&self) -> bool {
-        self.load.busy(Instant::now())
+    /// Whether it moves so many bytes that a new stream should use another tunnel.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.load.is_busy(Instant::now())
     }
 
+    /// The verified identity of the peer.
     pub(crate) fn peer(&self) -> &SpiffeId {
         &self.peer
     }
 
     pub(super) fn address(&self) -> SocketAddr {
-        self.cause.peer()
+        self.status.peer()
     }
 
-    pub(super) fn cause(&self) -> &Cause {
-        &self.cause
+    pub(super) fn config(&self) -> &PoolConfig {
+        &self.config
+    }
+
+    pub(super) fn status(&self) -> &TunnelStatus {
+        &self.status
     }
 
     pub(super) fn load(&self) -> &Load {
@@ -182,17 +141,17 @@ impl Tunnel {
     }
 }
 
-/// Counts one stream on its tunnel while it lives.
-pub(super) struct TunnelLease(Rc<Tunnel>);
+/// Counts one stream on its tunnel until it is dropped.
+pub(super) struct StreamLease(Rc<Tunnel>);
 
-impl TunnelLease {
+impl StreamLease {
     fn new(tunnel: &Rc<Tunnel>) -> Self {
         tunnel.streams.set(tunnel.streams.get() + 1);
         Self(Rc::clone(tunnel))
     }
 }
 
-impl Deref for TunnelLease {
+impl Deref for StreamLease {
     type Target = Tunnel;
 
     fn deref(&self) -> &Tunnel {
@@ -200,7 +159,7 @@ impl Deref for TunnelLease {
     }
 }
 
-impl Drop for TunnelLease {
+impl Drop for StreamLease {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get().saturating_sub(1));
         if self.0.streams.get() == 0 {
@@ -209,88 +168,58 @@ impl Drop for TunnelLease {
     }
 }
 
-/// Drives a tunnel until it has closed: by the peer, by [`Tunnel::retire`] and the end of its streams, because it was
-/// idle, old or dead, because the peer's certificate was revoked, or at once by `abort`.
-pub(crate) async fn drive(driver: Driver, abort: CancellationToken) {
-    let Driver {
-        mut connection,
-        mut ping,
-        tunnel,
-        shown,
-        old_at,
-    } = driver;
-    let Tunnel { config, cause, .. } = &*tunnel;
-    let mut revoked = pin!(shown.revoked());
-    let mut heart = Heart::new(
-        config.ping_interval,
-        config.ping_timeout,
-        cause.pulse().clone(),
-    );
-    loop {
-        let old = tunnel.usable().then_some(old_at);
-        let due = [old, tunnel.idle_at()]
-            .into_iter()
-            .flatten()
-            .fold(heart.due(), Instant::min);
-        tokio::select! {
-            biased;
-            () = abort.cancelled() => return cause.set(Reason::Stopped.into()),
-            ended = &mut connection => {
-                cause.set(match ended {
-                    Ok(()) => Reason::TunnelClosed.into(),
-                    Err(e) => cause.explain(e),
-                });
-                return tunnel.retire();
-            }
-            () = &mut revoked => {
-                cause.set(Reason::PeerRevoked.into());
-                return tunnel.retire();
-            }
-            () = pong(&mut ping) => heart.pong(Instant::now()),
-            () = tunnel.doubted.notified() => {
-                if heart.doubt(Instant::now()) {
-                    send_ping(&mut ping);
-                }
-            }
-            () = sleep_until(due) => {
-                let now = Instant::now();
-                // Asked again: a stream may have come while this slept.
-                let idle = tunnel.idle_at().is_some_and(|idle_at| now >= idle_at);
-                if now >= old_at || idle {
-                    tunnel.retire();
-                }
-                match heart.beat(now) {
-                    Beat::Ping => send_ping(&mut ping),
-                    Beat::Unproven => tunnel.retire(),
-                    Beat::Dead => {
-                        cause.set(Reason::PingTimeout.into());
-                        return tunnel.retire();
-                    }
-                    Beat::Nothing => {}
-                }
-            }
+/// Bytes that a tunnel has moved recently, in windows of [`LOAD_WINDOW`].
+#[derive(Default)]
+pub(super) struct Load {
+    window_start: Cell<Option<Instant>>,
+    current_bytes: Cell<usize>,
+    previous_bytes: Cell<usize>,
+}
+
+const LOAD_WINDOW: Duration = Duration::from_millis(100);
+
+/// 160 Mbit/s. One core drives a tunnel at about 3 Gbit/s, so this is 5 % of it.
+const BUSY_BYTES_PER_WINDOW: usize = 2 * 1024 * 1024;
+
+impl Load {
+    pub(super) fn add(&self, bytes: usize) {
+        self.rotate(Instant::now());
+        self.current_bytes.set(self.current_bytes.get() + bytes);
+    }
+
+    fn is_busy(&self, now: Instant) -> bool {
+        self.rotate(now);
+        self.current_bytes.get().max(self.previous_bytes.get()) >= BUSY_BYTES_PER_WINDOW
+    }
+
+    fn rotate(&self, now: Instant) {
+        let age = now - self.window_start.get().unwrap_or(now);
+        if self.window_start.get().is_none() || age >= LOAD_WINDOW {
+            let previous = if age < LOAD_WINDOW * 2 {
+                self.current_bytes.get()
+            } else {
+                0
+            };
+            self.previous_bytes.set(previous);
+            self.current_bytes.set(0);
+            self.window_start.set(Some(now));
         }
     }
 }
 
-/// Resolves when a ping was answered.
-pub(super) async fn pong(ping: &mut Option<PingPong>) {
-    match ping {
-        // An error means that the connection has ended, which it says itself.
-        Some(ping) => {
-            poll_fn(|cx| match ping.poll_pong(cx) {
-                Poll::Ready(Ok(_)) => Poll::Ready(()),
-                Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
-            })
-            .await;
-        }
-        None => std::future::pending().await,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-pub(super) fn send_ping(ping: &mut Option<PingPong>) {
-    if let Some(ping) = ping {
-        // Fails if the connection has ended, which it says itself.
-        let _ended = ping.send_ping(Ping::opaque());
+    #[test]
+    fn tunnel_is_busy_until_the_end_of_the_next_window() {
+        let (load, start) = (Load::default(), Instant::now());
+        assert!(!load.is_busy(start));
+        load.current_bytes.set(BUSY_BYTES_PER_WINDOW);
+        assert!(load.is_busy(start));
+        assert!(load.is_busy(start + LOAD_WINDOW));
+        assert!(!load.is_busy(start + LOAD_WINDOW * 2));
+        load.current_bytes.set(BUSY_BYTES_PER_WINDOW);
+        assert!(!load.is_busy(start + LOAD_WINDOW * 20));
     }
 }

@@ -1,23 +1,30 @@
-//! Which tunnel a stream goes to: the tunnels of each peer, and the dial that is under way.
+//! Which tunnel a stream uses: the tunnels of each peer, and the dial to it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::SpiffeId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{PoolConfig, PoolKey};
+use crate::config::PoolConfig;
 use crate::engine::{Driver, Tunnel};
 use crate::error::Error;
 
-/// What became of a dial, for all who wait for it.
-pub(super) type Promise = watch::Sender<Option<Result<(), Error>>>;
-
-/// A dial that is under way, and the identities that it accepts.
-pub(super) type Dialling = (watch::Receiver<Option<Result<(), Error>>>, Rc<[SpiffeId]>);
+/// What streams must have in common to share a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The identity of our certificate.
+    pub source: SpiffeId,
+    /// The uid of the peer's workload, so that another pod that reuses the address never gets an old tunnel.
+    pub destination: Arc<str>,
+    /// The peer's HBONE address.
+    pub address: SocketAddr,
+}
 
 /// All peers of a pool.
 #[derive(Default)]
@@ -26,94 +33,121 @@ pub(super) struct Peers(RefCell<HashMap<PoolKey, Peer>>);
 #[derive(Default)]
 struct Peer {
     tunnels: Vec<Rc<Tunnel>>,
-    dialling: Option<Dialling>,
-    /// After a dial has failed: nothing is dialled ahead of need before this.
-    eager_after: Option<Instant>,
+    dial: Option<PendingDial>,
+    /// No tunnel is dialled in advance before this time. Set when a dial fails.
+    preconnect_after: Option<Instant>,
 }
 
-/// A peer that refuses a further tunnel is asked again after this time, as long as the tunnels that it has suffice.
-const EAGER_PAUSE: Duration = Duration::from_secs(5);
+/// Where the result of a dial is published. None while it runs.
+pub(super) type DialResult = watch::Sender<Option<Result<(), Error>>>;
+
+/// A dial that is running.
+#[derive(Clone)]
+pub(super) struct PendingDial {
+    pub(super) result: watch::Receiver<Option<Result<(), Error>>>,
+    /// The identities that the dial accepts.
+    pub(super) expected: Rc<[SpiffeId]>,
+}
+
+/// The only dial to a peer.
+pub(super) enum DialEntry {
+    /// It is running already.
+    Existing(PendingDial),
+    /// The caller has to start it.
+    New(PendingDial, DialResult),
+}
 
 /// Where the next stream goes.
-pub(super) enum Choice {
-    /// To this tunnel; `another` should be dialled ahead of need.
-    Use { tunnel: Rc<Tunnel>, another: bool },
+pub(super) enum Selection {
+    /// To this tunnel; with `preconnect` another tunnel is to be dialled in advance.
+    Use {
+        tunnel: Rc<Tunnel>,
+        preconnect: bool,
+    },
     /// To a tunnel that must be dialled first.
     Dial,
-    /// Nowhere.
+    /// Nowhere: all tunnels are full.
     Full,
 }
 
-/// The one dial to a peer.
-pub(super) enum Joined {
-    /// Somebody has started it.
-    UnderWay(Dialling),
-    /// To be started now.
-    New(Dialling, Promise),
-}
+/// After a failed dial no tunnel is dialled in advance for this time, while existing tunnels have capacity.
+const PRECONNECT_BACKOFF: Duration = Duration::from_secs(5);
 
 impl Peers {
-    pub(super) fn choose(&self, key: &PoolKey, expect: &[SpiffeId], config: &PoolConfig) -> Choice {
-        let peers = self.0.borrow();
-        let Some(peer) = peers.get(key) else {
-            return Choice::Dial;
-        };
-        let views: Vec<View> = peer
-            .tunnels
-            .iter()
-            .map(|tunnel| View::of(tunnel, expect))
-            .collect();
-        let patient = peer.eager_after.is_some_and(|after| Instant::now() < after);
-        match decide(&views, config) {
-            Decision::Use { index, another } => match peer.tunnels.get(index) {
-                Some(tunnel) => Choice::Use {
-                    tunnel: Rc::clone(tunnel),
-                    another: another && !patient,
-                },
-                None => Choice::Full,
-            },
-            Decision::Dial => Choice::Dial,
-            Decision::Full => Choice::Full,
-        }
-    }
-
-    pub(super) fn join_dial(&self, key: &PoolKey, expect: &[SpiffeId]) -> Joined {
-        let mut peers = self.0.borrow_mut();
-        let peer = peers.entry(key.clone()).or_default();
-        if let Some(dialling) = &peer.dialling {
-            return Joined::UnderWay(dialling.clone());
-        }
-        let (promise, outcome) = watch::channel(None);
-        let dialling: Dialling = (outcome, expect.into());
-        peer.dialling = Some(dialling.clone());
-        Joined::New(dialling, promise)
-    }
-
-    /// Enters the tunnel that was dialled, and tells those who wait. A peer that was purged meanwhile gets none: its
-    /// tunnel is closed unused, and those who wait look again.
-    pub(super) fn settle(
+    /// Selects the tunnel of the next stream.
+    pub(super) fn select(
         &self,
         key: &PoolKey,
-        promise: Promise,
+        expected: &[SpiffeId],
+        config: &PoolConfig,
+    ) -> Selection {
+        let peers = self.0.borrow();
+        let Some(peer) = peers.get(key) else {
+            return Selection::Dial;
+        };
+        let tunnels: Vec<TunnelView> = peer
+            .tunnels
+            .iter()
+            .map(|tunnel| TunnelView::of(tunnel, expected))
+            .collect();
+        let is_backing_off = peer
+            .preconnect_after
+            .is_some_and(|after| Instant::now() < after);
+        match choose(&tunnels, config) {
+            Choice::Use { index, preconnect } => match peer.tunnels.get(index) {
+                Some(tunnel) => Selection::Use {
+                    tunnel: Rc::clone(tunnel),
+                    preconnect: preconnect && !is_backing_off,
+                },
+                None => Selection::Full,
+            },
+            Choice::Dial => Selection::Dial,
+            Choice::Full => Selection::Full,
+        }
+    }
+
+    /// Returns the dial to a peer, or registers a new one.
+    pub(super) fn join_dial(&self, key: &PoolKey, expected: &[SpiffeId]) -> DialEntry {
+        let mut peers = self.0.borrow_mut();
+        let peer = peers.entry(key.clone()).or_default();
+        if let Some(pending) = &peer.dial {
+            return DialEntry::Existing(pending.clone());
+        }
+        let (sender, receiver) = watch::channel(None);
+        let pending = PendingDial {
+            result: receiver,
+            expected: expected.into(),
+        };
+        peer.dial = Some(pending.clone());
+        DialEntry::New(pending, sender)
+    }
+
+    /// Adds the dialled tunnel and publishes the result.
+    ///
+    /// If the peer was retired during the dial, the tunnel is retired unused, and the waiting callers select again.
+    pub(super) fn complete_dial(
+        &self,
+        key: &PoolKey,
+        sender: DialResult,
         dialled: Result<(Rc<Tunnel>, Driver), Error>,
     ) -> Option<(Rc<Tunnel>, Driver)> {
         let mut peers = self.0.borrow_mut();
-        let ours = |dialling: &Dialling| dialling.0.same_channel(&promise.subscribe());
+        let is_this_dial = |dial: &PendingDial| dial.result.same_channel(&sender.subscribe());
         let peer = peers
             .get_mut(key)
-            .filter(|peer| peer.dialling.as_ref().is_some_and(ours));
-        let (outcome, tunnel) = match dialled {
+            .filter(|peer| peer.dial.as_ref().is_some_and(is_this_dial));
+        let (result, tunnel) = match dialled {
             Ok(dialled) => (Ok(()), Some(dialled)),
             Err(error) => (Err(error), None),
         };
         match (peer, &tunnel) {
             (Some(peer), Some((tunnel, _))) => {
-                peer.dialling = None;
+                peer.dial = None;
                 peer.tunnels.push(Rc::clone(tunnel));
             }
             (Some(peer), None) => {
-                peer.dialling = None;
-                peer.eager_after = Some(Instant::now() + EAGER_PAUSE);
+                peer.dial = None;
+                peer.preconnect_after = Some(Instant::now() + PRECONNECT_BACKOFF);
                 if peer.tunnels.is_empty() {
                     peers.remove(key);
                 }
@@ -121,92 +155,96 @@ impl Peers {
             (None, Some((tunnel, _))) => tunnel.retire(),
             (None, None) => {}
         }
-        promise.send_replace(Some(outcome));
+        sender.send_replace(Some(result));
         tunnel
     }
 
-    /// Forgets a tunnel that has closed.
+    /// Removes a tunnel that has closed.
     pub(super) fn remove(&self, key: &PoolKey, tunnel: &Rc<Tunnel>) {
         let mut peers = self.0.borrow_mut();
         let Some(peer) = peers.get_mut(key) else {
             return;
         };
         peer.tunnels.retain(|other| !Rc::ptr_eq(other, tunnel));
-        if peer.tunnels.is_empty() && peer.dialling.is_none() {
+        if peer.tunnels.is_empty() && peer.dial.is_none() {
             peers.remove(key);
         }
     }
 
-    pub(super) fn purge(&self, gone: impl Fn(&PoolKey) -> bool) {
+    /// Retires the tunnels of all peers that match, and removes the peers.
+    pub(super) fn retire_if(&self, is_match: impl Fn(&PoolKey) -> bool) {
         self.0.borrow_mut().retain(|key, peer| {
-            let gone = gone(key);
-            if gone {
+            let is_match = is_match(key);
+            if is_match {
                 peer.tunnels.iter().for_each(|tunnel| tunnel.retire());
             }
-            !gone
+            !is_match
         });
     }
 
-    pub(super) fn tunnels(&self) -> usize {
+    /// Number of tunnels that accept streams.
+    pub(super) fn usable_tunnels(&self) -> usize {
         let peers = self.0.borrow();
         peers
             .values()
             .flat_map(|peer| &peer.tunnels)
-            .filter(|tunnel| tunnel.usable())
+            .filter(|tunnel| tunnel.is_usable())
             .count()
     }
 }
 
-/// What the choice depends on.
+/// The properties of a tunnel that the choice depends on.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct View {
-    /// Takes streams, and has an identity that is expected.
-    pub(super) usable: bool,
-    /// Takes no streams from anybody.
-    pub(super) retired: bool,
+pub(super) struct TunnelView {
+    /// Accepts streams, and its peer has an expected identity.
+    pub(super) is_usable: bool,
+    /// Accepts no more streams.
+    pub(super) is_retired: bool,
     pub(super) streams: usize,
-    pub(super) limit: usize,
-    pub(super) busy: bool,
+    pub(super) max_streams: usize,
+    pub(super) is_busy: bool,
 }
 
-impl View {
-    fn of(tunnel: &Tunnel, expect: &[SpiffeId]) -> Self {
+impl TunnelView {
+    fn of(tunnel: &Tunnel, expected: &[SpiffeId]) -> Self {
         Self {
-            retired: !tunnel.usable(),
-            usable: tunnel.usable() && expect.contains(tunnel.peer()),
+            is_retired: !tunnel.is_usable(),
+            is_usable: tunnel.is_usable() && expected.contains(tunnel.peer()),
             streams: tunnel.streams(),
-            limit: tunnel.limit(),
-            busy: tunnel.busy(),
+            max_streams: tunnel.max_streams(),
+            is_busy: tunnel.is_busy(),
         }
     }
 }
 
-/// The choice among tunnels, by index.
+/// Like [`Selection`], by index.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Decision {
-    Use { index: usize, another: bool },
+pub(super) enum Choice {
+    Use { index: usize, preconnect: bool },
     Dial,
     Full,
 }
 
-/// The least loaded tunnel: idle before busy, few streams before many. If even that one is loaded, another is opened
-/// beside it for those who come next; nobody waits for it.
-pub(super) fn decide(tunnels: &[View], config: &PoolConfig) -> Decision {
+/// Chooses the least loaded tunnel: not busy before busy, then the fewest streams. If even that one is loaded, another
+/// tunnel is dialled in advance for later streams; this stream does not wait for it.
+pub(super) fn choose(tunnels: &[TunnelView], config: &PoolConfig) -> Choice {
     let open = tunnels
         .iter()
         .enumerate()
-        .filter(|(_, t)| t.usable && t.streams < t.limit);
-    let usable = tunnels.iter().filter(|t| t.usable).count();
-    let retired = tunnels.iter().filter(|t| t.retired).count();
-    match open.min_by_key(|(_, t)| (t.busy, t.streams)) {
+        .filter(|(_, t)| t.is_usable && t.streams < t.max_streams);
+    let usable = tunnels.iter().filter(|t| t.is_usable).count();
+    let retired = tunnels.iter().filter(|t| t.is_retired).count();
+    match open.min_by_key(|(_, t)| (t.is_busy, t.streams)) {
         Some((index, best)) => {
-            let loaded = best.busy || best.streams >= config.busy_streams;
-            let another = loaded && usable < config.eager_tunnels_per_peer;
-            Decision::Use { index, another }
+            let is_loaded = best.is_busy || best.streams >= config.preconnect_streams;
+            let preconnect = is_loaded && usable < config.max_preconnect_tunnels_per_peer;
+            Choice::Use { index, preconnect }
         }
-        None if usable < config.tunnels_per_peer && retired < config.retired_per_peer => {
-            Decision::Dial
+        None if usable < config.max_tunnels_per_peer
+            && retired < config.max_retired_tunnels_per_peer =>
+        {
+            Choice::Dial
         }
-        None => Decision::Full,
+        None => Choice::Full,
     }
 }

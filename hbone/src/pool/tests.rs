@@ -1,104 +1,84 @@
-use super::peers::{Decision, View, decide};
+use super::peers::{Choice, TunnelView, choose};
 use super::*;
 
-const IDLE: View = View {
-    usable: true,
-    retired: false,
+const IDLE: TunnelView = TunnelView {
+    is_usable: true,
+    is_retired: false,
     streams: 0,
-    limit: 100,
-    busy: false,
+    max_streams: 100,
+    is_busy: false,
 };
 
-fn with(streams: usize) -> View {
-    View { streams, ..IDLE }
+fn with_streams(streams: usize) -> TunnelView {
+    TunnelView { streams, ..IDLE }
+}
+
+fn use_tunnel(index: usize, preconnect: bool) -> Choice {
+    Choice::Use { index, preconnect }
 }
 
 #[test]
-fn the_first_stream_waits_for_a_dial() {
-    assert_eq!(decide(&[], &PoolConfig::default()), Decision::Dial);
+fn first_stream_dials() {
+    assert_eq!(choose(&[], &PoolConfig::default()), Choice::Dial);
 }
 
 #[test]
-fn the_least_loaded_tunnel_is_chosen() {
-    let decision = decide(&[with(3), with(1), with(2)], &PoolConfig::default());
+fn least_loaded_tunnel_is_chosen() {
+    let tunnels = [with_streams(3), with_streams(1), with_streams(2)];
     assert_eq!(
-        decision,
-        Decision::Use {
-            index: 1,
-            another: false
-        }
+        choose(&tunnels, &PoolConfig::default()),
+        use_tunnel(1, false)
     );
 }
 
 #[test]
-fn a_tunnel_that_moves_many_bytes_is_the_last_choice_and_asks_for_another() {
-    let busy = View {
-        busy: true,
-        ..with(1)
+fn busy_tunnel_is_chosen_last_and_causes_a_preconnect() {
+    let busy = TunnelView {
+        is_busy: true,
+        ..with_streams(1)
     };
     let config = PoolConfig::default();
     assert_eq!(
-        decide(&[busy, with(3)], &config),
-        Decision::Use {
-            index: 1,
-            another: false
-        }
+        choose(&[busy, with_streams(3)], &config),
+        use_tunnel(1, false)
     );
-    assert_eq!(
-        decide(&[busy], &config),
-        Decision::Use {
-            index: 0,
-            another: true
-        }
-    );
+    assert_eq!(choose(&[busy], &config), use_tunnel(0, true));
 }
 
 #[test]
-fn many_streams_on_every_tunnel_ask_for_another_up_to_a_limit() {
+fn many_streams_on_every_tunnel_cause_preconnects_up_to_the_limit() {
     let config = PoolConfig::default();
-    let loaded = with(config.busy_streams);
-    assert_eq!(
-        decide(&[loaded], &config),
-        Decision::Use {
-            index: 0,
-            another: true
-        }
-    );
-    let all = vec![loaded; config.eager_tunnels_per_peer];
-    assert_eq!(
-        decide(&all, &config),
-        Decision::Use {
-            index: 0,
-            another: false
-        }
-    );
+    let loaded = with_streams(config.preconnect_streams);
+    assert_eq!(choose(&[loaded], &config), use_tunnel(0, true));
+    let all = vec![loaded; config.max_preconnect_tunnels_per_peer];
+    assert_eq!(choose(&all, &config), use_tunnel(0, false));
 }
 
 #[test]
-fn full_or_unusable_tunnels_are_never_chosen_and_their_number_is_bounded() {
-    let full = View {
-        limit: 1,
-        ..with(1)
+fn full_and_unusable_tunnels_are_not_chosen_and_their_number_is_bounded() {
+    let full = TunnelView {
+        max_streams: 1,
+        ..with_streams(1)
     };
-    let retired = View {
-        usable: false,
-        retired: true,
+    let retired = TunnelView {
+        is_usable: false,
+        is_retired: true,
         ..IDLE
     };
-    let of_another_identity = View {
-        usable: false,
+    let of_another_identity = TunnelView {
+        is_usable: false,
         ..IDLE
     };
     let config = PoolConfig {
-        tunnels_per_peer: 2,
-        retired_per_peer: 2,
+        max_tunnels_per_peer: 2,
+        max_retired_tunnels_per_peer: 2,
         ..PoolConfig::default()
     };
-    assert_eq!(decide(&[full, retired], &config), Decision::Dial);
-    assert_eq!(decide(&[full, retired, full], &config), Decision::Full);
-    assert_eq!(decide(&[retired, retired], &config), Decision::Full);
+    assert_eq!(choose(&[full, retired], &config), Choice::Dial);
+    assert_eq!(choose(&[full, retired, full], &config), Choice::Full);
+    assert_eq!(choose(&[retired, retired], &config), Choice::Full);
     assert_eq!(
-        decide(&[of_another_identity, of_another_identity], &config),
-        Decision::Dial
+        choose(&[of_another_identity, of_another_identity], &config),
+        Choice::Dial
     );
 }

@@ -1,4 +1,4 @@
-//! Buffers: they belong to the thread, and a connection has one only while bytes are in it.
+//! Where relayed bytes are held: read buffers of the thread, which a connection leases only while they contain bytes.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -10,49 +10,53 @@ use bytes::{Buf, BufMut};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-/// One read takes at most this much. Measured: with less than 256 KiB bulk transfer costs 0.5 to 2.5 CPU seconds more
-/// per GiB.
-pub(crate) const LARGE: usize = 256 * 1024;
+/// Largest read, and size of a leased buffer. Measured: with less than 256 KiB, bulk transfer costs 0.5 to 2.5 CPU
+/// seconds more per GiB.
+pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
 
-/// A read of less is copied into an allocation of its own size, so that a few bytes which the peer does not take never
-/// pin a large buffer; the copy costs less than the system call that it follows.
-const SMALL: usize = 64 * 1024;
+/// A smaller read is copied into an allocation of its own size, so that a few unread bytes never pin a large buffer.
+/// The copy costs less than the system call before it.
+const COPY_BELOW_BYTES: usize = 64 * 1024;
 
-/// Large buffers that a thread keeps for the next read.
-const KEPT: usize = 8;
+/// Free buffers that a thread keeps for the next read.
+const MAX_FREE_BUFFERS: usize = 8;
 
 thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Bytes on their way, in a buffer that goes back to its thread when they are gone.
+/// Bytes that were read and are to be written. A leased buffer returns to its thread when they are written.
 #[derive(Default)]
 pub(crate) struct Chunk {
     bytes: Vec<u8>,
-    at: usize,
-    flight: Option<Rc<Flight>>,
+    written: usize,
+    tracker: Option<Rc<PendingWrites>>,
 }
 
 impl Chunk {
-    /// The bytes that are left.
+    /// The bytes that are not written yet.
     pub(crate) fn as_slice(&self) -> &[u8] {
-        self.bytes.get(self.at..).unwrap_or_default()
+        self.bytes.get(self.written..).unwrap_or_default()
     }
 
-    /// Reads once, up to `max` bytes. Empty at the end of the stream. Without bytes to read nothing stays leased.
+    /// Reads once, up to `max` bytes. Empty at the end of the stream. Leases no buffer while there is nothing to read.
     pub(crate) fn poll_read(
         mut from: Pin<&mut impl AsyncRead>,
         cx: &mut Context<'_>,
         max: usize,
     ) -> Poll<io::Result<Self>> {
-        let mut bytes = lease();
-        let read = poll_read_buf(from.as_mut(), cx, &mut (&mut bytes).limit(max.min(LARGE)));
+        let mut bytes = lease_buffer();
+        let read = poll_read_buf(
+            from.as_mut(),
+            cx,
+            &mut (&mut bytes).limit(max.min(READ_BUFFER_BYTES)),
+        );
         let chunk = match &read {
-            Poll::Ready(Ok(n)) if *n >= SMALL => return Poll::Ready(Ok(bytes.into())),
+            Poll::Ready(Ok(n)) if *n >= COPY_BELOW_BYTES => return Poll::Ready(Ok(bytes.into())),
             Poll::Ready(Ok(_)) => bytes.as_slice().to_vec().into(),
             _ => Self::default(),
         };
-        give_back(bytes);
+        return_buffer(bytes);
         ready!(read)?;
         Poll::Ready(Ok(chunk))
     }
@@ -62,15 +66,15 @@ impl From<Vec<u8>> for Chunk {
     fn from(bytes: Vec<u8>) -> Self {
         Self {
             bytes,
-            at: 0,
-            flight: None,
+            written: 0,
+            tracker: None,
         }
     }
 }
 
 impl Buf for Chunk {
     fn remaining(&self) -> usize {
-        self.bytes.len() - self.at
+        self.bytes.len() - self.written
     }
 
     fn chunk(&self) -> &[u8] {
@@ -79,69 +83,69 @@ impl Buf for Chunk {
 
     fn advance(&mut self, n: usize) {
         assert!(n <= self.remaining(), "advance past the end");
-        self.at += n;
+        self.written += n;
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        give_back(std::mem::take(&mut self.bytes));
-        if let Some(flight) = self.flight.take() {
-            flight.landed();
+        return_buffer(std::mem::take(&mut self.bytes));
+        if let Some(tracker) = self.tracker.take() {
+            tracker.complete();
         }
     }
 }
 
-/// The chunks of one stream that its tunnel was given and has not written yet.
+/// The chunks of one stream that its tunnel has queued and not written yet.
 #[derive(Default)]
-pub(crate) struct Flight {
+pub(crate) struct PendingWrites {
     chunks: Cell<usize>,
-    waiting: Cell<Option<Waker>>,
+    waker: Cell<Option<Waker>>,
 }
 
-impl Flight {
-    /// The chunk counts as in flight until it is dropped.
-    pub(crate) fn board(self: &Rc<Self>, mut chunk: Chunk) -> Chunk {
+impl PendingWrites {
+    /// Counts the chunk as pending until it is dropped.
+    pub(crate) fn track(self: &Rc<Self>, mut chunk: Chunk) -> Chunk {
         self.chunks.set(self.chunks.get() + 1);
-        chunk.flight = Some(Rc::clone(self));
+        chunk.tracker = Some(Rc::clone(self));
         chunk
     }
 
-    fn landed(&self) {
+    fn complete(&self) {
         self.chunks.set(self.chunks.get() - 1);
         if self.chunks.get() == 0
-            && let Some(waker) = self.waiting.take()
+            && let Some(waker) = self.waker.take()
         {
             waker.wake();
         }
     }
 
-    /// Ready when none is in flight: all are written, or their stream is dead.
+    /// Ready when no chunk is pending: all are written, or their stream has failed.
     pub(crate) fn poll_empty(&self, cx: &Context<'_>) -> Poll<()> {
         if self.chunks.get() == 0 {
             return Poll::Ready(());
         }
-        self.waiting.set(Some(cx.waker().clone()));
+        self.waker.set(Some(cx.waker().clone()));
         Poll::Pending
     }
 }
 
-fn lease() -> Vec<u8> {
+fn lease_buffer() -> Vec<u8> {
     FREE.try_with(|free| free.borrow_mut().pop())
         .ok()
         .flatten()
-        .unwrap_or_else(|| Vec::with_capacity(LARGE))
+        .unwrap_or_else(|| Vec::with_capacity(READ_BUFFER_BYTES))
 }
 
-fn give_back(mut bytes: Vec<u8>) {
-    if bytes.capacity() != LARGE {
+fn return_buffer(mut bytes: Vec<u8>) {
+    if bytes.capacity() != READ_BUFFER_BYTES {
         return;
     }
     bytes.clear();
-    // Nothing to give back to when the thread ends.
+    // Fails only when the thread ends.
     let _thread_ends = FREE.try_with(|free| {
         let mut free = free.borrow_mut();
-        if free.len() < KEPT {
+        if free.len() < MAX_FREE_BUFFERS {
             free.push(bytes);
         }
     });
@@ -153,7 +157,7 @@ mod tests {
     use std::future::poll_fn;
     use std::pin::pin;
 
-    fn kept() -> usize {
+    fn free_buffers() -> usize {
         FREE.with(|free| free.borrow().len())
     }
 
@@ -165,35 +169,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_small_read_owns_its_size_and_leases_nothing() {
-        let chunk = read(b"abc", LARGE).await;
+    async fn small_read_is_copied_and_its_buffer_returned() {
+        let chunk = read(b"abc", READ_BUFFER_BYTES).await;
         assert_eq!(
-            (chunk.as_slice(), chunk.bytes.capacity(), kept()),
+            (chunk.as_slice(), chunk.bytes.capacity(), free_buffers()),
             (&b"abc"[..], 3, 1)
         );
     }
 
     #[tokio::test]
-    async fn a_large_read_keeps_its_buffer_until_it_is_dropped() {
-        let bytes = vec![7; LARGE * 2];
-        let chunk = read(&bytes, LARGE * 2).await;
-        assert_eq!((chunk.remaining(), kept()), (LARGE, 0));
+    async fn large_read_leases_its_buffer_until_dropped() {
+        let bytes = vec![7; READ_BUFFER_BYTES * 2];
+        let chunk = read(&bytes, READ_BUFFER_BYTES * 2).await;
+        assert_eq!((chunk.remaining(), free_buffers()), (READ_BUFFER_BYTES, 0));
         drop(chunk);
-        assert_eq!(kept(), 1);
+        assert_eq!(free_buffers(), 1);
     }
 
     #[tokio::test]
-    async fn a_read_respects_its_limit_and_reports_the_end() {
+    async fn read_respects_its_limit_and_is_empty_at_the_end() {
         assert_eq!(read(b"abcdef", 4).await.as_slice(), b"abcd");
         assert_eq!(read(b"", 4).await.remaining(), 0);
     }
 
     #[test]
-    fn a_thread_keeps_a_bounded_number_of_buffers() {
-        let chunks: Vec<_> = (0..KEPT * 2)
-            .map(|_| Chunk::from(Vec::with_capacity(LARGE)))
+    fn free_buffers_per_thread_are_bounded() {
+        let chunks: Vec<_> = (0..MAX_FREE_BUFFERS * 2)
+            .map(|_| Chunk::from(Vec::with_capacity(READ_BUFFER_BYTES)))
             .collect();
         drop(chunks);
-        assert_eq!(kept(), KEPT);
+        assert_eq!(free_buffers(), MAX_FREE_BUFFERS);
     }
 }

@@ -1,95 +1,24 @@
-//! TCP to TCP, and what both kinds of relay do with an application's socket.
+//! How bytes move between two TCP sockets.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::io::{self, Read, Write};
-use std::ops::{Deref, DerefMut};
+use std::io::Write;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use bytes::Buf;
 use socket2::SockRef;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::task::yield_now;
 use tokio_util::io::poll_write_buf;
 
-use super::buffer::{Chunk, LARGE};
+use super::buffer::{Chunk, READ_BUFFER_BYTES};
+use super::socket::{READS_PER_YIELD, ResetOnDrop, read_available, shutdown_write, wait_for_reset};
 use super::{RelayOpts, RelayOutcome, RelaySummary, Side};
 
-/// Reads of one direction before the other connections of the thread get their turn.
-pub(crate) const READS_PER_TURN: usize = 4;
-
-/// An application's socket that closes with RST, unless the relay has ended in good order.
-///
-/// So whatever goes wrong, and also if the relay is dropped half-way, the application never takes a broken connection
-/// for one that has ended.
-pub(crate) struct ResetOnDrop {
-    tcp: TcpStream,
-    finished: bool,
-}
-
-impl ResetOnDrop {
-    pub(crate) fn new(tcp: TcpStream) -> Self {
-        // Best effort: without it small writes are late, not wrong.
-        let _slower = tcp.set_nodelay(true);
-        Self {
-            tcp,
-            finished: false,
-        }
-    }
-
-    /// Both directions have ended with FIN.
-    pub(crate) fn finish(mut self) {
-        self.finished = true;
-    }
-}
-
-impl Deref for ResetOnDrop {
-    type Target = TcpStream;
-
-    fn deref(&self) -> &TcpStream {
-        &self.tcp
-    }
-}
-
-impl DerefMut for ResetOnDrop {
-    fn deref_mut(&mut self) -> &mut TcpStream {
-        &mut self.tcp
-    }
-}
-
-impl Drop for ResetOnDrop {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Fails only on a socket that is dead already.
-            let _dead = self.tcp.set_zero_linger();
-        }
-    }
-}
-
-/// Resolves when the socket has been reset, also while nobody reads it. A FIN is no error.
-pub(crate) async fn broken(tcp: &TcpStream) -> io::Error {
-    match tcp.ready(Interest::ERROR).await {
-        Ok(_) => match tcp.take_error() {
-            Ok(Some(error)) | Err(error) => error,
-            Ok(None) => io::ErrorKind::ConnectionReset.into(),
-        },
-        Err(error) => error,
-    }
-}
-
-/// Sends FIN. An application that is gone already has nobody to tell.
-pub(crate) fn finish_writing(tcp: &TcpStream) -> io::Result<()> {
-    match SockRef::from(tcp).shutdown(std::net::Shutdown::Write) {
-        Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
-        other => other,
-    }
-}
-
-/// Moves bytes between two TCP sockets until both directions have closed, with exact TCP semantics.
+/// Moves bytes between two TCP sockets until both directions have closed, and preserves TCP semantics.
 pub async fn relay_tcp(
     downstream: TcpStream,
     upstream: TcpStream,
@@ -102,43 +31,40 @@ pub async fn relay_tcp(
         ..
     } = opts;
     let (mut down, mut up) = (ResetOnDrop::new(downstream), ResetOnDrop::new(upstream));
-    let (forth_holds, back_holds) = (Cell::new(false), Cell::new(false));
+    let (uplink_state, downlink_state) = (State::default(), State::default());
     let outcome = {
         let ((down_read, down_write), (up_read, up_write)) = (down.split(), up.split());
-        let forth = Flow {
+        let uplink = Direction {
             from: down_read,
             to: up_write,
-            sides: (Side::Downstream, Side::Upstream),
+            source: Side::Downstream,
             counter: &counters.sent,
-            holds: &forth_holds,
-            done: &Cell::new(false),
+            state: &uplink_state,
         };
-        let back = Flow {
+        let downlink = Direction {
             from: up_read,
             to: down_write,
-            sides: (Side::Upstream, Side::Downstream),
+            source: Side::Upstream,
             counter: &counters.received,
-            holds: &back_holds,
-            done: &Cell::new(false),
+            state: &downlink_state,
         };
-        let done = (forth.done, back.done);
-        let mut forth = pin!(forth.run(prefix));
-        let mut back = pin!(back.run(Vec::new()));
+        let mut uplink = pin!(uplink.run(prefix));
+        let mut downlink = pin!(downlink.run(Vec::new()));
         let mut stopped = pin!(stop.stopped());
         poll_fn(|cx| {
             if let Poll::Ready(reason) = stopped.as_mut().poll(cx) {
                 return Poll::Ready(RelayOutcome::Stopped { reason });
             }
-            for flow in [
-                forth.as_mut() as Pin<&mut dyn Future<Output = Side>>,
-                back.as_mut(),
+            for direction in [
+                uplink.as_mut() as Pin<&mut dyn Future<Output = Side>>,
+                downlink.as_mut(),
             ] {
-                if let Poll::Ready(by) = flow.poll(cx) {
+                if let Poll::Ready(by) = direction.poll(cx) {
                     return Poll::Ready(RelayOutcome::Reset { by });
                 }
             }
-            let closed = done.0.get() && done.1.get();
-            if closed {
+            let is_closed = uplink_state.is_done.get() && downlink_state.is_done.get();
+            if is_closed {
                 Poll::Ready(RelayOutcome::Closed)
             } else {
                 Poll::Pending
@@ -153,22 +79,22 @@ pub async fn relay_tcp(
         }
         RelayOutcome::Reset {
             by: Side::Downstream,
-        } if !forth_holds.get() => last_words(&down, &up, &counters.sent),
-        RelayOutcome::Reset { by: Side::Upstream } if !back_holds.get() => {
-            last_words(&up, &down, &counters.received);
+        } if !uplink_state.has_pending.get() => flush_before_reset(&down, &up, &counters.sent),
+        RelayOutcome::Reset { by: Side::Upstream } if !downlink_state.has_pending.get() => {
+            flush_before_reset(&up, &down, &counters.received);
         }
         _ => {}
     }
     RelaySummary::new(&counters, outcome)
 }
 
-/// What `from` had sent before it broke the connection goes ahead of the reset, as it does without a relay: an answer,
-/// for example, of a server that closes without reading the rest of an upload. Only as much as `to` takes at once.
-fn last_words(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) {
+/// Passes on what `from` sent before its reset, as would happen without a relay. Example: the response of a server that
+/// closes without reading the rest of an upload. Limited to what the kernel accepts for `to` without waiting.
+fn flush_before_reset(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) {
     let mut buffer = [0; 16 * 1024];
     loop {
-        let read = read_now(from, &mut buffer);
-        // Straight to the kernel, as in `read_now`.
+        let read = read_available(from, &mut buffer);
+        // Writes to the socket directly, for the reason given at `read_available`.
         let written = (&*SockRef::from(to)).write(&buffer[..read]).unwrap_or(0);
         counter.fetch_add(written as u64, Ordering::Relaxed);
         if read == 0 || written < read {
@@ -177,26 +103,27 @@ fn last_words(from: &TcpStream, to: &TcpStream, counter: &AtomicU64) {
     }
 }
 
-/// Reads what the kernel has, 0 bytes if that is nothing. The runtime learns of readiness only when it polls next, and
-/// a broken connection is often noticed before that, by a failed write.
-pub(crate) fn read_now(from: &TcpStream, buffer: &mut [u8]) -> usize {
-    (&*SockRef::from(from)).read(buffer).unwrap_or(0)
+/// Progress of one direction.
+#[derive(Default)]
+struct State {
+    /// Bytes were read and are not all written.
+    has_pending: Cell<bool>,
+    /// FIN has been passed on.
+    is_done: Cell<bool>,
 }
 
-/// One direction.
-struct Flow<'a> {
+/// One direction of a relay.
+struct Direction<'a> {
     from: ReadHalf<'a>,
     to: WriteHalf<'a>,
-    sides: (Side, Side),
+    /// The side of `from`.
+    source: Side,
     counter: &'a AtomicU64,
-    /// Set while bytes were read and are not all written.
-    holds: &'a Cell<bool>,
-    /// Set when FIN has been passed on.
-    done: &'a Cell<bool>,
+    state: &'a State,
 }
 
-impl Flow<'_> {
-    /// Resolves only with the side that broke the connection.
+impl Direction<'_> {
+    /// Resolves only when the connection breaks, with the side that broke it.
     async fn run(mut self, prefix: Vec<u8>) -> Side {
         if let Err(side) = self.write(Chunk::from(prefix), &AtomicU64::new(0)).await {
             return side;
@@ -204,9 +131,9 @@ impl Flow<'_> {
         let mut reads = 0;
         loop {
             let from = &mut self.from;
-            let chunk = match poll_fn(|cx| Chunk::poll_read(Pin::new(from), cx, LARGE)).await {
-                Ok(chunk) => chunk,
-                Err(_) => return self.sides.0,
+            let read = poll_fn(|cx| Chunk::poll_read(Pin::new(from), cx, READ_BUFFER_BYTES));
+            let Ok(chunk) = read.await else {
+                return self.source;
             };
             if !chunk.has_remaining() {
                 break;
@@ -215,38 +142,38 @@ impl Flow<'_> {
                 return side;
             }
             reads += 1;
-            if reads % READS_PER_TURN == 0 {
+            if reads % READS_PER_YIELD == 0 {
                 yield_now().await;
             }
         }
-        if finish_writing(self.to.as_ref()).is_err() {
-            return self.sides.1;
+        if shutdown_write(self.to.as_ref()).is_err() {
+            return self.source.opposite();
         }
-        self.done.set(true);
-        broken(self.from.as_ref()).await;
-        self.sides.0
+        self.state.is_done.set(true);
+        wait_for_reset(self.from.as_ref()).await;
+        self.source
     }
 
-    /// Writes all of `chunk`. Meanwhile nobody reads the other side, which may yet reset the connection.
+    /// Writes all of `chunk`. Also detects a reset of the source, which is not read meanwhile.
     async fn write(&mut self, mut chunk: Chunk, counter: &AtomicU64) -> Result<(), Side> {
         let Self {
             from,
             to,
-            sides,
-            holds,
+            source,
+            state,
             ..
         } = self;
-        let mut broken = pin!(broken(from.as_ref()));
-        holds.set(chunk.has_remaining());
+        let mut reset = pin!(wait_for_reset(from.as_ref()));
+        state.has_pending.set(chunk.has_remaining());
         while chunk.has_remaining() {
             let written = poll_fn(|cx| match poll_write_buf(Pin::new(to), cx, &mut chunk) {
                 Poll::Ready(Ok(n)) => Poll::Ready(Ok(n)),
-                Poll::Ready(Err(_)) => Poll::Ready(Err(sides.1)),
-                Poll::Pending => broken.as_mut().poll(cx).map(|_| Err(sides.0)),
+                Poll::Ready(Err(_)) => Poll::Ready(Err(source.opposite())),
+                Poll::Pending => reset.as_mut().poll(cx).map(|_| Err(*source)),
             });
             counter.fetch_add(written.await? as u64, Ordering::Relaxed);
         }
-        holds.set(false);
+        state.has_pending.set(false);
         Ok(())
     }
 }
@@ -257,7 +184,7 @@ mod tests {
 
     /// Each open plain connection costs at least this.
     #[test]
-    fn a_plain_relay_is_a_small_future() {
+    fn plain_relay_future_is_at_most_2_kib() {
         fn size<F: Future>(_: impl FnOnce(TcpStream, TcpStream, RelayOpts) -> F) -> usize {
             size_of::<F>()
         }

@@ -1,4 +1,4 @@
-//! From a TLS failure to its reason.
+//! Which reason a TLS failure has.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use rustls::{AlertDescription, CertificateError, Error as TlsFailure};
 use crate::error::Error;
 use crate::reason::Reason;
 
-/// The reason in a failed handshake.
+/// The reason of a failed handshake.
 fn classify(error: &TlsFailure) -> Reason {
     match error {
         TlsFailure::InvalidCertificate(CertificateError::Revoked) => Reason::PeerRevoked,
@@ -42,11 +42,11 @@ fn classify_alert(alert: AlertDescription) -> Reason {
     }
 }
 
-/// An I/O error of a TLS stream, whose cause may be TLS's; `otherwise` if it is not.
-pub(crate) fn classify_io(error: io::Error, otherwise: Reason) -> Error {
+/// Converts an I/O error of a TLS stream. The reason is that of the TLS failure inside, or `default` if there is none.
+pub(crate) fn classify_io(error: io::Error, default: Reason) -> Error {
     let reason = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<TlsFailure>())
-        .map_or(otherwise, classify);
-    Error::new(reason).caused_by(error)
+        .map_or(default, classify);
+    Error::new(reason).with_source(error)
 }

@@ -1,4 +1,5 @@
-//! Cryptography: signatures and key exchange by aws-lc-rs, record encryption by whichever library is faster here.
+//! Which cryptographic libraries TLS uses: aws-lc-rs for signatures and key exchange, the faster of ring and AWS-LC for
+//! record encryption.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use rustls::SupportedCipherSuite;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::crypto::{CryptoProvider, ring};
 
-/// A library that encrypts records.
+/// A library that encrypts TLS records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AeadBackend {
     /// ring
@@ -16,16 +17,16 @@ pub enum AeadBackend {
     AwsLc,
 }
 
-/// The library that encrypts records in this process.
+/// The library that encrypts TLS records in this process.
 ///
 /// Which one is faster depends on the CPU: on AMD Zen 3 (VAES, no AVX-512) ring seals AES-256-GCM at 6.7 GB/s and
-/// AWS-LC at 2.0; with AVX-512 AWS-LC has the better code. So both are measured, once, at the first call: a daemon
-/// makes it at start-up.
+/// AWS-LC at 2.0 GB/s; with AVX-512, AWS-LC has the better code. The first call measures both, which takes 2 ms, so a
+/// daemon makes it at start-up.
 pub fn aead_backend() -> AeadBackend {
-    *AEAD
+    *AEAD_BACKEND
 }
 
-static AEAD: LazyLock<AeadBackend> = LazyLock::new(|| {
+static AEAD_BACKEND: LazyLock<AeadBackend> = LazyLock::new(|| {
     if best_time(seal_ring) <= best_time(seal_aws_lc) {
         AeadBackend::Ring
     } else {
@@ -40,14 +41,15 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
         cipher_suites: suites(aead_backend()),
-        // Hybrid first: what is recorded today stays secret from a quantum computer. X25519 for peers without it.
+        // Hybrid first: traffic that is recorded today stays secret from a future quantum computer. X25519 is for peers
+        // without support.
         kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519],
         ..aws_lc_rs::default_provider()
     })
 });
 
-fn suites(aead: AeadBackend) -> Vec<SupportedCipherSuite> {
-    match aead {
+fn suites(backend: AeadBackend) -> Vec<SupportedCipherSuite> {
+    match backend {
         AeadBackend::Ring => vec![
             ring::cipher_suite::TLS13_AES_256_GCM_SHA384,
             ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -59,17 +61,17 @@ fn suites(aead: AeadBackend) -> Vec<SupportedCipherSuite> {
     }
 }
 
-/// The best of several rounds, because a round may be interrupted; about 2 ms in all.
+/// The shortest of several rounds, because a round may be interrupted. About 2 ms in total.
 fn best_time(seal: fn(&mut Vec<u8>)) -> Duration {
-    const RECORD: usize = 16 * 1024;
+    const RECORD_BYTES: usize = 16 * 1024;
     const ROUNDS: usize = 16;
     const RECORDS_PER_ROUND: usize = 16;
-    let mut record = Vec::with_capacity(RECORD + 64);
+    let mut record = Vec::with_capacity(RECORD_BYTES + 64);
     let round = |_| {
         let start = Instant::now();
         for _ in 0..RECORDS_PER_ROUND {
             record.clear();
-            record.resize(RECORD, 0);
+            record.resize(RECORD_BYTES, 0);
             seal(&mut record);
         }
         start.elapsed()
@@ -98,15 +100,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_choice_is_made_once() {
+    fn backend_is_chosen_once() {
         assert_eq!(aead_backend(), aead_backend());
         assert!(best_time(seal_ring) < Duration::from_secs(1));
         assert!(best_time(seal_aws_lc) < Duration::from_secs(1));
     }
 
     #[test]
-    fn both_libraries_offer_the_same_two_suites_and_hybrid_key_exchange_comes_first() {
-        let names = |aead| suites(aead).iter().map(|s| s.suite()).collect::<Vec<_>>();
+    fn backends_offer_the_same_suites_and_prefer_hybrid_key_exchange() {
+        let names = |backend| {
+            suites(backend)
+                .iter()
+                .map(|s| s.suite())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names(AeadBackend::Ring), names(AeadBackend::AwsLc));
         let groups: Vec<_> = provider().kx_groups.iter().map(|g| g.name()).collect();
         assert_eq!(

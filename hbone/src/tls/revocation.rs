@@ -1,11 +1,10 @@
-//! Certificates that are not to be believed any more although they are valid: revocation lists (RFC 5280, section 5).
+//! Which certificates are revoked: certificate revocation lists (RFC 5280, section 5).
 //!
-//! The list of a process is one [`Revocations`], shared by all configurations that were made with it. Replacing its
-//! content counts for the next handshake and for every open tunnel, so that a certificate that was taken back is worth
-//! nothing within moments, wherever it was shown.
+//! A process has one [`Revocations`], shared by all TLS configurations. Replacing its content affects the next
+//! handshake and every open tunnel, so a revoked certificate stops working within moments on every connection.
 //!
-//! A list is believed because of where it lies, not because of its signature: it comes from a file that only the
-//! operator can write, and all that it can do is take trust away.
+//! The signature of a list is not checked. A list comes from a file that only the operator can write, and it can only
+//! remove trust.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -19,7 +18,7 @@ use tokio::sync::watch;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, X509Extension};
 
-/// The certificates that this process does not believe. Clones share the list.
+/// The revoked certificates. Clones share the list.
 #[derive(Clone)]
 pub struct Revocations(Arc<Shared>);
 
@@ -28,26 +27,26 @@ struct Shared {
     version: watch::Sender<()>,
 }
 
-/// Content that is no revocation list. The list that was in force stays in force.
+/// The content is not a revocation list. The previous list stays in force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a revocation list (PEM or DER of RFC 5280): {0}")]
 pub struct CrlError(String);
 
-/// Serial numbers, by who gave them out.
+/// The revoked certificates of all issuers.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct List(HashSet<Serial>);
 
-/// A certificate as its issuer numbered it.
+/// Identifies a certificate: its issuer, and the issuer's serial number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Serial {
     /// The issuer's name, DER.
     issuer: Box<[u8]>,
-    /// Without leading zeros: writers differ in how many they put.
+    /// Without leading zeros, because encoders differ in how many they write.
     number: Box<[u8]>,
 }
 
 impl Revocations {
-    /// Nothing is revoked.
+    /// An empty list: nothing is revoked.
     pub fn none() -> Self {
         Self(Arc::new(Shared {
             list: ArcSwap::default(),
@@ -55,10 +54,10 @@ impl Revocations {
         }))
     }
 
-    /// Puts these lists in force instead of those before: one DER list, or any number of PEM blocks `X509 CRL`.
+    /// Replaces the lists: one DER list, or any number of PEM blocks `X509 CRL`.
     ///
     /// # Errors
-    /// Fails if any part cannot be read; then nothing has changed.
+    /// Fails if any part cannot be parsed; then nothing changes.
     pub fn replace(&self, content: &[u8]) -> Result<(), CrlError> {
         let list = parse(content)?;
         if *self.0.list.load_full() != list {
@@ -68,25 +67,25 @@ impl Revocations {
         Ok(())
     }
 
-    /// Number of certificates on the lists.
+    /// Number of revoked certificates.
     pub fn len(&self) -> usize {
         self.0.list.load().0.len()
     }
 
-    /// Nothing is revoked.
+    /// Whether no certificate is revoked.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether a certificate of this chain, the leaf or one between it and the root, is revoked.
-    pub(super) fn revoke<'a>(
+    /// Whether a certificate of this chain is revoked: the leaf or an intermediate.
+    pub(super) fn is_revoked<'a>(
         &self,
         chain: impl IntoIterator<Item = &'a CertificateDer<'a>>,
     ) -> bool {
-        !self.is_empty() && self.hold(chain.into_iter().filter_map(serial))
+        !self.is_empty() && self.contains_any(chain.into_iter().filter_map(serial))
     }
 
-    fn hold(&self, serials: impl IntoIterator<Item = impl Borrow<Serial>>) -> bool {
+    fn contains_any(&self, serials: impl IntoIterator<Item = impl Borrow<Serial>>) -> bool {
         let list = self.0.list.load();
         serials
             .into_iter()
@@ -108,41 +107,34 @@ impl fmt::Debug for Revocations {
     }
 }
 
-/// What an open tunnel remembers of its peer's certificates, to be looked up again when the lists change.
-pub(crate) struct Shown {
+/// Serial numbers of the peer's chain, checked again while a tunnel is open.
+pub(crate) struct PeerCertSerials {
     serials: Box<[Serial]>,
     revocations: Revocations,
 }
 
-impl Shown {
-    pub(crate) fn new(
-        chain: Option<&[CertificateDer<'static>]>,
-        revocations: &Revocations,
-    ) -> Self {
+impl PeerCertSerials {
+    pub(crate) fn new(chain: &[CertificateDer<'static>], revocations: &Revocations) -> Self {
         Self {
-            serials: chain
-                .unwrap_or_default()
-                .iter()
-                .filter_map(serial)
-                .collect(),
+            serials: chain.iter().filter_map(serial).collect(),
             revocations: revocations.clone(),
         }
     }
 
     /// Resolves when one of the certificates is revoked.
     pub(crate) async fn revoked(&self) {
-        // Before the first look, so that no change falls between the two.
+        // Subscribes before the first check, so that no change is missed between the two.
         let mut changed = self.revocations.0.version.subscribe();
-        while !self.revocations.hold(&self.serials) {
+        while !self.revocations.contains_any(&self.serials) {
             if changed.changed().await.is_err() {
-                // Cannot be: the sender is ours too.
+                // Unreachable: `self.revocations` holds the sender.
                 std::future::pending::<()>().await;
             }
         }
     }
 }
 
-/// A certificate that cannot be read has no serial number, and no chain to a root either.
+/// None for a certificate that cannot be parsed, which does not pass the chain check either.
 fn serial(der: &CertificateDer<'_>) -> Option<Serial> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     Some(Serial::new(
@@ -173,7 +165,7 @@ fn parse(content: &[u8]) -> Result<List, CrlError> {
         return if found {
             Ok(list)
         } else {
-            Err(CrlError("it holds no PEM block X509 CRL".into()))
+            Err(CrlError("it has no PEM block X509 CRL".into()))
         };
     }
     add(content, &mut list)?;
@@ -184,17 +176,17 @@ fn add(der: &[u8], list: &mut List) -> Result<(), CrlError> {
     let (rest, crl) =
         CertificateRevocationList::from_der(der).map_err(|error| CrlError(error.to_string()))?;
     if !rest.is_empty() {
-        return Err(CrlError("bytes follow the list".into()));
+        return Err(CrlError("there are bytes after the list".into()));
     }
-    // A list of changes, or of other issuers' certificates, says less than it seems to if it is read as a whole one.
-    if let Some(unknown) = crl
+    // A delta CRL, or one with certificates of other issuers, would be misread as a complete list.
+    if let Some(unsupported) = crl
         .extensions()
         .iter()
-        .find(|extension| !understood(extension))
+        .find(|extension| !is_supported(extension))
     {
         return Err(CrlError(format!(
             "its critical extension {} is not supported",
-            unknown.oid
+            unsupported.oid
         )));
     }
     let issuer = crl.issuer().as_raw();
@@ -205,7 +197,7 @@ fn add(der: &[u8], list: &mut List) -> Result<(), CrlError> {
     Ok(())
 }
 
-fn understood(extension: &X509Extension<'_>) -> bool {
+fn is_supported(extension: &X509Extension<'_>) -> bool {
     !extension.critical
         || matches!(
             extension.parsed_extension(),

@@ -34,7 +34,7 @@ fn uri(uri: &str) -> SanType {
 }
 
 #[test]
-fn a_certificate_with_one_spiffe_id_has_that_identity() {
+fn certificate_with_one_spiffe_id_has_that_identity() {
     let credentials = leaf_with(vec![uri("spiffe://td/ns/a/sa/b")], IsCa::NoCa);
     let expected = SpiffeId::new("spiffe://td/ns/a/sa/b").unwrap();
     assert_eq!(ClientTls::new(&credentials).unwrap().identity(), &expected);
@@ -42,11 +42,11 @@ fn a_certificate_with_one_spiffe_id_has_that_identity() {
 }
 
 #[test]
-fn a_leaf_whose_key_signs_certificates_or_revocation_lists_is_refused() {
+fn leaf_with_signing_key_usage_is_rejected() {
     let leaf = |usages: &[KeyUsagePurpose]| {
         let name = vec![uri("spiffe://td/ns/a/sa/b")];
         let credentials = leaf_for(name, IsCa::NoCa, usages);
-        identity::of_leaf(&credentials.chain[0])
+        svid::spiffe_id(&credentials.chain[0])
     };
     let with = |usage| leaf(&[KeyUsagePurpose::DigitalSignature, usage]);
     assert!(leaf(&[KeyUsagePurpose::DigitalSignature]).is_ok());
@@ -59,7 +59,7 @@ fn a_leaf_whose_key_signs_certificates_or_revocation_lists_is_refused() {
 }
 
 #[test]
-fn a_certificate_that_is_no_svid_is_refused() {
+fn certificate_that_is_not_an_svid_is_rejected() {
     let dns = SanType::DnsName("a.example".try_into().unwrap());
     let two = vec![uri("spiffe://td/a"), uri("spiffe://td/b")];
     let long = format!("spiffe://td/{}", "a".repeat(2048));
@@ -90,7 +90,7 @@ fn a_certificate_that_is_no_svid_is_refused() {
 }
 
 #[test]
-fn credentials_that_do_not_belong_together_are_refused() {
+fn inconsistent_credentials_are_rejected() {
     let mut credentials = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
     let other = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
     credentials.key = other.key.clone_key();
@@ -111,7 +111,7 @@ fn credentials_that_do_not_belong_together_are_refused() {
 }
 
 #[test]
-fn a_key_never_appears_in_debug_output() {
+fn debug_output_omits_the_key() {
     let credentials = leaf_with(vec![uri("spiffe://td/a")], IsCa::NoCa);
     assert_eq!(
         format!("{credentials:?}"),
@@ -122,8 +122,8 @@ fn a_key_never_appears_in_debug_output() {
 }
 
 #[test]
-fn configurations_are_shared_between_threads() {
-    fn shared<T: Send + Sync + Clone>() {}
-    shared::<ClientTls>();
-    shared::<ServerTls>();
+fn configurations_are_send_and_sync() {
+    fn assert_shared<T: Send + Sync + Clone>() {}
+    assert_shared::<ClientTls>();
+    assert_shared::<ServerTls>();
 }

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// The functions of the interface that scenarios use.
 pub trait Engine: 'static {
     type Pool: 'static;
     type Stream: 'static;
@@ -21,12 +22,12 @@ pub trait Engine: 'static {
     async fn open(
         pool: &Self::Pool,
         key: &PoolKey,
-        expect: &[SpiffeId],
+        expected: &[SpiffeId],
         tls: &ClientTls,
         request: ConnectRequest,
     ) -> Result<Self::Stream, Error>;
-    fn purge(pool: &Self::Pool, destination: &str);
-    fn tunnels(pool: &Self::Pool) -> usize;
+    fn retire_destination(pool: &Self::Pool, destination: &str);
+    fn usable_tunnels(pool: &Self::Pool) -> usize;
     async fn close(pool: &Self::Pool, deadline: Instant);
 
     async fn response(stream: &mut Self::Stream) -> Result<ConnectResponse, Error>;
@@ -52,7 +53,7 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
 
-/// The engine of this crate.
+/// The h2 engine of this crate.
 pub struct H2;
 
 impl Engine for H2 {
@@ -66,18 +67,18 @@ impl Engine for H2 {
     async fn open(
         pool: &Pool,
         key: &PoolKey,
-        expect: &[SpiffeId],
+        expected: &[SpiffeId],
         tls: &ClientTls,
         request: ConnectRequest,
     ) -> Result<Stream, Error> {
-        pool.open(key, expect, tls, request).await
+        pool.open(key, expected, tls, request).await
     }
 
-    fn purge(pool: &Pool, destination: &str) {
+    fn retire_destination(pool: &Pool, destination: &str) {
         pool.retire_destination(destination);
     }
 
-    fn tunnels(pool: &Pool) -> usize {
+    fn usable_tunnels(pool: &Pool) -> usize {
         pool.usable_tunnels()
     }
 

@@ -10,7 +10,7 @@ use time::ext::NumericalDuration;
 struct Ca(Issuer<'static, KeyPair>);
 
 impl Ca {
-    fn named(name: &str) -> Self {
+    fn with_name(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -46,30 +46,30 @@ impl Ca {
 }
 
 #[test]
-fn a_certificate_is_revoked_by_its_issuers_list_only() {
-    let (ca, other) = (Ca::named("one"), Ca::named("two"));
+fn certificate_is_revoked_only_by_the_list_of_its_issuer() {
+    let (ca, other) = (Ca::with_name("one"), Ca::with_name("two"));
     let revocations = Revocations::none();
     revocations.replace(ca.list(&[&[7]]).der()).unwrap();
-    assert!(revocations.revoke([&ca.leaf(&[7])]));
-    assert!(!revocations.revoke([&ca.leaf(&[8])]));
-    assert!(!revocations.revoke([&other.leaf(&[7])]));
-    // Anywhere in the chain.
-    assert!(revocations.revoke([&other.leaf(&[1]), &ca.leaf(&[7])]));
+    assert!(revocations.is_revoked([&ca.leaf(&[7])]));
+    assert!(!revocations.is_revoked([&ca.leaf(&[8])]));
+    assert!(!revocations.is_revoked([&other.leaf(&[7])]));
+    // At any position of the chain.
+    assert!(revocations.is_revoked([&other.leaf(&[1]), &ca.leaf(&[7])]));
 }
 
 #[test]
-fn several_lists_in_one_pem_file_count_together() {
-    let (ca, other) = (Ca::named("one"), Ca::named("two"));
+fn lists_of_one_pem_file_are_merged() {
+    let (ca, other) = (Ca::with_name("one"), Ca::with_name("two"));
     let pem = ca.list(&[&[7], &[8]]).pem().unwrap() + &other.list(&[&[9]]).pem().unwrap();
     let revocations = Revocations::none();
     revocations.replace(pem.as_bytes()).unwrap();
     assert_eq!(revocations.len(), 3);
-    assert!(revocations.revoke([&other.leaf(&[9])]));
+    assert!(revocations.is_revoked([&other.leaf(&[9])]));
 }
 
 #[test]
-fn what_cannot_be_read_leaves_the_last_lists_in_force() {
-    let ca = Ca::named("one");
+fn unreadable_content_keeps_the_previous_list() {
+    let ca = Ca::with_name("one");
     let revocations = Revocations::none();
     let good = ca.list(&[&[7]]);
     revocations.replace(good.der()).unwrap();
@@ -81,18 +81,18 @@ fn what_cannot_be_read_leaves_the_last_lists_in_force() {
         b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
     ] {
         assert!(revocations.replace(content).is_err());
-        assert!(revocations.revoke([&ca.leaf(&[7])]));
+        assert!(revocations.is_revoked([&ca.leaf(&[7])]));
     }
     revocations.replace(ca.list(&[]).der()).unwrap();
-    assert!(!revocations.revoke([&ca.leaf(&[7])]));
+    assert!(!revocations.is_revoked([&ca.leaf(&[7])]));
 }
 
 #[tokio::test]
-async fn an_open_tunnel_learns_of_the_revocation_of_its_peer_and_of_no_other() {
-    let ca = Ca::named("one");
+async fn revoked_resolves_for_the_own_serial_only() {
+    let ca = Ca::with_name("one");
     let revocations = Revocations::none();
-    let shown = Shown::new(Some(&[ca.leaf(&[7])]), &revocations);
-    let mut revoked = std::pin::pin!(shown.revoked());
+    let serials = PeerCertSerials::new(&[ca.leaf(&[7])], &revocations);
+    let mut revoked = std::pin::pin!(serials.revoked());
     assert!(futures_util::poll!(&mut revoked).is_pending());
     revocations.replace(ca.list(&[&[8]]).der()).unwrap();
     assert!(futures_util::poll!(&mut revoked).is_pending());
@@ -102,11 +102,11 @@ async fn an_open_tunnel_learns_of_the_revocation_of_its_peer_and_of_no_other() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_reader_panic(content in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_never_panic(content in prop::collection::vec(any::<u8>(), 0..300)) {
         let revocations = Revocations::none();
         let _ = revocations.replace(&content);
         let der = [&[0x30, 0x82][..], &content].concat();
         let _ = revocations.replace(&der);
-        revocations.revoke([&CertificateDer::from(content)]);
+        revocations.is_revoked([&CertificateDer::from(content)]);
     }
 }

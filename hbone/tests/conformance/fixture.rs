@@ -1,40 +1,31 @@
-//! Two nodes on loopback: a pool on one, a server on the other, and applications behind both.
+//! Two nodes on loopback: a pool on one, a server on the other, and an application behind each.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{
-    Accepted, Authority, ClientTls, ConnectRequest, ConnectResponse, Counters, Credentials, Error,
-    Peer, PoolConfig, PoolKey, Reason, Rejected, RelayOpts, RelaySummary, Revocations, ServeConfig,
-    ServeSummary, ServerTls, SocketFactory, StopToken, TunnelService,
+    Accepted, Authority, ClientTls, ConnectRequest, ConnectResponse, Counters, Error, Peer,
+    PoolConfig, PoolKey, Reason, Rejected, RelayOpts, RelaySummary, ServeConfig, ServeSummary,
+    ServerTls, SocketFactory, StopToken, TunnelService,
 };
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
-    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use socket2::SockRef;
-use spiffe::SpiffeId;
-use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 
+use crate::certs::{SERVER, client_tls, id, server_tls};
 use crate::engine::Engine;
 
-pub const CLIENT: &str = "spiffe://cluster.local/ns/a/sa/client";
-pub const SERVER: &str = "spiffe://cluster.local/ns/b/sa/server";
+/// Limit of one scenario, with a margin for a busy machine.
+const SCENARIO_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// No scenario takes longer, on a machine that is busy with other things too.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Runs a scenario as the data plane does: on one thread, in a `LocalSet`.
+/// Runs a scenario like the data plane: on one thread, in a `LocalSet`.
 pub fn run(scenario: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -42,10 +33,12 @@ pub fn run(scenario: impl Future<Output = ()>) {
         .unwrap();
     let limited = async {
         let (done, overdue) = std::sync::mpsc::channel::<()>();
-        // On a thread of its own, because a scenario may pause tokio's clock.
+        // On a separate thread, because a scenario may block the runtime or pause tokio's clock.
         let watchdog = std::thread::spawn(move || {
-            if overdue.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                eprintln!("the scenario hangs");
+            if overdue.recv_timeout(SCENARIO_TIMEOUT)
+                == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                eprintln!("the scenario did not end within {SCENARIO_TIMEOUT:?}");
                 std::process::abort();
             }
         });
@@ -56,98 +49,16 @@ pub fn run(scenario: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, limited);
 }
 
-pub fn id(uri: &str) -> SpiffeId {
-    SpiffeId::new(uri).unwrap()
-}
-
-/// A certificate authority.
-pub struct Ca {
-    pub root: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Ca {
-    pub fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
-        let root = params.self_signed(&key).unwrap().der().clone();
-        Self {
-            root,
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    pub fn issue(&self, identity: &str) -> Credentials {
-        self.issue_with(vec![identity], |_| {})
-    }
-
-    pub fn issue_with(
-        &self,
-        uris: Vec<&str>,
-        change: impl FnOnce(&mut CertificateParams),
-    ) -> Credentials {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.subject_alt_names = uris
-            .into_iter()
-            .map(|uri| SanType::URI(uri.try_into().unwrap()))
-            .collect();
-        change(&mut params);
-        let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        Credentials {
-            chain: vec![leaf.der().clone()],
-            key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            roots: vec![self.root.clone()],
-            revocations: Revocations::none(),
-        }
-    }
-}
-
-impl Ca {
-    /// A list that revokes these credentials' certificate.
-    pub fn revoke(&self, credentials: &Credentials) -> Vec<u8> {
-        let (_, leaf) = x509_parser::parse_x509_certificate(&credentials.chain[0]).unwrap();
-        let now = OffsetDateTime::now_utc();
-        let revoked = RevokedCertParams {
-            serial_number: SerialNumber::from_slice(leaf.raw_serial()),
-            revocation_time: now,
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let list = CertificateRevocationListParams {
-            this_update: now,
-            next_update: now + Duration::from_secs(3600),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        list.signed_by(&self.issuer).unwrap().der().to_vec()
-    }
-}
-
-/// The mesh's CA.
-pub static CA: LazyLock<Ca> = LazyLock::new(Ca::new);
-
-pub fn client_tls() -> ClientTls {
-    ClientTls::new(&CA.issue(CLIENT)).unwrap()
-}
-
-pub fn server_tls() -> ServerTls {
-    ServerTls::new(&CA.issue(SERVER)).unwrap()
-}
-
-/// Plain loopback sockets, counted.
+/// Loopback sockets, with a count.
 #[derive(Default)]
-pub struct Loopback {
+pub struct LoopbackSockets {
+    /// Sockets created.
     pub dials: Cell<usize>,
     /// SO_SNDBUF and SO_RCVBUF.
     pub buffers: Cell<Option<u32>>,
 }
 
-impl SocketFactory for Loopback {
+impl SocketFactory for LoopbackSockets {
     fn new_tcp(&self, to: SocketAddr) -> io::Result<TcpSocket> {
         self.dials.set(self.dials.get() + 1);
         let socket = if to.is_ipv4() {
@@ -165,15 +76,16 @@ impl SocketFactory for Loopback {
 
 type Decision = Rc<dyn Fn(&Peer, &ConnectRequest) -> Result<Option<RelayOpts>, Rejected>>;
 
-/// Accepts what `decide` accepts, and dials the authority's address. `None` waits for ever.
-pub struct Dialer {
+/// Accepts requests that `decide` accepts, and dials the authority's address. A decision of `None` never resolves.
+pub struct TestService {
     pub decide: RefCell<Decision>,
-    pub upstream_ends: mpsc::UnboundedSender<RelaySummary>,
-    pub refusals: RefCell<Vec<(Reason, String)>>,
-    /// Streams that were refused because earlier ones hold too much.
-    pub overloads: Cell<usize>,
-    /// Whether tunnels are served.
-    pub admits: Cell<bool>,
+    pub upstream_summaries: mpsc::UnboundedSender<RelaySummary>,
+    /// Arguments of `on_bad_request`.
+    pub bad_requests: RefCell<Vec<(Reason, String)>>,
+    /// Number of calls of `on_refused_stream`.
+    pub refused_streams: Cell<usize>,
+    /// The result of `accept_tunnel`.
+    pub accepts_tunnels: Cell<bool>,
     /// SO_SNDBUF of the upstream sockets.
     pub send_buffer: Cell<Option<u32>>,
     /// Requests whose decision is pending.
@@ -188,7 +100,7 @@ impl Drop for Pending {
     }
 }
 
-impl TunnelService for Dialer {
+impl TunnelService for TestService {
     async fn connect(&self, peer: &Peer, request: ConnectRequest) -> Result<Accepted, Rejected> {
         let decide = Rc::clone(&self.decide.borrow());
         let decision = decide(peer, &request)?;
@@ -207,7 +119,7 @@ impl TunnelService for Dialer {
             status: 503,
             reason: "connect_failed",
         })?;
-        let ends = self.upstream_ends.clone();
+        let ends = self.upstream_summaries.clone();
         Ok(Accepted {
             upstream,
             response: ConnectResponse {
@@ -219,42 +131,44 @@ impl TunnelService for Dialer {
     }
 
     fn on_bad_request(&self, _peer: &Peer, reason: Reason, detail: &str) {
-        self.refusals.borrow_mut().push((reason, detail.to_owned()));
+        self.bad_requests
+            .borrow_mut()
+            .push((reason, detail.to_owned()));
     }
 
     fn accept_tunnel(&self, _peer: &Peer) -> bool {
-        self.admits.get()
+        self.accepts_tunnels.get()
     }
 
     fn on_refused_stream(&self, _peer: &Peer) {
-        self.overloads.set(self.overloads.get() + 1);
+        self.refused_streams.set(self.refused_streams.get() + 1);
     }
 }
 
-/// Both nodes.
-pub struct World<E: Engine> {
+/// Both nodes, with a test service on the server.
+pub struct Fixture<E: Engine> {
     pub pool: Rc<E::Pool>,
     pub tls: ClientTls,
     pub key: PoolKey,
-    pub sockets: Rc<Loopback>,
-    pub dialer: Rc<Dialer>,
+    pub sockets: Rc<LoopbackSockets>,
+    pub service: Rc<TestService>,
     pub drain: CancellationToken,
     pub abort: CancellationToken,
-    /// Transports that the server has accepted.
-    pub accepted: Rc<Cell<usize>>,
-    pub upstream_ends: mpsc::UnboundedReceiver<RelaySummary>,
-    pub serve_ends: mpsc::UnboundedReceiver<ServeSummary>,
+    /// TCP connections that the server has accepted.
+    pub connections: Rc<Cell<usize>>,
+    pub upstream_summaries: mpsc::UnboundedReceiver<RelaySummary>,
+    pub serve_summaries: mpsc::UnboundedReceiver<ServeSummary>,
     listener: JoinHandle<()>,
     listening: Option<Rc<TcpListener>>,
     app: TcpListener,
 }
 
-impl<E: Engine> World<E> {
-    pub async fn with(config: PoolConfig, serve: ServeConfig) -> Self {
-        Self::of(client_tls(), server_tls(), config, serve).await
+impl<E: Engine> Fixture<E> {
+    pub async fn with_config(config: PoolConfig, serve: ServeConfig) -> Self {
+        Self::with_tls(client_tls(), server_tls(), config, serve).await
     }
 
-    pub async fn of(
+    pub async fn with_tls(
         tls: ClientTls,
         server: ServerTls,
         config: PoolConfig,
@@ -262,21 +176,21 @@ impl<E: Engine> World<E> {
     ) -> Self {
         let listening = Rc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = listening.local_addr().unwrap();
-        let (ends, upstream_ends) = mpsc::unbounded_channel();
-        let (serve_end, serve_ends) = mpsc::unbounded_channel();
-        let dialer = Rc::new(Dialer {
+        let (ends, upstream_summaries) = mpsc::unbounded_channel();
+        let (serve_end, serve_summaries) = mpsc::unbounded_channel();
+        let service = Rc::new(TestService {
             decide: RefCell::new(Rc::new(|_, _| Ok(Some(RelayOpts::default())))),
-            upstream_ends: ends,
-            refusals: RefCell::default(),
-            overloads: Cell::new(0),
-            admits: Cell::new(true),
+            upstream_summaries: ends,
+            bad_requests: RefCell::default(),
+            refused_streams: Cell::new(0),
+            accepts_tunnels: Cell::new(true),
             send_buffer: Cell::new(None),
             pending: Rc::default(),
         });
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
-        let accepted = Rc::new(Cell::new(0));
+        let connections = Rc::new(Cell::new(0));
         let tokens = (drain.clone(), abort.clone());
-        let (connect, count) = (Rc::clone(&dialer), Rc::clone(&accepted));
+        let (connect, count) = (Rc::clone(&service), Rc::clone(&connections));
         let listens = Rc::clone(&listening);
         let listener = spawn_local(async move {
             loop {
@@ -290,9 +204,9 @@ impl<E: Engine> World<E> {
                 });
             }
         });
-        let sockets = Rc::new(Loopback::default());
+        let sockets = Rc::new(LoopbackSockets::default());
         Self {
-            pool: Rc::new(E::pool(config, Rc::<Loopback>::clone(&sockets))),
+            pool: Rc::new(E::pool(config, Rc::<LoopbackSockets>::clone(&sockets))),
             key: PoolKey {
                 source: tls.identity().clone(),
                 destination: Arc::from("cluster//Pod/b/server/1"),
@@ -300,12 +214,12 @@ impl<E: Engine> World<E> {
             },
             tls,
             sockets,
-            dialer,
+            service,
             drain,
             abort,
-            accepted,
-            upstream_ends,
-            serve_ends,
+            connections,
+            upstream_summaries,
+            serve_summaries,
             listener,
             listening: Some(listening),
             app: TcpListener::bind("127.0.0.1:0").await.unwrap(),
@@ -327,18 +241,17 @@ impl<E: Engine> World<E> {
         .await
     }
 
-    /// Makes the kernel hold next to nothing between the server and its application, as when the application has not
-    /// read for long.
+    /// Uses small kernel buffers between the server and its application, so that they fill up soon.
     pub async fn with_small_upstream_buffers(mut self) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         self.app = socket.listen(16).unwrap();
-        self.dialer.send_buffer.set(Some(4096));
+        self.service.send_buffer.set(Some(4096));
         self
     }
 
-    /// Makes the kernel hold next to nothing of a tunnel, so that what is written waits for its reader at once.
+    /// Uses small kernel buffers for tunnels, so that a writer soon waits for its reader.
     pub fn with_small_tunnel_buffers(self) -> Self {
         const SMALL: u32 = 32 * 1024;
         self.sockets.buffers.set(Some(SMALL));
@@ -348,12 +261,12 @@ impl<E: Engine> World<E> {
         self
     }
 
-    /// The next connection at the application behind the server.
+    /// Accepts the next connection as the application behind the server.
     pub async fn upstream(&self) -> TcpStream {
         self.app.accept().await.unwrap().0
     }
 
-    /// No more tunnels are accepted.
+    /// Closes the server's listener.
     pub async fn stop_listening(&mut self) {
         self.listener.abort();
         self.listening = None;
@@ -370,8 +283,8 @@ pub struct Connection {
     pub stop: StopToken,
 }
 
-/// A way for bytes from one application to another.
-pub trait Way: Sized {
+/// A path between two applications, to which the tests of TCP semantics apply.
+pub trait Path: Sized {
     async fn new() -> Self;
     async fn connect_with(&self, opts: RelayOpts) -> Connection;
 
@@ -380,14 +293,14 @@ pub trait Way: Sized {
     }
 }
 
-impl<E: Engine> Way for World<E> {
+impl<E: Engine> Path for Fixture<E> {
     async fn new() -> Self {
-        Self::with(PoolConfig::default(), ServeConfig::default()).await
+        Self::with_config(PoolConfig::default(), ServeConfig::default()).await
     }
 
     async fn connect_with(&self, opts: RelayOpts) -> Connection {
         let stream = self.open().await.unwrap();
-        let (downstream, relayed) = pair().await;
+        let (downstream, relayed) = socket_pair().await;
         let (counters, stop) = (Arc::clone(&opts.counters), opts.stop.clone());
         let relay = spawn_local(E::relay(stream, relayed, opts));
         Connection {
@@ -400,16 +313,17 @@ impl<E: Engine> Way for World<E> {
     }
 }
 
-/// The plain leg, without a tunnel.
-pub struct Plain;
+/// A relay between two TCP sockets, without a tunnel.
+pub struct PlainTcp;
 
-impl Way for Plain {
+impl Path for PlainTcp {
     async fn new() -> Self {
         Self
     }
 
     async fn connect_with(&self, opts: RelayOpts) -> Connection {
-        let ((downstream, accepted), (dialled, upstream)) = (pair().await, pair().await);
+        let ((downstream, accepted), (dialled, upstream)) =
+            (socket_pair().await, socket_pair().await);
         let (counters, stop) = (Arc::clone(&opts.counters), opts.stop.clone());
         let relay = spawn_local(hbone::relay_tcp(accepted, dialled, opts));
         Connection {
@@ -423,7 +337,7 @@ impl Way for Plain {
 }
 
 /// A connected pair of sockets.
-pub async fn pair() -> (TcpStream, TcpStream) {
+pub async fn socket_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (a, b) = tokio::join!(
         TcpStream::connect(listener.local_addr().unwrap()),
@@ -432,8 +346,8 @@ pub async fn pair() -> (TcpStream, TcpStream) {
     (a.unwrap(), b.unwrap().0)
 }
 
-/// Waits until something is true, which other tasks of this thread make true.
-pub async fn until(mut condition: impl FnMut() -> bool) {
+/// Waits for a condition that other tasks of this thread make true.
+pub async fn wait_until(mut condition: impl FnMut() -> bool) {
     while !condition() {
         tokio::task::yield_now().await;
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,4 +1,4 @@
-//! Peers that do not keep the rules.
+//! Peers that are not built with this crate, and may violate the protocol.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use crate::world::{CA, CLIENT, SERVER};
+use crate::certs::{CA, CLIENT, SERVER};
 
 fn provider() -> Arc<CryptoProvider> {
     let kx_groups = vec![
@@ -30,7 +30,7 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// A client that believes everybody.
+/// A client that accepts any server certificate.
 pub fn client_config(
     credentials: Option<&Credentials>,
     versions: &[&'static SupportedProtocolVersion],
@@ -39,7 +39,7 @@ pub fn client_config(
         .with_protocol_versions(versions)
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Gullible));
+        .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate));
     let mut config = match credentials {
         Some(c) => builder
             .with_client_auth_cert(c.chain.clone(), c.key.clone_key())
@@ -50,7 +50,8 @@ pub fn client_config(
     config
 }
 
-pub fn good_client() -> ClientConfig {
+/// A client that the server accepts.
+pub fn valid_client() -> ClientConfig {
     client_config(Some(&CA.issue(CLIENT)), &[&rustls::version::TLS13])
 }
 
@@ -68,9 +69,9 @@ pub async fn tls(
 
 pub type Send = h2::client::SendRequest<Bytes>;
 
-/// A well-behaved HTTP/2 client, with its driver.
+/// An HTTP/2 client, with the task that drives it.
 pub async fn h2(to: SocketAddr) -> (Send, JoinHandle<Result<(), h2::Error>>) {
-    let tls = tls(good_client(), to).await.unwrap();
+    let tls = tls(valid_client(), to).await.unwrap();
     let (send, connection) = h2::client::handshake(tls).await.unwrap();
     (send.ready().await.unwrap(), spawn_local(connection))
 }
@@ -79,7 +80,7 @@ pub fn connect(authority: &str) -> http::Request<()> {
     http::Request::connect(authority).body(()).unwrap()
 }
 
-/// A server's side of TLS with these credentials, for any client.
+/// The server end of a TLS handshake with these credentials, which accepts any client.
 pub async fn accept(
     tcp: TcpStream,
     credentials: &Credentials,
@@ -88,7 +89,7 @@ pub async fn accept(
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
-        .with_client_cert_verifier(Arc::new(Gullible))
+        .with_client_cert_verifier(Arc::new(AcceptAnyCertificate))
         .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
@@ -100,9 +101,9 @@ pub fn server_credentials() -> Credentials {
 }
 
 #[derive(Debug)]
-struct Gullible;
+struct AcceptAnyCertificate;
 
-impl ServerCertVerifier for Gullible {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -139,7 +140,7 @@ impl ServerCertVerifier for Gullible {
     }
 }
 
-impl ClientCertVerifier for Gullible {
+impl ClientCertVerifier for AcceptAnyCertificate {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

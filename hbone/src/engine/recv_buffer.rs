@@ -1,4 +1,4 @@
-//! What has arrived on a stream and the application has not taken yet.
+//! How bytes that arrived on a stream are held until the application reads them, and when their window is released.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -7,56 +7,57 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::RecvStream;
 
-/// Smaller frames are copied together when they must wait. A frame shares its memory with others that arrived in the
-/// same read, so one byte of it could hold much more.
-const SMALL: usize = 4 * 1024;
+/// Smaller frames that have to wait are merged by a copy. A frame shares its memory with others of the same read, so one
+/// byte of it could keep a large allocation alive.
+const MERGE_BELOW_BYTES: usize = 4 * 1024;
 
-/// Joined frames become a piece of this size.
-const PIECE: usize = 64 * 1024;
+/// Size of a piece of merged frames.
+const MERGED_PIECE_BYTES: usize = 64 * 1024;
 
 /// The receive side of a stream: filled as fast as frames arrive, emptied as fast as the application reads.
 ///
-/// The stream's window is given back only for bytes that were taken, and so it bounds what is held here.
-pub(super) struct Inbox {
+/// The stream's window is released only for consumed bytes, so the window bounds the size of the buffer.
+pub(super) struct RecvBuffer {
     stream: RecvStream,
     queue: Queue,
-    /// Bytes at the head of the queue that did not come from the stream.
-    foreign: usize,
-    ended: bool,
+    /// Bytes at the head of the queue that did not arrive on the stream.
+    prefix_len: usize,
+    has_ended: bool,
 }
 
-impl Inbox {
+impl RecvBuffer {
     pub(super) fn new(stream: RecvStream) -> Self {
         Self {
             stream,
             queue: Queue::default(),
-            foreign: 0,
-            ended: false,
+            prefix_len: 0,
+            has_ended: false,
         }
     }
 
-    /// Takes in everything that has arrived. Ready when nothing will come any more: at END_STREAM, or with the error
-    /// that broke the stream.
+    /// Takes all frames that have arrived. Ready when no more will arrive: at END_STREAM, or with the error of the
+    /// stream.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        while !self.ended {
+        while !self.has_ended {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(bytes)) => self.queue.push(bytes),
                 Some(Err(error)) => return Poll::Ready(Err(error)),
-                None => self.ended = true,
+                None => self.has_ended = true,
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Puts bytes before all that will arrive. They are not counted by [`Inbox::took`].
-    pub(super) fn put_first(&mut self, bytes: Vec<u8>) {
+    /// Inserts bytes before all others. [`RecvBuffer::consume`] does not count them.
+    pub(super) fn prepend(&mut self, bytes: Vec<u8>) {
         if !bytes.is_empty() {
-            self.foreign += bytes.len();
+            self.prefix_len += bytes.len();
             self.queue.pieces.push_front(bytes.into());
         }
     }
 
-    /// What is waiting. Advance it by what the application takes, then say so with [`Inbox::took`].
+    /// The unread bytes. The caller advances the queue by what the application takes, and then calls
+    /// [`RecvBuffer::consume`].
     pub(super) fn queue(&mut self) -> &mut Queue {
         &mut self.queue
     }
@@ -65,20 +66,20 @@ impl Inbox {
         !self.queue.has_remaining()
     }
 
-    /// Gives the window for `n` bytes back to the peer. Returns how many of them were the stream's.
-    pub(super) fn took(&mut self, n: usize) -> usize {
-        let foreign = n.min(self.foreign);
-        self.foreign -= foreign;
-        let own = n - foreign;
-        if own > 0 {
-            // Fails only for more than was received; these bytes were. On a dead stream there is nobody to tell.
-            let _dead = self.stream.flow_control().release_capacity(own);
+    /// Releases the window of `n` bytes. Returns how many of them arrived on the stream.
+    pub(super) fn consume(&mut self, n: usize) -> usize {
+        let from_prefix = n.min(self.prefix_len);
+        self.prefix_len -= from_prefix;
+        let from_stream = n - from_prefix;
+        if from_stream > 0 {
+            // Fails only for more bytes than were received, or on a closed stream.
+            let _closed = self.stream.flow_control().release_capacity(from_stream);
         }
-        own
+        from_stream
     }
 }
 
-/// Bytes in order: whole pieces, then the small frames that are being joined.
+/// Bytes in order: complete pieces, then the small frames that are being merged.
 #[derive(Default)]
 pub(super) struct Queue {
     pieces: VecDeque<Bytes>,
@@ -87,10 +88,10 @@ pub(super) struct Queue {
 
 impl Queue {
     fn push(&mut self, bytes: Bytes) {
-        let waits = !self.pieces.is_empty() || !self.tail.is_empty();
-        if waits && bytes.len() < SMALL {
+        let must_wait = !self.pieces.is_empty() || !self.tail.is_empty();
+        if must_wait && bytes.len() < MERGE_BELOW_BYTES {
             self.tail.extend_from_slice(&bytes);
-            if self.tail.len() >= PIECE {
+            if self.tail.len() >= MERGED_PIECE_BYTES {
                 self.close_tail();
             }
         } else if !bytes.is_empty() {
@@ -141,7 +142,7 @@ impl Buf for Queue {
         }
         self.tail.advance(n);
         if self.tail.is_empty() {
-            // Give the memory back, not only the length.
+            // Frees the memory too, not only the length.
             self.tail = BytesMut::new();
         }
     }
@@ -154,7 +155,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_queue_gives_back_what_was_pushed(
+        fn queue_returns_the_pushed_bytes_in_order(
             frames in proptest::collection::vec(prop_oneof![1usize..9, 4000usize..4200, Just(0), Just(70_000)], 0..40),
             takes in proptest::collection::vec(1usize..9000, 0..40),
         ) {
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn small_frames_that_wait_are_joined() {
+    fn waiting_small_frames_are_merged() {
         let mut queue = Queue::default();
         for _ in 0..100_000 {
             queue.push(Bytes::from_static(b"x"));
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_need_not_wait_is_not_copied() {
+    fn frame_in_an_empty_queue_is_not_copied() {
         let mut queue = Queue::default();
         let frame = Bytes::from_static(b"abc");
         let at = frame.as_ptr();

@@ -1,12 +1,13 @@
-//! The hazard that the engine's inbox exists for, shown on h2 alone.
+//! Why the engine has a receive buffer: h2 alone closes a connection when one reader stalls.
 //!
-//! h2 charges small DATA frames that nobody reads against one budget of the whole connection. With its defaults one
-//! stream whose reader stalls closes the connection, and all other streams with it. If this test fails, h2 has changed:
-//! look at the inbox and its budget again. That the engine is not harmed is shown by the conformance suite.
+//! h2 charges small DATA frames that are not read to one budget for the whole connection. With its defaults, one stream
+//! with a stalled reader closes the connection and all other streams. If this test fails, h2 has changed: review
+//! `engine::recv_buffer` and the budget in `engine::h2_config`. The conformance suite shows that the engine is not
+//! affected.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that fails says so by panic"
+    reason = "a panic is how a test fails"
 )]
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use tokio::task::LocalSet;
 const ONE_BYTE: Bytes = Bytes::from_static(b"x");
 
 #[tokio::test]
-async fn with_h2_alone_one_stalled_reader_closes_the_streams_of_all() {
+async fn stalled_reader_closes_all_streams_of_an_h2_connection() {
     LocalSet::new().run_until(scenario()).await;
 }
 
@@ -33,30 +34,33 @@ async fn scenario() {
                     unread.push((request.into_body(), open));
                 }
                 Some(Err(error)) => return error,
-                None => panic!("closed in good order"),
+                None => panic!("the connection closed without an error"),
             }
         }
     });
     let (mut send, connection) = h2::client::handshake(near).await.unwrap();
     let driver = tokio::task::spawn_local(connection);
     let connect = || http::Request::connect("10.0.0.1:80").body(()).unwrap();
-    let (slow, mut slow_send) = send.send_request(connect(), false).unwrap();
+    let (stalled, mut stalled_send) = send.send_request(connect(), false).unwrap();
     let (neighbour, _neighbour_send) = send.send_request(connect(), false).unwrap();
-    let (_slow, neighbour) = (slow.await.unwrap(), neighbour.await.unwrap());
+    let (_stalled, neighbour) = (stalled.await.unwrap(), neighbour.await.unwrap());
 
     let mut frames = 0;
     while !driver.is_finished() && frames < 2000 {
         frames += 1;
-        if slow_send.send_data(ONE_BYTE, false).is_err() {
+        if stalled_send.send_data(ONE_BYTE, false).is_err() {
             break;
         }
         tokio::task::yield_now().await;
     }
     let closed = server.await.unwrap();
     assert_eq!(closed.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
-    assert!(frames < 300, "it took {frames} frames");
+    assert!(
+        frames < 300,
+        "the connection closed only after {frames} frames"
+    );
     assert!(
         neighbour.into_body().data().await.unwrap().is_err(),
-        "the neighbour was spared"
+        "the other stream was not closed"
     );
 }

@@ -1,17 +1,17 @@
-//! The SPIFFE id in a certificate.
+//! Which SPIFFE id a certificate has, and why a certificate is not an X.509 SVID.
 
 use rustls_pki_types::CertificateDer;
 use spiffe::{SpiffeId, SpiffeIdError};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// SPIFFE ID standard, section 2.3: implementations must support this much, and should not issue more.
-const MAX_ID: usize = 2048;
+/// SPIFFE ID standard, section 2.3: implementations must support this length, and should not issue longer ids.
+const MAX_ID_BYTES: usize = 2048;
 
 /// Why a certificate is not an X.509 SVID.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SvidError {
     /// The chain is empty.
-    #[error("there is no leaf certificate")]
+    #[error("the chain has no leaf certificate")]
     NoLeaf,
     /// The leaf is not X.509.
     #[error("the leaf is not a well-formed X.509 certificate")]
@@ -28,13 +28,13 @@ pub enum SvidError {
     /// The URI is not a SPIFFE id.
     #[error("the leaf's URI name is not a well-formed SPIFFE id")]
     InvalidId(#[source] SpiffeIdError),
-    /// The id is longer than the standard allows, or names a whole trust domain.
+    /// The id is longer than the standard requires, or names a whole trust domain.
     #[error("the leaf's SPIFFE id does not name a workload")]
     NotWorkload,
 }
 
-/// The one identity of a leaf.
-pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, SvidError> {
+/// The SPIFFE id of a leaf certificate.
+pub(crate) fn spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, SvidError> {
     let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|_| SvidError::NotX509)?;
     if !rest.is_empty() {
         return Err(SvidError::NotX509);
@@ -60,7 +60,7 @@ pub(crate) fn of_leaf(leaf: &CertificateDer<'_>) -> Result<SpiffeId, SvidError> 
     let [uri] = uris.as_slice() else {
         return Err(SvidError::UriCount(uris.len()));
     };
-    if uri.len() > MAX_ID {
+    if uri.len() > MAX_ID_BYTES {
         return Err(SvidError::NotWorkload);
     }
     let id = SpiffeId::new(uri).map_err(SvidError::InvalidId)?;
