@@ -21,9 +21,9 @@
 //! | What must a source implement, and how does issuing fail? | `source.rs` |
 //! | Is a CA's response what was requested? | `verify_response.rs` |
 //! | Does a chain lead to a root of the bundle? | `verify_chain.rs` |
-//! | When is a certificate renewed, and when is a failed attempt repeated? | `renewal_time.rs` |
+//! | When is a certificate renewed, and when is a failed request repeated? | `renewal_time.rs` |
 //! | Which identity is issued next? | `store.rs` |
-//! | Who runs the attempts and publishes their outcomes? | `renewal_task.rs` |
+//! | Who runs the requests and publishes their outcomes? | `renewal_task.rs` |
 //! | What do the users of certificates call? | `certificates.rs` |
 
 mod authority;

@@ -54,11 +54,12 @@ pub(super) fn channel(
     }))
 }
 
-/// Tries all addresses of a name, with an equal share of the timeout for each: an address that does
-/// not respond leaves time for the others. IPv4 and IPv6 are tried in parallel (RFC 8305).
-fn tcp_connector<R>(resolver: R, timeout: Duration) -> HttpConnector<R> {
+/// Tries the addresses of a name one after the other, with an equal share of `limit` for each: an
+/// address that does not respond leaves time for the others. If a name has IPv4 and IPv6 addresses,
+/// the second family is tried in parallel after 300 ms (RFC 8305).
+fn tcp_connector<R>(resolver: R, limit: Duration) -> HttpConnector<R> {
     let mut connector = HttpConnector::new_with_resolver(resolver);
-    connector.set_connect_timeout(Some(timeout));
+    connector.set_connect_timeout(Some(limit));
     connector.set_nodelay(true);
     connector
 }

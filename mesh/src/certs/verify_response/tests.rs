@@ -1,3 +1,5 @@
+mod properties;
+
 use std::time::Duration;
 
 use rcgen::{
@@ -272,29 +274,3 @@ fn debug_output_contains_no_key() {
     let printed = format!("{printed} {certificate:?} {certificate:#?}");
     assert!(printed.contains("redacted") && !printed.contains(key.trim_matches(['[', ']'])));
 }
-
-proptest::proptest! {
-    /// A leaf with a changed byte or a truncated leaf is rejected, or is the same leaf.
-    #[test]
-    fn a_modified_leaf_is_never_accepted(
-        at in proptest::num::usize::ANY,
-        value in proptest::num::u8::ANY,
-        cut in proptest::num::usize::ANY,
-    ) {
-        let ca = &*CA;
-        let mut issued = ca.issue(|_| {});
-        let good = issued.chain[0].to_vec();
-        let mut bytes = good.clone();
-        let at = at % bytes.len();
-        bytes[at] = value;
-        if cut % 4 == 0 {
-            bytes.truncate(cut % bytes.len());
-        }
-        issued.chain[0] = bytes.into();
-        if let Ok(certificate) = verify_response(issued, &web(), &ca.bundle(), now()) {
-            assert_eq!(certificate.chain[0].to_vec(), good);
-        }
-    }
-}
-
-static CA: std::sync::LazyLock<TestCa> = std::sync::LazyLock::new(TestCa::new);
