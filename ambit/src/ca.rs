@@ -1,29 +1,28 @@
-//! The certificate authority: Istio's `CreateCertificate` over TLS, for callers who prove who they
-//! are and ask for what they may speak for.
+//! The certificate authority: Istio's `CreateCertificate` over TLS. A caller authenticates with a
+//! bearer token and gets certificates for the identities that the token permits.
 //!
 //! ```text
 //! connection -- TLS --> service -- token --> Authenticator -- Caller --+
 //!                          |                                           v
-//!                          +------- CSR: its key, and nothing else --> decide --> Rotation signs
+//!                          +-- CSR: its public key only --> authorization --> CaState signs
 //! ```
 //!
-//! Three rules.
+//! Three invariants.
 //!
-//! * **The server decides the name.** A certificate says what the caller may speak for, checked
-//!   here; of a certificate signing request only the key is used, after it has proven that its
-//!   sender holds the other half.
-//! * **Roots overlap.** A new root is handed out long before anything is signed under it, and the
-//!   old one is handed out until the last certificate under it has expired ([`Rotation`]).
-//! * **Everything has a bound**: connections, requests, sizes, waits. What does not fit is refused
-//!   with a reason, which the caller, the log and the metrics see alike. Keys and tokens are in
-//!   none of them.
+//! * **The server decides the name.** A certificate names an identity that the caller may
+//!   impersonate, checked here. Of a certificate signing request only the public key is used, after
+//!   the request's signature has proven possession of the private key.
+//! * **Roots overlap.** A new root is distributed long before anything is signed under it, and the
+//!   old one is distributed until the last certificate under it has expired ([`RootRotation`]).
+//! * **Everything has a bound**: connections, requests, sizes, waits. What exceeds a bound is refused
+//!   with a reason that is the same for the caller, in the log and in the metrics. None of the three
+//!   contains a key or a token.
 
-mod account;
-mod authenticate;
+mod authentication;
+mod authorization;
 mod config;
-mod decide;
+mod csr;
 mod folder;
-mod keeper;
 mod log;
 mod metrics;
 mod refusal;
@@ -31,21 +30,23 @@ mod rotation;
 mod run;
 mod server;
 mod service;
-mod serving;
+mod service_account;
+mod serving_cert;
 mod state;
+mod state_dir;
 mod token;
 
-pub use account::{Account, Accounts};
-pub use authenticate::{Authenticating, Authenticator, Caller, Unauthenticated};
-pub use config::{CaArguments, CaConfig, ConfigError, Limits};
+pub use authentication::{Authenticating, Authenticator, Caller};
+pub use config::{CaArguments, CaConfig, ConfigError, TtlLimits};
 pub use folder::FolderError;
-pub use keeper::Keeper;
 pub use log::{Format, LogConfig};
 pub use metrics::Metrics;
 pub use refusal::Refusal;
-pub use rotation::{PublishedRoot, Rotation};
+pub use rotation::{NextAuthority, PublishedRoot, RootRotation};
 pub use run::{Error, Running, run, start};
-pub use token::{Claims, KeyFileError, SignedTokens, TokenKey, create_keys};
+pub use service_account::{ServiceAccount, ServiceAccountPatterns};
+pub use state::CaState;
+pub use token::{Claims, KeyFileError, TokenAuthenticator, TokenSigner, create_keys};
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! `ambit`: the operator's command line. See the library for what it does.
+//! The binary `ambit`: parses the command line and calls the library.
 
 mod tokens;
 
@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 use component::{ErrorChain, flags};
 use tokens::{KeyArguments, TokenArguments};
 
-/// The command could not do what it was asked.
-const FAILURE: u8 = 1;
+/// Exit code of a command that failed.
+const EXIT_FAILURE: u8 = 1;
 
 /// The command line of the Ambit mesh
 #[derive(Parser)]
@@ -23,12 +23,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the certificate authority: sign certificates for callers who prove by a token for whom
-    /// they may ask, in Istio's protocol
+    /// Run the certificate authority: issue certificates in Istio's protocol, to callers that
+    /// authenticate with a token
     Ca(Box<CaArguments>),
-    /// Make a pair of keys: one to sign tokens with, one for the authority to check them
+    /// Create a key pair: a private key that signs tokens, and a public key with which the
+    /// authority verifies them
     CaKey(KeyArguments),
-    /// Sign a token by which a node may ask the certificate authority, and print it
+    /// Sign a token with which a node calls the certificate authority, and print it
     CaToken(TokenArguments),
 }
 
@@ -39,23 +40,23 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Command::Ca(arguments) => match CaConfig::from_arguments(*arguments) {
-            Ok(config) => outcome(ca::run(&config)),
+            Ok(config) => exit_code(ca::run(&config)),
             Err(errors) => {
                 eprint!("{errors}");
                 ExitCode::from(flags::EXIT_USAGE)
             }
         },
-        Command::CaKey(arguments) => outcome(arguments.run()),
-        Command::CaToken(arguments) => outcome(arguments.run()),
+        Command::CaKey(arguments) => exit_code(arguments.run()),
+        Command::CaToken(arguments) => exit_code(arguments.run()),
     }
 }
 
-fn outcome(outcome: Result<(), impl Error + 'static>) -> ExitCode {
+fn exit_code(outcome: Result<(), impl Error + 'static>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ambit: {}", ErrorChain(&error));
-            ExitCode::from(FAILURE)
+            ExitCode::from(EXIT_FAILURE)
         }
     }
 }

@@ -1,20 +1,22 @@
-//! The commands around tokens: for meshes without a Kubernetes API server that gives them out.
+//! `ambit ca-key` and `ambit ca-token`: keys and tokens of a mesh without a Kubernetes API server.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ambit::ca::{Account, Accounts, Claims, KeyFileError, TokenKey, create_keys};
+use ambit::ca::{
+    Claims, KeyFileError, ServiceAccount, ServiceAccountPatterns, TokenSigner, create_keys,
+};
 use clap::Args;
 use component::flags::duration;
 
 /// Arguments of `ambit ca-key`.
 #[derive(Args)]
 pub(crate) struct KeyArguments {
-    /// File for the key that signs; never overwritten
+    /// File for the private key, which signs tokens; never overwritten
     #[arg(long)]
     private_key: PathBuf,
-    /// File for the key that checks, for `ambit ca --token-key`; never overwritten
+    /// File for the public key, for `ambit ca --token-key`; never overwritten
     #[arg(long)]
     public_key: PathBuf,
 }
@@ -22,7 +24,7 @@ pub(crate) struct KeyArguments {
 /// Arguments of `ambit ca-token`.
 #[derive(Args)]
 pub(crate) struct TokenArguments {
-    /// File with the key that signs
+    /// File with the private key
     #[arg(long)]
     key: PathBuf,
     /// Namespace of the caller's service account
@@ -31,30 +33,30 @@ pub(crate) struct TokenArguments {
     /// Name of the caller's service account
     #[arg(long, default_value = "ztunnel")]
     service_account: String,
-    /// For whom the caller may ask beside itself, separated by commas: namespace/name, namespace/*
-    /// or */*
+    /// Other service accounts that the caller may impersonate, separated by commas:
+    /// namespace/name, namespace/* or */*
     #[arg(long, value_delimiter = ',')]
     impersonate: Vec<String>,
-    /// For whom the token is meant
+    /// Audience of the token
     #[arg(long, default_value = "istio-ca")]
     audience: String,
-    /// How long it holds
+    /// Lifetime of the token
     #[arg(long, default_value = "1h", value_parser = ttl)]
     ttl: Duration,
 }
 
-/// Why there is no token.
+/// Why no token was created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TokenError {
-    #[error("no token can be signed")]
+    #[error("cannot load the key that signs tokens")]
     Key(#[from] KeyFileError),
-    #[error("{0:?} is no name of a service account")]
+    #[error("{0:?} is not the name of a service account")]
     Account(String),
-    #[error("{0:?} is none of namespace/name, namespace/* and */*")]
+    #[error("{0:?} is neither namespace/name, namespace/* nor */*")]
     Pattern(String),
-    #[error("the token cannot be signed")]
+    #[error("cannot sign the token")]
     Signing(#[source] jsonwebtoken::errors::Error),
-    #[error("the token cannot be printed")]
+    #[error("cannot print the token")]
     Output(#[source] io::Error),
 }
 
@@ -70,14 +72,16 @@ impl KeyArguments {
 
 impl TokenArguments {
     pub(crate) fn run(self) -> Result<(), TokenError> {
-        let key = TokenKey::open(&self.key)?;
-        let account = Account::new(&self.namespace, &self.service_account).ok_or_else(|| {
-            TokenError::Account(format!("{}/{}", self.namespace, self.service_account))
-        })?;
-        Accounts::parse(&self.impersonate).map_err(TokenError::Pattern)?;
+        let signer = TokenSigner::open(&self.key)?;
+        let account =
+            ServiceAccount::new(&self.namespace, &self.service_account).ok_or_else(|| {
+                TokenError::Account(format!("{}/{}", self.namespace, self.service_account))
+            })?;
+        ServiceAccountPatterns::parse(&self.impersonate).map_err(TokenError::Pattern)?;
         let claims = Claims::new(&account, &self.audience, self.ttl, self.impersonate);
-        let token = key.sign(&claims).map_err(TokenError::Signing)?;
-        // Istio's clients send a token file as it is, and a line's end cannot be sent.
+        let token = signer.sign(&claims).map_err(TokenError::Signing)?;
+        // Istio's clients send the content of a token file unchanged, and a header cannot contain a
+        // line feed.
         let end = if io::stdout().is_terminal() { "\n" } else { "" };
         write!(io::stdout(), "{token}{end}").map_err(TokenError::Output)
     }

@@ -3,7 +3,8 @@
 //! - [`admin`]: the HTTP/1.1 server behind admin, metrics and readiness ports;
 //! - [`flags`]: values of command-line flags and environment variables, and one report of every
 //!   mistake in them;
-//! - [`ErrorChain`]: an error with its causes in one line.
+//! - [`ErrorChain`]: an error with its causes in one line; [`LastError`]: a recurring error, logged
+//!   once.
 //!
 //! The crate depends on no other crate of the workspace.
 #![forbid(unsafe_code)]
@@ -12,4 +13,4 @@ pub mod admin;
 mod error;
 pub mod flags;
 
-pub use error::ErrorChain;
+pub use error::{ErrorChain, LastError};

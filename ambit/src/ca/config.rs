@@ -1,4 +1,5 @@
-//! The command line of `ambit ca`: read once, checked together, every mistake reported at once.
+//! The command line of `ambit ca`: flags, environment variables, defaults. All mistakes are reported
+//! together.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,54 +15,54 @@ use super::log::{Format, LogConfig};
 
 /// Istio's default trust domain.
 const TRUST_DOMAIN: &str = "cluster.local";
-/// Istio's audience for tokens that are shown to a certificate authority.
+/// Istio's audience of tokens for a certificate authority.
 const AUDIENCE: &str = "istio-ca";
 /// Istio's default.
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
-/// A leaked key is worth as long as this.
+/// A leaked key can be used for as long as this.
 const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
-/// The shortest life that can be renewed in time, at its half.
+/// The shortest lifetime that leaves time to renew, at its half.
 const MIN_TTL: Duration = Duration::from_secs(10);
-/// Long enough for a request that has begun; Kubernetes grants 30 s.
+/// Long enough for an open request; Kubernetes grants 30 s.
 const TERMINATION_DEADLINE: Duration = Duration::from_secs(5);
-/// Istio's ports of this protocol and of its metrics, and the one after that.
+/// Istio's ports of this protocol and of its metrics; readiness is the port after them.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15012);
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15014);
 const READINESS: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15015);
 
-/// What the command line says, before it is understood. Every value is text here, so that all of
-/// them can be judged together.
+/// The command line before its values are parsed. Values stay text here, so that all mistakes are
+/// reported together.
 #[derive(Debug, Default, Args)]
 pub struct CaArguments {
     /// Folder of the authority in Istio's layout of `cacerts`: root-cert.pem, ca-key.pem, and
-    /// ca-cert.pem and cert-chain.pem if the root itself does not sign. Made, with a root of its
-    /// own, if there is none; followed when it is replaced
+    /// ca-cert.pem and cert-chain.pem if the root itself does not sign. If it is empty at the first
+    /// start, a new root is created; changes are followed
     #[arg(long, env = "AMBIT_CA_DIR")]
     dir: Option<PathBuf>,
-    /// Folder where the authority keeps what it must remember while roots are replaced, keys among
-    /// it [default: `state` in the authority's folder]
+    /// Folder of the state that a replacement of roots needs, private keys included [default:
+    /// `state` in the authority's folder]
     #[arg(long, env = "AMBIT_CA_STATE_DIR")]
     state_dir: Option<PathBuf>,
-    /// File with the public keys by which callers' tokens are checked, PEM; followed
+    /// File with the public keys that verify callers' tokens, PEM; changes are followed
     #[arg(long, env = "AMBIT_CA_TOKEN_KEY")]
     token_key: Option<PathBuf>,
-    /// What tokens must be meant for [default: istio-ca]
+    /// Audience that tokens must have [default: istio-ca]
     #[arg(long, env = "AMBIT_CA_AUDIENCE")]
     audience: Option<String>,
-    /// Trust domain of the identities that are signed for [default: cluster.local]
+    /// Trust domain of the identities in certificates [default: cluster.local]
     #[arg(long, env = "TRUST_DOMAIN")]
     trust_domain: Option<String>,
-    /// DNS names and addresses by which callers know this authority, separated by commas; the
-    /// address it listens on and those of this machine alone always belong to them
+    /// DNS names and addresses that callers connect to, separated by commas. The listen address,
+    /// localhost and the loopback addresses are always included
     #[arg(long, env = "AMBIT_CA_NAMES", alias = "dns-name")]
     names: Option<String>,
-    /// Life of a certificate whose request does not say [default: 24h, or --max-ttl if that is less]
+    /// Lifetime of a certificate whose request has none [default: 24h, or --max-ttl if shorter]
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL")]
     default_ttl: Option<String>,
-    /// Longest life of a certificate; longer wishes are cut [default: 24h]
+    /// Maximum lifetime of a certificate; longer requests are cut [default: 24h]
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL")]
     max_ttl: Option<String>,
-    /// Shortest life of a certificate; shorter wishes are refused [default: 10s]
+    /// Minimum lifetime of a certificate; shorter requests are refused [default: 10s]
     #[arg(long, env = "AMBIT_CA_MIN_TTL")]
     min_ttl: Option<String>,
     /// Address of the service [default: [::]:15012]
@@ -73,7 +74,7 @@ pub struct CaArguments {
     /// Address of the readiness page [default: [::]:15015]
     #[arg(long, env = "AMBIT_CA_READINESS_ADDR")]
     readiness_addr: Option<String>,
-    /// How long open requests may go on after a signal to stop [default: 5s]
+    /// How long open requests may continue after a signal to stop [default: 5s]
     #[arg(long, env = "AMBIT_CA_TERMINATION_DEADLINE")]
     termination_deadline: Option<String>,
     /// plain or json [default: plain]
@@ -84,23 +85,23 @@ pub struct CaArguments {
     log_level: Option<String>,
 }
 
-/// How long certificates live.
+/// Bounds of the lifetime of certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Shorter wishes are refused.
-    pub min_ttl: Duration,
-    /// Without a wish.
-    pub default_ttl: Duration,
-    /// Longer wishes are cut.
-    pub max_ttl: Duration,
+pub struct TtlLimits {
+    /// Requests for a shorter lifetime are refused.
+    pub min: Duration,
+    /// For requests without a lifetime.
+    pub default: Duration,
+    /// Longer lifetimes are cut to this.
+    pub max: Duration,
 }
 
-impl Default for Limits {
+impl Default for TtlLimits {
     fn default() -> Self {
         Self {
-            min_ttl: MIN_TTL,
-            default_ttl: DEFAULT_TTL,
-            max_ttl: MAX_TTL,
+            min: MIN_TTL,
+            default: DEFAULT_TTL,
+            max: MAX_TTL,
         }
     }
 }
@@ -108,41 +109,41 @@ impl Default for Limits {
 /// The configuration: complete and checked.
 #[derive(Clone, Debug)]
 pub struct CaConfig {
-    /// Where the authority is.
+    /// Folder of the authority.
     pub dir: PathBuf,
-    /// Where it remembers.
+    /// Folder of its state.
     pub state_dir: PathBuf,
-    /// Where the keys are by which tokens are checked.
+    /// File with the public keys that verify tokens.
     pub token_key: PathBuf,
-    /// What tokens must be meant for.
+    /// Audience that tokens must have.
     pub audience: String,
-    /// Whose identities are signed for.
+    /// Trust domain of the identities in certificates.
     pub trust_domain: TrustDomain,
-    /// Names of the service.
+    /// Names in the certificate of the service.
     pub names: Vec<SanType>,
-    /// How long certificates live.
-    pub limits: Limits,
-    /// The service's address.
+    /// Bounds of the lifetime of certificates.
+    pub ttl_limits: TtlLimits,
+    /// Address of the service.
     pub listen: SocketAddr,
-    /// The metrics' address.
+    /// Address of the metrics.
     pub metrics: SocketAddr,
-    /// The readiness page's address.
+    /// Address of the readiness page.
     pub readiness: SocketAddr,
-    /// How long a drain may take.
+    /// How long open requests may continue after a signal to stop.
     pub termination_deadline: Duration,
-    /// How the log is written.
+    /// Format and levels of the log.
     pub log: LogConfig,
 }
 
 impl CaConfig {
-    /// Understands the arguments, or says all that is wrong with them.
+    /// Parses and checks the command line.
     ///
     /// # Errors
     /// Fails with every missing and every malformed value.
     pub fn from_arguments(arguments: CaArguments) -> Result<Self, ConfigError> {
         let mut errors = FlagErrors::default();
         let dir = errors.required("--dir (AMBIT_CA_DIR)", arguments.dir);
-        let limits = Self::limits(
+        let ttl_limits = ttl_limits(
             &mut errors,
             arguments.min_ttl,
             arguments.default_ttl,
@@ -162,7 +163,7 @@ impl CaConfig {
                 Vec::new(),
                 |text| service_names(text, listen.ip()),
             ),
-            limits,
+            ttl_limits,
             listen,
             metrics: errors.parse("--stats-addr", arguments.stats_addr, METRICS, socket_addr),
             readiness: errors.parse(
@@ -195,33 +196,29 @@ impl CaConfig {
         errors.into_result()?;
         Ok(config)
     }
-
-    fn limits(
-        errors: &mut FlagErrors,
-        min: Option<String>,
-        default: Option<String>,
-        max: Option<String>,
-    ) -> Limits {
-        let second = Duration::from_secs(1);
-        let least = |text: &str| duration(text, second);
-        let min_ttl = errors.parse("--min-ttl", min, MIN_TTL, least);
-        let max_ttl = errors.parse("--max-ttl", max, MAX_TTL, least);
-        let default_ttl = errors.parse("--default-ttl", default, DEFAULT_TTL.min(max_ttl), least);
-        if min_ttl > default_ttl || default_ttl > max_ttl {
-            errors.push(format!(
-                "--min-ttl {min_ttl:?}, --default-ttl {default_ttl:?} and --max-ttl {max_ttl:?} \
-                 must grow in this order"
-            ));
-        }
-        Limits {
-            min_ttl,
-            default_ttl,
-            max_ttl,
-        }
-    }
 }
 
-/// DNS names and addresses, and those that go without saying.
+fn ttl_limits(
+    errors: &mut FlagErrors,
+    min: Option<String>,
+    default: Option<String>,
+    max: Option<String>,
+) -> TtlLimits {
+    let parse = |text: &str| duration(text, Duration::from_secs(1));
+    let min = errors.parse("--min-ttl", min, MIN_TTL, parse);
+    let max = errors.parse("--max-ttl", max, MAX_TTL, parse);
+    let default = errors.parse("--default-ttl", default, DEFAULT_TTL.min(max), parse);
+    if min > default || default > max {
+        errors.push(format!(
+            "--min-ttl {min:?}, --default-ttl {default:?} and --max-ttl {max:?} must grow in this \
+             order"
+        ));
+    }
+    TtlLimits { min, default, max }
+}
+
+/// Parses DNS names and addresses separated by commas. Adds `localhost`, the loopback addresses and
+/// the listen address.
 fn service_names(text: &str, listen: IpAddr) -> Result<Vec<SanType>, String> {
     let mut names = vec![SanType::DnsName(
         "localhost".try_into().map_err(|_| "localhost".to_owned())?,
@@ -235,8 +232,8 @@ fn service_names(text: &str, listen: IpAddr) -> Result<Vec<SanType>, String> {
             addresses.push(address);
             continue;
         }
-        let usable = |c: char| c.is_ascii_alphanumeric() || ".-_*".contains(c);
-        let name = name.chars().all(usable).then(|| name.try_into().ok());
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || ".-_*".contains(c);
+        let name = name.chars().all(is_allowed).then(|| name.try_into().ok());
         let name = name.flatten();
         names.push(SanType::DnsName(name.ok_or(
             "DNS names and addresses are needed, separated by commas",

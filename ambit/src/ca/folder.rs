@@ -1,4 +1,5 @@
-//! The authority's folder: found, made, and copied where a replacement cannot reach it.
+//! Files of a certificate authority: how its folder is read, created and copied, and how private
+//! files are written.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -6,54 +7,59 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use mesh::certs::{Authority, AuthorityError};
+use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
-/// Istio's names. The key goes last: a folder that has it has all of it.
+/// Istio's names. The key is copied last: a folder that contains it is complete.
 const FILES: [&str; 4] = [
     "root-cert.pem",
     "ca-cert.pem",
     "cert-chain.pem",
     "ca-key.pem",
 ];
-/// None of the files is larger than a few kilobytes.
-const FILE_MOST: u64 = 1 << 20;
+/// The files have a few kilobytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Why the authority's folder, or the one of its state, cannot be used.
+/// Why the folder of the authority, or the folder of its state, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// The authority in it is none.
+    /// The files are not those of a valid authority.
     #[error("the certificate authority in {dir} cannot be used")]
     Authority {
         /// The folder.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: AuthorityError,
     },
-    /// The folder is empty, and the state says that there was an authority.
+    /// The folder is empty, but the state shows that there was an authority.
     #[error(
-        "there is no certificate authority in {dir}, and {state} remembers one: put its files back \
-         (copies are in {state}), or put a new one there, or remove {state} to begin anew, with a \
-         root that nobody has yet"
+        "there is no certificate authority in {dir}, but {state} has the state of one: put its \
+         files back (copies are in {state}), or put a new one there, or remove {state} to start \
+         with a new root that no workload trusts yet"
     )]
     Missing {
         /// The folder.
         dir: PathBuf,
-        /// That of the state.
+        /// The folder of the state.
         state: PathBuf,
     },
     /// A file of the state cannot be read or written.
-    #[error("cannot keep the state of the authority in {path}; give it a folder by --state-dir")]
+    #[error(
+        "cannot store the state of the authority in {path}; set another folder with --state-dir"
+    )]
     State {
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The state is not understood. To go on without it would forget which roots are still needed.
-    #[error("{path} is not a state of the authority: {message}; remove it to forget what it was")]
-    Garbled {
+    /// The state is malformed. Without it, roots that are still needed would be withdrawn.
+    #[error(
+        "{path} is not a valid state of the authority: {message}; remove it to discard the state"
+    )]
+    InvalidState {
         /// The file.
         path: PathBuf,
         /// For the operator.
@@ -61,69 +67,70 @@ pub enum FolderError {
     },
 }
 
-/// The authority in the folder; a new one, with a root of its own, if there is nothing of one.
+/// Opens the authority in the folder. If the folder has none of the files, creates an authority with
+/// a new root.
 pub(super) fn open_or_create(dir: &Path) -> Result<Authority, FolderError> {
-    let found = match is_empty(dir) {
-        true => Authority::create(dir)
-            .inspect(|_| tracing::info!(dir = %dir.display(), "a new root was made")),
-        false => Authority::open(dir),
-    };
-    found.map_err(|source| failed(dir, source))
+    if !is_empty(dir) {
+        return open(dir);
+    }
+    let created = Authority::create(dir).map_err(|source| authority_error(dir, source))?;
+    tracing::info!(dir = %dir.display(), "created a new root certificate");
+    Ok(created)
 }
 
-/// Whether there is nothing of an authority in the folder.
+/// Whether the folder has none of the authority's files.
 pub(super) fn is_empty(dir: &Path) -> bool {
     FILES.iter().all(|name| !dir.join(name).exists())
 }
 
-/// The authority in the folder as it is now.
+/// Opens the authority in the folder.
 pub(super) fn open(dir: &Path) -> Result<Authority, FolderError> {
-    Authority::open(dir).map_err(|source| failed(dir, source))
+    Authority::open(dir).map_err(|source| authority_error(dir, source))
 }
 
-fn failed(dir: &Path, source: AuthorityError) -> FolderError {
+fn authority_error(dir: &Path, source: AuthorityError) -> FolderError {
     FolderError::Authority {
         dir: dir.to_owned(),
         source,
     }
 }
 
-/// Copies an authority's files into a folder that does not exist yet. It appears when all of them
-/// are on the disk, readable by nobody else.
+/// Copies an authority's files into a new folder that only its owner can read. The folder is renamed
+/// into place after all files are on disk.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), FolderError> {
-    let copied = || -> io::Result<()> {
-        let unfinished = to.with_extension("new");
-        let _ = fs::remove_dir_all(&unfinished);
-        private_dir(&unfinished)?;
+    let copy_files = || -> io::Result<()> {
+        let temporary = to.with_extension("new");
+        let _ = fs::remove_dir_all(&temporary);
+        create_private_dir(&temporary)?;
         for name in FILES {
             let file = match File::open(from.join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 file => file?,
             };
             let mut content = Zeroizing::new(Vec::new());
-            file.take(FILE_MOST).read_to_end(&mut content)?;
-            write_private(&unfinished.join(name), &content)?;
+            file.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
+            write_private(&temporary.join(name), &content)?;
         }
-        fs::rename(&unfinished, to)?;
+        fs::rename(&temporary, to)?;
         sync_parent(to)
     };
-    copied().map_err(|source| FolderError::State {
+    copy_files().map_err(|source| FolderError::State {
         path: to.to_owned(),
         source,
     })
 }
 
-/// A folder that only its owner may look into.
-pub(super) fn private_dir(path: &Path) -> io::Result<()> {
+/// Creates a folder that only its owner can read, if it does not exist.
+pub(super) fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Writes a file that only its owner may read, whole or not at all.
+/// Replaces a file atomically by one that only its owner can read.
 pub(super) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let unfinished = path.with_extension("new");
-    let _ = fs::remove_file(&unfinished);
-    write_private(&unfinished, content)?;
-    fs::rename(&unfinished, path)?;
+    let temporary = path.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    write_private(&temporary, content)?;
+    fs::rename(&temporary, path)?;
     sync_parent(path)
 }
 
@@ -141,4 +148,11 @@ fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent()
         .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// A certificate in PEM.
+pub(super) fn to_pem(certificate: &CertificateDer<'_>) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    let certificate = pem::Pem::new("CERTIFICATE", certificate.as_ref());
+    pem::encode_config(&certificate, config)
 }

@@ -1,4 +1,5 @@
-//! The log: one line per event, never waiting for its reader.
+//! Where log lines go: to stdout through a bounded queue. A stalled reader does not block the
+//! authority.
 
 use std::io;
 use std::str::FromStr;
@@ -6,15 +7,15 @@ use std::str::FromStr;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-/// Lines that wait for a reader that stalls; more are dropped.
-const WAITING: usize = 16 * 1024;
+/// Lines in the queue; further ones are dropped.
+const MAX_QUEUED_LINES: usize = 16 * 1024;
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     Plain,
-    /// For machines.
+    /// One JSON object per line.
     Json,
 }
 
@@ -30,29 +31,29 @@ impl FromStr for Format {
     }
 }
 
-/// How the log is written.
+/// Format and levels of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// How lines look.
+    /// The format of lines.
     pub format: Format,
-    /// Which lines there are, as `tracing` has it.
+    /// The levels, in the syntax of [`EnvFilter`].
     pub filter: String,
 }
 
-/// Starts the log on stdout. What waits is written when the guard is dropped.
+/// Starts the log. Dropping the guard writes the queued lines.
 pub(super) fn install(config: &LogConfig) -> io::Result<WorkerGuard> {
     let filter = EnvFilter::try_new(&config.filter).map_err(io::Error::other)?;
     let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(WAITING)
+        .buffered_lines_limit(MAX_QUEUED_LINES)
         .lossy(true)
         .finish(io::stdout());
-    let lines = tracing_subscriber::fmt()
+    let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(writer);
     match config.format {
-        Format::Plain => lines.try_init(),
-        Format::Json => lines.json().flatten_event(true).try_init(),
+        Format::Plain => subscriber.try_init(),
+        Format::Json => subscriber.json().flatten_event(true).try_init(),
     }
     .map_err(io::Error::other)?;
     Ok(guard)

@@ -1,4 +1,4 @@
-//! What the authority counts.
+//! The metrics of the authority.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,10 +6,10 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
-use super::keeper::Standing;
+use super::state::CaStatus;
 
-/// From a signature's own time to a request's deadline.
-const SECONDS: &[f64] = &[
+/// Buckets from the time of a signature to the deadline of a request.
+const DURATION_BUCKETS_SECONDS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
 ];
 
@@ -22,30 +22,30 @@ pub struct Metrics {
     duration: Histogram,
     pub(super) connections: IntGauge,
     pub(super) handshakes_failed: IntCounter,
-    issuer_end: IntGauge,
-    root_end: IntGauge,
+    issuer_expiry: IntGauge,
+    root_expiry: IntGauge,
     roots: IntGauge,
-    moves_at: IntGauge,
+    next_signs_at: IntGauge,
 }
 
 impl Metrics {
-    /// All of them, registered.
+    /// Creates and registers all metrics.
     ///
     /// # Errors
-    /// Fails if two have one name.
+    /// Fails if two metrics have the same name.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let refused = IntCounterVec::new(
-            Opts::new("ambit_ca_refused_total", "Requests that were refused"),
+            Opts::new("ambit_ca_refused_total", "Refused requests"),
             &["reason"],
         )?;
         registry.register(Box::new(refused.clone()))?;
         let duration = Histogram::with_opts(
             HistogramOpts::new(
                 "ambit_ca_request_duration_seconds",
-                "From a request's arrival to its answer",
+                "From the arrival of a request to its response",
             )
-            .buckets(SECONDS.to_vec()),
+            .buckets(DURATION_BUCKETS_SECONDS.to_vec()),
         )?;
         registry.register(Box::new(duration.clone()))?;
         let counter = |name, help| -> prometheus::Result<IntCounter> {
@@ -59,24 +59,24 @@ impl Metrics {
             Ok(gauge)
         };
         Ok(Self {
-            issued: counter("ambit_ca_issued_total", "Certificates that were signed")?,
+            issued: counter("ambit_ca_issued_total", "Issued certificates")?,
             handshakes_failed: counter(
                 "ambit_ca_handshakes_failed_total",
-                "Connections that ended before TLS was established",
+                "Connections whose TLS handshake failed",
             )?,
             connections: gauge("ambit_ca_connections", "Open connections")?,
-            issuer_end: gauge(
+            issuer_expiry: gauge(
                 "ambit_ca_issuer_expiry_timestamp_seconds",
-                "When the certificate that signs expires",
+                "Expiry of the signing certificate",
             )?,
-            root_end: gauge(
+            root_expiry: gauge(
                 "ambit_ca_root_expiry_timestamp_seconds",
-                "When the first of the roots that are handed out expires",
+                "Earliest expiry of the distributed roots",
             )?,
-            roots: gauge("ambit_ca_roots", "Roots that are handed out")?,
-            moves_at: gauge(
+            roots: gauge("ambit_ca_roots", "Distributed roots")?,
+            next_signs_at: gauge(
                 "ambit_ca_signing_moves_timestamp_seconds",
-                "When another authority starts to sign; 0 if none waits",
+                "When the next authority starts to sign; 0 if there is none",
             )?,
             refused,
             duration,
@@ -84,34 +84,37 @@ impl Metrics {
         })
     }
 
-    /// A request was refused. Reasons are constants, so there are few.
-    pub(super) fn refused(&self, reason: &str) {
+    /// Counts a refused request. Reasons are constants, so the label has few values.
+    pub(super) fn record_refusal(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
     }
 
-    pub(super) fn took(&self, time: Duration) {
-        self.duration.observe(time.as_secs_f64());
+    pub(super) fn observe_duration(&self, duration: Duration) {
+        self.duration.observe(duration.as_secs_f64());
     }
 
-    pub(super) fn standing(&self, standing: &Standing) {
-        self.issuer_end.set(timestamp(Some(standing.issuer_end)));
-        self.root_end.set(timestamp(standing.first_root_end));
+    pub(super) fn set_status(&self, status: &CaStatus) {
+        self.issuer_expiry
+            .set(unix_seconds(Some(status.issuer_expiry)));
+        self.root_expiry
+            .set(unix_seconds(status.earliest_root_expiry));
         self.roots
-            .set(i64::try_from(standing.roots).unwrap_or(i64::MAX));
-        self.moves_at.set(timestamp(standing.moves_at));
+            .set(i64::try_from(status.root_count).unwrap_or(i64::MAX));
+        self.next_signs_at.set(unix_seconds(status.next_signs_at));
     }
 
-    /// All of them in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub fn scrape(&self) -> String {
         let mut text = String::new();
         if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
-            tracing::error!(%error, "the metrics cannot be written");
+            tracing::error!(%error, "cannot encode the metrics");
         }
         text
     }
 }
 
-fn timestamp(at: Option<SystemTime>) -> i64 {
+/// 0 if there is no time.
+fn unix_seconds(at: Option<SystemTime>) -> i64 {
     at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
         .map_or(0, |since| {
             i64::try_from(since.as_secs()).unwrap_or(i64::MAX)

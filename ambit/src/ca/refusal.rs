@@ -2,42 +2,41 @@
 
 use tonic::{Code, Status};
 
-/// A refusal: the same code reaches the caller, the log and the metrics.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A refusal. Its reason is the same for the caller, in the log and in the metrics.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
 pub struct Refusal {
     /// Stable reason code.
     pub reason: &'static str,
-    /// What gRPC calls it.
+    /// The gRPC status code.
     pub code: Code,
-    /// For the operator. Holds nothing secret: no token, no key, no request.
+    /// For the operator. Contains no token, no key and no request.
     pub message: String,
 }
 
 impl Refusal {
-    /// A request that nobody may make like this.
-    pub(super) fn invalid(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::new(reason, Code::InvalidArgument, message)
-    }
-
-    /// A request that this caller may not make.
-    pub(super) fn denied(message: impl Into<String>) -> Self {
-        Self::new("not_allowed", Code::PermissionDenied, message)
-    }
-
-    pub(super) fn new(reason: &'static str, code: Code, message: impl Into<String>) -> Self {
+    /// A refusal with its reason code.
+    pub fn new(reason: &'static str, code: Code, message: impl Into<String>) -> Self {
         Self {
             reason,
             code,
             message: message.into(),
         }
     }
+
+    /// The caller did not prove who it is.
+    pub fn unauthenticated(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(reason, Code::Unauthenticated, message)
+    }
+
+    /// The request is invalid for every caller.
+    pub fn invalid(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(reason, Code::InvalidArgument, message)
+    }
 }
 
 impl From<&Refusal> for Status {
     fn from(refusal: &Refusal) -> Self {
-        Self::new(
-            refusal.code,
-            format!("{}: {}", refusal.reason, refusal.message),
-        )
+        Self::new(refusal.code, refusal.to_string())
     }
 }

@@ -1,19 +1,19 @@
-//! Which authority signs, and which roots are handed out, while one replaces another. No clock and
-//! no files: the time is passed in, so that every step can be tested.
+//! Which authority signs, and which roots are distributed, while one authority replaces another?
 //!
-//! A new authority is taken over in three steps, none of which leaves a moment in which somebody
-//! shows a certificate that somebody else cannot check:
+//! A new authority takes over in three steps. At no time does a workload present a certificate that
+//! another workload cannot verify:
 //!
 //! ```text
-//! found        its roots are handed out with every certificate, beside the old ones
-//! known        every certificate of before has expired, so whoever has one has the new roots:
-//!              signing moves
-//! forgotten    every certificate that the old authority signed has expired: its roots are no
-//!              longer handed out
+//! distribute   the new roots go out with every certificate, in addition to the old ones
+//! sign         every certificate issued before the first step has expired, so every holder of a
+//!              certificate has the new roots: the new authority signs
+//! withdraw     every certificate of the old authority has expired: its roots no longer go out
 //! ```
 //!
-//! "Has expired" needs no more memory than the latest end of all certificates that were ever
-//! signed, and asks nothing of how the holders renew theirs.
+//! "Has expired" needs only the latest expiry of all certificates issued, and does not depend on when
+//! their holders renew them.
+//!
+//! The module has no clock and no files: the time is a parameter, so that tests cover every step.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,108 +21,127 @@ use std::time::SystemTime;
 use mesh::certs::{Authority, BundleError, TrustBundle};
 use rustls_pki_types::CertificateDer;
 
-/// A root that is handed out.
+/// A root that is distributed with certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishedRoot {
     /// The root.
     pub root: CertificateDer<'static>,
-    /// When everybody who holds a certificate has it.
-    pub known_at: SystemTime,
-    /// When it is no longer handed out; not set while an authority comes with it.
-    pub until: Option<SystemTime>,
+    /// From then on every holder of a valid certificate has this root.
+    pub propagated_at: SystemTime,
+    /// When it is withdrawn; `None` while the signing or the next authority needs it.
+    pub withdraw_at: Option<SystemTime>,
 }
 
-/// The authority that signs, the one that will, and the roots of both and of those before.
+/// The authority that replaces the signing one.
+#[derive(Clone, Debug)]
+pub struct NextAuthority {
+    /// The authority.
+    pub authority: Arc<Authority>,
+    /// When it starts to sign.
+    pub signs_at: SystemTime,
+}
+
+/// The signing authority, its successor, and the roots of both and of their predecessors.
 #[derive(Debug)]
-pub struct Rotation {
+pub struct RootRotation {
     signing: Arc<Authority>,
-    next: Option<(Arc<Authority>, SystemTime)>,
+    next: Option<NextAuthority>,
     roots: Vec<PublishedRoot>,
-    last_end: SystemTime,
+    latest_expiry: SystemTime,
 }
 
-impl Rotation {
-    /// The first authority: nobody holds a certificate yet.
+impl RootRotation {
+    /// A first authority, which has not issued any certificate.
     pub fn new(signing: Arc<Authority>, now: SystemTime) -> Self {
-        Self::restored(signing, Vec::new(), now)
+        Self::restore(signing, Vec::new(), now)
     }
 
-    /// As it was when it was left: with these roots, and certificates that end no later than that.
-    pub fn restored(
+    /// The state before a restart: the signing authority, the published roots, and the latest expiry
+    /// of all certificates issued.
+    pub fn restore(
         signing: Arc<Authority>,
         roots: Vec<PublishedRoot>,
-        last_end: SystemTime,
+        latest_expiry: SystemTime,
     ) -> Self {
         let mut rotation = Self {
             signing,
             next: None,
             roots,
-            last_end,
+            latest_expiry,
         };
-        rotation.publish();
+        rotation.update_roots();
         rotation
     }
 
-    /// Takes over an authority that was found; true if that changes anything.
-    pub fn found(&mut self, authority: &Arc<Authority>, now: SystemTime) -> bool {
-        let awaited = self.next.as_ref().map_or(&self.signing, |(next, _)| next);
-        if awaited == authority {
+    /// Starts to replace the signing authority by this one. Returns whether anything changed. With
+    /// the signing authority itself, a replacement under way is cancelled.
+    pub fn replace_with(&mut self, authority: &Arc<Authority>, now: SystemTime) -> bool {
+        if self.latest_authority() == authority {
             return false;
         }
-        let other = *authority != self.signing;
-        self.next = other.then(|| (authority.clone(), now));
-        self.publish();
-        // A root that is new now is known when all that was signed before has ended.
-        let own = self.roots.iter().filter(|published| {
-            let roots = authority.bundle().roots();
-            roots.contains(&published.root)
+        self.next = (*authority != self.signing).then(|| NextAuthority {
+            authority: authority.clone(),
+            signs_at: now,
         });
-        let known = own.map(|published| published.known_at).max();
-        if let Some((_, at)) = &mut self.next {
-            *at = known.unwrap_or(now).max(now);
+        self.update_roots();
+        // A root that is published now has propagated when all earlier certificates have expired.
+        let own_roots = self
+            .roots
+            .iter()
+            .filter(|published| authority.bundle().roots().contains(&published.root));
+        let propagated_at = own_roots.map(|published| published.propagated_at).max();
+        if let Some(next) = &mut self.next {
+            next.signs_at = propagated_at.unwrap_or(now).max(now);
         }
         self.advance(now);
         true
     }
 
-    /// Does what is due; true if that changes anything.
+    /// Takes the steps that are due. Returns whether anything changed.
     pub fn advance(&mut self, now: SystemTime) -> bool {
-        let moves = self.next.take_if(|(_, at)| *at <= now);
-        let moved = moves.is_some();
-        if let Some((next, _)) = moves {
-            self.signing = next;
-            self.publish();
+        let due = self.next.take_if(|next| next.signs_at <= now);
+        let has_moved = due.is_some();
+        if let Some(next) = due {
+            self.signing = next.authority;
+            self.update_roots();
         }
-        let before = self.roots.len();
-        let kept = |published: &PublishedRoot| published.until.is_none_or(|until| now < until);
-        self.roots.retain(kept);
-        moved || self.roots.len() < before
+        let count = self.roots.len();
+        self.roots
+            .retain(|published| published.withdraw_at.is_none_or(|at| now < at));
+        has_moved || self.roots.len() < count
     }
 
-    /// A certificate is signed that ends at this time.
-    pub fn note(&mut self, end: SystemTime) {
-        self.last_end = self.last_end.max(end);
+    /// Records that a certificate with this expiry is issued.
+    pub fn record_issued(&mut self, expiry: SystemTime) {
+        self.latest_expiry = self.latest_expiry.max(expiry);
     }
 
-    /// Who signs.
+    /// The authority that signs.
     pub fn signing(&self) -> &Arc<Authority> {
         &self.signing
     }
 
-    /// Who will sign, and from when.
-    pub fn next(&self) -> Option<(&Arc<Authority>, SystemTime)> {
-        let (authority, at) = self.next.as_ref()?;
-        Some((authority, *at))
+    /// The authority that will sign next, if there is a replacement under way.
+    pub fn next(&self) -> Option<&NextAuthority> {
+        self.next.as_ref()
     }
 
-    /// The roots that are handed out.
+    /// The authority that signs when the replacement is complete.
+    pub fn latest_authority(&self) -> &Arc<Authority> {
+        match &self.next {
+            Some(next) => &next.authority,
+            None => &self.signing,
+        }
+    }
+
+    /// The roots to distribute.
     pub fn roots(&self) -> &[PublishedRoot] {
         &self.roots
     }
 
-    /// The latest end of all certificates that were signed.
-    pub fn last_end(&self) -> SystemTime {
-        self.last_end
+    /// The latest expiry of all certificates issued.
+    pub fn latest_expiry(&self) -> SystemTime {
+        self.latest_expiry
     }
 
     /// The roots as a bundle.
@@ -133,27 +152,26 @@ impl Rotation {
         TrustBundle::new(self.roots.iter().map(|published| published.root.clone()))
     }
 
-    /// The roots of the two authorities stay; others go when nobody can need them any more.
-    fn publish(&mut self) {
-        let coming = self.next.iter().map(|(next, _)| next);
-        let needed = || coming.clone().chain([&self.signing]);
-        let roots = needed().flat_map(|authority| authority.bundle().roots());
-        let mut wanted: Vec<CertificateDer<'static>> = roots.cloned().collect();
+    /// Publishes the roots of the signing and the next authority. Schedules the withdrawal of all
+    /// others, once no valid certificate needs them.
+    fn update_roots(&mut self) {
+        let next = self.next.iter().map(|next| &next.authority);
+        let authorities = next.chain([&self.signing]);
+        let roots = authorities.flat_map(|authority| authority.bundle().roots());
+        let mut required: Vec<CertificateDer<'static>> = roots.cloned().collect();
         for published in &mut self.roots {
-            let still = wanted.contains(&published.root);
-            published.until = match (still, published.until) {
-                (true, _) => None,
-                (false, Some(until)) => Some(until),
-                (false, None) => Some(self.last_end),
+            published.withdraw_at = match required.contains(&published.root) {
+                true => None,
+                false => published.withdraw_at.or(Some(self.latest_expiry)),
             };
-            wanted.retain(|root| *root != published.root);
+            required.retain(|root| *root != published.root);
         }
-        for root in wanted {
+        for root in required {
             if self.roots.iter().all(|published| published.root != root) {
                 self.roots.push(PublishedRoot {
                     root,
-                    known_at: self.last_end,
-                    until: None,
+                    propagated_at: self.latest_expiry,
+                    withdraw_at: None,
                 });
             }
         }

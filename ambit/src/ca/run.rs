@@ -1,4 +1,4 @@
-//! Start, run and stop.
+//! How the certificate authority starts, runs and stops.
 
 use std::future::{Ready, ready};
 use std::io;
@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use component::ErrorChain;
 use component::admin::{self, Request, Response};
+use component::{ErrorChain, LastError};
 use http::{Method, StatusCode};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,48 +15,48 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::authenticate::Authenticator;
+use super::authentication::Authenticator;
 use super::config::CaConfig;
 use super::folder::FolderError;
-use super::keeper::Keeper;
 use super::log;
 use super::metrics::Metrics;
 use super::server::Server;
 use super::service::Service;
-use super::serving::Serving;
-use super::token::{KeyFileError, SignedTokens};
+use super::serving_cert::ServingCertResolver;
+use super::state::CaState;
+use super::token::{KeyFileError, TokenAuthenticator};
 
-/// How often folders and key files are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the folder and the key file are read again.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the authority cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The log, the signals or the runtime are not to be had.
+    /// The log, the signal handlers or the runtime cannot be set up.
     #[error("cannot {what}")]
     System {
-        /// What was tried.
+        /// What was attempted.
         what: &'static str,
-        /// The system's reason.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A port is taken or not ours to open.
+    /// A port is in use, or may not be opened.
     #[error("cannot listen on {address} for {what}")]
     Listen {
-        /// What would have been served.
+        /// What the port is for.
         what: &'static str,
-        /// Where.
+        /// Its address.
         address: SocketAddr,
-        /// The system's reason.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The authority's files cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// The keys that tokens are checked with cannot be used.
-    #[error("callers cannot be recognised")]
+    /// The keys that verify tokens cannot be used.
+    #[error("cannot load the keys that verify tokens")]
     Keys(#[source] KeyFileError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
@@ -66,44 +66,45 @@ pub enum Error {
     Metrics(#[source] prometheus::Error),
 }
 
-/// An authority that is serving.
+/// A running authority.
 #[derive(Debug)]
 pub struct Running {
-    /// Where the service listens.
+    /// Address of the service.
     pub address: SocketAddr,
-    /// Where the metrics are.
+    /// Address of the metrics.
     pub metrics: SocketAddr,
-    /// Where the readiness page is.
+    /// Address of the readiness page.
     pub readiness: SocketAddr,
     stop: CancellationToken,
-    serving: JoinSet<()>,
-    looking: JoinSet<()>,
+    server: JoinSet<()>,
+    background: JoinSet<()>,
 }
 
 impl Running {
-    /// Stops taking requests, lets those that have begun end, and then stops the rest.
+    /// Accepts no further requests, waits for the open ones until the termination deadline, and
+    /// stops everything else.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        while self.serving.join_next().await.is_some() {}
-        self.looking.shutdown().await;
+        while self.server.join_next().await.is_some() {}
+        self.background.shutdown().await;
     }
 
-    /// Ends only if a part of it does, which none should.
-    async fn ended(&mut self) {
+    /// Waits until a task ends, which none does before a stop.
+    async fn first_end(&mut self) {
         tokio::select! {
-            Some(_) = self.serving.join_next() => {}
-            Some(_) = self.looking.join_next() => {}
+            Some(_) = self.server.join_next() => {}
+            Some(_) = self.background.join_next() => {}
         }
     }
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs the authority until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Fails if the authority cannot start.
 pub fn run(config: &CaConfig) -> Result<(), Error> {
     let system = |what| move |source| Error::System { what, source };
-    let _written = log::install(&config.log).map_err(system("start the log"))?;
+    let _log_guard = log::install(&config.log).map_err(system("start the log"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -116,7 +117,7 @@ pub fn run(config: &CaConfig) -> Result<(), Error> {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
             _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
-            () = running.ended() => tracing::error!("a part of the authority has ended"),
+            () = running.first_end() => tracing::error!("a task ended unexpectedly: stopping"),
         }
         running.stop().await;
         tracing::info!("stopped");
@@ -125,58 +126,56 @@ pub fn run(config: &CaConfig) -> Result<(), Error> {
     outcome.inspect_err(|error| tracing::error!(error = %ErrorChain(error), "cannot start"))
 }
 
-/// Opens the folder and the ports, and serves from there on.
+/// Opens the folder and the ports, and serves.
 ///
 /// # Errors
-/// Fails if one of them cannot be used.
+/// Fails if a folder, a file or a port cannot be used.
 pub async fn start(config: &CaConfig, clock: mesh::certs::Clock) -> Result<Running, Error> {
-    let tokens = SignedTokens::open(&config.token_key, &config.audience).map_err(Error::Keys)?;
-    let tokens = Arc::new(tokens);
-    let keeper = Arc::new(Keeper::open(&config.dir, &config.state_dir, clock)?);
-    let metrics = Metrics::new().map_err(Error::Metrics)?;
-    let serving = Serving::new(config.names.clone());
-    let tls = serving.tls().map_err(Error::Tls)?;
-    let looks = Looks {
-        keeper: keeper.clone(),
-        serving: serving.clone(),
-        tokens: tokens.clone(),
-        metrics: metrics.clone(),
+    let authenticator =
+        TokenAuthenticator::open(&config.token_key, &config.audience).map_err(Error::Keys)?;
+    let reloader = Reloader {
+        state: Arc::new(CaState::open(&config.dir, &config.state_dir, clock)?),
+        serving_cert: ServingCertResolver::new(config.names.clone()),
+        authenticator: Arc::new(authenticator),
+        metrics: Metrics::new().map_err(Error::Metrics)?,
     };
-    looks.once();
+    let tls = reloader.serving_cert.tls_config().map_err(Error::Tls)?;
+    reloader.reload_state();
     let service = Service::new(
-        keeper.clone(),
-        tokens as Arc<dyn Authenticator>,
+        reloader.state.clone(),
+        reloader.authenticator.clone() as Arc<dyn Authenticator>,
         config.trust_domain.clone(),
-        config.limits,
-        metrics.clone(),
+        config.ttl_limits,
+        reloader.metrics.clone(),
     );
     let listener = listen("the service", config.listen).await?;
-    let stats = listen_admin("metrics", config.metrics).await?;
+    let metrics = listen_admin("metrics", config.metrics).await?;
     let readiness = listen_admin("readiness", config.readiness).await?;
 
     let stop = CancellationToken::new();
     let mut running = Running {
         address: listener.local_addr().unwrap_or(config.listen),
-        metrics: stats.local_addr().unwrap_or(config.metrics),
+        metrics: metrics.local_addr().unwrap_or(config.metrics),
         readiness: readiness.local_addr().unwrap_or(config.readiness),
         stop: stop.clone(),
-        serving: JoinSet::new(),
-        looking: JoinSet::new(),
+        server: JoinSet::new(),
+        background: JoinSet::new(),
     };
-    running.looking.spawn(looks.forever());
-    let metrics_page = metrics_page(metrics.clone());
-    let readiness_page = readiness_page(keeper, serving, stop.clone());
-    // The pages are served until the end of a drain, and then aborted.
-    let until_aborted = CancellationToken::new();
+    let server = Server::new(tls, service, reloader.metrics.clone());
+    let metrics_page = metrics_page(reloader.metrics.clone());
+    let readiness_page = readiness_page(
+        reloader.state.clone(),
+        reloader.serving_cert.clone(),
+        stop.clone(),
+    );
+    // Both pages are served during the drain; `Running::stop` then aborts them.
+    let never = CancellationToken::new();
+    let background = &mut running.background;
+    background.spawn(reloader.run());
+    background.spawn(admin::serve(metrics, never.clone(), metrics_page));
+    background.spawn(admin::serve(readiness, never, readiness_page));
     running
-        .looking
-        .spawn(admin::serve(stats, until_aborted.clone(), metrics_page));
-    running
-        .looking
-        .spawn(admin::serve(readiness, until_aborted, readiness_page));
-    let server = Server::new(tls, service, metrics);
-    running
-        .serving
+        .server
         .spawn(server.serve(listener, stop, config.termination_deadline));
     Ok(running)
 }
@@ -192,16 +191,16 @@ fn metrics_page(metrics: Metrics) -> impl Fn(Request) -> Ready<Response> + Send 
 }
 
 fn readiness_page(
-    keeper: Arc<Keeper>,
-    serving: Arc<Serving>,
+    state: Arc<CaState>,
+    serving_cert: Arc<ServingCertResolver>,
     stop: CancellationToken,
 ) -> impl Fn(Request) -> Ready<Response> + Send + Sync {
     let respond = move || {
         let problem = if stop.is_cancelled() {
             "the authority is stopping\n"
-        } else if !serving.ready() {
-            "the service has no certificate to show\n"
-        } else if keeper.signing().not_after() <= keeper.now() {
+        } else if !serving_cert.is_ready() {
+            "the service has no certificate\n"
+        } else if state.signing_authority().not_after() <= state.now() {
             "the authority's own certificate has expired\n"
         } else {
             return admin::text(StatusCode::OK, "ready\n");
@@ -217,51 +216,50 @@ fn readiness_page(
     }
 }
 
-/// What is looked at again and again.
-struct Looks {
-    keeper: Arc<Keeper>,
-    serving: Arc<Serving>,
-    tokens: Arc<SignedTokens>,
+/// Follows changes of files and the passing of time.
+struct Reloader {
+    state: Arc<CaState>,
+    serving_cert: Arc<ServingCertResolver>,
+    authenticator: Arc<TokenAuthenticator>,
     metrics: Metrics,
 }
 
-impl Looks {
-    fn once(&self) {
-        self.keeper.look();
-        self.serving.look(&self.keeper);
-        self.metrics.standing(&self.keeper.standing());
-    }
-
-    async fn forever(self) {
-        let mut ticks = interval(LOOK);
+impl Reloader {
+    async fn run(self) {
+        let mut ticks = interval(RELOAD_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut complaint = None;
+        let mut last_key_error = LastError::default();
         loop {
             ticks.tick().await;
-            self.once();
-            let complains = self
-                .tokens
-                .look()
-                .err()
-                .map(|error| ErrorChain(&error).to_string());
-            if let Some(error) = complains.as_ref().filter(|_| complains != complaint) {
-                tracing::warn!(error, "the keys of before go on checking tokens");
+            self.reload_state();
+            let reloaded = self.authenticator.reload();
+            let error = reloaded.as_ref().err();
+            if let Some(error) = last_key_error.record(error.map(|error| error as _)) {
+                tracing::warn!(
+                    error,
+                    "keeping the previous token keys: the new file could not be read"
+                );
             }
-            complaint = complains;
         }
+    }
+
+    fn reload_state(&self) {
+        self.state.reload();
+        self.serving_cert.renew(&self.state);
+        self.metrics.set_status(&self.state.status());
     }
 }
 
-/// On a machine without IPv6, "any address" means any of IPv4.
+/// On a machine without IPv6, `[::]` stands for `0.0.0.0`.
 async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
-    let bound = match TcpListener::bind(address).await {
+    let listener = match TcpListener::bind(address).await {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() => {
-            let v4 = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
-            v4.map_err(|_| error)
+            let any_ipv4 = (Ipv4Addr::UNSPECIFIED, address.port());
+            TcpListener::bind(any_ipv4).await.map_err(|_| error)
         }
-        bound => bound,
+        listener => listener,
     };
-    bound.map_err(|source| Error::Listen {
+    listener.map_err(|source| Error::Listen {
         what,
         address,
         source,

@@ -1,4 +1,5 @@
-//! One request: who asks, for whom, with which key; signed or refused, and told.
+//! How one request is served: authenticate the caller, authorize the certificate, issue it; then log
+//! and count the outcome.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,125 +13,128 @@ use tokio::time::{Instant, timeout};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, async_trait};
 
-use super::account::Account;
-use super::authenticate::Authenticator;
-use super::config::Limits;
-use super::decide;
-use super::keeper::{Keeper, Signed};
+use super::authentication::Authenticator;
+use super::config::TtlLimits;
 use super::metrics::Metrics;
 use super::refusal::Refusal;
+use super::service_account::ServiceAccount;
+use super::state::{CaState, IssuedCertificate};
+use super::{authorization, csr};
 
-/// Requests that are worked on at a time. Signing takes a core for a fraction of a millisecond;
-/// authenticators that ask somebody else take a place here while they wait.
-const RUNNING: usize = 64;
-/// Requests that wait for their turn. A cluster whose nodes all start at once has thousands.
-const WAITING: usize = 8192;
-/// Callers have given up by then, and would ask again.
+/// Requests processed at a time. A signature takes a core for a fraction of a millisecond; a remote
+/// authenticator occupies a permit while it waits.
+const MAX_RUNNING: usize = 64;
+/// Requests that wait for a permit. A cluster whose nodes all start at once sends thousands.
+const MAX_PENDING: usize = 8192;
+/// Callers time out by then, and retry.
 const DEADLINE: Duration = Duration::from_secs(8);
 
-/// Where a request comes from.
+/// The address that a request comes from, as an extension of the request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub(super) struct PeerAddr(pub(super) SocketAddr);
 
 /// Istio's certificate service.
 pub(super) struct Service {
-    keeper: Arc<Keeper>,
+    state: Arc<CaState>,
     authenticator: Arc<dyn Authenticator>,
     trust_domain: TrustDomain,
-    limits: Limits,
+    ttl_limits: TtlLimits,
     metrics: Metrics,
     running: Semaphore,
-    waiting: Semaphore,
+    pending: Semaphore,
 }
 
-/// What is known of a request, for its line in the log.
+/// What the access log contains of a request, as far as it was processed.
 #[derive(Default)]
-struct Known {
-    caller: Option<Account>,
+struct RequestLog {
+    caller: Option<ServiceAccount>,
     identity: Option<SpiffeId>,
 }
 
 impl Service {
     pub(super) fn new(
-        keeper: Arc<Keeper>,
+        state: Arc<CaState>,
         authenticator: Arc<dyn Authenticator>,
         trust_domain: TrustDomain,
-        limits: Limits,
+        ttl_limits: TtlLimits,
         metrics: Metrics,
     ) -> Self {
         Self {
-            keeper,
+            state,
             authenticator,
             trust_domain,
-            limits,
+            ttl_limits,
             metrics,
-            running: Semaphore::new(RUNNING),
-            waiting: Semaphore::new(WAITING),
+            running: Semaphore::new(MAX_RUNNING),
+            pending: Semaphore::new(MAX_PENDING),
         }
     }
 
-    async fn decided(
+    /// Serves a request within the bounds of the service.
+    async fn serve(
         &self,
         request: &Request<IstioCertificateRequest>,
-        known: &mut Known,
-    ) -> Result<Signed, Refusal> {
-        let busy = |message: &str| Refusal::new("overloaded", Code::ResourceExhausted, message);
-        let _waits = self
-            .waiting
+        log: &mut RequestLog,
+    ) -> Result<IssuedCertificate, Refusal> {
+        let overloaded =
+            |message: &str| Refusal::new("overloaded", Code::ResourceExhausted, message);
+        let _pending = self
+            .pending
             .try_acquire()
-            .map_err(|_| busy("too many requests wait; try again later"))?;
-        let work = async {
-            let turn = self.running.acquire().await;
-            let _turn = turn.map_err(|_| busy("the authority is stopping"))?;
-            self.signed(request, known).await
+            .map_err(|_| overloaded("too many requests are pending; try again later"))?;
+        let issued = async {
+            let permit = self.running.acquire().await;
+            let _permit = permit.map_err(|_| overloaded("the authority is stopping"))?;
+            self.issue(request, log).await
         };
-        timeout(DEADLINE, work).await.unwrap_or_else(|_| {
+        timeout(DEADLINE, issued).await.unwrap_or_else(|_| {
             let message = format!("not done within {DEADLINE:?}");
             Err(Refusal::new("deadline", Code::DeadlineExceeded, message))
         })
     }
 
-    async fn signed(
+    async fn issue(
         &self,
         request: &Request<IstioCertificateRequest>,
-        known: &mut Known,
-    ) -> Result<Signed, Refusal> {
-        let token = bearer(request.metadata());
+        log: &mut RequestLog,
+    ) -> Result<IssuedCertificate, Refusal> {
+        let token = bearer_token(request.metadata());
         let caller = self.authenticator.authenticate(token).await?;
-        known.caller = Some(caller.account.clone());
-        let asked = request.get_ref();
-        let identity = decide::identity(asked.metadata.as_ref(), &caller, &self.trust_domain)?;
-        known.identity = Some(identity.clone());
-        let ttl = decide::ttl(asked.validity_duration, &self.limits)?;
-        let key = decide::key(&asked.csr)?;
-        self.keeper.sign(&identity, &key, ttl)
+        log.caller = Some(caller.account.clone());
+        let request = request.get_ref();
+        let metadata = request.metadata.as_ref();
+        let identity = authorization::identity(metadata, &caller, &self.trust_domain)?;
+        log.identity = Some(identity.clone());
+        let ttl = authorization::ttl(request.validity_duration, &self.ttl_limits)?;
+        let key = csr::public_key(&request.csr)?;
+        self.state.issue(&identity, &key, ttl)
     }
 
-    fn tell(
+    fn record(
         &self,
         peer: Option<SocketAddr>,
-        known: &Known,
-        outcome: &Result<Signed, Refusal>,
-        took: Duration,
+        log: &RequestLog,
+        outcome: &Result<IssuedCertificate, Refusal>,
+        duration: Duration,
     ) {
-        let shown = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        let peer = shown(peer.map(|peer| peer.to_string()));
-        let caller = shown(known.caller.as_ref().map(ToString::to_string));
-        let identity = shown(known.identity.as_ref().map(ToString::to_string));
-        let micros = took.as_micros();
-        self.metrics.took(took);
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let peer = or_dash(peer.map(|peer| peer.to_string()));
+        let caller = or_dash(log.caller.as_ref().map(ToString::to_string));
+        let identity = or_dash(log.identity.as_ref().map(ToString::to_string));
+        let micros = duration.as_micros();
+        self.metrics.observe_duration(duration);
         match outcome {
-            Ok(signed) => {
+            Ok(issued) => {
                 self.metrics.issued.inc();
-                let life = signed.not_after.duration_since(self.keeper.now());
+                let lifetime = issued.not_after.duration_since(self.state.now());
                 tracing::info!(
                     target: "access",
-                    outcome = "issued", peer, caller, identity, serial = signed.serial,
-                    life_seconds = life.unwrap_or_default().as_secs(), micros
+                    outcome = "issued", peer, caller, identity, serial = issued.serial,
+                    life_seconds = lifetime.unwrap_or_default().as_secs(), micros
                 );
             }
             Err(refusal) => {
-                self.metrics.refused(refusal.reason);
+                self.metrics.record_refusal(refusal.reason);
                 tracing::info!(
                     target: "access",
                     outcome = "refused", reason = refusal.reason, peer, caller, identity,
@@ -147,14 +151,14 @@ impl IstioCertificateService for Service {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let began = Instant::now();
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-        let mut known = Known::default();
-        let outcome = self.decided(&request, &mut known).await;
-        self.tell(peer, &known, &outcome, began.elapsed());
+        let start = Instant::now();
+        let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0);
+        let mut log = RequestLog::default();
+        let outcome = self.serve(&request, &mut log).await;
+        self.record(peer, &log, &outcome, start.elapsed());
         match outcome {
-            Ok(signed) => Ok(Response::new(IstioCertificateResponse {
-                cert_chain: signed.chain,
+            Ok(issued) => Ok(Response::new(IstioCertificateResponse {
+                cert_chain: issued.chain,
             })),
             Err(refusal) => Err(Status::from(&refusal)),
         }
@@ -162,7 +166,7 @@ impl IstioCertificateService for Service {
 }
 
 /// The token of an `authorization: Bearer` header.
-fn bearer(metadata: &MetadataMap) -> Option<&str> {
+fn bearer_token(metadata: &MetadataMap) -> Option<&str> {
     let value = metadata.get("authorization")?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme

@@ -1,194 +1,251 @@
-//! What must survive a restart while roots are replaced: who signs, which roots are handed out, and
-//! until when certificates of before are about.
-//!
-//! One file that is replaced as a whole, and beside it a folder with a copy of the authority that
-//! signs: an operator who puts a new one into the authority's folder does not take the old one away
-//! before its time.
+//! The state of the running certificate authority: which authority signs now, and how it follows its
+//! folder, persists its state and issues certificates.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use mesh::certs::Authority;
+use component::{ErrorChain, LastError};
+use mesh::certs::{Authority, Clock, Validity};
+use rcgen::SubjectPublicKeyInfo;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
-use serde::{Deserialize, Serialize};
+use spiffe::SpiffeId;
+use tonic::Code;
+use tracing::{error, info, warn};
 
-use super::folder::{self, FolderError};
-use super::rotation::{PublishedRoot, Rotation};
+use super::folder::{self, FolderError, to_pem};
+use super::refusal::Refusal;
+use super::rotation::RootRotation;
+use super::state_dir::StateDir;
 
-const FILE: &str = "state.json";
-/// For whoever distributes the roots: all that are handed out now.
-const BUNDLE: &str = "root-bundle.pem";
-const COPY: &str = "authority-";
-
-/// The folder of the state.
-#[derive(Debug)]
-pub(super) struct State {
+/// Issues certificates with the current authority, and follows replacements of its files.
+pub struct CaState {
     dir: PathBuf,
-    /// Name of the copy of the authority that signs, and the authority it is of.
-    copies: Vec<(String, Arc<Authority>)>,
-    count: u64,
+    clock: Clock,
+    inner: Mutex<Inner>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Written {
-    /// The folder of the authority that signs.
-    signing: String,
-    /// Seconds since 1970.
-    last_end: u64,
-    roots: Vec<WrittenRoot>,
+struct Inner {
+    rotation: RootRotation,
+    state_dir: StateDir,
+    /// The latest expiry on disk. Certificates that expire before it need no write.
+    persisted_expiry: SystemTime,
+    last_error: LastError,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct WrittenRoot {
-    pem: String,
-    known_at: u64,
-    until: Option<u64>,
+/// A certificate that was just issued.
+#[derive(Debug)]
+pub(super) struct IssuedCertificate {
+    /// In the form of Istio's protocol: the leaf, each intermediate, and all roots in the last
+    /// element. PEM.
+    pub(super) chain: Vec<String>,
+    pub(super) serial: String,
+    pub(super) not_after: SystemTime,
 }
 
-impl State {
-    /// The folder, and what was left in it.
-    pub(super) fn open(dir: &Path) -> Result<(Self, Option<Rotation>), FolderError> {
-        folder::private_dir(dir).map_err(|source| FolderError::State {
-            path: dir.to_owned(),
-            source,
-        })?;
-        let mut state = Self {
-            dir: dir.to_owned(),
-            copies: Vec::new(),
-            count: 0,
-        };
-        let left = state.read()?;
-        Ok((state, left))
-    }
+/// What the metrics report of the authority.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CaStatus {
+    pub(super) issuer_expiry: SystemTime,
+    pub(super) earliest_root_expiry: Option<SystemTime>,
+    pub(super) root_count: usize,
+    pub(super) next_signs_at: Option<SystemTime>,
+}
 
-    /// Whether there has been an authority, whatever else is left of the state.
-    pub(super) fn remembers(&self) -> bool {
-        self.entries().next().is_some() || self.dir.join(FILE).exists()
-    }
-
-    /// Copies of authorities, in use or not.
-    fn entries(&self) -> impl Iterator<Item = fs::DirEntry> + use<> {
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(COPY))
-    }
-
-    fn read(&mut self) -> Result<Option<Rotation>, FolderError> {
-        let path = self.dir.join(FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(FolderError::State { path, source }),
-        };
-        let garbled = |message: String| FolderError::Garbled {
-            path: path.clone(),
-            message,
-        };
-        let written: Written =
-            serde_json::from_slice(&text).map_err(|error| garbled(error.to_string()))?;
-        let number = written.signing.strip_prefix(COPY);
-        self.count = number
-            .and_then(|number| number.parse().ok())
-            .ok_or_else(|| garbled("it names no copy of an authority".to_owned()))?;
-        let roots = written.roots.iter().map(WrittenRoot::read);
-        let roots = roots
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| garbled("a root in it is no certificate".to_owned()))?;
-        let signing = Arc::new(folder::open(&self.dir.join(&written.signing))?);
-        self.copies.push((written.signing, signing.clone()));
-        Ok(Some(Rotation::restored(
-            signing,
-            roots,
-            at(written.last_end),
-        )))
-    }
-
-    /// Copies the authority's files, and reads it from the copy: what is written down is what will
-    /// sign, whatever happens to the files meanwhile.
-    pub(super) fn keep(&mut self, from: &Path) -> Result<Arc<Authority>, FolderError> {
-        self.count += 1;
-        let name = format!("{COPY}{}", self.count);
-        let copy = self.dir.join(&name);
-        let _ = fs::remove_dir_all(&copy);
-        folder::copy(from, &copy)?;
-        let authority = Arc::new(folder::open(&copy)?);
-        self.copies.push((name, authority.clone()));
-        Ok(authority)
-    }
-
-    /// Writes everything down, and removes copies that nobody needs any more.
-    pub(super) fn write(
-        &mut self,
-        rotation: &Rotation,
-        last_end: SystemTime,
-    ) -> Result<(), FolderError> {
-        let signing = self.name_of(rotation.signing()).unwrap_or_default();
-        let written = Written {
-            signing: signing.to_owned(),
-            last_end: seconds(last_end),
-            roots: rotation.roots().iter().map(WrittenRoot::new).collect(),
-        };
-        let bundle: String = written.roots.iter().map(|root| root.pem.as_str()).collect();
-        let text = serde_json::to_vec_pretty(&written).unwrap_or_default();
-        for (name, content) in [(FILE, text.as_slice()), (BUNDLE, bundle.as_bytes())] {
-            let path = self.dir.join(name);
-            folder::replace_private(&path, content)
-                .map_err(|source| FolderError::State { path, source })?;
+impl CaState {
+    /// Opens the authority's folder and restores the state. Without a state this is the first start,
+    /// and a missing authority is created.
+    ///
+    /// With a state, a missing authority is an error: a new root would separate all new certificates
+    /// from the holders of the old root. If the files cannot be used, because they are being
+    /// replaced, the previous authority continues to sign until they can.
+    ///
+    /// # Errors
+    /// Fails if one of the folders cannot be used or has invalid content.
+    pub fn open(dir: &Path, state_dir: &Path, clock: Clock) -> Result<Self, FolderError> {
+        let now = clock();
+        let (mut state, restored) = StateDir::open(state_dir)?;
+        if folder::is_empty(dir) && state.has_content() {
+            return Err(FolderError::Missing {
+                dir: dir.to_owned(),
+                state: state_dir.to_owned(),
+            });
         }
-        self.forget(rotation);
+        let (rotation, found) = match restored {
+            Some(rotation) => (rotation, folder::open(dir)),
+            None => {
+                let found = folder::open_or_create(dir)?;
+                let copy = state.copy_authority(dir)?;
+                (RootRotation::new(copy, now), Ok(found))
+            }
+        };
+        let mut inner = Inner {
+            persisted_expiry: rotation.latest_expiry(),
+            rotation,
+            state_dir: state,
+            last_error: LastError::default(),
+        };
+        inner.persist()?;
+        let adopted = found.and_then(|found| inner.adopt(dir, &found, now));
+        inner.record_outcome(adopted);
+        inner.log_status(now);
+        Ok(Self {
+            dir: dir.to_owned(),
+            clock,
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// The authority's time.
+    pub(super) fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
+    /// The authority that signs now.
+    pub fn signing_authority(&self) -> Arc<Authority> {
+        self.lock().rotation.signing().clone()
+    }
+
+    pub(super) fn status(&self) -> CaStatus {
+        let inner = self.lock();
+        let bundle = inner.rotation.bundle().ok();
+        CaStatus {
+            issuer_expiry: inner.rotation.signing().not_after(),
+            earliest_root_expiry: bundle.and_then(|bundle| bundle.earliest_expiry()),
+            root_count: inner.rotation.roots().len(),
+            next_signs_at: inner.rotation.next().map(|next| next.signs_at),
+        }
+    }
+
+    /// Issues a certificate. The roots are read together with the signing authority, so a certificate
+    /// never goes out with fewer roots than the rotation relies on.
+    pub(super) fn issue(
+        &self,
+        identity: &SpiffeId,
+        key: &SubjectPublicKeyInfo,
+        ttl: Duration,
+    ) -> Result<IssuedCertificate, Refusal> {
+        let now = self.now();
+        let unavailable =
+            |reason, message: String| Refusal::new(reason, Code::Unavailable, message);
+        let (authority, roots, validity) = {
+            let mut inner = self.lock();
+            let authority = inner.rotation.signing().clone();
+            if authority.not_after() <= now {
+                let message = "the authority's own certificate has expired".to_owned();
+                return Err(unavailable("ca_expired", message));
+            }
+            let mut validity = Validity::new(now, ttl);
+            validity.not_after = validity.not_after.min(authority.not_after());
+            inner.record_issued(validity.not_after, ttl);
+            let roots = inner.rotation.roots().iter();
+            let roots: String = roots.map(|published| to_pem(&published.root)).collect();
+            (authority, roots, validity)
+        };
+        let chain = authority
+            .sign(key, identity, validity)
+            .map_err(|error| unavailable("signing_failed", error.to_string()))?;
+        let serial = chain.first().map(serial).unwrap_or_default();
+        Ok(IssuedCertificate {
+            chain: chain.iter().map(to_pem).chain([roots]).collect(),
+            serial,
+            not_after: validity.not_after,
+        })
+    }
+
+    /// Reads the folder again and takes the steps that are due. On an error the current authority
+    /// stays in use; the error is logged once.
+    pub fn reload(&self) {
+        let now = self.now();
+        let mut inner = self.lock();
+        let adopted = folder::open(&self.dir).and_then(|found| inner.adopt(&self.dir, &found, now));
+        // Steps become due even while the folder cannot be used.
+        let advanced = inner.advance(now);
+        inner.record_outcome(adopted.and(advanced));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Starts to replace the signing authority if the folder has another one.
+    fn adopt(&mut self, dir: &Path, found: &Authority, now: SystemTime) -> Result<(), FolderError> {
+        if **self.rotation.latest_authority() == *found {
+            return Ok(());
+        }
+        let authority = match *found == **self.rotation.signing() {
+            true => self.rotation.signing().clone(),
+            false => self.state_dir.copy_authority(dir)?,
+        };
+        // Files that changed during the copy are read again at the next reload.
+        if *authority == *found && self.rotation.replace_with(&authority, now) {
+            self.persist()?;
+            self.log_status(now);
+        }
         Ok(())
     }
 
-    fn name_of(&self, authority: &Arc<Authority>) -> Option<&str> {
-        let copy = self.copies.iter().find(|(_, copy)| copy == authority);
-        copy.map(|(name, _)| name.as_str())
+    fn advance(&mut self, now: SystemTime) -> Result<(), FolderError> {
+        if self.rotation.advance(now) {
+            self.persist()?;
+            self.log_status(now);
+        }
+        Ok(())
     }
 
-    /// Best effort: a copy that stays is as safe as those that are needed.
-    fn forget(&mut self, rotation: &Rotation) {
-        let next = rotation.next().map(|(next, _)| next);
-        self.copies
-            .retain(|(_, copy)| copy == rotation.signing() || Some(copy) == next);
-        for entry in self.entries() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if self.copies.iter().all(|(copy, _)| *copy != name) {
-                let _ = fs::remove_dir_all(entry.path());
+    /// Records a certificate before it is signed. To avoid a disk write per certificate, the
+    /// persisted expiry is an eighth of a lifetime ahead.
+    fn record_issued(&mut self, expiry: SystemTime, ttl: Duration) {
+        self.rotation.record_issued(expiry);
+        if expiry > self.persisted_expiry {
+            self.persisted_expiry = expiry + ttl / 8;
+            if let Err(error) = self.persist() {
+                error!(
+                    error = %ErrorChain(&error),
+                    "cannot write the state: after a restart, roots may be withdrawn too early"
+                );
             }
         }
     }
-}
 
-impl WrittenRoot {
-    fn new(published: &PublishedRoot) -> Self {
-        Self {
-            pem: super::keeper::pem(&published.root),
-            known_at: seconds(published.known_at),
-            until: published.until.map(seconds),
+    fn persist(&mut self) -> Result<(), FolderError> {
+        self.persisted_expiry = self.persisted_expiry.max(self.rotation.latest_expiry());
+        self.state_dir.write(&self.rotation, self.persisted_expiry)
+    }
+
+    fn record_outcome(&mut self, outcome: Result<(), FolderError>) {
+        let error = outcome.as_ref().err();
+        if let Some(error) = self.last_error.record(error.map(|error| error as _)) {
+            warn!(
+                error,
+                "keeping the current authority: its files cannot be used"
+            );
         }
     }
 
-    fn read(&self) -> Option<PublishedRoot> {
-        Some(PublishedRoot {
-            root: CertificateDer::from_pem_slice(self.pem.as_bytes()).ok()?,
-            known_at: at(self.known_at),
-            until: self.until.map(at),
-        })
+    fn log_status(&self, now: SystemTime) {
+        let seconds_left = |at: SystemTime| at.duration_since(now).unwrap_or_default().as_secs();
+        let (signing, roots) = (self.rotation.signing(), self.rotation.roots().len());
+        let issuer_seconds_left = seconds_left(signing.not_after());
+        match self.rotation.next() {
+            Some(next) => info!(
+                roots,
+                issuer_seconds_left,
+                signing_moves_in_seconds = seconds_left(next.signs_at),
+                "replacing the authority: distributing the new roots before the new authority signs"
+            ),
+            None => info!(roots, issuer_seconds_left, "the authority signs"),
+        }
     }
 }
 
-/// Rounded up: what is remembered never ends before what was.
-fn seconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    let since = since.unwrap_or_default();
-    since.as_secs() + u64::from(since.subsec_nanos() > 0)
+fn serial(leaf: &CertificateDer<'_>) -> String {
+    x509_parser::parse_x509_certificate(leaf)
+        .map(|(_, leaf)| format!("{:x}", leaf.serial))
+        .unwrap_or_default()
 }
 
-fn at(seconds: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH
-        .checked_add(Duration::from_secs(seconds))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
+#[cfg(test)]
+mod tests;

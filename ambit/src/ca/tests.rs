@@ -1,9 +1,9 @@
-//! The whole authority, over real TLS on loopback.
+//! The whole authority, called over TLS on loopback.
 
-mod bench;
-mod bounds;
+mod fixture;
 mod issued;
-mod many;
+mod limits;
+mod load;
 mod refused;
-mod replaced;
+mod rotation;
 mod secrets;

@@ -1,14 +1,14 @@
-//! Signed tokens: the authentication of a mesh without a Kubernetes API server.
+//! Signed tokens: authentication in a mesh without a Kubernetes API server.
 //!
-//! A token is a JWT, signed with ES256 by whoever holds the private key; the authority has the
-//! public one. Its claims are those of a service account's token, and one more:
+//! A token is a JWT signed with ES256. The operator has the private key, the authority the public
+//! one. The claims are those of a service account's token, and one more:
 //!
 //! | claim | meaning |
 //! |---|---|
 //! | `sub` | `system:serviceaccount:<namespace>:<name>` of the caller |
 //! | `aud` | must name this authority, `istio-ca` |
-//! | `exp`, `nbf` | when it holds; `exp` is required |
-//! | `impersonate` | for whom the caller may ask: `namespace/name`, `namespace/*`, `*/*` |
+//! | `exp`, `nbf` | when it is valid; `exp` is required |
+//! | `impersonate` | accounts that the caller may request: `namespace/name`, `namespace/*`, `*/*` |
 
 mod keys;
 
@@ -23,37 +23,43 @@ use jsonwebtoken::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::account::{Account, Accounts};
-use super::authenticate::{Authenticating, Authenticator, Caller, Unauthenticated};
+use super::authentication::{Authenticating, Authenticator, Caller};
+use super::refusal::Refusal;
+use super::service_account::{ServiceAccount, ServiceAccountPatterns};
 
 pub use keys::{KeyFileError, create_keys};
 
-/// Clocks of the nodes and of the authority differ by as much without anybody noticing.
+/// Tolerated difference between the clocks of the nodes and of the authority.
 const LEEWAY: Duration = Duration::from_secs(10);
-/// Those of Kubernetes have one or two thousand bytes; a signature is checked over all of it.
-const TOKEN_MOST: usize = 16 * 1024;
+/// Tokens of Kubernetes have one or two thousand bytes. The signature is verified over all bytes.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
-    /// Whose it is.
+    /// The subject: the caller's service account.
     pub sub: String,
-    /// For whom it is meant.
+    /// The audience.
     #[serde(skip_deserializing)]
     pub aud: Vec<String>,
-    /// Until when it holds, in seconds since 1970.
+    /// The expiry, in seconds since 1970.
     #[serde(skip_deserializing)]
     pub exp: u64,
-    /// For whom its holder may ask.
+    /// Accounts that the caller may request certificates for.
     #[serde(default)]
     pub impersonate: Vec<String>,
 }
 
 impl Claims {
-    /// The claims of a token for `account`, that holds for `ttl` from now.
-    pub fn new(account: &Account, audience: &str, ttl: Duration, impersonate: Vec<String>) -> Self {
-        let end = SystemTime::now() + ttl;
-        let exp = end.duration_since(SystemTime::UNIX_EPOCH);
+    /// The claims of a token for `account` that is valid for `ttl` from now.
+    pub fn new(
+        account: &ServiceAccount,
+        audience: &str,
+        ttl: Duration,
+        impersonate: Vec<String>,
+    ) -> Self {
+        let expiry = SystemTime::now() + ttl;
+        let exp = expiry.duration_since(SystemTime::UNIX_EPOCH);
         Self {
             sub: account.subject(),
             aud: vec![audience.to_owned()],
@@ -64,40 +70,40 @@ impl Claims {
 }
 
 /// Signs tokens.
-pub struct TokenKey(EncodingKey);
+pub struct TokenSigner(EncodingKey);
 
-impl TokenKey {
-    /// Reads a private key, PKCS#8 in PEM, that nobody but its owner may read.
+impl TokenSigner {
+    /// Reads a private key, PKCS#8 in PEM, from a file that only its owner can read.
     ///
     /// # Errors
-    /// Fails if the file cannot be read, is open to others, or holds no such key.
+    /// Fails if the file cannot be read, can be read by others, or has no such key.
     pub fn open(file: &Path) -> Result<Self, KeyFileError> {
-        let pkcs8 = keys::private(file)?;
+        let pkcs8 = keys::read_private(file)?;
         Ok(Self(EncodingKey::from_ec_der(&pkcs8)))
     }
 
     /// Signs a token with these claims.
     ///
     /// # Errors
-    /// Fails if the key is not one of P-256.
+    /// Fails if the key is not a P-256 key.
     pub fn sign(&self, claims: &impl Serialize) -> Result<String, jsonwebtoken::errors::Error> {
         encode(&Header::new(Algorithm::ES256), claims, &self.0)
     }
 }
 
-/// Recognises callers by tokens that were signed with a key whose public half is in a file. Several
-/// keys may be in it, so that one can replace another.
-pub struct SignedTokens {
+/// Authenticates callers by signed tokens. The file may have several public keys, so that one can
+/// replace another.
+pub struct TokenAuthenticator {
     file: PathBuf,
     keys: ArcSwap<Vec<DecodingKey>>,
     validation: Validation,
 }
 
-impl SignedTokens {
+impl TokenAuthenticator {
     /// Reads the public keys, PEM.
     ///
     /// # Errors
-    /// Fails if the file cannot be read, or holds anything but public keys of P-256.
+    /// Fails if the file cannot be read or has anything but public keys of P-256.
     pub fn open(file: &Path, audience: &str) -> Result<Self, KeyFileError> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.leeway = LEEWAY.as_secs();
@@ -106,86 +112,86 @@ impl SignedTokens {
         validation.set_required_spec_claims(&["exp", "aud", "sub"]);
         Ok(Self {
             file: file.to_owned(),
-            keys: ArcSwap::from_pointee(keys::public(file)?),
+            keys: ArcSwap::from_pointee(keys::read_public(file)?),
             validation,
         })
     }
 
-    /// Reads the file again. What was good stays if it cannot be used.
+    /// Reads the file again. On an error the previous keys stay in use.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn look(&self) -> Result<(), KeyFileError> {
-        self.keys.store(Arc::new(keys::public(&self.file)?));
+    pub fn reload(&self) -> Result<(), KeyFileError> {
+        self.keys.store(Arc::new(keys::read_public(&self.file)?));
         Ok(())
     }
 
-    fn recognise(&self, token: Option<&str>) -> Result<Caller, Unauthenticated> {
+    fn verify(&self, token: Option<&str>) -> Result<Caller, Refusal> {
         let token = token.ok_or_else(|| {
-            Unauthenticated::new("no_token", "a bearer token is needed, and none came")
+            Refusal::unauthenticated("no_token", "the request has no bearer token")
         })?;
-        if token.len() > TOKEN_MOST {
-            return Err(Unauthenticated::new(
-                "token_malformed",
-                "the token is too long",
-            ));
+        if token.len() > MAX_TOKEN_BYTES {
+            let message = "the token is too long";
+            return Err(Refusal::unauthenticated("token_malformed", message));
         }
-        let claims = self.claims(token)?;
-        let account = Account::from_subject(&claims.sub).ok_or_else(|| {
+        let claims = self.verified_claims(token)?;
+        let account = ServiceAccount::from_subject(&claims.sub).ok_or_else(|| {
             let message = "the token's sub is not system:serviceaccount:<namespace>:<name>";
-            Unauthenticated::new("token_claims", message)
+            Refusal::unauthenticated("token_claims", message)
         })?;
-        let may_speak_for = Accounts::parse(&claims.impersonate).map_err(|_| {
-            let message = "the token's impersonate holds more than namespace/name and namespace/*";
-            Unauthenticated::new("token_claims", message)
+        let may_impersonate = ServiceAccountPatterns::parse(&claims.impersonate).map_err(|_| {
+            let message = "the token's impersonate has other values than namespace/name, \
+                               namespace/* and */*";
+            Refusal::unauthenticated("token_claims", message)
         })?;
         Ok(Caller {
             account,
-            may_speak_for,
+            may_impersonate,
         })
     }
 
-    /// Checked against each key; of several complaints the one of the key that signed it counts.
-    fn claims(&self, token: &str) -> Result<Claims, Unauthenticated> {
-        decode_header(token).map_err(|_| complained(&ErrorKind::InvalidToken))?;
-        let mut complaint = ErrorKind::InvalidSignature;
+    /// Verifies the token with each key. On failure, an error of the key that signed it has
+    /// precedence over an invalid signature.
+    fn verified_claims(&self, token: &str) -> Result<Claims, Refusal> {
+        decode_header(token).map_err(|_| refusal(&ErrorKind::InvalidToken))?;
+        let mut failure = ErrorKind::InvalidSignature;
         for key in self.keys.load().iter() {
             match decode::<Claims>(token, key, &self.validation) {
                 Ok(decoded) => return Ok(decoded.claims),
                 Err(error) => match error.kind() {
                     ErrorKind::InvalidSignature => {}
-                    other => complaint = other.clone(),
+                    other => failure = other.clone(),
                 },
             }
         }
-        Err(complained(&complaint))
+        Err(refusal(&failure))
     }
 }
 
-fn complained(error: &ErrorKind) -> Unauthenticated {
+impl Authenticator for TokenAuthenticator {
+    fn authenticate<'a>(&'a self, token: Option<&'a str>) -> Authenticating<'a> {
+        Box::pin(std::future::ready(self.verify(token)))
+    }
+}
+
+fn refusal(error: &ErrorKind) -> Refusal {
     let (reason, message) = match error {
         ErrorKind::InvalidSignature => (
             "token_signature",
-            "the token was not signed with a key that is known here",
+            "the token is not signed with a key of this authority",
         ),
         ErrorKind::ExpiredSignature => ("token_expired", "the token has expired"),
         ErrorKind::ImmatureSignature => ("token_not_yet_valid", "the token is not valid yet"),
-        ErrorKind::InvalidAudience => ("token_audience", "the token is meant for somebody else"),
+        ErrorKind::InvalidAudience => ("token_audience", "the token is for another audience"),
         ErrorKind::MissingRequiredClaim(_)
         | ErrorKind::InvalidClaimFormat(_)
         | ErrorKind::Json(_) => (
             "token_claims",
-            "the token lacks one of sub, aud and exp, or has another form",
+            "one of sub, aud and exp is missing from the token or malformed",
         ),
-        _ => ("token_malformed", "the token is no JWT of ES256"),
+        _ => ("token_malformed", "the token is not a JWT with ES256"),
     };
-    Unauthenticated::new(reason, message)
-}
-
-impl Authenticator for SignedTokens {
-    fn authenticate<'a>(&'a self, token: Option<&'a str>) -> Authenticating<'a> {
-        Box::pin(std::future::ready(self.recognise(token)))
-    }
+    Refusal::unauthenticated(reason, message)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@ use clap::{Command, FromArgMatches};
 
 use super::*;
 
-fn understood(arguments: &[&str]) -> Result<CaConfig, String> {
+fn parse(arguments: &[&str]) -> Result<CaConfig, String> {
     let command = CaArguments::augment_args(Command::new("ca"));
     let all = ["ca"].iter().chain(arguments);
     let matches = command.try_get_matches_from(all).unwrap();
@@ -11,17 +11,17 @@ fn understood(arguments: &[&str]) -> Result<CaConfig, String> {
 }
 
 #[test]
-fn a_folder_and_a_key_are_enough() {
-    let config = understood(&["--dir", "/ca", "--token-key", "/key"]).unwrap();
-    assert_eq!(config.limits, Limits::default());
+fn folder_and_token_key_are_sufficient() {
+    let config = parse(&["--dir", "/ca", "--token-key", "/key"]).unwrap();
+    assert_eq!(config.ttl_limits, TtlLimits::default());
     assert_eq!(config.state_dir, PathBuf::from("/ca/state"));
     assert_eq!(config.trust_domain.to_string(), "cluster.local");
     assert_eq!(config.listen.port(), 15012);
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once() {
-    let error = understood(&[
+fn all_mistakes_are_reported_together() {
+    let error = parse(&[
         "--listen",
         "nowhere",
         "--trust-domain",
@@ -36,7 +36,7 @@ fn everything_that_is_wrong_is_said_at_once() {
         "xml",
     ])
     .unwrap_err();
-    for complaint in [
+    for mistake in [
         "--dir (AMBIT_CA_DIR) is required",
         "--token-key (AMBIT_CA_TOKEN_KEY) is required",
         "--listen \"nowhere\"",
@@ -46,20 +46,20 @@ fn everything_that_is_wrong_is_said_at_once() {
         "--names \"a name\"",
         "--log-format \"xml\"",
     ] {
-        assert!(error.contains(complaint), "{complaint:?} in {error}");
+        assert!(error.contains(mistake), "{mistake:?} is not in {error}");
     }
 }
 
 #[test]
-fn a_shorter_maximum_takes_the_default_along() {
-    let config = understood(&["--dir", "/ca", "--token-key", "/key", "--max-ttl", "1h"]);
+fn shorter_max_ttl_lowers_the_default() {
+    let config = parse(&["--dir", "/ca", "--token-key", "/key", "--max-ttl", "1h"]);
     let hour = Duration::from_secs(3600);
-    assert_eq!(config.unwrap().limits.default_ttl, hour);
+    assert_eq!(config.unwrap().ttl_limits.default, hour);
 }
 
 #[test]
-fn the_service_is_known_by_what_it_is_given_and_by_where_it_listens() {
-    let config = understood(&[
+fn service_names_include_the_listen_address_and_localhost() {
+    let config = parse(&[
         "--dir",
         "/ca",
         "--token-key",

@@ -13,113 +13,114 @@ fn start() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000)
 }
 
-fn roots(rotation: &Rotation) -> Vec<CertificateDer<'static>> {
+fn roots(rotation: &RootRotation) -> Vec<CertificateDer<'static>> {
     rotation.bundle().unwrap().roots().to_vec()
 }
 
-fn own(authority: &Authority) -> CertificateDer<'static> {
+fn root_of(authority: &Authority) -> CertificateDer<'static> {
     authority.bundle().roots()[0].clone()
 }
 
 #[test]
-fn before_anything_was_signed_another_authority_signs_at_once() {
+fn new_authority_signs_at_once_if_nothing_was_issued() {
     let (old, new) = (authority(), authority());
-    let mut rotation = Rotation::new(old, start());
-    assert!(rotation.found(&new, start()));
+    let mut rotation = RootRotation::new(old, start());
+    assert!(rotation.replace_with(&new, start()));
     assert_eq!(*rotation.signing(), new);
-    assert_eq!(roots(&rotation), [own(&new)]);
-    assert!(!rotation.found(&new, start()));
+    assert_eq!(roots(&rotation), [root_of(&new)]);
+    assert!(!rotation.replace_with(&new, start()));
 }
 
 #[test]
-fn a_new_root_is_handed_out_first_and_signs_when_all_that_was_signed_before_has_ended() {
+fn new_root_is_distributed_first_and_signs_when_earlier_certificates_have_expired() {
     let (old, new, t) = (authority(), authority(), start());
-    let mut rotation = Rotation::new(old.clone(), t);
-    rotation.note(t + HOUR * 24);
-    assert!(rotation.found(&new, t + HOUR));
+    let mut rotation = RootRotation::new(old.clone(), t);
+    rotation.record_issued(t + HOUR * 24);
+    assert!(rotation.replace_with(&new, t + HOUR));
     assert_eq!(*rotation.signing(), old);
-    assert_eq!(roots(&rotation), [own(&old), own(&new)]);
+    assert_eq!(roots(&rotation), [root_of(&old), root_of(&new)]);
 
-    // What the old one signs meanwhile comes with the new root, and need not be waited for.
-    rotation.note(t + HOUR * 40);
+    // Certificates that the old authority issues meanwhile come with the new root and do not delay
+    // the second step.
+    rotation.record_issued(t + HOUR * 40);
     assert!(!rotation.advance(t + HOUR * 24 - Duration::from_secs(1)));
     assert!(rotation.advance(t + HOUR * 24));
     assert_eq!(*rotation.signing(), new);
 
-    // But its root is handed out until the last of them has ended.
-    rotation.note(t + HOUR * 48);
-    assert_eq!(roots(&rotation), [own(&old), own(&new)]);
+    // The old root is distributed until the last of them has expired.
+    rotation.record_issued(t + HOUR * 48);
+    assert_eq!(roots(&rotation), [root_of(&old), root_of(&new)]);
     assert!(!rotation.advance(t + HOUR * 40 - Duration::from_secs(1)));
     assert!(rotation.advance(t + HOUR * 40));
-    assert_eq!(roots(&rotation), [own(&new)]);
+    assert_eq!(roots(&rotation), [root_of(&new)]);
 }
 
 #[test]
-fn whoever_puts_the_old_files_back_in_time_changes_nothing_but_the_roots() {
+fn restoring_the_old_files_before_the_new_authority_signs_cancels_the_replacement() {
     let (old, new, t) = (authority(), authority(), start());
-    let mut rotation = Rotation::new(old.clone(), t);
-    rotation.note(t + HOUR);
-    rotation.found(&new, t);
-    assert!(rotation.found(&old, t));
+    let mut rotation = RootRotation::new(old.clone(), t);
+    rotation.record_issued(t + HOUR);
+    rotation.replace_with(&new, t);
+    assert!(rotation.replace_with(&old, t));
     assert!(rotation.next().is_none());
     rotation.advance(t + HOUR);
     assert_eq!(*rotation.signing(), old);
-    assert_eq!(roots(&rotation), [own(&old)]);
+    assert_eq!(roots(&rotation), [root_of(&old)]);
 }
 
 #[test]
-fn a_root_that_comes_back_while_it_is_still_known_signs_at_once() {
+fn returning_authority_signs_at_once_only_if_its_root_is_still_distributed() {
     let (old, new, t) = (authority(), authority(), start());
-    let mut rotation = Rotation::new(old.clone(), t);
-    rotation.note(t + HOUR);
-    rotation.found(&new, t);
+    let mut rotation = RootRotation::new(old.clone(), t);
+    rotation.record_issued(t + HOUR);
+    rotation.replace_with(&new, t);
     assert!(rotation.advance(t + HOUR));
-    rotation.note(t + HOUR * 2);
-    assert!(rotation.found(&old, t + HOUR));
-    // Gone from the list an hour ago: known again only when the last certificate has ended.
+    rotation.record_issued(t + HOUR * 2);
+    assert!(rotation.replace_with(&old, t + HOUR));
+    // Its root was withdrawn at the second step, so it has to propagate again.
     assert_eq!(*rotation.signing(), new);
 
-    let mut rotation = Rotation::new(old.clone(), t);
-    rotation.note(t + HOUR);
-    rotation.found(&new, t);
-    rotation.note(t + HOUR * 3);
+    let mut rotation = RootRotation::new(old.clone(), t);
+    rotation.record_issued(t + HOUR);
+    rotation.replace_with(&new, t);
+    rotation.record_issued(t + HOUR * 3);
     rotation.advance(t + HOUR);
     assert_eq!(*rotation.signing(), new);
-    assert!(rotation.found(&old, t + HOUR));
+    assert!(rotation.replace_with(&old, t + HOUR));
     assert_eq!(*rotation.signing(), old);
-    assert_eq!(roots(&rotation), [own(&old), own(&new)]);
+    assert_eq!(roots(&rotation), [root_of(&old), root_of(&new)]);
 }
 
 #[test]
-fn a_third_authority_waits_for_its_own_root_to_be_known() {
+fn third_authority_signs_when_its_own_root_has_propagated() {
     let (old, new, newest, t) = (authority(), authority(), authority(), start());
-    let mut rotation = Rotation::new(old.clone(), t);
-    rotation.note(t + HOUR);
-    rotation.found(&new, t);
-    rotation.note(t + HOUR * 2);
-    rotation.found(&newest, t + HOUR / 2);
-    assert_eq!(rotation.next().unwrap().1, t + HOUR * 2);
+    let mut rotation = RootRotation::new(old.clone(), t);
+    rotation.record_issued(t + HOUR);
+    rotation.replace_with(&new, t);
+    rotation.record_issued(t + HOUR * 2);
+    rotation.replace_with(&newest, t + HOUR / 2);
+    assert_eq!(rotation.next().unwrap().signs_at, t + HOUR * 2);
     assert_eq!(roots(&rotation).len(), 3);
     rotation.advance(t + HOUR);
     assert_eq!(*rotation.signing(), old);
     rotation.advance(t + HOUR * 2);
     assert_eq!(*rotation.signing(), newest);
-    assert_eq!(roots(&rotation), [own(&newest)]);
+    assert_eq!(roots(&rotation), [root_of(&newest)]);
 }
 
 #[test]
-fn what_is_restored_goes_on_where_it_was_left() {
+fn restored_rotation_continues_where_it_stopped() {
     let (old, new, t) = (authority(), authority(), start());
-    let mut rotation = Rotation::new(old.clone(), t);
-    rotation.note(t + HOUR);
-    rotation.found(&new, t);
-    let (published, end) = (rotation.roots().to_vec(), rotation.last_end());
+    let mut rotation = RootRotation::new(old.clone(), t);
+    rotation.record_issued(t + HOUR);
+    rotation.replace_with(&new, t);
+    let (published, expiry) = (rotation.roots().to_vec(), rotation.latest_expiry());
     drop(rotation);
 
-    let mut rotation = Rotation::restored(old.clone(), published, end);
-    assert!(rotation.found(&new, t + HOUR / 2));
+    let mut rotation = RootRotation::restore(old.clone(), published, expiry);
+    assert!(rotation.replace_with(&new, t + HOUR / 2));
     assert_eq!(*rotation.signing(), old);
-    assert_eq!(rotation.next().unwrap().1, t + HOUR);
+    assert_eq!(rotation.next().unwrap().signs_at, t + HOUR);
     assert_eq!(roots(&rotation).len(), 2);
     assert!(rotation.advance(t + HOUR));
     assert_eq!(*rotation.signing(), new);

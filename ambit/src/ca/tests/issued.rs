@@ -1,4 +1,4 @@
-//! What is signed, and for how long.
+//! Which certificates does the authority issue, and for how long?
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,8 +9,8 @@ use rcgen::{BasicConstraints, DnType, IsCa, KeyUsagePurpose, PublicKeyData, SanT
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{GeneralName, X509Certificate};
 
-use super::super::keeper::pem;
-use super::bench::*;
+use super::super::folder::to_pem;
+use super::fixture::*;
 
 fn der(text: &str) -> rustls_pki_types::CertificateDer<'static> {
     rustls_pki_types::CertificateDer::from_pem_slice(text.as_bytes()).unwrap()
@@ -21,23 +21,23 @@ fn parsed(der: &[u8]) -> X509Certificate<'_> {
 }
 
 #[tokio::test]
-async fn the_daemon_gets_a_certificate_that_openssl_accepts() {
-    let mut bench = Bench::start().await;
-    let client = bench.client();
+async fn issued_certificate_is_accepted_by_openssl() {
+    let mut fixture = Fixture::start().await;
+    let client = fixture.client();
     let ttl = std::time::Duration::from_secs(100);
     let issued = client.issue(&web(), ttl).await.unwrap();
     assert_eq!(issued.chain.len(), 1);
     assert_eq!(client.bundle().borrow().roots().len(), 1);
 
-    let leaf = bench.path("leaf.pem");
-    fs::write(&leaf, pem(&issued.chain[0])).unwrap();
+    let leaf = fixture.path("leaf.pem");
+    fs::write(&leaf, to_pem(&issued.chain[0])).unwrap();
     let mut openssl = Command::new("openssl");
     let verified = openssl
         .args(["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile"])
-        .arg(bench.root_file())
+        .arg(fixture.root_file())
         .arg(&leaf);
-    assert!(printed(verified).contains("OK"));
-    let text = printed(
+    assert!(stdout_of(verified).contains("OK"));
+    let text = stdout_of(
         Command::new("openssl")
             .args(["x509", "-noout", "-text", "-in"])
             .arg(&leaf),
@@ -48,19 +48,19 @@ async fn the_daemon_gets_a_certificate_that_openssl_accepts() {
         "TLS Web Client Authentication",
         "prime256v1",
     ] {
-        assert!(text.contains(line), "{line} in {text}");
+        assert!(text.contains(line), "{line} is not in {text}");
     }
     assert!(
         text.contains("X509v3 Subject Alternative Name: critical"),
         "{text}"
     );
-    bench.stop().await;
+    fixture.stop().await;
 }
 
 #[tokio::test]
-async fn of_a_greedy_request_only_the_key_is_used() {
-    let bench = Bench::start().await;
-    let (token, pair) = (bench.token(), pair());
+async fn only_the_key_of_a_csr_is_used() {
+    let fixture = Fixture::start().await;
+    let (token, pair) = (fixture.token(), key_pair());
     let mut params = rcgen::CertificateParams::new(vec!["kubernetes.default".to_owned()]).unwrap();
     let bank = "spiffe://cluster.local/ns/bank/sa/vault";
     params
@@ -70,12 +70,12 @@ async fn of_a_greedy_request_only_the_key_is_used() {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let csr = params.serialize_request(&pair).unwrap().pem().unwrap();
-    let chain = bench
-        .ask(Ask {
+    let chain = fixture
+        .call(Call {
             token: Some(&token),
             identity: Some(WEB),
             csr: Some(csr),
-            ..Ask::default()
+            ..Call::default()
         })
         .await
         .unwrap();
@@ -94,34 +94,37 @@ async fn of_a_greedy_request_only_the_key_is_used() {
 }
 
 #[tokio::test]
-async fn a_life_is_as_asked_within_the_limits_and_never_longer_than_the_authority_s() {
-    let bench = Bench::start().await;
-    let token = bench.token();
-    for (asked, got) in [(30, 30), (0, 60), (-5, 60), (100_000, 120), (i64::MAX, 120)] {
-        let ask = Ask {
+async fn lifetime_is_within_the_limits_and_that_of_the_authority() {
+    let fixture = Fixture::start().await;
+    let token = fixture.token();
+    for (requested, granted) in [(30, 30), (0, 60), (-5, 60), (100_000, 120), (i64::MAX, 120)] {
+        let call = Call {
             token: Some(&token),
             identity: Some(WEB),
-            seconds: asked,
-            ..Ask::default()
+            seconds: requested,
+            ..Call::default()
         };
-        let chain = bench.ask(ask).await.unwrap();
+        let chain = fixture.call(call).await.unwrap();
         let leaf = der(&chain[0]);
         let end = parsed(&leaf).validity().not_after.timestamp();
         let left = end - time::OffsetDateTime::now_utc().unix_timestamp();
-        assert!((got - 3..=got + 1).contains(&left), "{asked}: {left}");
+        assert!(
+            (granted - 3..=granted + 1).contains(&left),
+            "{requested}: {left}"
+        );
         assert!(parsed(&leaf).serial.bits() > 60);
     }
-    // Ten years less a minute later, its own end is what counts.
-    bench.pass(10 * 365 * 24 * 3600 - 60);
-    let ask = Ask {
+    // One minute before the authority's own certificate expires.
+    fixture.advance_clock(10 * 365 * 24 * 3600 - 60);
+    let call = Call {
         token: Some(&token),
         identity: Some(WEB),
         seconds: 120,
-        ..Ask::default()
+        ..Call::default()
     };
-    let chain = call(bench.channel(), ask).await;
+    let chain = create_certificate(fixture.channel(), call).await;
     let leaf = der(&chain.unwrap()[0]);
-    let root = der(&fs::read_to_string(bench.root_file()).unwrap());
+    let root = der(&fs::read_to_string(fixture.root_file()).unwrap());
     assert_eq!(
         parsed(&leaf).validity().not_after,
         parsed(&root).validity().not_after
@@ -129,33 +132,33 @@ async fn a_life_is_as_asked_within_the_limits_and_never_longer_than_the_authorit
 }
 
 #[tokio::test]
-async fn two_certificates_for_one_key_have_different_serial_numbers() {
-    let bench = Bench::start().await;
-    let (token, request) = (bench.token(), csr(&pair()));
+async fn certificates_for_the_same_key_have_different_serial_numbers() {
+    let fixture = Fixture::start().await;
+    let (token, request) = (fixture.token(), csr(&key_pair()));
     let mut serials = Vec::new();
     for _ in 0..2 {
-        let ask = Ask {
+        let call = Call {
             token: Some(&token),
             csr: Some(request.clone()),
-            ..Ask::default()
+            ..Call::default()
         };
-        let leaf = der(&bench.ask(ask).await.unwrap()[0]);
+        let leaf = der(&fixture.call(call).await.unwrap()[0]);
         serials.push(parsed(&leaf).raw_serial_as_string());
     }
     assert_ne!(serials[0], serials[1]);
 }
 
 #[tokio::test]
-async fn an_answer_ends_with_the_root_and_a_caller_who_names_nobody_gets_itself() {
-    let bench = Bench::start().await;
-    let token = bench.token();
-    let ask = Ask {
+async fn response_ends_with_the_root_and_has_the_callers_identity_by_default() {
+    let fixture = Fixture::start().await;
+    let token = fixture.token();
+    let call = Call {
         token: Some(&token),
-        ..Ask::default()
+        ..Call::default()
     };
-    let chain = bench.ask(ask).await.unwrap();
+    let chain = fixture.call(call).await.unwrap();
     assert_eq!(chain.len(), 2);
-    let root = fs::read_to_string(bench.root_file()).unwrap();
+    let root = fs::read_to_string(fixture.root_file()).unwrap();
     assert_eq!(der(&chain[1]), der(&root));
     let leaf = der(&chain[0]);
     let leaf = parsed(&leaf);
@@ -165,23 +168,23 @@ async fn an_answer_ends_with_the_root_and_a_caller_who_names_nobody_gets_itself(
 }
 
 #[tokio::test]
-async fn what_is_made_at_the_first_start_is_for_its_owner_alone_and_stays() {
-    let mut bench = Bench::start().await;
-    let key = bench.config.dir.join("ca-key.pem");
+async fn created_files_are_private_and_survive_a_restart() {
+    let mut fixture = Fixture::start().await;
+    let key = fixture.config.dir.join("ca-key.pem");
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&key), 0o600);
-    let copies: Vec<_> = walk(&bench.config.state_dir);
+    let copies: Vec<_> = walk(&fixture.config.state_dir);
     assert!(copies.iter().any(|path| path.ends_with("ca-key.pem")));
     for path in copies {
         assert_eq!(mode(&path), 0o600, "{}", path.display());
     }
     let (before, root) = (
         fs::read(&key).unwrap(),
-        fs::read(bench.root_file()).unwrap(),
+        fs::read(fixture.root_file()).unwrap(),
     );
-    bench.restart().await;
+    fixture.restart().await;
     assert_eq!(fs::read(&key).unwrap(), before);
-    assert_eq!(fs::read(bench.root_file()).unwrap(), root);
+    assert_eq!(fs::read(fixture.root_file()).unwrap(), root);
 }
 
 fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
@@ -197,16 +200,16 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[tokio::test]
-async fn the_pages_tell_what_was_signed_and_that_the_authority_is_ready() {
-    let bench = Bench::start().await;
-    let token = bench.token();
-    let good = Ask {
+async fn metrics_count_requests_and_readiness_is_served() {
+    let fixture = Fixture::start().await;
+    let token = fixture.token();
+    let good = Call {
         token: Some(&token),
-        ..Ask::default()
+        ..Call::default()
     };
-    bench.ask(good).await.unwrap();
-    bench.ask(Ask::default()).await.unwrap_err();
-    let metrics = bench.metrics().await;
+    fixture.call(good).await.unwrap();
+    fixture.call(Call::default()).await.unwrap_err();
+    let metrics = fixture.metrics().await;
     for line in [
         "ambit_ca_issued_total 1",
         "ambit_ca_refused_total{reason=\"no_token\"} 1",
@@ -216,14 +219,14 @@ async fn the_pages_tell_what_was_signed_and_that_the_authority_is_ready() {
     ] {
         assert!(
             metrics.lines().any(|found| found == line),
-            "{line} in {metrics}"
+            "{line} is not in {metrics}"
         );
     }
-    let ready = page(bench.running().readiness, "/healthz/ready").await;
+    let ready = page(fixture.running().readiness, "/healthz/ready").await;
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
 }
 
-/// Istio's own way to make the files of `cacerts`, with one more intermediate.
+/// Creates the files of `cacerts` as Istio's documentation does, with one more intermediate.
 const CACERTS: &str = r#"
 set -eu
 ca() { printf 'basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n' > ca.ext; }
@@ -241,36 +244,42 @@ chmod 600 ca-key.pem
 "#;
 
 #[tokio::test]
-async fn files_made_for_istio_are_taken_as_they_are_and_the_whole_chain_is_sent() {
-    let mut bench = Bench::start().await;
-    bench.stop().await;
-    let dir = bench.path("cacerts");
+async fn istio_cacerts_are_used_unchanged_and_the_whole_chain_is_sent() {
+    let mut fixture = Fixture::start().await;
+    fixture.stop().await;
+    let dir = fixture.path("cacerts");
     fs::create_dir(&dir).unwrap();
-    let made = Command::new("bash")
+    let created = Command::new("bash")
         .args(["-c", CACERTS])
         .current_dir(&dir)
         .output();
-    let made = made.unwrap();
+    let created = created.unwrap();
     assert!(
-        made.status.success(),
+        created.status.success(),
         "{}",
-        String::from_utf8_lossy(&made.stderr)
+        String::from_utf8_lossy(&created.stderr)
     );
-    (bench.config.dir, bench.config.state_dir) = (dir.clone(), bench.path("other-state"));
-    bench.start_again().await;
+    (fixture.config.dir, fixture.config.state_dir) = (dir.clone(), fixture.path("other-state"));
+    fixture.start_process().await;
 
-    let client = bench.client();
+    let client = fixture.client();
     let minute = std::time::Duration::from_secs(60);
     let issued = client.issue(&web(), minute).await.unwrap();
     assert_eq!(issued.chain.len(), 3);
     assert_eq!(client.bundle().borrow().roots().len(), 1);
-    let texts: Vec<String> = issued.chain.iter().map(pem).collect();
+    let texts: Vec<String> = issued.chain.iter().map(to_pem).collect();
     fs::write(dir.join("leaf"), &texts[0]).unwrap();
-    fs::write(dir.join("between"), texts[1..].concat()).unwrap();
+    fs::write(dir.join("intermediates"), texts[1..].concat()).unwrap();
     let mut openssl = Command::new("openssl");
     let verify = openssl
         .current_dir(&dir)
         .args(["verify", "-purpose", "sslclient"]);
-    let verify = verify.args(["-CAfile", "root-cert.pem", "-untrusted", "between", "leaf"]);
-    assert!(printed(verify).contains("OK"));
+    let verify = verify.args([
+        "-CAfile",
+        "root-cert.pem",
+        "-untrusted",
+        "intermediates",
+        "leaf",
+    ]);
+    assert!(stdout_of(verify).contains("OK"));
 }

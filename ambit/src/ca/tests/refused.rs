@@ -1,39 +1,42 @@
-//! What is refused, with which code and which reason.
+//! Which requests are refused, with which code and reason?
 
 use std::time::Duration;
 
 use tonic::Code;
 
 use super::super::*;
-use super::bench::*;
+use super::fixture::*;
 
-fn signed_by(key: &TokenKey, audience: &str, change: impl FnOnce(&mut Claims)) -> String {
-    let account = Account::new("istio-system", "ztunnel").unwrap();
+fn signed_by(signer: &TokenSigner, audience: &str, change: impl FnOnce(&mut Claims)) -> String {
+    let account = ServiceAccount::new("istio-system", "ztunnel").unwrap();
     let minute = Duration::from_secs(60);
     let mut claims = Claims::new(&account, audience, minute, vec!["shop/*".to_owned()]);
     change(&mut claims);
-    key.sign(&claims).unwrap()
+    signer.sign(&claims).unwrap()
 }
 
-fn foreign_key(bench: &Bench) -> TokenKey {
-    let (private, public) = (bench.path("other.key"), bench.path("other.pub"));
+fn foreign_signer(fixture: &Fixture) -> TokenSigner {
+    let (private, public) = (fixture.path("other.key"), fixture.path("other.pub"));
     create_keys(&private, &public).unwrap();
-    TokenKey::open(&private).unwrap()
+    TokenSigner::open(&private).unwrap()
 }
 
-impl Bench {
-    async fn refusal(&self, ask: Ask<'_>) -> (Code, String) {
-        let status = self.ask(ask).await.expect_err("it is to be refused");
+impl Fixture {
+    async fn refusal(&self, call: Call<'_>) -> (Code, String) {
+        let status = self
+            .call(call)
+            .await
+            .expect_err("the request must be refused");
         let reason = status.message().split(':').next().unwrap_or_default();
         (status.code(), reason.to_owned())
     }
 }
 
 #[tokio::test]
-async fn whoever_cannot_prove_who_it_is_gets_nothing() {
-    let bench = Bench::start().await;
-    let good = bench.token();
-    let (head, signature) = good.rsplit_once('.').unwrap();
+async fn unauthenticated_callers_are_refused() {
+    let fixture = Fixture::start().await;
+    let valid = fixture.token();
+    let (head, signature) = valid.rsplit_once('.').unwrap();
     let other = if signature.starts_with('A') { "B" } else { "A" };
     let flipped = format!("{head}.{other}{}", &signature[1..]);
     let cases = [
@@ -41,54 +44,53 @@ async fn whoever_cannot_prove_who_it_is_gets_nothing() {
         (Some("nonsense".to_owned()), "token_malformed"),
         (Some(flipped), "token_signature"),
         (
-            Some(signed_by(&foreign_key(&bench), "istio-ca", |_| ())),
+            Some(signed_by(&foreign_signer(&fixture), "istio-ca", |_| ())),
             "token_signature",
         ),
         (
-            Some(signed_by(&bench.key, "somebody-else", |_| ())),
+            Some(signed_by(&fixture.signer, "another-audience", |_| ())),
             "token_audience",
         ),
         (
-            // Shown again after its end.
-            Some(signed_by(&bench.key, "istio-ca", |claims| {
+            Some(signed_by(&fixture.signer, "istio-ca", |claims| {
                 claims.exp -= 120;
             })),
             "token_expired",
         ),
         (
-            Some(signed_by(&bench.key, "istio-ca", |claims| {
+            Some(signed_by(&fixture.signer, "istio-ca", |claims| {
                 claims.sub = "system:node:a".to_owned();
             })),
             "token_claims",
         ),
     ];
     for (token, reason) in cases {
-        let ask = Ask {
+        let call = Call {
             token: token.as_deref(),
             identity: Some(WEB),
-            ..Ask::default()
+            ..Call::default()
         };
-        let refusal = bench.refusal(ask).await;
+        let refusal = fixture.refusal(call).await;
         assert_eq!(refusal, (Code::Unauthenticated, reason.to_owned()));
     }
 }
 
 #[tokio::test]
-async fn a_token_that_holds_now_is_refused_when_it_is_replayed_after_its_end() {
-    let bench = Bench::start().await;
-    // It has ended already, and is taken for as long as clocks may differ.
-    let short = signed_by(&bench.key, "istio-ca", |claims| {
+async fn replayed_token_is_refused_after_its_expiry() {
+    let fixture = Fixture::start().await;
+    // It has expired already, and is accepted for the rest of the leeway.
+    let expiring = signed_by(&fixture.signer, "istio-ca", |claims| {
         claims.exp -= 62;
     });
-    let ask = || Ask {
-        token: Some(&short),
+    let call = || Call {
+        token: Some(&expiring),
         identity: Some(WEB),
-        ..Ask::default()
+        ..Call::default()
     };
-    bench.ask(ask()).await.unwrap();
+    fixture.call(call()).await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     let refused = loop {
-        match bench.ask(ask()).await {
+        match fixture.call(call()).await {
             Err(status) => break status,
             Ok(_) => assert!(tokio::time::Instant::now() < deadline),
         }
@@ -98,9 +100,9 @@ async fn a_token_that_holds_now_is_refused_when_it_is_replayed_after_its_end() {
 }
 
 #[tokio::test]
-async fn whoever_asks_for_another_s_identity_is_told_which_one_was_refused() {
-    let bench = Bench::start().await;
-    let token = bench.token();
+async fn identities_that_the_caller_may_not_impersonate_are_refused_by_name() {
+    let fixture = Fixture::start().await;
+    let token = fixture.token();
     let cases = [
         (
             "spiffe://cluster.local/ns/bank/sa/web",
@@ -130,35 +132,35 @@ async fn whoever_asks_for_another_s_identity_is_told_which_one_was_refused() {
         ),
     ];
     for (identity, code, reason) in cases {
-        let ask = Ask {
+        let call = Call {
             token: Some(&token),
             identity: Some(identity),
-            ..Ask::default()
+            ..Call::default()
         };
         assert_eq!(
-            bench.refusal(ask).await,
+            fixture.refusal(call).await,
             (code, reason.to_owned()),
             "{identity}"
         );
     }
-    let ask = Ask {
+    let call = Call {
         token: Some(&token),
         identity: Some("spiffe://cluster.local/ns/bank/sa/web"),
-        ..Ask::default()
+        ..Call::default()
     };
-    let denied = bench.ask(ask).await.unwrap_err();
+    let denied = fixture.call(call).await.unwrap_err();
     assert!(
         denied
             .message()
-            .contains("istio-system/ztunnel may not speak for bank/web")
+            .contains("istio-system/ztunnel may not impersonate bank/web")
     );
 }
 
 #[tokio::test]
-async fn a_request_that_cannot_be_certified_is_refused() {
-    let bench = Bench::start().await;
-    let token = bench.token();
-    let garbage = [
+async fn invalid_requests_are_refused() {
+    let fixture = Fixture::start().await;
+    let token = fixture.token();
+    let invalid = [
         (String::new(), 0, Code::InvalidArgument, "csr_malformed"),
         (
             "garbage".to_owned(),
@@ -166,7 +168,7 @@ async fn a_request_that_cannot_be_certified_is_refused() {
             Code::InvalidArgument,
             "csr_malformed",
         ),
-        (csr(&pair()), 9, Code::InvalidArgument, "ttl_too_short"),
+        (csr(&key_pair()), 9, Code::InvalidArgument, "ttl_too_short"),
         (
             "x".repeat(20 * 1024),
             0,
@@ -174,40 +176,43 @@ async fn a_request_that_cannot_be_certified_is_refused() {
             "csr_malformed",
         ),
     ];
-    for (csr, seconds, code, reason) in garbage {
-        let ask = Ask {
+    for (csr, seconds, code, reason) in invalid {
+        let call = Call {
             token: Some(&token),
             identity: Some(WEB),
             csr: Some(csr),
             seconds,
         };
-        assert_eq!(bench.refusal(ask).await, (code, reason.to_owned()));
+        assert_eq!(fixture.refusal(call).await, (code, reason.to_owned()));
     }
-    // It is not even read.
-    let huge = Ask {
+    // Larger requests are not read.
+    let huge = Call {
         token: Some(&token),
         csr: Some("x".repeat(1 << 20)),
-        ..Ask::default()
+        ..Call::default()
     };
-    assert_eq!(bench.ask(huge).await.unwrap_err().code(), Code::OutOfRange);
-    let counted = "ambit_ca_refused_total{reason=\"request_too_large\"} 1";
-    assert!(bench.metrics().await.contains(counted));
+    assert_eq!(
+        fixture.call(huge).await.unwrap_err().code(),
+        Code::OutOfRange
+    );
+    let counter = "ambit_ca_refused_total{reason=\"request_too_large\"} 1";
+    assert!(fixture.metrics().await.contains(counter));
 }
 
 #[tokio::test]
-async fn an_authority_that_has_expired_signs_nothing_and_is_not_ready() {
-    let bench = Bench::start().await;
-    let (token, channel) = (bench.token(), bench.channel());
-    let ask = || Ask {
+async fn expired_authority_issues_nothing_and_is_not_ready() {
+    let fixture = Fixture::start().await;
+    let (token, channel) = (fixture.token(), fixture.channel());
+    let call = || Call {
         token: Some(&token),
         identity: Some(WEB),
-        ..Ask::default()
+        ..Call::default()
     };
-    call(channel.clone(), ask()).await.unwrap();
-    bench.pass(11 * 365 * 24 * 3600);
-    let refused = call(channel, ask()).await.unwrap_err();
+    create_certificate(channel.clone(), call()).await.unwrap();
+    fixture.advance_clock(11 * 365 * 24 * 3600);
+    let refused = create_certificate(channel, call()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().starts_with("ca_expired"), "{refused}");
-    let ready = page(bench.running().readiness, "/ready").await;
+    let ready = page(fixture.running().readiness, "/ready").await;
     assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
 }

@@ -1,4 +1,4 @@
-//! Nothing secret is written down.
+//! Secrets are never logged.
 
 use std::fs;
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use mesh::certs::CertificateSource;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::bench::*;
+use super::fixture::*;
 
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -32,7 +32,7 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 #[tokio::test]
-async fn no_token_no_key_and_no_request_is_ever_in_the_log_at_any_level() {
+async fn log_contains_no_token_key_or_csr_at_any_level() {
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
@@ -40,48 +40,48 @@ async fn no_token_no_key_and_no_request_is_ever_in_the_log_at_any_level() {
         .with_writer(lines.clone())
         .finish();
     // The authority and its callers run on this thread.
-    let _logged = tracing::subscriber::set_default(subscriber);
-    let mut bench = Bench::start().await;
-    let client = bench.client();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut fixture = Fixture::start().await;
+    let client = fixture.client();
     let ttl = std::time::Duration::from_secs(60);
-    // What another test logs for the first time at this moment may count as wanted by nobody, and
-    // would stay so.
+    // A callsite that another test registers at the same time may be cached as disabled; the rebuild
+    // enables it.
     client.issue(&web(), ttl).await.unwrap();
     tracing::callsite::rebuild_interest_cache();
     let issued = client.issue(&web(), ttl).await.unwrap();
-    let (good, request) = (bench.token(), csr(&pair()));
-    let bad = good.replace('e', "f");
+    let (valid, request) = (fixture.token(), csr(&key_pair()));
+    let invalid = valid.replace('e', "f");
     for (token, identity) in [
-        (&good, WEB),
-        (&bad, WEB),
-        (&good, "spiffe://cluster.local/ns/bank/sa/vault"),
+        (&valid, WEB),
+        (&invalid, WEB),
+        (&valid, "spiffe://cluster.local/ns/bank/sa/vault"),
     ] {
-        let ask = Ask {
+        let call = Call {
             token: Some(token),
             identity: Some(identity),
             csr: Some(request.clone()),
-            ..Ask::default()
+            ..Call::default()
         };
-        let _ = bench.ask(ask).await;
+        let _ = fixture.call(call).await;
     }
-    let (dir, config) = (bench.folder.path().to_owned(), bench.config.clone());
-    bench.stop().await;
+    let (dir, config) = (fixture.folder.path().to_owned(), fixture.config.clone());
+    fixture.stop().await;
 
     let log = String::from_utf8_lossy(&lines.0.lock().unwrap()).into_owned();
-    for told in [
+    for line in [
         "outcome=\"issued\"",
         "outcome=\"refused\"",
         "reason=\"not_allowed\"",
         WEB,
     ] {
-        assert!(log.contains(told), "{told} in {log}");
+        assert!(log.contains(line), "{line} is not in {log}");
     }
     let base64 = |text: &str| text.lines().nth(1).unwrap().to_owned();
     let file = |path: std::path::PathBuf| fs::read_to_string(path).unwrap();
     let mut secrets = vec![
-        good.clone(),
-        bad.clone(),
-        good.rsplit_once('.').unwrap().1.to_owned(),
+        valid.clone(),
+        invalid.clone(),
+        valid.rsplit_once('.').unwrap().1.to_owned(),
         base64(&request),
         base64(&file(config.dir.join("ca-key.pem"))),
         base64(&file(dir.join("token.key"))),

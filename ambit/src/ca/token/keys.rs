@@ -1,4 +1,4 @@
-//! The files of the keys by which tokens are signed and checked.
+//! Key files of tokens: how a key pair is created, and how private and public keys are read.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,55 +13,55 @@ use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 use zeroize::{Zeroize, Zeroizing};
 
-/// A few, while one replaces another: each is tried on every token.
-const KEYS_MOST: usize = 8;
-const FILE_MOST: u64 = 64 * 1024;
+/// Several keys are in the file while one replaces another. Each is tried on every token.
+const MAX_KEYS: usize = 8;
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// Why a file of keys cannot be used.
+/// Why a key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// It cannot be read or written.
-    #[error("cannot use the key file {file}")]
-    File {
-        /// Which.
+    /// The file cannot be read or written.
+    #[error("cannot read or write the key file {file}")]
+    Io {
+        /// The file.
         file: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Others could sign tokens for any workload.
-    #[error("{file} may be read by others (mode {mode:o}); chmod 600 it")]
-    Open {
-        /// Which.
+    /// Others can read the file, and could sign tokens for any workload.
+    #[error("{file} can be read by others (mode {mode:o}); chmod 600 it")]
+    Permissions {
+        /// The file.
         file: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// It does not hold what it should.
+    /// The content is not the expected key.
     #[error("{file} {message}")]
     Content {
-        /// Which.
+        /// The file.
         file: PathBuf,
         /// For the operator.
         message: String,
     },
 }
 
-/// Makes a pair of keys for tokens: PKCS#8 and SubjectPublicKeyInfo, PEM. Overwrites neither file.
+/// Creates a key pair for tokens: PKCS#8 and SubjectPublicKeyInfo, PEM. Never overwrites a file.
 ///
 /// # Errors
-/// Fails if a file exists already, or cannot be written.
+/// Fails if one of the files exists already or cannot be written.
 pub fn create_keys(private: &Path, public: &Path) -> Result<(), KeyFileError> {
     let content = |message: String| KeyFileError::Content {
         file: private.to_owned(),
         message,
     };
     let mut pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-        .map_err(|error| content(format!("cannot be made: {error}")))?;
-    let (secret, shown) = (Zeroizing::new(pair.serialize_pem()), pair.public_key_pem());
+        .map_err(|error| content(format!("cannot be created: {error}")))?;
+    let (private_pem, public_pem) = (Zeroizing::new(pair.serialize_pem()), pair.public_key_pem());
     pair.zeroize();
-    write_new(private, secret.as_bytes(), 0o600)?;
-    write_new(public, shown.as_bytes(), 0o644)
+    write_new(private, private_pem.as_bytes(), 0o600)?;
+    write_new(public, public_pem.as_bytes(), 0o644)
 }
 
 fn write_new(file: &Path, content: &[u8], mode: u32) -> Result<(), KeyFileError> {
@@ -71,28 +71,30 @@ fn write_new(file: &Path, content: &[u8], mode: u32) -> Result<(), KeyFileError>
         file.write_all(content)?;
         file.sync_all()
     });
-    written.map_err(|source| KeyFileError::File {
+    written.map_err(|source| KeyFileError::Io {
         file: file.to_owned(),
         source,
     })
 }
 
-pub(super) fn private(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+/// Reads a private key in PKCS#8.
+pub(super) fn read_private(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
     let (text, mode) = read(file)?;
     if mode & 0o077 != 0 {
-        return Err(KeyFileError::Open {
+        return Err(KeyFileError::Permissions {
             file: file.to_owned(),
             mode: mode & 0o777,
         });
     }
     let key = PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(|_| KeyFileError::Content {
         file: file.to_owned(),
-        message: "holds no private key as PKCS#8 in PEM".to_owned(),
+        message: "has no private key as PKCS#8 in PEM".to_owned(),
     })?;
     Ok(Zeroizing::new(key.secret_pkcs8_der().to_vec()))
 }
 
-pub(super) fn public(file: &Path) -> Result<Vec<DecodingKey>, KeyFileError> {
+/// Reads the public keys of a file.
+pub(super) fn read_public(file: &Path) -> Result<Vec<DecodingKey>, KeyFileError> {
     let (text, _) = read(file)?;
     let content = |message: &str| KeyFileError::Content {
         file: file.to_owned(),
@@ -100,20 +102,20 @@ pub(super) fn public(file: &Path) -> Result<Vec<DecodingKey>, KeyFileError> {
     };
     let mut keys = Vec::new();
     for key in SubjectPublicKeyInfoDer::pem_slice_iter(&text) {
-        let key = key.map_err(|_| content("is no PEM"))?;
+        let key = key.map_err(|_| content("is not PEM"))?;
         let point =
-            point(&key).ok_or_else(|| content("holds a public key that is not of P-256"))?;
+            p256_point(&key).ok_or_else(|| content("has a public key that is not of P-256"))?;
         keys.push(DecodingKey::from_ec_der(&point));
     }
     match keys.len() {
-        0 => Err(content("holds no public key in PEM")),
-        1..=KEYS_MOST => Ok(keys),
-        _ => Err(content("holds too many public keys")),
+        0 => Err(content("has no public key in PEM")),
+        1..=MAX_KEYS => Ok(keys),
+        _ => Err(content("has too many public keys")),
     }
 }
 
-/// The point of a public key of P-256.
-fn point(key: &[u8]) -> Option<Vec<u8>> {
+/// The curve point of a P-256 public key.
+fn p256_point(key: &[u8]) -> Option<Vec<u8>> {
     let (rest, key) = SubjectPublicKeyInfo::from_der(key).ok()?;
     let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
     let p256 = key.algorithm.algorithm == x509_parser::oid_registry::OID_KEY_TYPE_EC_PUBLIC_KEY
@@ -121,15 +123,16 @@ fn point(key: &[u8]) -> Option<Vec<u8>> {
     (rest.is_empty() && p256).then(|| key.subject_public_key.data.to_vec())
 }
 
+/// The content of a file and its permission bits.
 fn read(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), KeyFileError> {
     let read = || {
         let file = File::open(path)?;
         let mode = file.metadata()?.permissions().mode();
         let mut text = Zeroizing::new(Vec::new());
-        file.take(FILE_MOST).read_to_end(&mut text)?;
+        file.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
         Ok((text, mode))
     };
-    read().map_err(|source| KeyFileError::File {
+    read().map_err(|source| KeyFileError::Io {
         file: path.to_owned(),
         source,
     })

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ambit::ca::{Account, Claims, TokenKey};
+use ambit::ca::{Claims, ServiceAccount, TokenSigner};
 use anyhow::{Context, Result};
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -81,7 +81,7 @@ impl Csr {
 /// `account` is not `namespace/name`.
 pub fn token_claims(account: &str, impersonate: &[&str]) -> Result<Claims> {
     let (namespace, name) = account.split_once('/').context("namespace/name")?;
-    let account = Account::new(namespace, name).context("a service account")?;
+    let account = ServiceAccount::new(namespace, name).context("a service account")?;
     let impersonate = impersonate.iter().map(|one| (*one).to_owned()).collect();
     let hour = Duration::from_secs(3600);
     Ok(Claims::new(&account, "istio-ca", hour, impersonate))
@@ -92,7 +92,7 @@ pub fn token_claims(account: &str, impersonate: &[&str]) -> Result<Claims> {
 /// # Errors
 /// The file holds no key.
 pub fn sign_token(key: &Path, claims: &Claims) -> Result<String> {
-    let key = TokenKey::open(key).context("token key")?;
+    let key = TokenSigner::open(key).context("token key")?;
     key.sign(claims).context("sign the token")
 }
 

@@ -1,4 +1,4 @@
-//! An authority that serves, and callers of every kind.
+//! A running authority, and its callers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,27 +30,26 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::super::*;
-use crate::ca::config::Limits;
 
-/// Shorter than what anybody would want, so that tests see every limit.
-pub(super) const LIMITS: Limits = Limits {
-    min_ttl: Duration::from_secs(10),
-    default_ttl: Duration::from_secs(60),
-    max_ttl: Duration::from_secs(120),
+/// Short enough for tests to reach every limit.
+pub(super) const TTL_LIMITS: TtlLimits = TtlLimits {
+    min: Duration::from_secs(10),
+    default: Duration::from_secs(60),
+    max: Duration::from_secs(120),
 };
 
-pub(super) struct Bench {
+pub(super) struct Fixture {
     pub(super) folder: TempDir,
     pub(super) config: CaConfig,
-    serving: Option<Running>,
-    pub(super) key: TokenKey,
-    /// By how many seconds the authority's clock is ahead.
-    pub(super) ahead: Arc<AtomicU64>,
+    running: Option<Running>,
+    pub(super) signer: TokenSigner,
+    /// Seconds that the authority's clock is ahead.
+    clock_offset: Arc<AtomicU64>,
 }
 
-/// One call; what is not set is as it should be.
+/// The arguments of one call. The defaults are valid.
 #[derive(Default)]
-pub(super) struct Ask<'a> {
+pub(super) struct Call<'a> {
     pub(super) token: Option<&'a str>,
     pub(super) identity: Option<&'a str>,
     pub(super) csr: Option<String>,
@@ -63,7 +62,7 @@ pub(super) fn web() -> SpiffeId {
     WEB.parse().unwrap()
 }
 
-impl Bench {
+impl Fixture {
     pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
@@ -76,7 +75,7 @@ impl Bench {
             audience: "istio-ca".to_owned(),
             trust_domain: "cluster.local".parse().unwrap(),
             names: vec![rcgen::SanType::IpAddress(any.ip())],
-            limits: LIMITS,
+            ttl_limits: TTL_LIMITS,
             listen: any,
             metrics: any,
             readiness: any,
@@ -86,36 +85,40 @@ impl Bench {
                 filter: "info".to_owned(),
             },
         };
-        let ahead = Arc::<AtomicU64>::default();
+        let clock_offset = Arc::<AtomicU64>::default();
         Self {
-            serving: Some(start(&config, clock(&ahead)).await.unwrap()),
-            key: TokenKey::open(&path("token.key")).unwrap(),
+            running: Some(start(&config, clock(&clock_offset)).await.unwrap()),
+            signer: TokenSigner::open(&path("token.key")).unwrap(),
             config,
             folder,
-            ahead,
+            clock_offset,
         }
     }
 
-    /// Ends as with SIGTERM.
+    /// Stops as on SIGTERM.
     pub(super) async fn stop(&mut self) {
-        if let Some(running) = self.serving.take() {
+        if let Some(running) = self.running.take() {
             self.config.listen = running.address;
             running.stop().await;
         }
     }
 
-    /// The same folders and the same address, another process.
-    pub(super) async fn start_again(&mut self) {
-        self.serving = Some(start(&self.config, clock(&self.ahead)).await.unwrap());
+    /// Starts with the same folders and the same address.
+    pub(super) async fn start_process(&mut self) {
+        self.running = Some(
+            start(&self.config, clock(&self.clock_offset))
+                .await
+                .unwrap(),
+        );
     }
 
     pub(super) async fn restart(&mut self) {
         self.stop().await;
-        self.start_again().await;
+        self.start_process().await;
     }
 
     pub(super) fn running(&self) -> &Running {
-        self.serving.as_ref().unwrap()
+        self.running.as_ref().unwrap()
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -126,16 +129,16 @@ impl Bench {
         self.config.dir.join("root-cert.pem")
     }
 
-    pub(super) fn pass(&self, seconds: u64) {
-        self.ahead.fetch_add(seconds, Ordering::Relaxed);
+    pub(super) fn advance_clock(&self, seconds: u64) {
+        self.clock_offset.fetch_add(seconds, Ordering::Relaxed);
     }
 
-    /// A node's token: for everybody in the namespace `shop`.
+    /// A node's token, which may impersonate every account in the namespace `shop`.
     pub(super) fn token(&self) -> String {
-        token(&self.key)
+        token(&self.signer)
     }
 
-    /// The client of the daemon.
+    /// The client that ztunnel uses.
     pub(super) fn client(&self) -> IstioCa {
         std::fs::write(self.path("token"), self.token()).unwrap();
         let address = self.running().address.to_string();
@@ -162,8 +165,8 @@ impl Bench {
         Endpoint::from_static("http://ca").connect_with_connector_lazy(connector)
     }
 
-    pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Vec<String>, Status> {
-        call(self.channel(), ask).await
+    pub(super) async fn call(&self, call: Call<'_>) -> Result<Vec<String>, Status> {
+        create_certificate(self.channel(), call).await
     }
 
     pub(super) async fn metrics(&self) -> String {
@@ -171,50 +174,54 @@ impl Bench {
     }
 }
 
-pub(super) fn token(key: &TokenKey) -> String {
-    let account = Account::new("istio-system", "ztunnel").unwrap();
+pub(super) fn token(signer: &TokenSigner) -> String {
+    let account = ServiceAccount::new("istio-system", "ztunnel").unwrap();
     let hours = Duration::from_secs(4 * 3600);
     let claims = Claims::new(&account, "istio-ca", hours, vec!["shop/*".to_owned()]);
-    key.sign(&claims).unwrap()
+    signer.sign(&claims).unwrap()
 }
 
-/// The body of a page for operators.
+/// The response to a GET request, head included.
 pub(super) async fn page(address: SocketAddr, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    response
 }
 
-pub(super) async fn call(channel: Channel, ask: Ask<'_>) -> Result<Vec<String>, Status> {
+/// The certificate chain of a response.
+pub(super) async fn create_certificate(
+    channel: Channel,
+    call: Call<'_>,
+) -> Result<Vec<String>, Status> {
     let mut client = IstioCertificateServiceClient::new(channel);
-    let answer = client.create_certificate(request(ask)).await?;
-    Ok(answer.into_inner().cert_chain)
+    let response = client.create_certificate(request(call)).await?;
+    Ok(response.into_inner().cert_chain)
 }
 
-pub(super) fn request(ask: Ask<'_>) -> Request<IstioCertificateRequest> {
-    let fields = ask.identity.map(|identity| {
+pub(super) fn request(call: Call<'_>) -> Request<IstioCertificateRequest> {
+    let fields = call.identity.map(|identity| {
         let value = Value {
             kind: Some(Kind::StringValue(identity.to_owned())),
         };
         [("ImpersonatedIdentity".to_owned(), value)].into()
     });
     let mut request = Request::new(IstioCertificateRequest {
-        csr: ask.csr.unwrap_or_else(|| csr(&pair())),
-        validity_duration: ask.seconds,
+        csr: call.csr.unwrap_or_else(|| csr(&key_pair())),
+        validity_duration: call.seconds,
         metadata: fields.map(|fields| Struct { fields }),
     });
-    if let Some(token) = ask.token {
+    if let Some(token) = call.token {
         let bearer = format!("Bearer {token}").parse().unwrap();
         request.metadata_mut().insert("authorization", bearer);
     }
     request
 }
 
-pub(super) fn pair() -> KeyPair {
+pub(super) fn key_pair() -> KeyPair {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
 }
 
@@ -223,8 +230,8 @@ pub(super) fn csr(pair: &KeyPair) -> String {
     request.unwrap().pem().unwrap()
 }
 
-/// What a command prints, if it succeeds.
-pub(super) fn printed(command: &mut Command) -> String {
+/// The output of a command that must succeed.
+pub(super) fn stdout_of(command: &mut Command) -> String {
     let output = command.output().expect("the command is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -232,9 +239,9 @@ pub(super) fn printed(command: &mut Command) -> String {
     text
 }
 
-fn clock(ahead: &Arc<AtomicU64>) -> mesh::certs::Clock {
-    let ahead = ahead.clone();
-    Arc::new(move || SystemTime::now() + Duration::from_secs(ahead.load(Ordering::Relaxed)))
+fn clock(offset: &Arc<AtomicU64>) -> mesh::certs::Clock {
+    let offset = offset.clone();
+    Arc::new(move || SystemTime::now() + Duration::from_secs(offset.load(Ordering::Relaxed)))
 }
 
 #[derive(Clone)]
