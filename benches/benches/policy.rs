@@ -1,23 +1,23 @@
-//! What policies cost.
+//! The cost of policies: for a new connection, and of compiling them.
 //!
-//! `cargo bench -p benches` tells all of it. `cargo bench -p benches -- only CASE COUNT` does one
-//! case so many times and tells nothing, for a profiler or an instruction counter. The cases are
-//! `none` (a cluster without policies), `unselected`, and `selected-1`, `selected-10` and
-//! `selected-100`, by so many policies.
+//! `cargo bench -p benches` prints everything. `cargo bench -p benches -- only CASE COUNT` runs one
+//! case COUNT times and prints nothing, for a profiler or an instruction counter. Cases: `none` (a
+//! cluster without policies), `unselected` (by any policy), and `selected-1`, `selected-10`,
+//! `selected-100` (by that many policies).
 #![expect(
     clippy::expect_used,
-    reason = "a benchmark that cannot be set up has nothing to tell"
+    reason = "a benchmark that cannot be set up has no result"
 )]
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use benches::cluster::{
-    CLIENT, POLICIES, Pod, Policies, SELECTED_BY, STRANGER, UNSELECTED, WORKLOADS, manifests,
-    objects, one_more, params,
+    CLIENT, OTHER_CLIENT, POLICIES, Pod, Policies, SELECTED_BY, UNSELECTED, WORKLOADS,
+    additional_policy, manifests, objects, params,
 };
 use benches::connection::Connection;
-use benches::{Contender, Times, race};
+use benches::{Case, Times, measure};
 use mesh::objects::parse;
 use mesh::{Store, compile};
 
@@ -31,8 +31,8 @@ fn main() {
         arguments.next(),
         arguments.next(),
     ) {
-        (None, ..) => tell_all(),
-        (Some("only"), Some(case), Some(count)) => only(&case, &count),
+        (None, ..) => run_all(),
+        (Some("only"), Some(case), Some(count)) => run_one(&case, &count),
         _ => {
             eprintln!("usage: policy [only CASE COUNT]");
             std::process::exit(64);
@@ -40,60 +40,60 @@ fn main() {
     }
 }
 
-fn tell_all() {
+fn run_all() {
     println!("{WORKLOADS} workloads, {POLICIES} policies, {UNSELECTED} workloads selected by none");
-    let none = built("without policies", Policies::None);
-    // What it differs by from the first tells what a difference is worth.
-    let control = built("without policies, a second time", Policies::None);
+    let none = build("without policies", Policies::None);
+    // The difference between two equal clusters is the error of the measurement.
+    let control = build("without policies, a second time", Policies::None);
     for (kind, policies) in [
         ("AuthorizationPolicy", Policies::Authorization),
         ("NetworkPolicy", Policies::Network),
     ] {
-        let with = built(kind, policies);
+        let with = build(kind, policies);
         println!(
             "\n{kind}: a new connection (model, both workloads, policies), {ROUNDS} rounds of {OPERATIONS}"
         );
-        let contenders = contenders(&none, &control, &with);
-        table(&race(contenders, ROUNDS, OPERATIONS));
+        let cases = cases(&none, &control, &with);
+        print_table(&measure(cases, ROUNDS, OPERATIONS));
         println!();
     }
 }
 
-fn contenders<'a>(none: &'a Store, control: &'a Store, with: &'a Store) -> Vec<Contender<'a>> {
-    let mut contenders = vec![
+fn cases<'a>(none: &'a Store, control: &'a Store, with: &'a Store) -> Vec<Case<'a>> {
+    let mut cases = vec![
         unselected("no policy in the cluster", none),
         unselected("no policy, another cluster", control),
         unselected("selected by none", with),
     ];
     for (n, count) in SELECTED_BY.into_iter().enumerate() {
-        contenders.push(contender(
+        cases.push(case(
             &format!("selected by {count}, the last admits"),
             with,
             vec![Connection::new(with, CLIENT, Pod(n))],
         ));
-        contenders.push(contender(
+        cases.push(case(
             &format!("selected by {count}, none admits"),
             with,
-            vec![Connection::new(with, STRANGER, Pod(n))],
+            vec![Connection::new(with, OTHER_CLIENT, Pod(n))],
         ));
     }
-    contenders
+    cases
 }
 
-fn unselected<'a>(name: &str, store: &'a Store) -> Contender<'a> {
+fn unselected<'a>(name: &str, store: &'a Store) -> Case<'a> {
     let connect = |to| Connection::new(store, CLIENT, to);
-    contender(name, store, Pod::unselected().map(connect).collect())
+    case(name, store, Pod::unselected().map(connect).collect())
 }
 
-fn contender<'a>(name: &str, store: &'a Store, connections: Vec<Connection>) -> Contender<'a> {
+fn case<'a>(name: &str, store: &'a Store, connections: Vec<Connection>) -> Case<'a> {
     let mut next = 0;
-    Contender::new(name, move || {
+    Case::new(name, move || {
         black_box(connections[next].is_allowed(store));
         next = (next + 1) % connections.len();
     })
 }
 
-fn table(times: &[Times]) {
+fn print_table(times: &[Times]) {
     let first = times[0].median();
     for time in times {
         println!(
@@ -107,9 +107,9 @@ fn table(times: &[Times]) {
     }
 }
 
-/// Builds the cluster and tells how long each step took: the first time, when every policy is read,
+/// Builds the cluster and prints the time of each step: the first time, when every policy is read,
 /// and again, as after a change of one object.
-fn built(name: &str, policies: Policies) -> Store {
+fn build(name: &str, policies: Policies) -> Store {
     let manifests = manifests(policies);
     let megabytes = manifests.len() as f64 / 1e6;
     println!("{name}: {megabytes:.1} MB of manifests");
@@ -122,7 +122,7 @@ fn built(name: &str, policies: Policies) -> Store {
         let (model, problems) = timed(compiling, || compile(&objects, &params()));
         timed(applying, || store.apply(model, problems));
     }
-    if let Some(policy) = one_more(policies) {
+    if let Some(policy) = additional_policy(policies) {
         let more = parse(&"more.yaml".into(), policy.as_bytes());
         let mut objects = objects;
         for (object, origin) in more.objects {
@@ -144,7 +144,7 @@ fn timed<T>(step: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn only(case: &str, count: &str) {
+fn run_one(case: &str, count: &str) {
     let count: u32 = count.parse().expect("COUNT is a number");
     let policies = match case {
         "none" => Policies::None,
@@ -157,7 +157,7 @@ fn only(case: &str, count: &str) {
         None => Pod(WORKLOADS - 1),
         Some(by) => {
             let by = SELECTED_BY.iter().position(|count| count.to_string() == by);
-            Pod(by.expect("a CASE that there is"))
+            Pod(by.expect("CASE is one of those in the module documentation"))
         }
     };
     let connection = Connection::new(&store, CLIENT, to);

@@ -1,4 +1,4 @@
-//! A cluster of many workloads and many policies, as manifests.
+//! The cluster that is measured: many workloads and many policies, as manifests.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,38 +8,39 @@ use mesh::{Model, Params, Workload};
 use serde_json::{Value, json};
 use spiffe::TrustDomain;
 
-/// Pods in all.
+/// Number of pods.
 pub const WORKLOADS: usize = 1_000;
-/// Policies in all, where there are any.
+/// Number of policies, in a cluster that has any.
 pub const POLICIES: usize = 10_000;
-/// So many pods are selected by no policy.
+/// Number of pods that no policy selects.
 pub const UNSELECTED: usize = 100;
-/// Pods that are selected by exactly so many policies; the last of them by name admits [`CLIENT`].
+/// The first pods are selected by exactly this many policies each. The last of a pod's policies by
+/// name admits [`CLIENT`].
 pub const SELECTED_BY: [usize; 3] = [1, 10, 100];
-/// The application's port of every pod.
+/// Application port of every pod.
 pub const PORT: u16 = 8080;
 
 const NAMESPACES: usize = 20;
 
-/// Whether the cluster has policies, and of which kind.
+/// The kind of the cluster's policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policies {
-    /// None.
+    /// No policies.
     None,
-    /// As many AuthorizationPolicies as [`POLICIES`] says.
+    /// [`POLICIES`] AuthorizationPolicies.
     Authorization,
-    /// As many NetworkPolicies.
+    /// [`POLICIES`] NetworkPolicies.
     Network,
 }
 
-/// A pod of the cluster by its number.
+/// A pod of the cluster, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pod(pub usize);
 
-/// The pod that the policies of the pods of [`SELECTED_BY`] admit.
+/// The pod that the policies of the first pods admit.
 pub const CLIENT: Pod = Pod(SELECTED_BY.len());
 /// A pod that they do not admit.
-pub const STRANGER: Pod = Pod(SELECTED_BY.len() + 1);
+pub const OTHER_CLIENT: Pod = Pod(SELECTED_BY.len() + 1);
 
 impl Pod {
     /// The pods that no policy selects.
@@ -63,7 +64,7 @@ impl Pod {
         Ipv4Addr::new(10, 244, high, low).into()
     }
 
-    /// As AuthorizationPolicies name it: without `spiffe://`.
+    /// The principal in AuthorizationPolicies: the identity without `spiffe://`.
     pub fn principal(self) -> String {
         format!("cluster.local/ns/{}/sa/{}", self.namespace(), self.name())
     }
@@ -72,13 +73,13 @@ impl Pod {
     ///
     /// # Panics
     ///
-    /// The model is of another cluster.
+    /// If the model is of another cluster.
     pub fn workload(self, model: &Model) -> &Workload {
         let workload = model.workload_by_ip(self.ip());
         workload.expect("every pod of the cluster is in the model")
     }
 
-    fn document(self) -> Value {
+    fn manifest(self) -> Value {
         let (name, namespace) = (self.name(), self.namespace());
         json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -101,21 +102,21 @@ pub fn manifests(policies: Policies) -> String {
         json!({"apiVersion": "v1", "kind": "Namespace",
                "metadata": {"name": name, "labels": {"team": name}}})
     });
-    let pods = (0..WORKLOADS).map(|n| Pod(n).document());
+    let pods = (0..WORKLOADS).map(|n| Pod(n).manifest());
     let policies = selected_pods(policies)
         .into_iter()
         .enumerate()
         .filter_map(|(n, (pod, last))| policy(policies, n, pod, last));
     let mut text = String::new();
     for document in namespaces.chain(pods).chain(policies) {
-        // Writing to a text cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "---\n{document}\n");
     }
     text
 }
 
-/// One policy more of this kind, if it is one; it selects [`CLIENT`].
-pub fn one_more(policies: Policies) -> Option<String> {
+/// The manifest of one more policy of this kind, which selects [`CLIENT`].
+pub fn additional_policy(policies: Policies) -> Option<String> {
     policy(policies, POLICIES, CLIENT, false).map(|document| document.to_string())
 }
 
@@ -127,7 +128,7 @@ fn policy(policies: Policies, n: usize, pod: Pod, admits_client: bool) -> Option
     }
 }
 
-/// For each policy the pod it selects, and whether it is the last of a pod of [`SELECTED_BY`].
+/// For each policy, the pod that it selects and whether it admits [`CLIENT`].
 fn selected_pods(policies: Policies) -> Vec<(Pod, bool)> {
     if policies == Policies::None {
         return Vec::new();
@@ -142,11 +143,11 @@ fn selected_pods(policies: Policies) -> Vec<(Pod, bool)> {
     pods
 }
 
-/// A policy in one of the forms of Istio's guides: callers by identity, callers by namespace, and a
-/// DENY by address and port. Those of the pods of [`SELECTED_BY`] are all of the first form.
+/// A policy in one of three forms from Istio's guides: ALLOW by identity, ALLOW by namespace, DENY by
+/// address and namespace. The policies of the first pods are all of the first form.
 fn authorization(n: usize, pod: Pod, admits_client: bool) -> Value {
     let mut principals: Vec<String> = (0..4)
-        .map(|i| Pod(STRANGER.0 + 1 + (n + i * 37) % 500).principal())
+        .map(|i| Pod(OTHER_CLIENT.0 + 1 + (n + i * 37) % 500).principal())
         .collect();
     if admits_client {
         principals.push(CLIENT.principal());
@@ -178,7 +179,7 @@ fn network(n: usize, pod: Pod, admits_client: bool) -> Value {
                "namespaceSelector": {"matchLabels": {"team": pod.namespace()}}})
     };
     let mut peers: Vec<Value> = (0..4)
-        .map(|i| peer(Pod(STRANGER.0 + 1 + (n + i * 37) % 500)))
+        .map(|i| peer(Pod(OTHER_CLIENT.0 + 1 + (n + i * 37) % 500)))
         .collect();
     if admits_client {
         peers.push(peer(CLIENT));
@@ -191,11 +192,11 @@ fn network(n: usize, pod: Pod, admits_client: bool) -> Value {
     })
 }
 
-/// The objects of some manifests.
+/// Parses manifests.
 ///
 /// # Panics
 ///
-/// A manifest is broken.
+/// If a manifest is invalid.
 pub fn objects(manifests: &str) -> Objects {
     let parsed = parse(&"cluster.yaml".into(), manifests.as_bytes());
     assert!(parsed.errors.is_empty(), "{:?}", parsed.errors.first());
@@ -207,8 +208,8 @@ pub fn objects(manifests: &str) -> Objects {
     objects
 }
 
-/// How the cluster is compiled.
+/// The parameters of the cluster.
 pub fn params() -> Params {
     let trust_domain = TrustDomain::new("cluster.local");
-    Params::new(trust_domain.expect("a constant that is a trust domain"))
+    Params::new(trust_domain.expect("the constant is a trust domain"))
 }

@@ -1,4 +1,4 @@
-//! What a new connection asks of the store.
+//! The decision about one inbound connection: every read of the store that it needs.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,7 @@ use spiffe::SpiffeId;
 
 use crate::cluster::{PORT, Pod};
 
-/// A connection from one pod to another one.
+/// A connection from one pod to another.
 #[derive(Clone, Debug)]
 pub struct Connection {
     source: SpiffeId,
@@ -17,11 +17,11 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that exists in this store's model.
+    /// A connection between two pods of the store's model.
     ///
     /// # Panics
     ///
-    /// The model is of another cluster.
+    /// If the model is of another cluster.
     pub fn new(store: &Store, from: Pod, to: Pod) -> Self {
         let model = store.load();
         let (from, to) = (from.workload(&model), to.workload(&model));
@@ -33,16 +33,18 @@ impl Connection {
         }
     }
 
-    /// All that the receiving daemon asks before it lets the connection in: today's model, both
-    /// workloads, and the policies.
+    /// Makes the decision of the receiving daemon: loads the model, looks up both workloads, and
+    /// evaluates the policies.
     ///
     /// # Panics
     ///
-    /// The store is of another cluster.
+    /// If the store is of another cluster.
     #[inline(never)]
     pub fn is_allowed(&self, store: &Store) -> bool {
         let model = store.load();
-        let workload = model.workload(&self.uid).expect("it was there before");
+        let workload = model
+            .workload(&self.uid)
+            .expect("the workload is in the model");
         let source = model
             .workload_by_ip(self.source_ip)
             .filter(|source| source.identity == self.source);

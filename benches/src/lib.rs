@@ -1,19 +1,18 @@
-//! What the mesh costs, measured side by side.
+//! Benchmarks of the mesh's decisions.
 //!
-//! A time by itself says little: it changes with the machine and with whoever else is on it. So
-//! everything here is a ratio within one run, of contenders that take turns ([`race`]). What can be
-//! counted is counted instead, and is a test: allocations do not depend on the machine.
+//! An absolute time depends on the machine and its load. Benchmarks here therefore report ratios of
+//! cases that run in turns ([`measure`]). Allocations do not depend on the machine: tests count them.
 //!
-//! * `make bench`: what policies cost a new connection, and what compiling them costs.
-//! * `tests/policy.rs`: that a workload that no policy selects does not pay for those of the others.
+//! * `make bench`: the cost of policies for a new connection, and of compiling them.
+//! * `tests/policy.rs`: policies cost nothing for workloads that they do not select.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::expect_used,
-    reason = "a benchmark that cannot be set up has nothing to tell"
+    reason = "a benchmark that cannot be set up has no result"
 )]
 
 pub mod cluster;
 pub mod connection;
-mod rounds;
+mod measure;
 
-pub use rounds::{Contender, Times, race};
+pub use measure::{Case, Times, measure};

@@ -1,11 +1,10 @@
-//! A workload that no policy selects does not pay for those of the others; and asking costs no
-//! allocation, whatever the answer.
+//! Policies cost nothing for workloads that they do not select, and no decision allocates.
 
 use std::hint::black_box;
 
-use benches::cluster::{CLIENT, Pod, Policies, STRANGER, manifests, objects, params};
+use benches::cluster::{CLIENT, OTHER_CLIENT, Pod, Policies, manifests, objects, params};
 use benches::connection::Connection;
-use benches::{Contender, race};
+use benches::{Case, measure};
 use mesh::{Store, compile};
 
 fn store(policies: Policies) -> Store {
@@ -23,7 +22,7 @@ fn to_unselected(store: &Store) -> Vec<Connection> {
 }
 
 fn allocations(connection: &Connection, store: &Store) -> u64 {
-    // The first look of a thread at the store makes its own place there.
+    // The first load of a thread allocates its slot in the store.
     connection.is_allowed(store);
     let counted = allocation_counter::measure(|| {
         black_box(connection.is_allowed(store));
@@ -32,12 +31,12 @@ fn allocations(connection: &Connection, store: &Store) -> u64 {
 }
 
 #[test]
-fn to_ask_whether_a_connection_is_allowed_allocates_nothing() {
+fn authorization_does_not_allocate() {
     for policies in [Policies::None, Policies::Authorization, Policies::Network] {
         let store = store(policies);
         let selected = (0..benches::cluster::SELECTED_BY.len()).map(Pod);
         for to in selected.chain(Pod::unselected().take(1)) {
-            for from in [CLIENT, STRANGER] {
+            for from in [CLIENT, OTHER_CLIENT] {
                 let connection = Connection::new(&store, from, to);
                 let count = allocations(&connection, &store);
                 assert_eq!(count, 0, "{policies:?}, {from:?} to {to:?}");
@@ -47,24 +46,24 @@ fn to_ask_whether_a_connection_is_allowed_allocates_nothing() {
 }
 
 #[test]
-fn the_counter_of_allocations_counts() {
+fn allocation_counter_counts_allocations() {
     let counted = allocation_counter::measure(|| drop(black_box(vec![1_u8; 100])));
     assert_eq!(counted.count_total, 1);
 }
 
 #[test]
-fn a_selected_workload_asks_its_policies() {
+fn policies_of_a_selected_workload_are_evaluated() {
     for policies in [Policies::Authorization, Policies::Network] {
         let store = store(policies);
         for to in (0..benches::cluster::SELECTED_BY.len()).map(Pod) {
             assert!(Connection::new(&store, CLIENT, to).is_allowed(&store));
-            assert!(!Connection::new(&store, STRANGER, to).is_allowed(&store));
+            assert!(!Connection::new(&store, OTHER_CLIENT, to).is_allowed(&store));
         }
     }
 }
 
 #[test]
-fn a_workload_that_no_policy_selects_has_none_to_look_at() {
+fn unselected_workloads_have_no_policies() {
     for policies in [Policies::Authorization, Policies::Network] {
         let store = store(policies);
         let model = store.load();
@@ -75,21 +74,21 @@ fn a_workload_that_no_policy_selects_has_none_to_look_at() {
     }
 }
 
-/// The bound is generous because other tests run beside it; what costs one look at each policy
-/// would be slower by a factor of thousands.
+/// The bound is generous because other tests run at the same time. A scan of all policies would be
+/// slower by a factor of thousands.
 #[test]
-fn ten_thousand_policies_do_not_slow_down_a_connection_that_none_concerns() {
+fn policies_of_other_workloads_do_not_slow_down_a_connection() {
     let stores = [Policies::None, Policies::Authorization].map(store);
     let connections = stores.each_ref().map(to_unselected);
-    let mut contenders = Vec::new();
+    let mut cases = Vec::new();
     for (store, connections) in stores.iter().zip(&connections) {
         let mut next = connections.iter().cycle();
-        contenders.push(Contender::new("", move || {
-            let connection = next.next().expect("a cycle has no end");
+        cases.push(Case::new("", move || {
+            let connection = next.next().expect("the iterator is endless");
             assert!(black_box(connection.is_allowed(store)));
         }));
     }
-    let times = race(contenders, 201, 500);
+    let times = measure(cases, 201, 500);
     let ratio = times[1].median() / times[0].median();
     assert!(
         ratio < 1.5,

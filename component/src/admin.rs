@@ -1,5 +1,5 @@
 //! The HTTP/1.1 server behind admin, metrics and readiness ports. Every wait, size and count is
-//! bounded, and no connection outlives [`serve`].
+//! bounded, and every connection ends with [`serve`].
 //!
 //! hyper serves the connections. A web framework (axum) would add a router and tower's service
 //! stack for six fixed paths, and none of the bounds below.

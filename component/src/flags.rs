@@ -152,7 +152,7 @@ pub fn duration(text: &str, min: Duration) -> Result<Duration, String> {
     Ok(total)
 }
 
-/// Parses an IP address with a port. `localhost` stands for 127.0.0.1.
+/// Parses an IP address with a port. `localhost` means 127.0.0.1.
 ///
 /// # Errors
 /// Fails on any other text.

@@ -33,9 +33,12 @@ pub(super) fn identity(
         Some(requested) => impersonated(requested, caller)?,
         None => caller.account.clone(),
     };
-    account
-        .identity(trust_domain)
-        .ok_or_else(|| Refusal::invalid("identity_malformed", format!("{account} is no identity")))
+    account.identity(trust_domain).ok_or_else(|| {
+        Refusal::invalid(
+            "identity_malformed",
+            format!("{account} has no valid SPIFFE identity"),
+        )
+    })
 }
 
 /// The lifetime of the certificate. A request without a positive number of seconds gets the default.
@@ -66,7 +69,7 @@ fn requested_account(
     let field = metadata.and_then(|metadata| metadata.fields.get(IMPERSONATED_IDENTITY));
     match field.and_then(|value| value.kind.as_ref()) {
         None | Some(Kind::NullValue(_)) => Ok(None),
-        // As in Istio, an empty string is no identity.
+        // As in Istio, an empty string requests no identity.
         Some(Kind::StringValue(identity)) if identity.is_empty() => Ok(None),
         Some(Kind::StringValue(identity)) => account_of(identity, trust_domain).map(Some),
         Some(_) => {
@@ -84,7 +87,7 @@ fn account_of(identity: &str, trust_domain: &TrustDomain) -> Result<ServiceAccou
     };
     let identity: SpiffeId = identity
         .parse()
-        .map_err(|_| malformed("is no SPIFFE identity"))?;
+        .map_err(|_| malformed("is not a SPIFFE identity"))?;
     if identity.trust_domain() != trust_domain {
         let message = format!(
             "{identity} is not in the trust domain {trust_domain} of this certificate authority"

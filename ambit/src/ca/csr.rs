@@ -30,7 +30,7 @@ pub(super) fn public_key(csr: &str) -> Result<SubjectPublicKeyInfo, Refusal> {
         return Err(malformed("the certificate signing request is too large"));
     }
     let der = CertificateSigningRequestDer::from_pem_slice(csr.as_bytes())
-        .map_err(|_| malformed("it is no certificate signing request in PEM"))?;
+        .map_err(|_| malformed("not a certificate signing request in PEM"))?;
     let (rest, parsed) = X509CertificationRequest::from_der(&der)
         .map_err(|_| malformed("the certificate signing request cannot be parsed"))?;
     if !rest.is_empty() {
@@ -42,7 +42,7 @@ pub(super) fn public_key(csr: &str) -> Result<SubjectPublicKeyInfo, Refusal> {
     // Checked before the signature, whose verification takes longer with larger keys.
     check_key(key)?;
     parsed.verify_signature().map_err(|_| {
-        let message = "the request is not signed with the key that it asks to certify";
+        let message = "the request is not signed with the key in it";
         Refusal::invalid("csr_signature", message)
     })?;
     SubjectPublicKeyInfo::from_der(key.raw)

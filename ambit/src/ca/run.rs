@@ -250,7 +250,7 @@ impl Reloader {
     }
 }
 
-/// On a machine without IPv6, `[::]` stands for `0.0.0.0`.
+/// On a machine without IPv6, `[::]` means `0.0.0.0`.
 async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
     let listener = match TcpListener::bind(address).await {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() => {
