@@ -1,6 +1,5 @@
-//! What really crosses the wire, seen by tcpdump.
+//! Records the packets of a location with tcpdump.
 
-use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::path::PathBuf;
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::net::if_::if_nametoindex;
 use nix::sys::signal::Signal;
 
+use crate::location::Location;
 use crate::model::topology::{FABRIC_BROADCAST_V4, GATEWAY_V4, GATEWAY_V6};
 use crate::netns;
 use crate::pcap;
@@ -19,62 +19,42 @@ use crate::poll;
 use crate::process::{Process, contains};
 use crate::tools;
 
-/// tcpdump says that it listens within milliseconds, and writes a packet as fast.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// tcpdump starts and writes a packet within milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The port of the packets that mark "everything before this has been recorded" (discard, RFC 863).
+/// Port of the sentinel packets (discard, RFC 863): once a sentinel is in the file, so are all
+/// packets before it.
 const SENTINEL_PORT: u16 = 9;
 
-/// A place in the lab.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Location {
-    /// The bridge between the nodes, and the namespace it is in: outside the cluster.
-    Fabric,
-    /// A node's own namespace. A capture sees all its interfaces: pods of one node, too.
-    Node(String),
-    /// A pod. A capture sees its eth0: what leaves and enters it.
-    Pod(String),
-}
+/// Start of every sentinel's payload.
+const SENTINEL: &[u8] = b"lab-capture-sentinel-";
 
-impl Location {
-    /// The node of this name.
-    pub fn node(name: &str) -> Self {
-        Self::Node(name.to_owned())
-    }
-
-    /// The pod of this name.
-    pub fn pod(name: &str) -> Self {
-        Self::Pod(name.to_owned())
-    }
-}
-
-impl fmt::Display for Location {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Fabric => write!(f, "the fabric"),
-            Self::Node(node) => write!(f, "node {node}"),
-            Self::Pod(pod) => write!(f, "pod {pod}"),
-        }
-    }
-}
-
-/// A running recording. Every question is answered for all packets up to the moment it is asked.
+/// A running capture, stopped when dropped. Each query covers all packets up to its call.
 #[derive(Debug)]
 pub struct Capture {
     tcpdump: Process,
     netns: String,
-    place: Location,
+    location: Location,
     file: PathBuf,
     _dir: tempfile::TempDir,
 }
 
+/// How many bytes of a capture are TLS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TlsBytes {
+    /// Bytes inside well-formed TLS records, headers included.
+    pub records: usize,
+    /// Of those, bytes of encrypted application data: in TLS 1.3, everything after the hellos.
+    pub application_data: usize,
+}
+
 impl Capture {
-    pub(crate) fn start(netns: String, place: Location, filter: &str) -> Result<Self> {
+    pub(crate) fn start(netns: String, location: Location, filter: &str) -> Result<Self> {
         tools::require("tcpdump", "tcpdump")?;
-        let dir = tempfile::tempdir().context("cannot make a folder for a capture")?;
+        let dir = tempfile::tempdir().context("cannot create a folder for a capture")?;
         let file = dir.path().join("pcap");
-        // A bridge shows its own device what it forwards only while that is promiscuous.
-        let interface: &[&str] = match place {
+        // A bridge device receives forwarded frames only while it is promiscuous.
+        let interface: &[&str] = match location {
             Location::Fabric => &["-i", "br0"],
             Location::Node(_) => &["-p", "-i", "any"],
             Location::Pod(_) => &["-p", "-i", "eth0"],
@@ -83,8 +63,8 @@ impl Capture {
         tcpdump
             .args(["netns", "exec", &netns, "tcpdump", "-n"])
             .args(interface);
-        // Each packet is written at once, whole; 64 MiB of ring ride out a busy machine. Root stays
-        // root, because the user tcpdump may not write here.
+        // Each packet is written at once and in full. A ring of 64 MiB absorbs bursts on a busy
+        // machine. tcpdump stays root: its own user cannot write to the folder.
         tcpdump.args([
             "-U",
             "--immediate-mode",
@@ -102,34 +82,34 @@ impl Capture {
         }
         let tcpdump = Process::start(tcpdump)?;
         tcpdump
-            .wait_stderr("listening on", DEADLINE)
-            .with_context(|| format!("tcpdump in {place}"))?;
+            .wait_stderr("listening on", TIMEOUT)
+            .with_context(|| format!("tcpdump in {location}"))?;
         Ok(Self {
             tcpdump,
             netns,
-            place,
+            location,
             file,
             _dir: dir,
         })
     }
 
-    /// How often `marker` was seen: in the raw bytes of a packet, or across the packets of a TCP
-    /// stream.
+    /// How often `marker` occurs: in the raw bytes of packets, or in the reassembled TCP streams,
+    /// whichever is more.
     ///
     /// # Errors
-    /// The recording is not complete: tcpdump has died, or the kernel dropped packets.
+    /// The capture is incomplete: tcpdump has exited, or the kernel dropped packets.
     pub fn occurrences(&self, marker: impl AsRef<[u8]>) -> Result<usize> {
-        Ok(pcap::occurrences(&self.recorded()?, marker.as_ref()))
+        Ok(pcap::occurrences(&self.pcap()?, marker.as_ref()))
     }
 
-    /// How many packets were recorded.
+    /// How many packets were captured.
     ///
     /// # Errors
-    /// The recording is not complete.
-    pub fn packets(&self) -> Result<usize> {
-        let file = self.recorded()?;
+    /// The capture is incomplete.
+    pub fn packet_count(&self) -> Result<usize> {
+        let file = self.pcap()?;
         let packets = pcap::packets(&file)
-            .map(|(_, packets)| packets)
+            .map(|file| file.packets)
             .unwrap_or_default();
         Ok(packets
             .iter()
@@ -137,66 +117,68 @@ impl Capture {
             .count())
     }
 
-    /// The TCP payload bytes to and from this port, each byte counted once.
+    /// TCP payload bytes to and from this port, each byte counted once.
     ///
     /// # Errors
-    /// The recording is not complete.
+    /// The capture is incomplete.
     pub fn tcp_bytes(&self, port: u16) -> Result<usize> {
-        let streams = pcap::streams(&self.recorded()?);
-        let on_port = streams
-            .iter()
-            .filter(|s| s.from.port() == port || s.to.port() == port);
-        Ok(on_port.map(|stream| stream.bytes.len()).sum())
+        let streams = self.streams(port)?;
+        Ok(streams.iter().map(|stream| stream.bytes.len()).sum())
     }
 
-    /// Of the bytes to and from this port, those inside TLS records, and those of them that are
-    /// encrypted application data (everything after the hellos, in TLS 1.3).
+    /// How many of the TCP payload bytes to and from this port are TLS.
     ///
     /// # Errors
-    /// The recording is not complete.
-    pub fn tls_bytes(&self, port: u16) -> Result<(usize, usize)> {
-        let streams = pcap::streams(&self.recorded()?);
-        let on_port = streams
-            .iter()
-            .filter(|s| s.from.port() == port || s.to.port() == port);
-        Ok(on_port
-            .map(|s| pcap::tls(&s.bytes))
-            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)))
+    /// The capture is incomplete.
+    pub fn tls_bytes(&self, port: u16) -> Result<TlsBytes> {
+        let mut sum = TlsBytes::default();
+        for stream in self.streams(port)? {
+            let (records, application_data) = pcap::tls(&stream.bytes);
+            sum.records += records;
+            sum.application_data += application_data;
+        }
+        Ok(sum)
     }
 
-    /// The recording itself, in pcap's format, complete up to now.
+    fn streams(&self, port: u16) -> Result<Vec<pcap::Stream>> {
+        let mut streams = pcap::streams(&self.pcap()?);
+        streams.retain(|stream| stream.from.port() == port || stream.to.port() == port);
+        Ok(streams)
+    }
+
+    /// The pcap file, with all packets up to now.
     ///
     /// # Errors
-    /// tcpdump has died, or does not keep up.
-    pub fn recorded(&self) -> Result<Vec<u8>> {
+    /// tcpdump has exited, or the kernel dropped packets.
+    pub fn pcap(&self) -> Result<Vec<u8>> {
         let sentinel = self.send_sentinel()?;
-        let complete = poll::until(DEADLINE, poll::OFTEN, || {
+        let complete = poll::until(TIMEOUT, poll::FAST_INTERVAL, || {
             let file = std::fs::read(&self.file).unwrap_or_default();
             contains(&file, &sentinel).then_some(file)
         });
         let file = complete.with_context(|| {
             format!(
-                "tcpdump in {} does not record: {}",
-                self.place,
-                self.complaint()
+                "tcpdump in {} does not write packets: {}",
+                self.location,
+                self.stderr()
             )
         })?;
-        match self.dropped()? {
+        match self.dropped_packets()? {
             0 => Ok(file),
             lost => bail!(
-                "the recording in {} lacks {lost} packets that the kernel dropped",
-                self.place
+                "the capture in {} lacks {lost} packets that the kernel dropped",
+                self.location
             ),
         }
     }
 
-    /// How many packets the kernel dropped since the start because tcpdump did not keep up; it says
-    /// so on SIGUSR1.
-    fn dropped(&self) -> Result<u64> {
-        let reports = || drop_reports(&self.complaint());
+    /// How many packets the kernel dropped since the start because tcpdump was too slow. tcpdump
+    /// reports it on SIGUSR1.
+    fn dropped_packets(&self) -> Result<u64> {
+        let reports = || drop_reports(&self.stderr());
         let before = reports().len();
         self.tcpdump.signal(Signal::SIGUSR1);
-        let fresh = poll::until(DEADLINE, poll::OFTEN, || {
+        let fresh = poll::until(TIMEOUT, poll::FAST_INTERVAL, || {
             let reports = reports();
             (reports.len() > before)
                 .then(|| reports.last().copied())
@@ -204,33 +186,39 @@ impl Capture {
         });
         fresh.with_context(|| {
             format!(
-                "tcpdump in {} does not say what it lost: {}",
-                self.place,
-                self.complaint()
+                "tcpdump in {} does not report dropped packets: {}",
+                self.location,
+                self.stderr()
             )
         })
     }
 
-    /// A packet with a number of its own: once it is in the file, so is all that came before it.
+    /// Sends a packet with a unique payload: once it is in the file, so are all packets before it.
     fn send_sentinel(&self) -> Result<Vec<u8>> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut payload = SENTINEL.to_vec();
         payload.extend_from_slice(format!("{}-{number};", std::process::id()).as_bytes());
-        let place = self.place.clone();
-        let sent = netns::inside(&self.netns, || send(&place, &payload))?;
-        sent.with_context(|| format!("cannot mark the recording in {}", self.place))?;
+        let location = self.location.clone();
+        let sent = netns::run_in(&self.netns, || send(&location, &payload))?;
+        sent.with_context(|| format!("cannot send a sentinel packet in {}", self.location))?;
         Ok(payload)
     }
 
-    fn complaint(&self) -> String {
+    fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.tcpdump.stderr()).into_owned()
     }
 }
 
-/// The numbers in tcpdump's lines `N packets dropped by kernel`, whole lines only.
-fn drop_reports(said: &str) -> Vec<u64> {
-    let lines = said
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.tcpdump.signal(Signal::SIGKILL);
+    }
+}
+
+/// The numbers in tcpdump's lines `N packets dropped by kernel`; an incomplete line is skipped.
+fn drop_reports(stderr: &str) -> Vec<u64> {
+    let lines = stderr
         .split_inclusive('\n')
         .filter(|line| line.ends_with('\n'));
     let number = |line: &str| {
@@ -242,9 +230,9 @@ fn drop_reports(said: &str) -> Vec<u64> {
     lines.filter_map(number).collect()
 }
 
-/// Sends to some address whose packets cross the recorded interface; nobody needs to listen there.
-fn send(place: &Location, payload: &[u8]) -> io::Result<usize> {
-    let to = match place {
+/// Sends to an address whose packets cross the captured interface. Nothing needs to listen there.
+fn send(location: &Location, payload: &[u8]) -> io::Result<usize> {
+    let to = match location {
         Location::Fabric => FABRIC_BROADCAST_V4,
         Location::Node(_) => Ipv4Addr::LOCALHOST,
         Location::Pod(_) => GATEWAY_V4,
@@ -253,19 +241,11 @@ fn send(place: &Location, payload: &[u8]) -> io::Result<usize> {
     socket.set_broadcast(true)?;
     match socket.send_to(payload, (to, SENTINEL_PORT)) {
         // A pod without IPv4.
-        Err(_) if matches!(place, Location::Pod(_)) => {
+        Err(_) if matches!(location, Location::Pod(_)) => {
             let to = SocketAddrV6::new(GATEWAY_V6, SENTINEL_PORT, 0, if_nametoindex("eth0")?);
             UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?.send_to(payload, to)
         }
         sent => sent,
-    }
-}
-
-const SENTINEL: &[u8] = b"lab-capture-sentinel-";
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        self.tcpdump.signal(Signal::SIGKILL);
     }
 }
 
@@ -274,11 +254,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_kernel_dropped_is_read_from_whole_lines() {
-        let said = "tcpdump: listening on br0\n\
+    fn drop_count_is_read_from_complete_lines() {
+        let stderr = "tcpdump: listening on br0\n\
                     tcpdump: 5 packets captured, 5 packets received by filter, 0 packets dropped by kernel\n\
                     tcpdump: 9 packets captured, 12 packets received by filter, 3 packets dropped by kernel\n\
                     tcpdump: 9 packets captured, 12 packets received by filter, 4 packets dropped by kernel";
-        assert_eq!(drop_reports(said), [0, 3]);
+        assert_eq!(drop_reports(stderr), [0, 3]);
     }
 }

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of `lab`.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -9,16 +9,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
-use crate::capture::Location;
 use crate::lab::Lab;
+use crate::location::Location;
 use crate::options::{IdentitySource, Options};
 use crate::process;
 use crate::protocol::{ProgramState, Status};
 use crate::registry::{self, LabDir};
-use crate::{agent, demo, tools};
+use crate::{agent, demo, lifecycle, tools};
 
-/// Daemons read what was applied within tens of milliseconds; this leaves room for a busy machine.
-const READ: Duration = Duration::from_secs(15);
+/// Daemons read applied objects within tens of milliseconds; the rest is for a busy machine.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Nodes and pods as network namespaces, from Kubernetes manifests.
 #[derive(Debug, Parser)]
@@ -33,24 +33,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Bring a lab up from the manifests in a folder, and leave it running.
+    /// Bring a lab up from manifests and leave it running.
     Up {
-        /// A folder of *.yaml, or one file.
+        /// A folder of *.yaml files, or one file.
         manifests: PathBuf,
-        /// Without mesh daemons: every pod starts at once, unmeshed.
+        /// Run no mesh daemons: every pod starts at once, unmeshed.
         #[arg(long)]
         no_daemon: bool,
-        /// One more argument for every daemon; may be repeated.
+        /// An extra argument for every daemon; may be repeated.
         #[arg(long = "daemon-arg", allow_hyphen_values = true)]
         daemon_args: Vec<String>,
-        /// One more argument for the daemon of one node; may be repeated.
-        #[arg(long = "node-arg", value_name = "NODE=ARG", value_parser = of_node)]
+        /// An extra argument for the daemon of one node; may be repeated.
+        #[arg(long = "node-arg", value_name = "NODE=ARG", value_parser = parse_node_arg)]
         node_args: Vec<(String, String)>,
-        /// Where identities come from: `folder`, a certificate authority that the daemons have the key
-        /// of; `ca`, an `ambit ca` outside the cluster; `spire:SOCKET`, an agent of SPIRE.
-        #[arg(long, value_parser = identity, default_value = "folder")]
+        /// Where identities come from: `folder`, a certificate authority whose key every daemon has;
+        /// `ca`, an `ambit ca` outside the cluster; `spire:SOCKET`, a SPIRE agent.
+        #[arg(long, value_parser = parse_identity_source, default_value = "folder")]
         identity: IdentitySource,
-        /// One more argument for `ambit ca`; may be repeated.
+        /// An extra argument for `ambit ca`; may be repeated.
         #[arg(long = "ca-arg", allow_hyphen_values = true)]
         ca_args: Vec<String>,
     },
@@ -62,31 +62,31 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// What runs where, and how it is.
+    /// Show the nodes, pods and services of the lab and their state.
     Status,
-    /// The log of a node's daemon, of a pod or of the certificate authority; without a name, of all.
+    /// Print the log of a node's daemon, a pod or the certificate authority; without a name, all logs.
     Logs {
         /// A node's or a pod's name, or `ca`.
-        of: Option<String>,
+        source: Option<String>,
     },
     /// Start a program that does not run.
     Start {
         /// `ca`, or `node/NAME` for its daemon.
-        program: Kept,
+        program: ControlledProgram,
     },
-    /// End a program with SIGTERM; it stays down until it is started.
+    /// Stop a program with SIGTERM; it stays stopped until `start`.
     Stop {
         /// `ca`, or `node/NAME` for its daemon.
-        program: Kept,
+        program: ControlledProgram,
     },
-    /// End a program with SIGKILL; it stays down until it is started.
+    /// Stop a program with SIGKILL; it stays stopped until `start`.
     Kill {
         /// `ca`, or `node/NAME` for its daemon.
-        program: Kept,
+        program: ControlledProgram,
     },
     /// Create or update the objects of a file or folder; returns when every daemon has read them.
     Apply {
-        /// A folder of *.yaml, or one file.
+        /// A folder of *.yaml files, or one file.
         manifests: PathBuf,
     },
     /// Delete an object.
@@ -98,11 +98,11 @@ enum Command {
     },
     /// Remove the lab.
     Down {
-        /// Every lab on this machine.
+        /// Remove every lab on this machine.
         #[arg(long)]
         all: bool,
     },
-    /// Show the mesh at work, and fail if it does not.
+    /// Show that the mesh encrypts and identifies traffic; fail if it does not.
     Demo {
         /// The folder of the demo's manifests.
         #[arg(long, default_value = "deploy/demo")]
@@ -121,12 +121,12 @@ enum Command {
 
 /// A program that can be stopped and started.
 #[derive(Debug, Clone)]
-enum Kept {
+enum ControlledProgram {
     Ca,
     Daemon(String),
 }
 
-impl FromStr for Kept {
+impl FromStr for ControlledProgram {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -138,7 +138,7 @@ impl FromStr for Kept {
     }
 }
 
-fn identity(text: &str) -> Result<IdentitySource, String> {
+fn parse_identity_source(text: &str) -> Result<IdentitySource, String> {
     match text.split_once(':') {
         None if text == "folder" => Ok(IdentitySource::Folder),
         None if text == "ca" => Ok(IdentitySource::Ca),
@@ -147,12 +147,12 @@ fn identity(text: &str) -> Result<IdentitySource, String> {
     }
 }
 
-fn of_node(text: &str) -> Result<(String, String), String> {
+fn parse_node_arg(text: &str) -> Result<(String, String), String> {
     let (node, arg) = text.split_once('=').ok_or("NODE=ARG")?;
     Ok((node.to_owned(), arg.to_owned()))
 }
 
-/// Runs the command line and says how it ended: 1 after an error, which is printed as one line.
+/// Runs the command line. The exit code is 1 after an error, which is printed as one line.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
@@ -195,26 +195,26 @@ fn run(cli: Cli) -> Result<ExitCode> {
             up(name, manifests, options)?;
         }
         Command::Exec { pod, command } => return Err(exec(name, &pod, &command)),
-        Command::Status => print(&Lab::attach(name)?.status()?),
+        Command::Status => print_status(&Lab::attach(name)?.status()?),
         Command::Start { program } => match (Lab::attach(name)?, program) {
-            (lab, Kept::Ca) => lab.start_ca()?,
-            (lab, Kept::Daemon(node)) => lab.start_daemon(&node)?,
+            (lab, ControlledProgram::Ca) => lab.start_ca()?,
+            (lab, ControlledProgram::Daemon(node)) => lab.start_daemon(&node)?,
         },
         Command::Stop { program } => match (Lab::attach(name)?, program) {
-            (lab, Kept::Ca) => lab.stop_ca()?,
-            (lab, Kept::Daemon(node)) => lab.stop_daemon(&node)?,
+            (lab, ControlledProgram::Ca) => lab.stop_ca()?,
+            (lab, ControlledProgram::Daemon(node)) => lab.stop_daemon(&node)?,
         },
         Command::Kill { program } => match (Lab::attach(name)?, program) {
-            (lab, Kept::Ca) => lab.kill_ca()?,
-            (lab, Kept::Daemon(node)) => lab.kill_daemon(&node)?,
+            (lab, ControlledProgram::Ca) => lab.kill_ca()?,
+            (lab, ControlledProgram::Daemon(node)) => lab.kill_daemon(&node)?,
         },
-        Command::Logs { of } => logs(name, of.as_deref())?,
+        Command::Logs { source } => logs(name, source.as_deref())?,
         Command::Apply { manifests } => {
             let lab = Lab::attach(name)?;
             lab.apply(manifests)?;
             lab.wait_ready()?;
-            lab.wait_applied(READ)?;
-            print(&lab.status()?);
+            lab.wait_applied(APPLY_TIMEOUT)?;
+            print_status(&lab.status()?);
         }
         Command::Delete { kind, object } => Lab::attach(name)?.delete(&kind, &object)?,
         Command::Down { all } => down(name, all)?,
@@ -228,9 +228,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
 
 fn up(name: &str, manifests: PathBuf, options: Options) -> Result<()> {
     let lab = Lab::up(manifests, options)?;
-    // Ctrl-C until here removes it; what has not settled stays, to be looked at.
-    let settled = lab.wait_ready();
-    print(&lab.status()?);
+    // Until here, Ctrl-C removes the lab. A lab that is not ready stays, for inspection.
+    let ready = lab.wait_ready();
+    print_status(&lab.status()?);
     println!();
     let option = if name == "default" {
         String::new()
@@ -239,17 +239,17 @@ fn up(name: &str, manifests: PathBuf, options: Options) -> Result<()> {
     };
     println!("lab exec{option} POD -- CMD runs in a pod; lab down{option} removes it all");
     lab.keep()?;
-    settled
+    ready
 }
 
-/// Becomes the command; returns only if that fails.
+/// Replaces this process with the command; returns only on failure.
 fn exec(name: &str, pod: &str, command: &[String]) -> anyhow::Error {
-    let place = match pod.split_once('/') {
+    let location = match pod.split_once('/') {
         _ if pod == "fabric" => Location::Fabric,
         Some(("node", node)) => Location::node(node),
         _ => Location::pod(pod),
     };
-    let info = Lab::attach(name).and_then(|lab| lab.exec_info(&place));
+    let info = Lab::attach(name).and_then(|lab| lab.exec_info(&location));
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
     match info {
         Ok(info) => {
@@ -259,31 +259,35 @@ fn exec(name: &str, pod: &str, command: &[String]) -> anyhow::Error {
     }
 }
 
-fn logs(name: &str, of: Option<&str>) -> Result<()> {
+fn logs(name: &str, source: Option<&str>) -> Result<()> {
     let lab = Lab::attach(name)?;
     let status = lab.status()?;
-    let Some(of) = of else {
-        if status.ca.is_some() {
-            println!("certificate authority\n{}", lab.ca_log()?);
-        }
-        for node in status
-            .nodes
-            .iter()
-            .filter(|node| node.daemon != ProgramState::Disabled)
-        {
-            println!("node {}\n{}", node.name, lab.daemon_log(&node.name)?);
-        }
-        for pod in &status.pods {
-            let pod = format!("{}/{}", pod.namespace, pod.name);
-            println!("pod {pod}\n{}", lab.pod_log(&pod).unwrap_or_default());
-        }
-        return Ok(());
+    let Some(source) = source else {
+        return all_logs(&lab, &status);
     };
-    match status.node(of) {
-        Err(_) if of == "ca" && status.ca.is_some() => print!("{}", lab.ca_log()?),
-        Ok(node) if node.daemon == ProgramState::Disabled => bail!("node {of} runs no daemon"),
-        Ok(_) => print!("{}", lab.daemon_log(of)?),
-        Err(_) => print!("{}", lab.pod_log(of)?),
+    match status.node(source) {
+        Err(_) if source == "ca" && status.ca.is_some() => print!("{}", lab.ca_log()?),
+        Ok(node) if node.daemon == ProgramState::Disabled => bail!("node {source} runs no daemon"),
+        Ok(_) => print!("{}", lab.daemon_log(source)?),
+        Err(_) => print!("{}", lab.pod_log(source)?),
+    }
+    Ok(())
+}
+
+fn all_logs(lab: &Lab, status: &Status) -> Result<()> {
+    if status.ca.is_some() {
+        println!("certificate authority\n{}", lab.ca_log()?);
+    }
+    for node in status
+        .nodes
+        .iter()
+        .filter(|node| node.daemon != ProgramState::Disabled)
+    {
+        println!("node {}\n{}", node.name, lab.daemon_log(&node.name)?);
+    }
+    for pod in &status.pods {
+        let pod = format!("{}/{}", pod.namespace, pod.name);
+        println!("pod {pod}\n{}", lab.pod_log(&pod).unwrap_or_default());
     }
     Ok(())
 }
@@ -294,25 +298,29 @@ fn down(name: &str, all: bool) -> Result<()> {
         if !dir.root().exists() {
             bail!("no lab {name} is up");
         }
-        registry::take_down(&dir)?;
+        lifecycle::take_down(&dir)?;
         return registry::remove_dead_labs().map(drop);
     }
     for dir in registry::all()? {
-        registry::take_down(&dir)?;
+        lifecycle::take_down(&dir)?;
         println!("lab {} is down", dir.name());
     }
     Ok(())
 }
 
-fn print(status: &Status) {
+fn print_status(status: &Status) {
     println!("lab {}, files in {}", status.name, status.dir.display());
     if let Some(ca) = &status.ca {
-        println!("ca   {:<59} {}", ca.address.to_string(), state(&ca.state));
+        println!(
+            "ca   {:<59} {}",
+            ca.address.to_string(),
+            state_text(&ca.state)
+        );
     }
     for node in &status.nodes {
         let daemon = match &node.daemon {
             ProgramState::Disabled => "no daemon".to_owned(),
-            other => format!("daemon {}", state(other)),
+            other => format!("daemon {}", state_text(other)),
         };
         println!(
             "node {:<24} {:<34} {daemon}",
@@ -337,7 +345,7 @@ fn print(status: &Status) {
     }
 }
 
-fn state(state: &ProgramState) -> &str {
+fn state_text(state: &ProgramState) -> &str {
     match state {
         ProgramState::Disabled => "off",
         ProgramState::Starting => "starting",

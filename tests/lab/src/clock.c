@@ -1,6 +1,6 @@
-/* A wall clock that is wrong by AMBIT_LAB_CLOCK seconds, for whoever has this library preloaded.
- * Timers, which are of the monotonic clock, are right. It asks the kernel itself: an allocator may
- * ask for the time before anything else of the process works. */
+/* Preloaded library that shifts a program's wall clock by AMBIT_LAB_CLOCK seconds. The monotonic
+ * clock, and so timers, are not shifted. It makes the system calls itself: an allocator may read the
+ * time before libc is initialised. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <sys/syscall.h>

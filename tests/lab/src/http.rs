@@ -1,29 +1,29 @@
-//! Just enough HTTP to be a kubelet and to read a daemon's admin port.
+//! HTTP GET for kubelet probes and for the admin ports of the lab's programs.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// No answer that the lab asks for is larger; a server that sends more is cut off.
-const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// No response that the lab requests is larger. A larger one is an error.
+const MAX_BODY_BYTES: u64 = 64 * 1024 * 1024;
 
-/// An HTTP answer.
+/// An HTTP response.
 #[derive(Debug, Clone)]
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// The body as text.
+    /// The body as text; invalid UTF-8 is replaced.
     pub body: String,
 }
 
 impl Response {
-    /// The body of an answer that must be 200.
+    /// The body of a response whose status must be 200.
     ///
     /// # Errors
-    /// It is not.
+    /// The status is not 200.
     pub fn ok(self) -> Result<String> {
         if self.status == 200 {
             return Ok(self.body);
@@ -32,76 +32,51 @@ impl Response {
     }
 }
 
-/// GET over a connection of its own. Speaks HTTP/1.0, so that the end of the connection is the end
-/// of the body and nothing is chunked.
+/// Sends one GET request on a connection of its own, within `timeout` in total. Any status is a
+/// response; redirects are not followed. The `Host` header is the address unless `headers` has one.
+///
+/// Sockets are opened on the calling thread, and so in its network namespace.
 pub(crate) fn get(
     to: SocketAddr,
-    host: &str,
     path: &str,
     headers: &[(String, String)],
-    within: Duration,
-) -> io::Result<Response> {
-    let deadline = Instant::now() + within;
-    let mut stream = TcpStream::connect_timeout(&to, within)?;
-    let mut head = format!("GET {path} HTTP/1.0\r\nConnection: close\r\n");
-    if !headers
-        .iter()
-        .any(|(name, _)| name.eq_ignore_ascii_case("host"))
-    {
-        head.push_str(&format!("Host: {host}\r\n"));
-    }
+    timeout: Duration,
+) -> Result<Response> {
+    let client: ureq::Agent = ureq::Agent::config_builder()
+        // The environment of the test run must not redirect requests inside a lab.
+        .proxy(None)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .user_agent("")
+        .accept("")
+        .timeout_global(Some(timeout))
+        .build()
+        .into();
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let mut request = client
+        .get(format!("http://{to}{slash}{path}"))
+        .header("Connection", "close");
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        request = request.header(name, value);
     }
-    head.push_str("\r\n");
-    stream.set_write_timeout(Some(within))?;
-    stream.write_all(head.as_bytes())?;
-    parse(&read_to_end(&mut stream, deadline)?)
+    let response = request.call()?;
+    let status = response.status().as_u16();
+    let body = read_body(response.into_body()).context("response body")?;
+    Ok(Response { status, body })
 }
 
-fn read_to_end(stream: &mut TcpStream, deadline: Instant) -> io::Result<Vec<u8>> {
+fn read_body(body: ureq::Body) -> io::Result<String> {
     let mut bytes = Vec::new();
-    let mut buffer = [0; 64 * 1024];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || bytes.len() > MAX_ANSWER {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut buffer) {
-            Ok(0) => return Ok(bytes),
-            Ok(read) => bytes.extend_from_slice(&buffer[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A server that resets after its answer has still answered.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !bytes.is_empty() => {
-                return Ok(bytes);
-            }
-            Err(error) => return Err(error),
-        }
+    let mut reader = body.into_with_config().limit(MAX_BODY_BYTES).reader();
+    match reader.read_to_end(&mut bytes) {
+        // A server that exits without reading the request resets the connection after its response.
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
+        _ => {}
     }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn parse(bytes: &[u8]) -> io::Result<Response> {
-    let text = String::from_utf8_lossy(bytes);
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let mut words = head.lines().next().unwrap_or_default().split(' ');
-    let version = words.next().unwrap_or_default();
-    match (
-        version.starts_with("HTTP/1."),
-        words.next().and_then(|code| code.parse().ok()),
-    ) {
-        (true, Some(status)) => Ok(Response {
-            status,
-            body: body.to_owned(),
-        }),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "not an HTTP answer",
-        )),
-    }
-}
-
-/// The state a daemon reports of the workload whose uid ends in this Kubernetes uid.
+/// The state that a daemon's configuration dump reports for the workload with this Kubernetes uid.
 pub(crate) fn workload_state<'a>(dump: &'a Value, kube_uid: &str) -> Option<&'a str> {
     let states = dump.get("workloadState")?.as_object()?;
     let (_, state) = states
@@ -112,22 +87,101 @@ pub(crate) fn workload_state<'a>(dump: &'a Value, kube_uid: &str) -> Option<&'a 
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::thread::{self, JoinHandle};
+
     use super::*;
 
-    #[test]
-    fn an_answer_is_its_status_and_its_body() {
-        let answer = parse(b"HTTP/1.1 503 Service Unavailable\r\nA: b\r\n\r\nno\n").unwrap();
-        assert_eq!((answer.status, answer.body.as_str()), (503, "no\n"));
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// Serves one connection: reads the request head, writes `response`, closes. Returns the head.
+    fn serve(response: &'static str) -> (SocketAddr, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let head: Vec<String> = lines
+                .map(Result::unwrap)
+                .take_while(|line| !line.is_empty())
+                .collect();
+            stream.write_all(response.as_bytes()).unwrap();
+            head
+        });
+        (address, server)
+    }
+
+    fn get_from(response: &'static str) -> Result<Response> {
+        let (address, server) = serve(response);
+        let response = get(address, "/", &[], TIMEOUT);
+        server.join().unwrap();
+        response
     }
 
     #[test]
-    fn what_is_not_http_is_an_error() {
-        assert!(parse(b"220 smtp ready\r\n").is_err());
-        assert!(parse(b"").is_err());
+    fn request_has_one_host_header_and_no_defaults() {
+        let (address, server) = serve("HTTP/1.1 200 OK\r\n\r\n");
+        get(address, "/ready?x=1", &[], TIMEOUT).unwrap();
+        let mut head = server.join().unwrap();
+        assert_eq!(head.remove(0), "GET /ready?x=1 HTTP/1.1");
+        head.iter_mut().for_each(|line| line.make_ascii_lowercase());
+        head.sort();
+        assert_eq!(
+            head,
+            ["connection: close".to_owned(), format!("host: {address}")]
+        );
     }
 
     #[test]
-    fn a_workload_is_found_by_its_kubernetes_uid() {
+    fn configured_host_header_replaces_the_address() {
+        let (address, server) = serve("HTTP/1.1 200 OK\r\n\r\n");
+        let headers = [("Host".to_owned(), "web.shop".to_owned())];
+        get(address, "ready", &headers, TIMEOUT).unwrap();
+        let head = server.join().unwrap();
+        assert_eq!(head[0], "GET /ready HTTP/1.1");
+        let hosts: Vec<_> = head
+            .iter()
+            .filter(|line| line.to_ascii_lowercase().starts_with("host:"))
+            .collect();
+        assert_eq!(hosts.len(), 1, "{head:?}");
+        assert!(hosts[0].ends_with("web.shop"), "{head:?}");
+    }
+
+    #[test]
+    fn error_status_is_a_response() {
+        let response =
+            get_from("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 3\r\n\r\nno\n").unwrap();
+        assert_eq!((response.status, response.body.as_str()), (503, "no\n"));
+    }
+
+    #[test]
+    fn redirect_is_not_followed() {
+        let response = get_from("HTTP/1.1 302 Found\r\nLocation: /other\r\n\r\n").unwrap();
+        assert_eq!(response.status, 302);
+    }
+
+    #[test]
+    fn http_1_0_body_ends_with_the_connection() {
+        let response = get_from("HTTP/1.0 200 OK\r\n\r\nall of it").unwrap();
+        assert_eq!(response.ok().unwrap(), "all of it");
+    }
+
+    #[test]
+    fn other_protocol_is_an_error() {
+        assert!(get_from("220 smtp ready\r\n").is_err());
+        assert!(get_from("").is_err());
+    }
+
+    #[test]
+    fn silent_server_is_an_error_after_the_timeout() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(get(address, "/", &[], Duration::from_millis(50)).is_err());
+    }
+
+    #[test]
+    fn workload_is_found_by_its_kubernetes_uid() {
         let dump =
             serde_json::json!({"workloadState": {"c//Pod/shop/web/u1": {"state": "enrolled"}}});
         assert_eq!(workload_state(&dump, "u1"), Some("enrolled"));

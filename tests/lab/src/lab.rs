@@ -1,7 +1,7 @@
-//! The library's face: a lab that lives as long as its value.
+//! A handle to a running lab.
 
 mod addresses;
-mod authority;
+mod ca;
 mod daemons;
 mod wait;
 
@@ -14,23 +14,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::capture::{Capture, Location};
-use crate::client::{Client, launch};
+use crate::capture::Capture;
+use crate::client::Client;
+use crate::lifecycle;
+use crate::location::Location;
 use crate::model::manifest;
 use crate::options::Options;
 use crate::process::{self, Output, Process};
 use crate::protocol::{ExecInfo, Request, Status};
-use crate::registry::{self, LabDir};
+use crate::registry::LabDir;
 
-/// No command of a test runs longer, unless it says so with [`Lab::exec_in`].
-const EXEC_DEADLINE: Duration = Duration::from_secs(30);
+/// Timeout of [`Lab::exec`]; [`Lab::exec_in`] has its own.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where manifests come from: text, or a folder or file.
+/// Manifests as text, or in a file or folder.
 #[derive(Debug, Clone)]
 pub enum Manifests {
     /// Multi-document YAML.
     Text(String),
-    /// A YAML file, or a folder of which every `*.yaml` and `*.yml` is read.
+    /// A YAML file, or a folder whose `*.yaml` and `*.yml` files are read.
     Path(PathBuf),
 }
 
@@ -73,33 +75,35 @@ impl Manifests {
     }
 }
 
-/// A running lab. Dropping it, also in a panic, removes all of it; so does the death of the
-/// process that holds it, unless it was attached to with [`Lab::attach`].
+/// A running lab.
+///
+/// Dropping the value removes the lab, also during a panic. The lab is removed as well when the
+/// process that holds the value exits. Neither applies to a lab from [`Lab::attach`].
 ///
 /// Pods are named `name`, or `namespace/name` where the name alone is ambiguous.
 #[derive(Debug)]
 pub struct Lab {
     client: Client,
-    /// The agent takes the end of the connection for the end of the lab.
+    /// The owning connection and the agent. The agent removes the lab when the connection closes.
     owner: Option<(UnixStream, Child)>,
     dir: LabDir,
     fabric: String,
-    ready_deadline: Duration,
+    ready_timeout: Duration,
 }
 
 impl Lab {
-    /// Sweeps what dead labs left, then brings a lab up and, unless the options say otherwise,
-    /// waits until it has settled.
+    /// Removes dead labs, brings a lab up and, unless the options disable it, waits until all
+    /// daemons and pods are ready.
     ///
     /// # Errors
-    /// Not root, a tool is missing, the manifests are refused, or the lab has not settled at the
-    /// deadline; the error says what is not ready and why.
+    /// The caller is not root, a tool is missing, a manifest is invalid, or something is not ready
+    /// at the timeout; the error names what is not ready and why.
     pub fn up(manifests: impl Into<Manifests>, options: Options) -> Result<Self> {
         let yaml = manifests.into().text()?;
-        let name = options.name.clone().unwrap_or_else(made_up_name);
-        let (dir, agent) = launch(&name, &options)?;
+        let name = options.name.clone().unwrap_or_else(generated_name);
+        let (dir, agent) = lifecycle::launch(&name, &options)?;
         let owner = Client::new(&dir).own()?;
-        let lab = Self::over(dir, Some((owner, agent)), options.ready_deadline)?;
+        let lab = Self::connect(dir, Some((owner, agent)), options.ready_timeout)?;
         lab.apply(yaml)?;
         if options.wait_until_ready {
             lab.wait_ready()?;
@@ -107,19 +111,19 @@ impl Lab {
         Ok(lab)
     }
 
-    /// A lab that runs already, which dropping this value leaves running.
+    /// Attaches to a running lab. Dropping the value leaves the lab running.
     ///
     /// # Errors
-    /// There is no such lab, or its agent is dead.
+    /// There is no such lab, or its agent does not run.
     pub fn attach(name: &str) -> Result<Self> {
         let dir = LabDir::new(name)?;
-        Self::over(dir, None, Options::default().ready_deadline)
+        Self::connect(dir, None, Options::default().ready_timeout)
     }
 
-    fn over(
+    fn connect(
         dir: LabDir,
         owner: Option<(UnixStream, Child)>,
-        ready_deadline: Duration,
+        ready_timeout: Duration,
     ) -> Result<Self> {
         let client = Client::new(&dir);
         let fabric = client.status(None, Duration::ZERO)?.fabric;
@@ -128,14 +132,17 @@ impl Lab {
             owner,
             dir,
             fabric,
-            ready_deadline,
+            ready_timeout,
         })
     }
 
-    /// From now on the lab outlives this value.
+    /// Keeps the lab running after this value is dropped and this process exits.
+    ///
+    /// # Errors
+    /// The agent does not respond.
     pub fn keep(mut self) -> Result<()> {
         if self.owner.is_some() {
-            self.client.ask(&Request::Keep)?;
+            self.client.send(&Request::Keep)?;
             self.owner = None;
         }
         Ok(())
@@ -146,10 +153,10 @@ impl Lab {
         self.dir.name()
     }
 
-    /// Everything the agent knows, now.
+    /// The current status of the lab.
     ///
     /// # Errors
-    /// The agent does not answer.
+    /// The agent does not respond.
     pub fn status(&self) -> Result<Status> {
         self.client.status(None, Duration::ZERO)
     }
@@ -158,20 +165,20 @@ impl Lab {
     /// read, before pods are ready.
     ///
     /// # Errors
-    /// A manifest is refused (then none of them is applied), with file, object and reason.
+    /// A manifest is invalid; then nothing is applied. The error has the document, object and reason.
     pub fn apply(&self, manifests: impl Into<Manifests>) -> Result<()> {
         let yaml = manifests.into().text()?;
-        self.client.ask(&Request::Apply { yaml }).map(drop)
+        self.client.send(&Request::Apply { yaml }).map(drop)
     }
 
-    /// Deletes an object (`Pod`, `shop/web`) as `kubectl delete` does: returns when it is gone.
+    /// Deletes an object (`Pod`, `shop/web`) and waits until it is gone, as `kubectl delete` does.
     ///
     /// # Errors
     /// There is no such object.
     pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
         let (kind, name) = (kind.to_owned(), name.to_owned());
         self.client
-            .ask(&Request::Delete {
+            .send(&Request::Delete {
                 kind,
                 name,
                 grace: None,
@@ -179,7 +186,7 @@ impl Lab {
             .map(drop)
     }
 
-    /// Deletes a pod with this grace period instead of its own; zero kills at once.
+    /// Deletes a pod with this grace period instead of its own. Zero kills it at once.
     ///
     /// # Errors
     /// There is no such pod.
@@ -187,45 +194,46 @@ impl Lab {
         let (kind, name) = ("Pod".to_owned(), name.to_owned());
         let grace = Some(grace.as_secs());
         self.client
-            .ask(&Request::Delete { kind, name, grace })
+            .send(&Request::Delete { kind, name, grace })
             .map(drop)
     }
 
-    /// Sets (`Some`) and removes (`None`) labels of any object.
+    /// Sets (`Some`) and removes (`None`) labels of an object.
     ///
     /// # Errors
     /// There is no such object.
     pub fn label(&self, kind: &str, name: &str, labels: &[(&str, Option<&str>)]) -> Result<()> {
-        let owned =
+        let to_owned =
             |(key, value): &(&str, Option<&str>)| ((*key).to_owned(), value.map(str::to_owned));
-        let labels: BTreeMap<_, _> = labels.iter().map(owned).collect();
+        let labels: BTreeMap<_, _> = labels.iter().map(to_owned).collect();
         let (kind, name) = (kind.to_owned(), name.to_owned());
         self.client
-            .ask(&Request::Label { kind, name, labels })
+            .send(&Request::Label { kind, name, labels })
             .map(drop)
     }
 
     /// Runs a program in a pod, as `kubectl exec` does, for at most 30 s.
     ///
     /// # Errors
-    /// There is no such pod, or the program still runs at the deadline. An exit code is no error.
+    /// There is no such pod, or the program still runs after 30 s. A non-zero exit code is not an
+    /// error.
     pub fn exec(&self, pod: &str, cmd: &[&str]) -> Result<Output> {
-        self.exec_in(&Location::Pod(pod.to_owned()), cmd, EXEC_DEADLINE)
+        self.exec_in(&Location::Pod(pod.to_owned()), cmd, EXEC_TIMEOUT)
     }
 
-    /// Runs a program in a pod, a node or the fabric (which is outside the cluster), bounded.
+    /// Runs a program in a location, with an empty stdin and a timeout.
     ///
     /// # Errors
-    /// There is no such place, or the program still runs at the deadline.
-    pub fn exec_in(&self, place: &Location, cmd: &[&str], within: Duration) -> Result<Output> {
-        let mut process = self.spawn_in(place, cmd)?;
+    /// There is no such location, or the program still runs at the timeout.
+    pub fn exec_in(&self, location: &Location, cmd: &[&str], timeout: Duration) -> Result<Output> {
+        let mut process = self.spawn_in(location, cmd)?;
         process.close_stdin();
         process
-            .wait(within)
-            .with_context(|| format!("{} in {place}", cmd.join(" ")))
+            .wait(timeout)
+            .with_context(|| format!("{} in {location}", cmd.join(" ")))
     }
 
-    /// Starts a program in a pod; it is killed when the handle is dropped.
+    /// Starts a program in a pod. Dropping the handle kills it.
     ///
     /// # Errors
     /// There is no such pod.
@@ -233,50 +241,50 @@ impl Lab {
         self.spawn_in(&Location::Pod(pod.to_owned()), cmd)
     }
 
-    /// Starts a program in a pod, a node or the fabric.
+    /// Starts a program in a location. Dropping the handle kills it.
     ///
     /// # Errors
-    /// There is no such place.
-    pub fn spawn_in(&self, place: &Location, cmd: &[&str]) -> Result<Process> {
-        Process::start(process::command(&self.exec_info(place)?, cmd))
+    /// There is no such location.
+    pub fn spawn_in(&self, location: &Location, cmd: &[&str]) -> Result<Process> {
+        Process::start(process::command(&self.exec_info(location)?, cmd))
     }
 
-    pub(crate) fn exec_info(&self, place: &Location) -> Result<ExecInfo> {
-        if let Location::Pod(pod) = place {
-            let info = self.client.ask(&Request::Exec { pod: pod.clone() })?;
-            return serde_json::from_value(info).context("the agent's answer");
+    pub(crate) fn exec_info(&self, location: &Location) -> Result<ExecInfo> {
+        if let Location::Pod(pod) = location {
+            let info = self.client.send(&Request::Exec { pod: pod.clone() })?;
+            return serde_json::from_value(info).context("the agent's response");
         }
         let (env, dir) = (BTreeMap::new(), PathBuf::new());
         Ok(ExecInfo {
-            netns: self.netns(place)?,
+            netns: self.netns(location)?,
             env,
             dir,
         })
     }
 
-    /// The network namespace of a place: a name for `ip netns`, a file in `/run/netns`.
+    /// The network namespace of a location: a name for `ip netns`, a file in `/run/netns`.
     ///
     /// # Errors
-    /// There is no such place.
-    pub fn netns(&self, place: &Location) -> Result<String> {
-        Ok(match place {
+    /// There is no such location.
+    pub fn netns(&self, location: &Location) -> Result<String> {
+        Ok(match location {
             Location::Fabric => self.fabric.clone(),
             Location::Node(node) => self.status()?.node(node)?.netns.clone(),
             Location::Pod(pod) => self.status()?.pod(pod)?.netns.clone(),
         })
     }
 
-    /// Records the packets of a place until the capture is dropped. `filter` is tcpdump's; empty
-    /// takes everything. When this returns, packets are being recorded.
+    /// Captures the packets of a location until the capture is dropped. `filter` is a tcpdump
+    /// filter; empty captures everything. When this returns, the capture is running.
     ///
     /// # Errors
-    /// There is no such place, or tcpdump refuses.
-    pub fn capture(&self, place: Location, filter: &str) -> Result<Capture> {
-        Capture::start(self.netns(&place)?, place, filter)
+    /// There is no such location, or tcpdump fails.
+    pub fn capture(&self, location: Location, filter: &str) -> Result<Capture> {
+        Capture::start(self.netns(&location)?, location, filter)
     }
 
-    /// The folder of Kubernetes objects that the daemons read; a test may write files of its own
-    /// into it, broken ones too. The lab leaves files alone that it has not written.
+    /// The folder of Kubernetes objects that the daemons read. A test may add files of its own,
+    /// invalid ones too: the lab changes only files that it has written.
     pub fn source_folder(&self) -> PathBuf {
         self.dir.objects()
     }
@@ -286,24 +294,24 @@ impl Lab {
         self.dir.ca()
     }
 
-    /// The folder of files named by pod uid, each with the path of its network namespace.
+    /// The folder with one file per pod, named by pod uid, that has the path of its network namespace.
     pub fn netns_folder(&self) -> PathBuf {
         self.dir.netns_dir()
     }
 
-    /// Removes the lab and says whether that went well, which dropping it cannot.
+    /// Removes the lab. Unlike dropping the value, this returns errors.
     ///
     /// # Errors
-    /// Something could not be removed.
+    /// Something cannot be removed.
     pub fn down(mut self) -> Result<()> {
-        self.end()
+        self.take_down()
     }
 
-    fn end(&mut self) -> Result<()> {
+    fn take_down(&mut self) -> Result<()> {
         let owner = self.owner.take();
-        registry::take_down(&self.dir)?;
+        lifecycle::take_down(&self.dir)?;
         match owner {
-            // It has let go of the lab, which is the last thing that it does.
+            // The agent has released the lock, which is the last thing before it exits.
             Some((_, mut agent)) => agent.wait().map(drop).context("the lab's agent"),
             None => Ok(()),
         }
@@ -313,14 +321,14 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if self.owner.is_some()
-            && let Err(error) = self.end()
+            && let Err(error) = self.take_down()
         {
             eprintln!("lab {}: {error:#}", self.dir.name());
         }
     }
 }
 
-fn made_up_name() -> String {
+fn generated_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!(
         "t{}-{}",

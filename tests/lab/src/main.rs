@@ -1,4 +1,4 @@
-//! `lab`: a Kubernetes cluster of network namespaces. See the library.
+//! The `lab` command: a Kubernetes cluster of network namespaces. See the library.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Network namespaces by name.
+//! Network namespaces by name: entering them, their sysctls, their processes.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::poll;
 
-/// Where `ip netns` keeps them.
+/// The file that `ip netns` keeps for a namespace.
 pub(crate) fn path(name: &str) -> PathBuf {
     Path::new("/run/netns").join(name)
 }
@@ -22,9 +22,9 @@ pub(crate) fn exists(name: &str) -> bool {
     path(name).exists()
 }
 
-/// Runs `work` on a thread that is inside the namespace. The thread ends with the work, so that no
-/// thread that someone uses again is ever in the wrong place.
-pub(crate) fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
+/// Runs `work` on a new thread in the namespace. The thread ends with the work, so no thread that is
+/// used again is ever in the wrong namespace.
+pub(crate) fn run_in<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
     let file = File::open(path(name)).with_context(|| format!("no network namespace {name}"))?;
     let entered = std::thread::scope(|scope| {
         let thread = scope.spawn(|| -> nix::Result<T> {
@@ -38,20 +38,20 @@ pub(crate) fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Re
     entered.with_context(|| format!("cannot enter {name}"))
 }
 
-/// [`inside`], for callers that must not block.
-pub(crate) async fn inside_async<T: Send + 'static>(
+/// [`run_in`], for callers that must not block.
+pub(crate) async fn run_in_async<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    let (done, answer) = tokio::sync::oneshot::channel();
+    let (sender, result) = tokio::sync::oneshot::channel();
     let name = name.to_owned();
-    std::thread::spawn(move || done.send(inside(&name, work)));
-    answer.await.context("a thread in a namespace panicked")?
+    std::thread::spawn(move || sender.send(run_in(&name, work)));
+    result.await.context("a thread in a namespace panicked")?
 }
 
 /// Sets sysctls (`net/ipv4/ip_forward`) of the namespace.
-pub(crate) fn sysctls(name: &str, settings: &[(&str, &str)]) -> Result<()> {
-    inside(name, || {
+pub(crate) fn set_sysctls(name: &str, settings: &[(&str, &str)]) -> Result<()> {
+    run_in(name, || {
         settings.iter().try_for_each(|(key, value)| {
             fs::write(Path::new("/proc/sys").join(key), value)
                 .with_context(|| format!("sysctl {key}"))
@@ -59,15 +59,15 @@ pub(crate) fn sysctls(name: &str, settings: &[(&str, &str)]) -> Result<()> {
     })?
 }
 
-/// Network namespaces that are held open, so that their identity is theirs for as long as this
-/// lives, also when their names are gone.
+/// Network namespaces that are held open: their inode numbers are not reused, even after their
+/// names are deleted.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct OpenNamespaces {
     files: Vec<File>,
 }
 
-impl Held {
-    /// Those of these that exist.
+impl OpenNamespaces {
+    /// Opens those of these namespaces that exist.
     pub(crate) fn open(names: &[&str]) -> Self {
         Self {
             files: names
@@ -77,26 +77,26 @@ impl Held {
         }
     }
 
-    /// Kills every process in these namespaces and waits until they are gone. A process that is
-    /// being forked meanwhile is met in the next round.
-    pub(crate) fn kill_all(&self, within: Duration) -> Result<()> {
-        let mut alive = Vec::new();
-        let gone = poll::until(within, poll::OFTEN, || {
-            alive = match self.processes() {
-                Ok(alive) => alive,
+    /// Kills every process in these namespaces and waits until all have exited. A child that is
+    /// forked meanwhile is killed in the next round.
+    pub(crate) fn kill_all(&self, timeout: Duration) -> Result<()> {
+        let mut running = Vec::new();
+        let done = poll::until(timeout, poll::FAST_INTERVAL, || {
+            running = match self.processes() {
+                Ok(running) => running,
                 Err(error) => return Some(Err(error)),
             };
-            for pid in &alive {
+            for pid in &running {
                 let _ = kill(*pid, Signal::SIGKILL);
             }
-            alive.is_empty().then_some(Ok(()))
+            running.is_empty().then_some(Ok(()))
         });
-        gone.unwrap_or_else(|| Err(anyhow!("processes {alive:?} do not end")))
+        done.unwrap_or_else(|| Err(anyhow!("processes {running:?} do not exit after SIGKILL")))
     }
 
     fn processes(&self) -> Result<Vec<Pid>> {
         let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
-        let own: HashSet<(u64, u64)> = self
+        let namespaces: HashSet<(u64, u64)> = self
             .files
             .iter()
             .filter_map(|file| file.metadata().ok())
@@ -109,7 +109,7 @@ impl Held {
                 continue;
             };
             let netns = fs::metadata(entry.path().join("ns/net")).map(identity);
-            if netns.is_ok_and(|netns| own.contains(&netns)) {
+            if netns.is_ok_and(|netns| namespaces.contains(&netns)) {
                 found.push(Pid::from_raw(pid));
             }
         }

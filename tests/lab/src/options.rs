@@ -1,4 +1,4 @@
-//! How a lab is to be brought up.
+//! Options for bringing up a lab.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,33 +7,34 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How long [`crate::Lab::up`] and [`crate::Lab::wait_ready`] wait by default. A lab of two nodes
-/// and four pods settles in about a second; this leaves room for a busy machine.
-const READY_DEADLINE: Duration = Duration::from_secs(30);
+/// Default of [`Options::ready_timeout`]. A lab of two nodes and four pods is ready in about a
+/// second; the rest is for a busy machine.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How a lab is to be brought up.
+/// Options for bringing up a lab.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Options {
-    /// The lab's name, unique on the machine: up to 24 of `a-z0-9-`. Default: one is made up.
+    /// The lab's name, unique on the machine: up to 24 of `a-z0-9-`. Default: a generated name.
     pub name: Option<String>,
     /// Whether each node runs a daemon. Without daemons every pod starts at once, unmeshed.
     pub run_daemons: bool,
-    /// More arguments for every daemon, after the lab's own.
+    /// Extra arguments for every daemon, after the lab's own.
     pub daemon_args: Vec<String>,
-    /// More environment for every daemon.
+    /// Extra environment for every daemon.
     pub daemon_env: Vec<(String, String)>,
-    /// What the daemons of these nodes get beside, by node.
+    /// Extra launch options for the daemons of single nodes, by node name.
     pub node_launch: BTreeMap<String, LaunchOptions>,
-    /// Where the daemons get the identities of their pods from.
+    /// Where the daemons get the identities of their pods.
     pub identity: IdentitySource,
-    /// What the certificate authority gets beside the lab's own arguments, under [`IdentitySource::Ca`].
+    /// Extra launch options for the certificate authority of [`IdentitySource::Ca`].
     pub ca_launch: LaunchOptions,
     /// The folder with the `ztunnel` and `lab` binaries. Default: `$AMBIT_BIN_DIR`, else the
     /// target folder of the running executable.
     pub bin_dir: Option<PathBuf>,
     /// How long to wait until all daemons and pods are ready.
-    pub ready_deadline: Duration,
-    /// Whether `up` waits until the lab has settled; else it returns once the manifests are accepted.
+    pub ready_timeout: Duration,
+    /// Whether `up` waits until all daemons and pods are ready. Otherwise it returns once the
+    /// manifests are accepted.
     pub wait_until_ready: bool,
 }
 
@@ -48,14 +49,14 @@ impl Default for Options {
             identity: IdentitySource::Folder,
             ca_launch: LaunchOptions::default(),
             bin_dir: None,
-            ready_deadline: READY_DEADLINE,
+            ready_timeout: READY_TIMEOUT,
             wait_until_ready: true,
         }
     }
 }
 
 impl Options {
-    /// A lab without daemons: what the programs do when there is no mesh.
+    /// A lab without daemons, to compare with how programs behave without a mesh.
     pub fn without_daemons() -> Self {
         Self {
             run_daemons: false,
@@ -64,32 +65,32 @@ impl Options {
     }
 }
 
-/// Where the daemons get the identities of their pods from.
+/// Where the daemons get the identities of their pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IdentitySource {
-    /// The folder of a certificate authority, key and all.
+    /// The folder of a certificate authority, including its key.
     Folder,
-    /// An `ambit ca` process outside the cluster that every node reaches, with a token for each node.
+    /// An `ambit ca` process outside the cluster that every node reaches, with a token per node.
     Ca,
-    /// The agent of SPIRE that listens at this socket, which is the test's own.
+    /// The SPIRE agent that listens on this socket. The lab does not start it.
     Spire(PathBuf),
-    /// What [`Options::daemon_args`] or [`Options::node_launch`] say; the lab says nothing of it.
+    /// Configured by [`Options::daemon_args`] or [`Options::node_launch`]; the lab passes nothing.
     Custom,
 }
 
-/// How one of the lab's programs is started, beside what it always gets.
+/// Extra options for one of the lab's programs, in addition to what the lab always passes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchOptions {
-    /// More arguments.
+    /// Extra arguments.
     pub args: Vec<String>,
-    /// More environment.
+    /// Extra environment.
     pub env: Vec<(String, String)>,
-    /// What it takes for the time of day.
+    /// The program's wall clock.
     pub clock: Clock,
 }
 
 impl LaunchOptions {
-    /// With these arguments.
+    /// Options with these arguments.
     pub fn args(args: &[&str]) -> Self {
         Self {
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
@@ -97,22 +98,22 @@ impl LaunchOptions {
         }
     }
 
-    /// With this clock.
+    /// The same options with this clock.
     #[must_use]
     pub fn clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
     }
 }
 
-/// A program's wall clock. Its timers are right whatever it says.
+/// A program's wall clock. The monotonic clock, and so timers, are not shifted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Clock {
-    /// The machine's.
+    /// The machine's clock.
     #[default]
     System,
-    /// So much later than it is.
+    /// Ahead of the machine's clock.
     Ahead(Duration),
-    /// So much earlier than it is.
+    /// Behind the machine's clock.
     Behind(Duration),
 }
 
@@ -126,7 +127,7 @@ pub enum IpFamily {
 }
 
 impl IpFamily {
-    /// Both, IPv4 first.
+    /// Both families, IPv4 first.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// The family of an address.
@@ -135,7 +136,7 @@ impl IpFamily {
     }
 
     /// Whether the address is of this family.
-    pub fn has(self, ip: IpAddr) -> bool {
+    pub fn contains(self, ip: IpAddr) -> bool {
         Self::of(ip) == self
     }
 }

@@ -1,46 +1,45 @@
-//! Waiting for what has no event to wait for: the end of a foreign process, a file that another
-//! program writes.
+//! Polls conditions that raise no event: the exit of a process that is not a child, a file that
+//! another program writes.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// How often a condition is looked at that costs more, such as a request.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Poll interval of a condition that costs a request or a process.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Looks every `step` until `look` finds something, and a last time at the deadline.
+/// Poll interval of a condition that costs microseconds to check.
+pub(crate) const FAST_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Checks every `interval` until `condition` returns a value, and a last time at the deadline.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the one place that sleeps: between two looks at a condition, with a deadline"
+    reason = "the one place that sleeps: between two checks of a condition, with a deadline"
 )]
 pub(crate) fn until<T>(
-    within: Duration,
-    step: Duration,
-    mut look: impl FnMut() -> Option<T>,
+    timeout: Duration,
+    interval: Duration,
+    mut condition: impl FnMut() -> Option<T>,
 ) -> Option<T> {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + timeout;
     loop {
-        let late = Instant::now() >= deadline;
-        let found = look();
-        if found.is_some() || late {
+        let is_last = Instant::now() >= deadline;
+        let found = condition();
+        if found.is_some() || is_last {
             return found;
         }
-        std::thread::sleep(step);
+        std::thread::sleep(interval);
     }
 }
 
-/// Waits for a condition of the outside world that has no event and belongs to no lab: it is looked at
-/// again every 20 ms. Returns what the condition returned.
+/// Polls a condition that raises no event, every 10 ms. Returns what the condition returned.
 ///
 /// # Errors
-/// It returned `None` until the deadline; says `what`.
+/// The condition returned `None` until the timeout; the error names `what`.
 pub fn wait_until<T>(
     what: &str,
-    within: Duration,
+    timeout: Duration,
     condition: impl FnMut() -> Option<T>,
 ) -> Result<T> {
-    until(within, LOOK_AGAIN, condition).with_context(|| format!("waited {within:?} for {what}"))
+    until(timeout, INTERVAL, condition).with_context(|| format!("waited {timeout:?} for {what}"))
 }
-
-/// A look that costs microseconds can be taken this often.
-pub(crate) const OFTEN: Duration = Duration::from_millis(2);

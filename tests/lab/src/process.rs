@@ -1,9 +1,9 @@
-//! Programs that a test runs inside a pod, a node or the fabric.
+//! Programs that a test runs in a pod, a node or the fabric.
 
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,19 +14,19 @@ use nix::unistd::Pid;
 use crate::poll;
 use crate::protocol::ExecInfo;
 
-/// How a program ended and what it said.
+/// The exit code and output of a program.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// The exit code; 128 + signal number if a signal ended it, as a shell says it.
+    /// The exit code; 128 + signal number if a signal ended the program, as in a shell.
     pub code: i32,
-    /// What it wrote to stdout, as text (not UTF-8: replaced).
+    /// Its stdout as text; invalid UTF-8 is replaced.
     pub stdout: String,
-    /// What it wrote to stderr.
+    /// Its stderr as text.
     pub stderr: String,
 }
 
 impl Output {
-    /// Exit code 0.
+    /// Whether the exit code is 0.
     pub fn success(&self) -> bool {
         self.code == 0
     }
@@ -34,7 +34,7 @@ impl Output {
     /// The stdout of a program that must have succeeded.
     ///
     /// # Errors
-    /// It did not; the error carries code and stderr.
+    /// The exit code is not 0; the error has the code, stdout and stderr.
     pub fn ok(self) -> Result<String> {
         if self.success() {
             return Ok(self.stdout);
@@ -48,7 +48,7 @@ impl Output {
     }
 }
 
-/// A command that runs in the network namespace (and with the hosts file and environment) of `info`.
+/// A command in the network namespace of `info`, with its hosts file, environment and folder.
 pub(crate) fn command(info: &ExecInfo, cmd: &[&str]) -> Command {
     let mut command = Command::new("ip");
     command
@@ -61,61 +61,68 @@ pub(crate) fn command(info: &ExecInfo, cmd: &[&str]) -> Command {
     command
 }
 
-/// Bytes that a thread collects from a pipe, and that others wait for.
+/// Bytes that a thread reads from a pipe and other threads wait for.
 #[derive(Debug, Default)]
-struct Collected {
-    bytes: Mutex<(Vec<u8>, bool)>,
-    more: Condvar,
+struct PipeBuffer {
+    state: Mutex<PipeState>,
+    changed: Condvar,
 }
 
-impl Collected {
-    fn pump(self: Arc<Self>, mut pipe: impl Read) {
+#[derive(Debug, Default)]
+struct PipeState {
+    bytes: Vec<u8>,
+    is_closed: bool,
+}
+
+impl PipeBuffer {
+    fn read_from(self: Arc<Self>, mut pipe: impl Read) {
         let mut buffer = [0; 16 * 1024];
         loop {
             let read = pipe.read(&mut buffer).unwrap_or(0);
-            let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-            bytes.0.extend_from_slice(&buffer[..read]);
-            bytes.1 = read == 0;
-            self.more.notify_all();
+            let mut state = self.lock();
+            state.bytes.extend_from_slice(&buffer[..read]);
+            state.is_closed = read == 0;
+            self.changed.notify_all();
             if read == 0 {
                 return;
             }
         }
     }
 
-    fn so_far(&self) -> Vec<u8> {
-        self.bytes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .clone()
+    fn bytes(&self) -> Vec<u8> {
+        self.lock().bytes.clone()
     }
 
-    /// Waits until `found` holds of the bytes so far; false at the deadline or at the end of the pipe.
+    /// Waits until `found` is true of the bytes so far. False at the deadline or at the end of the
+    /// pipe.
     fn wait(&self, deadline: Instant, found: impl Fn(&[u8]) -> bool) -> bool {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if found(&bytes.0) || bytes.1 || left.is_zero() {
-                return found(&bytes.0);
+            if found(&state.bytes) || state.is_closed || left.is_zero() {
+                return found(&state.bytes);
             }
-            bytes = self
-                .more
-                .wait_timeout(bytes, left)
+            state = self
+                .changed
+                .wait_timeout(state, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
     }
+
+    fn lock(&self) -> MutexGuard<'_, PipeState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// A running program; dropping it kills it and what it started.
+/// A running program. Dropping it kills the program and its children.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
-    stdout: Arc<Collected>,
-    stderr: Arc<Collected>,
-    pumps: Vec<JoinHandle<()>>,
+    stdout: Arc<PipeBuffer>,
+    stderr: Arc<PipeBuffer>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -124,20 +131,20 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // A group of its own, so that killing it reaches what it started.
+        // A process group of its own, so that a signal reaches the children too.
         command.process_group(0);
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot run {command:?}"))?;
-        let (stdout, stderr) = (Arc::<Collected>::default(), Arc::<Collected>::default());
-        let mut pumps = Vec::new();
+        let (stdout, stderr) = (Arc::<PipeBuffer>::default(), Arc::<PipeBuffer>::default());
+        let mut readers = Vec::new();
         if let Some(pipe) = child.stdout.take() {
-            let collected = Arc::clone(&stdout);
-            pumps.push(std::thread::spawn(move || collected.pump(pipe)));
+            let buffer = Arc::clone(&stdout);
+            readers.push(std::thread::spawn(move || buffer.read_from(pipe)));
         }
         if let Some(pipe) = child.stderr.take() {
-            let collected = Arc::clone(&stderr);
-            pumps.push(std::thread::spawn(move || collected.pump(pipe)));
+            let buffer = Arc::clone(&stderr);
+            readers.push(std::thread::spawn(move || buffer.read_from(pipe)));
         }
         let stdin = child.stdin.take();
         Ok(Self {
@@ -145,7 +152,7 @@ impl Process {
             stdin,
             stdout,
             stderr,
-            pumps,
+            readers,
         })
     }
 
@@ -154,7 +161,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Writes to its stdin.
+    /// Writes to the program's stdin.
     ///
     /// # Errors
     /// The pipe is closed.
@@ -166,94 +173,87 @@ impl Process {
             .context("cannot write to the process")
     }
 
-    /// Closes its stdin, which many programs take as the end of their input.
+    /// Closes the program's stdin, which most programs treat as end of input.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
     }
 
-    /// What it wrote to stdout so far.
+    /// The stdout so far.
     pub fn stdout(&self) -> Vec<u8> {
-        self.stdout.so_far()
+        self.stdout.bytes()
     }
 
-    /// What it wrote to stderr so far.
+    /// The stderr so far.
     pub fn stderr(&self) -> Vec<u8> {
-        self.stderr.so_far()
+        self.stderr.bytes()
     }
 
     /// Waits until stdout contains `text`.
     ///
     /// # Errors
-    /// It did not say so before the deadline or its end.
-    pub fn wait_stdout(&self, text: &str, within: Duration) -> Result<()> {
-        let deadline = Instant::now() + within;
-        if self
-            .stdout
-            .wait(deadline, |bytes| contains(bytes, text.as_bytes()))
-        {
-            return Ok(());
-        }
-        bail!(
-            "not said within {within:?}: {text:?}; stderr: {}",
-            lossy(&self.stderr()).trim_end()
-        )
+    /// stdout does not contain it at the timeout or when the pipe is closed.
+    pub fn wait_stdout(&self, text: &str, timeout: Duration) -> Result<()> {
+        self.wait_text(&self.stdout, text, timeout)
     }
 
     /// Waits until stderr contains `text`.
     ///
     /// # Errors
-    /// It did not say so before the deadline or its end.
-    pub fn wait_stderr(&self, text: &str, within: Duration) -> Result<()> {
-        let deadline = Instant::now() + within;
-        if self
-            .stderr
-            .wait(deadline, |bytes| contains(bytes, text.as_bytes()))
-        {
+    /// stderr does not contain it at the timeout or when the pipe is closed.
+    pub fn wait_stderr(&self, text: &str, timeout: Duration) -> Result<()> {
+        self.wait_text(&self.stderr, text, timeout)
+    }
+
+    fn wait_text(&self, pipe: &PipeBuffer, text: &str, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        if pipe.wait(deadline, |bytes| contains(bytes, text.as_bytes())) {
             return Ok(());
         }
         bail!(
-            "not said within {within:?}: {text:?}; stderr: {}",
+            "no {text:?} in the output within {timeout:?}; stderr: {}",
             lossy(&self.stderr()).trim_end()
         )
     }
 
-    /// Whether it still runs.
+    /// Whether the program still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Sends a signal to it and to what it started.
+    /// Sends a signal to the program and its children.
     pub fn signal(&self, signal: Signal) {
         if let Ok(pid) = i32::try_from(self.child.id()) {
-            // It may have exited already, which is what a signal would have been for.
+            // An error means that the program has exited already.
             let _ = killpg(Pid::from_raw(pid), signal);
         }
     }
 
-    /// Waits for its end, with stdin left as it is (see [`Self::close_stdin`]).
+    /// Waits for the program's exit. stdin stays open (see [`Self::close_stdin`]).
     ///
     /// # Errors
-    /// It still runs at the deadline; it is killed then.
-    pub fn wait(mut self, within: Duration) -> Result<Output> {
-        // std has no wait with a deadline.
-        let ended = poll::until(within, poll::OFTEN, || self.child.try_wait().transpose());
-        match ended {
+    /// The program still runs at the timeout; it is killed.
+    pub fn wait(mut self, timeout: Duration) -> Result<Output> {
+        // std has no wait with a timeout.
+        let exited = poll::until(timeout, poll::FAST_INTERVAL, || {
+            self.child.try_wait().transpose()
+        });
+        match exited {
             Some(status) => Ok(self.collect(status.context("cannot wait for the process")?)),
             None => {
-                let said = lossy(&self.stderr());
+                let stderr = lossy(&self.stderr());
                 bail!(
-                    "still running after {within:?}; stderr so far: {}",
-                    said.trim_end()
+                    "still running after {timeout:?}; stderr so far: {}",
+                    stderr.trim_end()
                 )
             }
         }
     }
 
     fn collect(mut self, status: ExitStatus) -> Output {
-        // Whatever the program left behind in its group must not keep the pipes open.
+        // Children that still run must not keep the pipes open.
         self.signal(Signal::SIGKILL);
-        for pump in self.pumps.drain(..) {
-            let _ = pump.join();
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
         }
         Output {
             code: exit_code(status),
@@ -267,13 +267,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::SIGKILL);
         let _ = self.child.wait();
-        for pump in self.pumps.drain(..) {
-            let _ = pump.join();
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
         }
     }
 }
 
-/// As a shell says it: the exit code, or 128 + the signal's number.
+/// The exit code, or 128 + signal number, as in a shell.
 pub(crate) fn exit_code(status: ExitStatus) -> i32 {
     status
         .code()

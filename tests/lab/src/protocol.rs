@@ -1,4 +1,4 @@
-//! What is said over the agent's socket: one JSON request per line, one JSON answer per line.
+//! The protocol of the agent's socket: one JSON request per line, one JSON response per line.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::options::{IpFamily, LaunchOptions};
 
-/// What the agent can be asked.
+/// A request to the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Create or update the objects of a multi-document manifest; all of it or nothing.
+    /// Create or update the objects of a multi-document manifest: all of them or none.
     Apply { yaml: String },
-    /// Delete one object; pods are terminated gracefully, and the answer comes when they are gone.
+    /// Delete one object. Pods are terminated gracefully; the response follows when they are gone.
     Delete {
         kind: String,
         name: String,
@@ -25,39 +25,40 @@ pub(crate) enum Request {
         name: String,
         labels: BTreeMap<String, Option<String>>,
     },
-    /// The state of the lab, once its generation is above `after` or `wait_ms` have passed.
+    /// The status of the lab, once its generation is above `after` or `wait_ms` have passed.
     Status { after: Option<u64>, wait_ms: u64 },
-    /// Where and with which environment a command of this pod runs.
+    /// The namespace, environment and folder for a command in this pod.
     Exec { pod: String },
     /// Signal or start the daemon of a node.
-    Daemon { node: String, action: DaemonAction },
+    Daemon { node: String, action: ProgramAction },
     /// Signal or start the certificate authority.
-    Ca { action: DaemonAction },
-    /// What a program is started with from its next start on: a node's daemon, or without a node
-    /// the certificate authority.
+    Ca { action: ProgramAction },
+    /// Launch options from the next start on: of a node's daemon, or without a node of the
+    /// certificate authority.
     SetLaunchOptions {
         node: Option<String>,
         launch: LaunchOptions,
     },
-    /// From now on the lab lives only as long as this connection.
+    /// Tie the lab to this connection: the lab is removed when the connection closes.
     Own,
-    /// The lab outlives its owner after all.
+    /// Keep the lab when the owning connection closes.
     Keep,
-    /// Remove everything. Answered when it is gone.
+    /// Remove everything. The response follows when it is gone.
     Down,
 }
 
+/// A change of a program's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum DaemonAction {
-    /// SIGKILL, and stay down.
+pub(crate) enum ProgramAction {
+    /// Send SIGKILL; the program stays stopped.
     Kill,
-    /// SIGTERM, and stay down; answered when it has exited.
+    /// Send SIGTERM; the program stays stopped. The response follows when it has exited.
     Stop,
-    /// Start it if it is not running.
+    /// Start the program if it is not running.
     Start,
 }
 
-/// The answer to [`Request::Exec`].
+/// The response to [`Request::Exec`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ExecInfo {
     pub(crate) netns: String,
@@ -65,16 +66,16 @@ pub(crate) struct ExecInfo {
     pub(crate) dir: PathBuf,
 }
 
-/// A lab as its agent sees it.
+/// The state of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Grows with every change of anything below.
+    /// Incremented with every change of the fields below.
     pub generation: u64,
     /// The lab's name.
     pub name: String,
-    /// Where the lab keeps its files.
+    /// The folder of the lab's files.
     pub dir: PathBuf,
-    /// The namespace with the bridge, which is also "outside the cluster".
+    /// The namespace of the bridge, which is outside the cluster.
     pub fabric: String,
     /// Every node, by name.
     pub nodes: Vec<NodeStatus>,
@@ -95,33 +96,33 @@ pub struct NodeStatus {
     pub netns: String,
     /// Its addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
-    /// Its daemon.
+    /// The state of its daemon.
     pub daemon: ProgramState,
-    /// The daemon's process, while it runs.
+    /// The daemon's process id, while it runs.
     pub daemon_pid: Option<u32>,
 }
 
 /// The certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaStatus {
-    /// Where it serves.
+    /// The address it serves on.
     pub address: SocketAddr,
-    /// How it is.
+    /// Its state.
     pub state: ProgramState,
-    /// Its process, while it runs.
+    /// Its process id, while it runs.
     pub pid: Option<u32>,
 }
 
-/// A program that the lab keeps: the daemon of one node, or the certificate authority.
+/// The state of a program that the lab runs: the daemon of one node, or the certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProgramState {
     /// The lab runs without daemons.
     Disabled,
     /// Started, not yet ready.
     Starting,
-    /// A daemon answers 200 on its readiness port, an authority listens.
+    /// A daemon returns 200 on its readiness port; a certificate authority listens.
     Ready,
-    /// Not running; how it ended.
+    /// Not running, with how it exited.
     Exited(String),
 }
 
@@ -146,9 +147,9 @@ pub struct PodStatus {
     pub ready: bool,
     /// Opted in to the mesh by its labels.
     pub meshed: bool,
-    /// How often a container was started again.
+    /// How often containers were restarted.
     pub restarts: u32,
-    /// What the pod waits for or fails at, empty when there is nothing to say.
+    /// What the pod waits for or why it fails; empty otherwise.
     pub message: String,
 }
 
@@ -166,7 +167,7 @@ pub struct ServiceStatus {
 }
 
 impl Status {
-    /// The pod `name`, which may be `namespace/name`; without a namespace it must be unique.
+    /// The pod `name` or `namespace/name`; a name without namespace must be unique.
     ///
     /// # Errors
     /// No such pod, or several namespaces have one.
@@ -178,7 +179,7 @@ impl Status {
         match (found.next(), found.next()) {
             (Some(pod), None) => Ok(pod),
             (Some(a), Some(b)) => anyhow::bail!(
-                "pod {name} is ambiguous: say {}/{name} or {}/{name}",
+                "pod {name} is ambiguous: use {}/{name} or {}/{name}",
                 a.namespace,
                 b.namespace
             ),
@@ -197,8 +198,7 @@ impl Status {
             .ok_or_else(|| anyhow::anyhow!("no node {name} in lab {}", self.name))
     }
 
-    /// What is not yet as it should be: pods that are not ready, daemons that are not. Empty when
-    /// the lab has settled.
+    /// The pods and programs that are not ready, each with the reason. Empty when all are.
     pub fn not_ready(&self) -> Vec<String> {
         let program = |name: String, state: &ProgramState| match state {
             ProgramState::Disabled | ProgramState::Ready => None,
@@ -215,12 +215,15 @@ impl Status {
             .iter()
             .filter(|pod| !pod.ready && pod.phase != "Succeeded");
         let pods = pods.map(|pod| {
-            let why = if pod.message.is_empty() {
+            let reason = if pod.message.is_empty() {
                 "not ready"
             } else {
                 &pod.message
             };
-            format!("pod {}/{}: {}: {why}", pod.namespace, pod.name, pod.phase)
+            format!(
+                "pod {}/{}: {}: {reason}",
+                pod.namespace, pod.name, pod.phase
+            )
         });
         ca.chain(nodes).chain(pods).collect()
     }
@@ -229,7 +232,7 @@ impl Status {
 impl PodStatus {
     /// The pod's address of this family.
     pub fn ip(&self, family: IpFamily) -> Option<IpAddr> {
-        self.ips.iter().copied().find(|ip| family.has(*ip))
+        self.ips.iter().copied().find(|ip| family.contains(*ip))
     }
 
     /// The key of this pod in the daemon's `workloadState`, given the cluster's name.

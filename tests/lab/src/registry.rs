@@ -1,9 +1,9 @@
-//! Which labs there are on this machine, and how to remove what a dead one left.
+//! Which labs exist on this machine, and removal of what a dead lab left behind.
 //!
-//! A lab is a folder in `/run/ambit-lab`. Its agent holds a lock on a file in it for as long as it
-//! lives, and writes the name of each network namespace down before it creates it. So a lab whose
-//! lock can be taken is dead, and its folder says what is left of it; nothing needs guessing from
-//! names, and no process id is trusted.
+//! A lab is a folder in `/run/ambit-lab`. Its agent holds a lock on a file in the folder until it
+//! exits, and registers the name of each network namespace before it creates the namespace. A lab
+//! whose lock is free is dead, and its folder lists what it left. Neither names nor process ids
+//! have to be guessed.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -15,24 +15,18 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::client::Client;
 use crate::netns;
-use crate::poll;
-use crate::protocol::Request;
 use crate::tools;
 
 const BASE: &str = "/run/ambit-lab";
 
-/// Where `ip netns exec` looks for files to mount over those in `/etc`.
+/// The folder in which `ip netns exec` finds the files that it mounts over those in `/etc`.
 const ETC_NETNS: &str = "/etc/netns";
 
-/// A killed process is gone within milliseconds; one that is stuck in the kernel stays.
-const KILL_DEADLINE: Duration = Duration::from_secs(3);
+/// A killed process exits within milliseconds, unless it is blocked in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an agent that was told to go may take before it is killed.
-const AGENT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// The folder of one lab, and what is where in it.
+/// The folder of one lab and the paths in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LabDir {
     name: String,
@@ -41,11 +35,11 @@ pub(crate) struct LabDir {
 
 impl LabDir {
     /// # Errors
-    /// The name is not fit to be part of a file name and of a namespace's name.
+    /// The name cannot be part of a file name and of a namespace's name.
     pub(crate) fn new(name: &str) -> Result<Self> {
-        let fit = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.is_empty() || name.len() > 24 || !name.chars().all(fit) {
-            bail!("{name:?} is no name for a lab: 1 to 24 of a-z, 0-9 and -");
+        let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.is_empty() || name.len() > 24 || !name.chars().all(is_allowed) {
+            bail!("{name:?} is not a valid lab name: use 1 to 24 of a-z, 0-9 and -");
         }
         Ok(Self {
             name: name.to_owned(),
@@ -74,7 +68,7 @@ impl LabDir {
         self.root.join("objects")
     }
 
-    /// Files are written here and renamed into place, so that no reader sees half of one.
+    /// Files are written here and renamed into place, so that no reader sees a partial file.
     pub(crate) fn staging(&self) -> PathBuf {
         self.root.join("staging")
     }
@@ -87,13 +81,13 @@ impl LabDir {
         self.root.join("ca")
     }
 
-    /// All roots that the authority hands out; while roots are replaced, it shows a certificate of the
-    /// old one for a while.
+    /// All roots that the certificate authority hands out. During a root replacement it still serves
+    /// with a certificate of the old root for a while.
     pub(crate) fn ca_bundle(&self) -> PathBuf {
         self.ca().join("state").join("root-bundle.pem")
     }
 
-    /// What the nodes' tokens are signed and checked with, and one token for each node.
+    /// The key pair of the nodes' tokens, and one token per node.
     pub(crate) fn tokens(&self) -> PathBuf {
         self.root.join("tokens")
     }
@@ -110,7 +104,7 @@ impl LabDir {
         self.tokens().join(node)
     }
 
-    /// A pod's own folder: its working directory and its TMPDIR.
+    /// A pod's folder: its working directory and its TMPDIR.
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.root.join("pods").join(uid)
     }
@@ -135,12 +129,12 @@ impl LabDir {
         self.logs().join(format!("pod_{namespace}_{name}.log"))
     }
 
-    /// The names of the network namespaces that were or will be created, one per line.
+    /// The file of registered network namespaces, one name per line.
     fn namespaces(&self) -> PathBuf {
         self.root.join("namespaces")
     }
 
-    /// Writes a namespace's name down, to be called before the namespace exists.
+    /// Registers a namespace's name. Call this before the namespace is created.
     pub(crate) fn register(&self, netns: &str) -> Result<()> {
         let mut file = OpenOptions::new()
             .append(true)
@@ -149,18 +143,25 @@ impl LabDir {
         writeln!(file, "{netns}").context("cannot register a namespace")
     }
 
-    /// The folder whose files `ip netns exec` mounts over those in `/etc`.
+    /// The folder whose files `ip netns exec` mounts over those in `/etc` in this namespace.
     pub(crate) fn etc(netns: &str) -> PathBuf {
         Path::new(ETC_NETNS).join(netns)
     }
+
+    /// Whether no agent holds the lock.
+    pub(crate) fn is_dead(&self) -> bool {
+        match File::open(self.lock()) {
+            Ok(lock) => lock.try_lock().is_ok(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
 }
 
-/// Removes what dead labs have left and takes the name. The returned file is the lock, which the
-/// agent is to hold.
+/// Removes dead labs and claims the name. The returned file is the lock, which the agent must hold.
 pub(crate) fn claim(name: &str) -> Result<(LabDir, File)> {
     let dir = LabDir::new(name)?;
     let _base = lock_base()?;
-    sweep_all()?;
+    remove_dead()?;
     if dir.root.exists() {
         bail!("lab {name} is up already; `lab down --name {name}` takes it down");
     }
@@ -172,23 +173,24 @@ pub(crate) fn claim(name: &str) -> Result<(LabDir, File)> {
         dir.tokens(),
         dir.logs(),
     ] {
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
     }
     let lock = File::create_new(dir.lock()).context("lock")?;
     lock.try_lock().context("the lock of a new lab is taken")?;
     Ok((dir, lock))
 }
 
-/// Removes what labs have left whose agent is dead; says their names.
+/// Removes the labs whose agent is dead. Returns their names.
 ///
 /// # Errors
-/// Not root, or something of them cannot be removed.
+/// The caller is not root, or something cannot be removed.
 pub fn remove_dead_labs() -> Result<Vec<String>> {
     let _base = lock_base()?;
-    sweep_all()
+    remove_dead()
 }
 
-/// Every lab of this machine, alive or not.
+/// Every lab on this machine, running or dead.
 pub(crate) fn all() -> Result<Vec<LabDir>> {
     let entries = match fs::read_dir(BASE) {
         Ok(entries) => entries,
@@ -211,62 +213,39 @@ pub(crate) fn all() -> Result<Vec<LabDir>> {
     Ok(labs)
 }
 
-/// Held while labs are swept and names are claimed, so that a lab that is just being made is not
-/// taken for a dead one.
-fn lock_base() -> Result<File> {
-    fs::create_dir_all(BASE).with_context(|| format!("cannot make {BASE} (root?)"))?;
+/// The lock of the registry. It is held while dead labs are removed and while a name is claimed, so
+/// that a lab whose agent is not yet started is not removed as dead.
+pub(crate) fn lock_base() -> Result<File> {
+    fs::create_dir_all(BASE).with_context(|| format!("cannot create {BASE} (root?)"))?;
     let lock =
         File::create(Path::new(BASE).join(".lock")).context("cannot lock the labs (root?)")?;
     lock.lock().context("cannot lock the labs")?;
     Ok(lock)
 }
 
-fn sweep_all() -> Result<Vec<String>> {
-    let mut swept = Vec::new();
+fn remove_dead() -> Result<Vec<String>> {
+    let mut removed = Vec::new();
     for dir in all()? {
-        if dead(&dir) {
-            wipe(&dir)
-                .with_context(|| format!("cannot remove what is left of lab {}", dir.name))?;
-            swept.push(dir.name);
+        if dir.is_dead() {
+            remove_all(&dir).with_context(|| format!("cannot remove dead lab {}", dir.name))?;
+            removed.push(dir.name);
         }
     }
-    tidy()?;
-    Ok(swept)
+    remove_shared_folders()?;
+    Ok(removed)
 }
 
-/// Removes the folder that labs share once there is no lab; it fails, as it should, if somebody
-/// else has files there. Called with the base locked, so no lab begins meanwhile.
-fn tidy() -> Result<()> {
+/// Removes the folder in `/etc` that labs share once there is no lab. It stays if it contains files
+/// of another program. The caller holds the lock of the registry, so no lab starts meanwhile.
+pub(crate) fn remove_shared_folders() -> Result<()> {
     if all()?.is_empty() {
         let _ = fs::remove_dir(ETC_NETNS);
     }
     Ok(())
 }
 
-fn dead(dir: &LabDir) -> bool {
-    match File::open(dir.lock()) {
-        Ok(lock) => lock.try_lock().is_ok(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    }
-}
-
-/// Tells the agent to go, and removes what it could not.
-pub(crate) fn take_down(dir: &LabDir) -> Result<()> {
-    // An agent that has died, or dies of this, is what the rest is for.
-    let _ = Client::new(dir).ask(&Request::Down);
-    let _base = lock_base()?;
-    let ended = || (!dir.root.exists() || dead(dir)).then_some(());
-    if poll::until(AGENT_DEADLINE, poll::OFTEN, ended).is_none() {
-        kill_agent(dir);
-        poll::until(KILL_DEADLINE, poll::OFTEN, ended)
-            .with_context(|| format!("lab {}: its agent does not end", dir.name))?;
-    }
-    wipe(dir)?;
-    tidy()
-}
-
-/// The agent's process id is written into the file it locks; so it is right while the lock is held.
-fn kill_agent(dir: &LabDir) {
+/// Kills the agent. Its process id is in the file that it locks, and valid while the lock is held.
+pub(crate) fn kill_agent(dir: &LabDir) {
     let pid = fs::read_to_string(dir.lock())
         .ok()
         .and_then(|text| text.trim().parse().ok());
@@ -275,9 +254,9 @@ fn kill_agent(dir: &LabDir) {
     }
 }
 
-/// Removes everything that a lab has made: processes, namespaces (and with them interfaces, rules
+/// Removes everything that a lab has created: processes, namespaces (with their interfaces, rules
 /// and routes), files.
-pub(crate) fn wipe(dir: &LabDir) -> Result<()> {
+pub(crate) fn remove_all(dir: &LabDir) -> Result<()> {
     let registered = fs::read_to_string(dir.namespaces()).unwrap_or_default();
     let names: HashSet<&str> = registered.lines().filter(|line| !line.is_empty()).collect();
     let existing: Vec<&str> = names
@@ -285,8 +264,8 @@ pub(crate) fn wipe(dir: &LabDir) -> Result<()> {
         .copied()
         .filter(|name| netns::exists(name))
         .collect();
-    let held = netns::Held::open(&existing);
-    held.kill_all(KILL_DEADLINE)?;
+    let open = netns::OpenNamespaces::open(&existing);
+    open.kill_all(KILL_TIMEOUT)?;
     let batch: String = existing
         .iter()
         .map(|name| format!("netns del {name}\n"))
@@ -294,8 +273,8 @@ pub(crate) fn wipe(dir: &LabDir) -> Result<()> {
     if !batch.is_empty() {
         tools::run(&["ip", "-force", "-batch", "-"], &batch)?;
     }
-    // A program that was on its way in when the others were killed; no more can follow.
-    held.kill_all(KILL_DEADLINE)?;
+    // A process may have entered a namespace while the others were killed. No more can follow now.
+    open.kill_all(KILL_TIMEOUT)?;
     for name in names {
         remove(&LabDir::etc(name))?;
     }
@@ -316,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_cannot_leave_the_folder_or_be_an_option() {
+    fn names_that_are_paths_or_not_lowercase_are_refused() {
         for name in ["", "..", "a/b", "A", "a b", &"x".repeat(25)] {
             assert!(LabDir::new(name).is_err(), "{name:?}");
         }

@@ -1,4 +1,4 @@
-//! The programs the lab leans on.
+//! External programs: finding and running them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::io::AsyncWriteExt;
 
-/// `ip` and `nft` answer in milliseconds; one that hangs has met a kernel lock it will not get.
-const TOOL_DEADLINE: Duration = Duration::from_secs(10);
+/// `ip` and `nft` take milliseconds. One that takes longer is blocked on a kernel lock.
+const TOOL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Root, and the programs that every lab needs.
+/// Checks for root and for the programs that every lab needs.
 pub(crate) fn check() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the lab needs root: it creates network namespaces");
@@ -20,12 +20,12 @@ pub(crate) fn check() -> Result<()> {
         require(tool, package)?;
     }
     if !Path::new("/etc/hosts").exists() {
-        bail!("/etc/hosts is missing: `ip netns exec` cannot mount a pod's over it");
+        bail!("/etc/hosts is missing: `ip netns exec` cannot mount a pod's hosts file over it");
     }
     Ok(())
 }
 
-/// A program that must be in the path, or the package that has it is named.
+/// Checks that a program is in the path. The error names the package to install.
 pub(crate) fn require(tool: &str, package: &str) -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     if std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()) {
@@ -34,14 +34,14 @@ pub(crate) fn require(tool: &str, package: &str) -> Result<()> {
     bail!("{tool} is missing: apt-get install {package}")
 }
 
-/// One of our own binaries: in `dir`, else in `$AMBIT_BIN_DIR`, else in the target folder of the
-/// running executable (a test's is one below, in `deps`).
+/// Finds a binary of this workspace: in `dir`, else in `$AMBIT_BIN_DIR`, else in the target folder
+/// of the running executable (a test executable is one level below, in `deps`).
 pub(crate) fn binary(name: &str, dir: Option<&Path>) -> Result<PathBuf> {
     let running = std::env::current_exe().context("the path of the running executable")?;
-    let asked = dir
+    let configured = dir
         .map(Path::to_owned)
         .or_else(|| std::env::var_os("AMBIT_BIN_DIR").map(PathBuf::from));
-    let dirs: Vec<PathBuf> = match asked {
+    let dirs: Vec<PathBuf> = match configured {
         Some(dir) => vec![dir],
         None => running
             .ancestors()
@@ -60,7 +60,7 @@ pub(crate) fn binary(name: &str, dir: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// Runs a tool to its end with this stdin; its stderr becomes the error.
+/// Runs a tool with this stdin and returns its stdout. Its stderr becomes the error.
 pub(crate) fn run(command: &[&str], stdin: &str) -> Result<String> {
     let [program, args @ ..] = command else {
         bail!("no command")
@@ -73,13 +73,13 @@ pub(crate) fn run(command: &[&str], stdin: &str) -> Result<String> {
         .spawn()
         .with_context(|| format!("cannot run {program}"))?;
     if let Some(mut pipe) = child.stdin.take() {
-        // A tool that refuses its first line closes its stdin; its stderr says why.
+        // A tool that rejects its first line closes its stdin; its stderr has the reason.
         let _ = pipe.write_all(stdin.as_bytes());
     }
-    finish(command, stdin, child.wait_with_output())
+    stdout_of(command, stdin, child.wait_with_output())
 }
 
-/// [`run`], without blocking and bounded.
+/// [`run`], without blocking and with a timeout.
 pub(crate) async fn run_async(command: &[&str], stdin: &str) -> Result<String> {
     let [program, args @ ..] = command else {
         bail!("no command")
@@ -95,13 +95,13 @@ pub(crate) async fn run_async(command: &[&str], stdin: &str) -> Result<String> {
     if let Some(mut pipe) = child.stdin.take() {
         let _ = pipe.write_all(stdin.as_bytes()).await;
     }
-    match tokio::time::timeout(TOOL_DEADLINE, child.wait_with_output()).await {
-        Ok(output) => finish(command, stdin, output),
-        Err(_) => bail!("{} did not end within {TOOL_DEADLINE:?}", command.join(" ")),
+    match tokio::time::timeout(TOOL_TIMEOUT, child.wait_with_output()).await {
+        Ok(output) => stdout_of(command, stdin, output),
+        Err(_) => bail!("{} did not exit within {TOOL_TIMEOUT:?}", command.join(" ")),
     }
 }
 
-fn finish(
+fn stdout_of(
     command: &[&str],
     stdin: &str,
     output: std::io::Result<std::process::Output>,
@@ -110,11 +110,11 @@ fn finish(
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr)
+    let stderr = String::from_utf8_lossy(&output.stderr)
         .trim_end()
         .to_owned();
     bail!(
-        "{}: {said} {}",
+        "{}: {stderr} {}",
         command.join(" "),
         stdin.lines().next().unwrap_or_default()
     )

@@ -126,7 +126,7 @@ impl Stage {
                 "the marker was seen {seen} times in clear at {place}"
             );
         }
-        let (tls, _) = self.bridge.tls_bytes(15008)?;
+        let tls = self.bridge.tls_bytes(15008)?.records;
         ensure!(tls > 0, "no HBONE at all was seen on the bridge");
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A wrong wall clock for one program: a library that is preloaded, made when it is first asked for.
+//! Shifts the wall clock of one program with a preloaded library, which is built on first use.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +10,14 @@ use crate::tools;
 
 const SOURCE: &str = include_str!("../clock.c");
 
-/// The environment in which a program takes the clock for the time of day.
+/// The environment variables that give a program this wall clock.
 pub(super) fn environment(dir: &LabDir, clock: Clock) -> Result<Vec<(String, String)>> {
     let seconds = match clock {
         Clock::System => return Ok(Vec::new()),
         Clock::Ahead(by) => by.as_secs().to_string(),
         Clock::Behind(by) => format!("-{}", by.as_secs()),
     };
-    let library = library(&dir.root().join("clock"))?;
+    let library = build_library(&dir.root().join("clock"))?;
     let library = library.to_str().context("the path of the lab")?.to_owned();
     Ok(vec![
         ("LD_PRELOAD".to_owned(), library),
@@ -25,7 +25,7 @@ pub(super) fn environment(dir: &LabDir, clock: Clock) -> Result<Vec<(String, Str
     ])
 }
 
-fn library(folder: &Path) -> Result<PathBuf> {
+fn build_library(folder: &Path) -> Result<PathBuf> {
     let library = folder.join("clock.so");
     if library.exists() {
         return Ok(library);
@@ -38,7 +38,7 @@ fn library(folder: &Path) -> Result<PathBuf> {
         &["cc", "-shared", "-fPIC", "-O2", "-x", "c", "-o", &out, "-"],
         SOURCE,
     )
-    .context("the library of a wrong clock")?;
-    std::fs::rename(&built, &library).context("the library of a wrong clock")?;
+    .context("the clock library")?;
+    std::fs::rename(&built, &library).context("the clock library")?;
     Ok(library)
 }

@@ -1,4 +1,4 @@
-//! A container: one program in the pod's network namespace.
+//! Runs a container: one program in the pod's network namespace, restarted by policy.
 
 use std::fs::OpenOptions;
 use std::future::pending;
@@ -14,42 +14,42 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-use super::kubelet::{Pod, Wish};
+use super::kubelet::{DesiredState, Pod};
 use super::probe;
 use crate::model::pod::{Phase, PodEntry};
 use crate::process::exit_code;
 
-/// A program that ends is started again after this, then after twice as long, and so on.
-const FIRST_BACKOFF: Duration = Duration::from_millis(200);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+/// Delay of the first restart. It doubles with every restart.
+const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
-/// How the containers of a pod are.
+/// The states of a pod's containers.
 #[derive(Debug, Default)]
 pub(super) struct Containers {
-    states: Vec<State>,
-    restart: Restart,
+    states: Vec<ContainerState>,
+    restart_policy: RestartPolicy,
 }
 
 #[derive(Debug, Default, Clone)]
-struct State {
-    running: bool,
-    ready: bool,
+struct ContainerState {
+    is_running: bool,
+    is_ready: bool,
     restarts: u32,
-    /// How it ended last.
-    exit: Option<i32>,
+    /// The exit code of the last run.
+    exit_code: Option<i32>,
     message: String,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Restart {
+enum RestartPolicy {
     #[default]
     Always,
     OnFailure,
     Never,
 }
 
-/// The pod's state as the sum of its containers'.
-pub(super) struct Sum {
+/// The state of a pod, from the states of its containers.
+pub(super) struct Summary {
     pub(super) phase: Phase,
     pub(super) ready: bool,
     pub(super) restarts: u32,
@@ -58,123 +58,130 @@ pub(super) struct Sum {
 
 impl Containers {
     pub(super) fn new(spec: &PodSpec) -> Self {
-        let restart = match spec.restart_policy.as_deref() {
-            Some("Never") => Restart::Never,
-            Some("OnFailure") => Restart::OnFailure,
-            _ => Restart::Always,
+        let restart_policy = match spec.restart_policy.as_deref() {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
         };
         Self {
-            states: vec![State::default(); spec.containers.len()],
-            restart,
+            states: vec![ContainerState::default(); spec.containers.len()],
+            restart_policy,
         }
     }
 
-    pub(super) fn sum(&self) -> Sum {
-        let all = |of: &dyn Fn(&State) -> bool| self.states.iter().all(of);
-        let over =
-            |state: &State| !state.running && state.exit.is_some_and(|code| !self.again(code));
-        let phase = if all(&|state| over(state) && state.exit == Some(0)) {
+    pub(super) fn summary(&self) -> Summary {
+        let all = |predicate: &dyn Fn(&ContainerState) -> bool| self.states.iter().all(predicate);
+        let is_terminated = |state: &ContainerState| {
+            !state.is_running
+                && state
+                    .exit_code
+                    .is_some_and(|code| !self.restarts_after(code))
+        };
+        let phase = if all(&|state| is_terminated(state) && state.exit_code == Some(0)) {
             Phase::Succeeded
-        } else if all(&over) {
+        } else if all(&is_terminated) {
             Phase::Failed
-        } else if all(&|state| state.running || state.exit.is_some()) {
+        } else if all(&|state| state.is_running || state.exit_code.is_some()) {
             Phase::Running
         } else {
             Phase::Pending
         };
-        Sum {
+        Summary {
             phase,
-            ready: all(&|state| state.running && state.ready),
+            ready: all(&|state| state.is_running && state.is_ready),
             restarts: self.states.iter().map(|state| state.restarts).sum(),
             message: self
                 .states
                 .iter()
                 .map(|state| state.message.clone())
-                .find(|m| !m.is_empty())
+                .find(|message| !message.is_empty())
                 .unwrap_or_default(),
         }
     }
 
-    fn again(&self, code: i32) -> bool {
-        match self.restart {
-            Restart::Always => true,
-            Restart::OnFailure => code != 0,
-            Restart::Never => false,
+    fn restarts_after(&self, exit_code: i32) -> bool {
+        match self.restart_policy {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => exit_code != 0,
+            RestartPolicy::Never => false,
         }
     }
 }
 
-/// Runs a container, again and again as the restart policy says, until the pod is to go.
+/// Runs a container until the pod is deleted, with restarts by the restart policy.
 pub(super) async fn supervise(
     pod: Rc<Pod>,
     index: usize,
     container: Container,
-    mut wishes: watch::Receiver<Wish>,
+    mut desired: watch::Receiver<DesiredState>,
 ) {
-    let set = |change: &dyn Fn(&mut State)| {
+    let update = |change: &dyn Fn(&mut ContainerState)| {
         change(&mut pod.containers.borrow_mut().states[index]);
         pod.changed.notify_one();
     };
-    let mut backoff = FIRST_BACKOFF;
+    let mut backoff = INITIAL_BACKOFF;
     loop {
         let code = match spawn(&pod, &container) {
             Ok(mut child) => {
-                let at_once =
+                let ready_at_start =
                     container.readiness_probe.is_none() && container.startup_probe.is_none();
-                set(&|state| {
-                    (state.running, state.ready) = (true, at_once);
+                update(&|state| {
+                    (state.is_running, state.is_ready) = (true, ready_at_start);
                     state.message.clear();
                 });
-                let ready = |ready, why: String| {
-                    set(&|state| {
-                        state.ready = ready;
-                        state.message.clone_from(&why);
+                let set_ready = |ready, reason: String| {
+                    update(&|state| {
+                        state.is_ready = ready;
+                        state.message.clone_from(&reason);
                     });
                 };
                 tokio::select! {
-                    status = child.wait() => code(status),
-                    why = probe::watch(&pod, &container, &ready) => {
-                        set(&|state| state.message.clone_from(&why));
-                        end(&mut child, Duration::ZERO, pending()).await
+                    status = child.wait() => code_of(status),
+                    reason = probe::run(&pod, &container, &set_ready) => {
+                        update(&|state| state.message.clone_from(&reason));
+                        terminate(&mut child, Duration::ZERO, pending()).await
                     }
-                    grace = deleted(&mut wishes) => {
-                        end(&mut child, grace, hurried(&mut wishes)).await;
-                        set(&|state| (state.running, state.ready) = (false, false));
+                    grace = deletion(&mut desired) => {
+                        terminate(&mut child, grace, immediate_deletion(&mut desired)).await;
+                        update(&|state| (state.is_running, state.is_ready) = (false, false));
                         return;
                     }
                 }
             }
             Err(error) => {
-                set(&|state| state.message = format!("container {}: {error:#}", container.name));
+                let message = format!("container {}: {error:#}", container.name);
+                update(&|state| state.message.clone_from(&message));
                 127
             }
         };
-        let again = pod.containers.borrow().again(code);
-        set(&|state| {
-            (state.running, state.ready, state.exit) = (false, false, Some(code));
-            state.restarts += u32::from(again);
-            if again && state.message.is_empty() {
+        let restarts = pod.containers.borrow().restarts_after(code);
+        update(&|state| {
+            (state.is_running, state.is_ready, state.exit_code) = (false, false, Some(code));
+            state.restarts += u32::from(restarts);
+            if restarts && state.message.is_empty() {
                 state.message = format!("container {}: ended with code {code}", container.name);
             }
         });
-        let pause = tokio::time::timeout(backoff, deleted(&mut wishes));
-        if !again || pause.await.is_ok() {
+        let delay = tokio::time::timeout(backoff, deletion(&mut desired));
+        if !restarts || delay.await.is_ok() {
             return;
         }
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        backoff = (backoff * 2).min(MAX_BACKOFF);
     }
 }
 
-/// Runs an init container to its end.
-pub(super) async fn init(
+/// Runs an init container until it exits.
+pub(super) async fn run_init(
     pod: &Pod,
     container: &Container,
-    mut wishes: watch::Receiver<Wish>,
+    mut desired: watch::Receiver<DesiredState>,
 ) -> Result<()> {
     let mut child = spawn(pod, container)?;
     let code = tokio::select! {
-        status = child.wait() => code(status),
-        grace = deleted(&mut wishes) => end(&mut child, grace, hurried(&mut wishes)).await,
+        status = child.wait() => code_of(status),
+        grace = deletion(&mut desired) => {
+            terminate(&mut child, grace, immediate_deletion(&mut desired)).await
+        }
     };
     if code != 0 {
         bail!("init container {}: ended with code {code}", container.name);
@@ -182,19 +189,22 @@ pub(super) async fn init(
     Ok(())
 }
 
-/// The grace period, once the pod is to go.
-async fn deleted(wishes: &mut watch::Receiver<Wish>) -> Duration {
-    match wishes.wait_for(|wish| wish.delete.is_some()).await {
-        Ok(wish) => Duration::from_secs(wish.delete.unwrap_or_default()),
-        // The agent is going, and ends all processes itself.
+/// Waits until the pod is deleted. Returns the grace period.
+async fn deletion(desired: &mut watch::Receiver<DesiredState>) -> Duration {
+    match desired
+        .wait_for(|state| state.deletion_grace.is_some())
+        .await
+    {
+        Ok(state) => Duration::from_secs(state.deletion_grace.unwrap_or_default()),
+        // The agent is exiting, and kills all processes itself.
         Err(_) => pending().await,
     }
 }
 
-/// Ends when the pod is deleted once more, with no grace at all.
-async fn hurried(wishes: &mut watch::Receiver<Wish>) {
-    if wishes
-        .wait_for(|wish| wish.delete == Some(0))
+/// Waits until the pod is deleted with a grace period of zero.
+async fn immediate_deletion(desired: &mut watch::Receiver<DesiredState>) {
+    if desired
+        .wait_for(|state| state.deletion_grace == Some(0))
         .await
         .is_err()
     {
@@ -204,7 +214,7 @@ async fn hurried(wishes: &mut watch::Receiver<Wish>) {
 
 fn spawn(pod: &Pod, container: &Container) -> Result<Child> {
     let env = pod.environment(container);
-    let log = pod.world.dir.pod_log(&pod.key.0, &pod.key.1);
+    let log = pod.context.dir.pod_log(&pod.key.0, &pod.key.1);
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -223,35 +233,35 @@ fn spawn(pod: &Pod, container: &Container) -> Result<Child> {
         .working_dir
         .as_ref()
         .map_or_else(|| pod.dir(), Into::into);
-    // A group of its own, so that what it leaves behind can be ended with it.
+    // A process group of its own, so that its children can be killed with it.
     command.current_dir(dir).process_group(0).kill_on_drop(true);
     command.spawn().context("ip netns exec")
 }
 
-/// SIGTERM to the program, SIGKILL to it and to what it started when the grace period is over, or
-/// `hurry` is.
-async fn end(child: &mut Child, grace: Duration, hurry: impl Future<Output = ()>) -> i32 {
+/// Sends SIGTERM to the program. When the grace period is over or `cut_short` completes, sends
+/// SIGKILL to the program and its children.
+async fn terminate(child: &mut Child, grace: Duration, cut_short: impl Future<Output = ()>) -> i32 {
     let Some(pid) = child
         .id()
         .and_then(|pid| pid.try_into().ok())
         .map(Pid::from_raw)
     else {
-        return code(child.wait().await);
+        return code_of(child.wait().await);
     };
     let _ = kill(pid, Signal::SIGTERM);
     let status = tokio::select! {
         status = child.wait() => Some(status),
         () = tokio::time::sleep(grace) => None,
-        () = hurry => None,
+        () = cut_short => None,
     };
     let _ = killpg(pid, Signal::SIGKILL);
     match status {
-        Some(status) => code(status),
-        None => code(child.wait().await),
+        Some(status) => code_of(status),
+        None => code_of(child.wait().await),
     }
 }
 
-fn code(status: std::io::Result<ExitStatus>) -> i32 {
-    // A program that cannot be waited for has ended in some way that nobody will know.
+fn code_of(status: std::io::Result<ExitStatus>) -> i32 {
+    // The exit code of a program that cannot be waited for is unknown; it counts as 1.
     exit_code(status.unwrap_or_else(|_| ExitStatus::from_raw(1 << 8)))
 }

@@ -1,4 +1,4 @@
-//! The kubelet's part for one pod, from its sandbox to its end.
+//! The kubelet of one pod: sandbox, enrolment, containers, deletion.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,102 +11,108 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::World;
+use super::LabContext;
 use super::container::{self, Containers};
-use super::event::Event;
+use super::events::Event;
 use super::{daemon, sandbox};
 use crate::model::Key;
-use crate::model::pod::{Phase, PodEntry, Progress};
+use crate::model::pod::{KubeletStatus, Phase, PodEntry};
 use crate::netns;
 
-/// After this long an answer is no longer expected at any moment. The pod goes on waiting: a daemon
-/// that comes back must find it.
-const ENROLMENT_DEADLINE: Duration = Duration::from_secs(10);
+/// Interval at which the daemon is asked whether it has enrolled a pod.
+const ENROLMENT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How often the daemon is asked meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// The interval once [`ENROLMENT_TIMEOUT`] has passed.
+const SLOW_ENROLMENT_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// ... and once the deadline has passed.
-const ASK_SELDOM: Duration = Duration::from_millis(500);
+/// After this time the pod polls slowly. It does not stop: a restarted daemon enrols it later.
+const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long killed processes may take to be gone.
-const KILL_DEADLINE: Duration = Duration::from_secs(3);
+/// How long killed processes may take to exit.
+const KILL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is wanted of the pod.
+/// The desired state of a pod, set by the agent's loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Wish {
-    /// Opted in: containers wait until the daemon has enrolled the pod.
+pub(super) struct DesiredState {
+    /// Whether the pod is opted in to the mesh: then containers wait until the daemon has enrolled it.
     pub(super) meshed: bool,
-    /// To go, with this grace period in seconds.
-    pub(super) delete: Option<u64>,
+    /// Set when the pod is deleted: the grace period in seconds.
+    pub(super) deletion_grace: Option<u64>,
 }
 
-/// One pod, as its task sees it.
+/// One pod, owned by its task.
 pub(super) struct Pod {
-    pub(super) world: Rc<World>,
+    pub(super) context: Rc<LabContext>,
     pub(super) key: Key,
     pub(super) entry: PodEntry,
     pub(super) node_netns: String,
-    progress: RefCell<Progress>,
+    status: RefCell<KubeletStatus>,
     pub(super) containers: RefCell<Containers>,
-    /// Woken when `containers` has changed.
+    /// Notified when `containers` has changed.
     pub(super) changed: Notify,
 }
 
 impl Pod {
-    pub(super) fn new(world: &Rc<World>, key: Key, entry: &PodEntry, node_netns: String) -> Self {
+    pub(super) fn new(
+        context: &Rc<LabContext>,
+        key: Key,
+        entry: &PodEntry,
+        node_netns: String,
+    ) -> Self {
         Self {
-            world: Rc::clone(world),
+            context: Rc::clone(context),
             key,
             entry: entry.clone(),
             node_netns,
-            progress: RefCell::default(),
+            status: RefCell::default(),
             containers: RefCell::default(),
             changed: Notify::new(),
         }
     }
 
-    /// Looks after the pod until it is deleted and gone.
-    pub(super) async fn run(self, wishes: watch::Receiver<Wish>) {
+    /// Runs the pod until it is deleted and its resources are removed.
+    pub(super) async fn run(self, desired: watch::Receiver<DesiredState>) {
         let pod = Rc::new(self);
         let mut tasks = JoinSet::new();
-        let mut deletion = wishes.clone();
+        let mut deletion = desired.clone();
         tokio::select! {
-            result = pod.live(wishes.clone(), &mut tasks) => {
+            result = pod.start(desired.clone(), &mut tasks) => {
                 if let Err(error) = result {
-                    pod.say(format!("{error:#}")).await;
+                    pod.set_message(format!("{error:#}")).await;
                 }
             }
-            _ = deletion.wait_for(|wish| wish.delete.is_some()) => {}
+            _ = deletion.wait_for(|state| state.deletion_grace.is_some()) => {}
         }
-        // The agent drops the wishes only with the whole lab, which aborts this task.
+        // The sender is dropped only when the lab is removed, which aborts this task.
         if deletion
-            .wait_for(|wish| wish.delete.is_some())
+            .wait_for(|state| state.deletion_grace.is_some())
             .await
             .is_ok()
         {
-            pod.end(tasks).await;
+            pod.tear_down(tasks).await;
         }
     }
 
-    /// Sandbox, enrolment, containers, and reports of how they are. Returns only on failure.
-    async fn live(
+    /// Creates the sandbox, waits for enrolment, starts the containers and reports their status.
+    /// Returns only on failure.
+    async fn start(
         self: &Rc<Self>,
-        wishes: watch::Receiver<Wish>,
+        desired: watch::Receiver<DesiredState>,
         tasks: &mut JoinSet<()>,
     ) -> Result<()> {
         let dir = self.dir();
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        sandbox::pod(&self.world.dir, &self.entry, &self.node_netns)
+        std::fs::create_dir_all(&dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
+        sandbox::create_pod(&self.context.dir, &self.entry, &self.node_netns)
             .await
             .context("sandbox")?;
-        self.update(|progress| progress.sandbox = true).await;
-        if self.world.daemon.is_some() {
-            self.enrolled(wishes.clone()).await;
+        self.update_status(|status| status.has_sandbox = true).await;
+        if self.context.daemon.is_some() {
+            self.wait_enrolled(desired.clone()).await;
         }
         let spec = self.entry.spec();
         for init in spec.init_containers.iter().flatten() {
-            container::init(self, init, wishes.clone()).await?;
+            container::run_init(self, init, desired.clone()).await?;
         }
         *self.containers.borrow_mut() = Containers::new(&spec);
         for (index, container) in spec.containers.iter().enumerate() {
@@ -114,62 +120,67 @@ impl Pod {
                 Rc::clone(self),
                 index,
                 container.clone(),
-                wishes.clone(),
+                desired.clone(),
             ));
         }
         loop {
-            let sum = self.containers.borrow().sum();
-            self.update(|progress| {
-                (progress.phase, progress.ready) = (sum.phase, sum.ready);
-                (progress.restarts, progress.message) = (sum.restarts, sum.message);
+            let summary = self.containers.borrow().summary();
+            self.update_status(|status| {
+                (status.phase, status.ready) = (summary.phase, summary.ready);
+                (status.restarts, status.message) = (summary.restarts, summary.message);
             })
             .await;
             self.changed.notified().await;
         }
     }
 
-    /// Waits until the daemon of the node has enrolled the pod, for as long as it is opted in.
-    async fn enrolled(&self, mut wishes: watch::Receiver<Wish>) {
-        let since = Instant::now();
+    /// Waits until the node's daemon has enrolled the pod, or the pod is no longer opted in.
+    async fn wait_enrolled(&self, mut desired: watch::Receiver<DesiredState>) {
+        let started = Instant::now();
         loop {
-            if !wishes.borrow_and_update().meshed {
+            if !desired.borrow_and_update().meshed {
                 break;
             }
             let state = daemon::workload_state(&self.node_netns, &self.entry.uid).await;
             if state.as_deref() == Some("enrolled") {
                 break;
             }
-            let late = since.elapsed() > ENROLMENT_DEADLINE;
-            let known = state.as_deref().unwrap_or("unknown to it");
-            self.say(format!(
-                "containers not started: the node's daemon has not enrolled the pod ({known})"
+            let state = state.as_deref().unwrap_or("unknown to it");
+            self.set_message(format!(
+                "containers not started: the node's daemon has not enrolled the pod ({state})"
             ))
             .await;
-            let pause = if late { ASK_SELDOM } else { ASK_AGAIN };
-            // A change of mind ends the pause.
-            let _ = tokio::time::timeout(pause, wishes.changed()).await;
+            let interval = if started.elapsed() > ENROLMENT_TIMEOUT {
+                SLOW_ENROLMENT_POLL_INTERVAL
+            } else {
+                ENROLMENT_POLL_INTERVAL
+            };
+            // A change of the desired state ends the wait.
+            let _ = tokio::time::timeout(interval, desired.changed()).await;
         }
-        self.say(String::new()).await;
+        self.set_message(String::new()).await;
     }
 
-    /// SIGTERM has reached the containers by the same wish; when they have ended, or were killed at
-    /// the end of the grace period, everything else goes.
-    async fn end(&self, mut tasks: JoinSet<()>) {
+    /// Waits until the containers have exited, then removes everything else of the pod. The tasks of
+    /// the containers watch the same desired state: they send SIGTERM, and SIGKILL at the end of the
+    /// grace period.
+    async fn tear_down(&self, mut tasks: JoinSet<()>) {
         while tasks.join_next().await.is_some() {}
-        self.update(|progress| {
-            progress.ready = false;
-            if progress.phase == Phase::Running {
-                progress.phase = Phase::Succeeded;
+        self.update_status(|status| {
+            status.ready = false;
+            if status.phase == Phase::Running {
+                status.phase = Phase::Succeeded;
             }
         })
         .await;
         if !self.entry.host_network() && netns::exists(&self.entry.netns) {
-            // What was started by exec, and what daemonized itself.
-            if let Err(error) = netns::Held::open(&[&self.entry.netns]).kill_all(KILL_DEADLINE) {
+            // Processes started by exec, and daemonized children of containers.
+            let open = netns::OpenNamespaces::open(&[&self.entry.netns]);
+            if let Err(error) = open.kill_all(KILL_TIMEOUT) {
                 eprintln!("pod {}/{}: {error:#}", self.key.0, self.key.1);
             }
             if let Err(error) =
-                sandbox::remove_pod(&self.world.dir, &self.entry, &self.node_netns).await
+                sandbox::remove_pod(&self.context.dir, &self.entry, &self.node_netns).await
             {
                 eprintln!("pod {}/{}: {error:#}", self.key.0, self.key.1);
             }
@@ -179,12 +190,12 @@ impl Pod {
             key: self.key.clone(),
             uid: self.entry.uid.clone(),
         };
-        let _ = self.world.events.send(gone).await;
+        let _ = self.context.events.send(gone).await;
     }
 
     /// The pod's working directory, and its TMPDIR.
     pub(super) fn dir(&self) -> std::path::PathBuf {
-        self.world.dir.pod_dir(&self.entry.uid)
+        self.context.dir.pod_dir(&self.entry.uid)
     }
 
     pub(super) fn environment(&self, container: &Container) -> BTreeMap<String, String> {
@@ -192,23 +203,23 @@ impl Pod {
             .environment(Some(container), &self.dir().to_string_lossy())
     }
 
-    async fn say(&self, message: String) {
-        self.update(|progress| progress.message = message).await;
+    async fn set_message(&self, message: String) {
+        self.update_status(|status| status.message = message).await;
     }
 
-    /// Changes the progress and reports it, if that made a difference.
-    async fn update(&self, change: impl FnOnce(&mut Progress)) {
-        let mut progress = self.progress.borrow().clone();
-        change(&mut progress);
-        if *self.progress.borrow() == progress {
+    /// Changes the status, and reports it if it differs.
+    async fn update_status(&self, change: impl FnOnce(&mut KubeletStatus)) {
+        let mut status = self.status.borrow().clone();
+        change(&mut status);
+        if *self.status.borrow() == status {
             return;
         }
-        self.progress.borrow_mut().clone_from(&progress);
+        self.status.borrow_mut().clone_from(&status);
         let event = Event::Pod {
             key: self.key.clone(),
             uid: self.entry.uid.clone(),
-            progress,
+            status,
         };
-        let _ = self.world.events.send(event).await;
+        let _ = self.context.events.send(event).await;
     }
 }

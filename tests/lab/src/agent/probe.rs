@@ -1,10 +1,10 @@
-//! The kubelet's probes. They come from the node's own address.
+//! The kubelet's probes, sent from the node's own address.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::time::sleep;
 
@@ -12,92 +12,92 @@ use super::kubelet::Pod;
 use crate::http;
 use crate::netns;
 
-/// Until its first success a probe is repeated this often, not every `periodSeconds`: a pod is
-/// ready as soon as its program is.
-const FIRST_PERIOD: Duration = Duration::from_millis(50);
+/// Period of a probe until its first success, instead of `periodSeconds`: a pod is ready as soon as
+/// its program is.
+const INITIAL_PERIOD: Duration = Duration::from_millis(25);
 
-/// Watches a container. Says whether it is ready, whenever that changes, and returns when it must
-/// be killed, with the reason.
-pub(super) async fn watch(
+/// Probes a container. Calls `set_ready` whenever its readiness changes. Returns when it must be
+/// killed, with the reason.
+pub(super) async fn run(
     pod: &Pod,
     container: &Container,
-    ready: &dyn Fn(bool, String),
+    set_ready: &dyn Fn(bool, String),
 ) -> String {
     if let Some(probe) = &container.startup_probe {
-        let patience = Timing::of(probe).patience();
-        if tokio::time::timeout(patience, first_success(pod, container, probe))
+        let timeout = Timing::of(probe).startup_timeout();
+        if tokio::time::timeout(timeout, first_success(pod, container, probe))
             .await
             .is_err()
         {
             return format!(
-                "startup probe of {} did not succeed within {patience:?}",
+                "startup probe of {} did not succeed within {timeout:?}",
                 container.name
             );
         }
         if container.readiness_probe.is_none() {
-            ready(true, String::new());
+            set_ready(true, String::new());
         }
     }
     tokio::select! {
-        never = readiness(pod, container, ready) => match never {},
-        why = liveness(pod, container) => why,
+        never = watch_readiness(pod, container, set_ready) => match never {},
+        reason = liveness_failure(pod, container) => reason,
     }
 }
 
-async fn readiness(
+async fn watch_readiness(
     pod: &Pod,
     container: &Container,
-    ready: &dyn Fn(bool, String),
+    set_ready: &dyn Fn(bool, String),
 ) -> std::convert::Infallible {
     let Some(probe) = &container.readiness_probe else {
         return std::future::pending().await;
     };
     let timing = Timing::of(probe);
-    sleep(timing.delay).await;
-    let (mut was, mut failures, mut successes) = (None, 0, 0);
+    sleep(timing.initial_delay).await;
+    let (mut was_ready, mut failures, mut successes) = (None, 0, 0);
     loop {
         match check(pod, container, probe, timing.timeout).await {
             Ok(()) => {
                 (failures, successes) = (0, successes + 1);
-                if was != Some(true) && successes >= timing.successes {
-                    was = Some(true);
-                    ready(true, String::new());
+                if was_ready != Some(true) && successes >= timing.success_threshold {
+                    was_ready = Some(true);
+                    set_ready(true, String::new());
                 }
             }
-            Err(why) => {
+            Err(reason) => {
                 (failures, successes) = (failures + 1, 0);
-                if was.is_none() || (was == Some(true) && failures >= timing.failures) {
-                    was = Some(false);
-                    ready(
-                        false,
-                        format!("readiness probe of {}: {why}", container.name),
-                    );
+                let is_lost = was_ready == Some(true) && failures >= timing.failure_threshold;
+                if was_ready.is_none() || is_lost {
+                    was_ready = Some(false);
+                    let name = &container.name;
+                    set_ready(false, format!("readiness probe of {name}: {reason}"));
                 }
             }
         }
-        // Once it has been ready, the declared period holds; before, it is found ready at once.
-        sleep(if was == Some(true) || failures == 0 {
+        // The declared period applies once the container has been ready.
+        sleep(if was_ready == Some(true) || failures == 0 {
             timing.period
         } else {
-            FIRST_PERIOD
+            INITIAL_PERIOD
         })
         .await;
     }
 }
 
-async fn liveness(pod: &Pod, container: &Container) -> String {
+/// Waits until the liveness probe fails. Returns the reason.
+async fn liveness_failure(pod: &Pod, container: &Container) -> String {
     let Some(probe) = &container.liveness_probe else {
         return std::future::pending().await;
     };
     let timing = Timing::of(probe);
-    sleep(timing.delay).await;
+    sleep(timing.initial_delay).await;
     let mut failures = 0;
     loop {
         sleep(timing.period).await;
         failures = match check(pod, container, probe, timing.timeout).await {
             Ok(()) => 0,
-            Err(why) if failures + 1 >= timing.failures => {
-                return format!("liveness probe of {}: {why}", container.name);
+            Err(reason) if failures + 1 >= timing.failure_threshold => {
+                return format!("liveness probe of {}: {reason}", container.name);
             }
             Err(_) => failures + 1,
         };
@@ -106,19 +106,19 @@ async fn liveness(pod: &Pod, container: &Container) -> String {
 
 async fn first_success(pod: &Pod, container: &Container, probe: &Probe) {
     let timing = Timing::of(probe);
-    sleep(timing.delay).await;
+    sleep(timing.initial_delay).await;
     while check(pod, container, probe, timing.timeout).await.is_err() {
-        sleep(FIRST_PERIOD).await;
+        sleep(INITIAL_PERIOD).await;
     }
 }
 
-/// Kubernetes' defaults.
+/// The timing of a probe, with Kubernetes' defaults.
 struct Timing {
-    delay: Duration,
+    initial_delay: Duration,
     period: Duration,
     timeout: Duration,
-    failures: u32,
-    successes: u32,
+    failure_threshold: u32,
+    success_threshold: u32,
 }
 
 impl Timing {
@@ -128,68 +128,87 @@ impl Timing {
         };
         let seconds = |value, default| Duration::from_secs(number(value, default).into());
         Self {
-            delay: seconds(probe.initial_delay_seconds, 0),
+            initial_delay: seconds(probe.initial_delay_seconds, 0),
             period: seconds(probe.period_seconds, 10),
             timeout: seconds(probe.timeout_seconds, 1),
-            failures: number(probe.failure_threshold, 3).max(1),
-            successes: number(probe.success_threshold, 1).max(1),
+            failure_threshold: number(probe.failure_threshold, 3).max(1),
+            success_threshold: number(probe.success_threshold, 1).max(1),
         }
     }
 
-    /// How long failures are borne from the start.
-    fn patience(&self) -> Duration {
-        self.delay + self.period * self.failures
+    /// The time after which a startup probe without success has failed.
+    fn startup_timeout(&self) -> Duration {
+        self.initial_delay + self.period * self.failure_threshold
     }
 }
 
-/// One attempt.
+/// Runs a probe once. The error is the reason of the failure.
 async fn check(
     pod: &Pod,
     container: &Container,
     probe: &Probe,
     timeout: Duration,
 ) -> Result<(), String> {
-    let node = &pod.node_netns;
-    if let Some(get) = &probe.http_get {
-        let to = SocketAddr::new(
-            address(pod, get.host.as_deref())?,
-            port(container, &get.port)?,
-        );
-        let path = get.path.clone().unwrap_or_else(|| "/".to_owned());
-        let headers: Vec<_> = get
-            .http_headers
-            .iter()
-            .flatten()
-            .map(|h| (h.name.clone(), h.value.clone()))
-            .collect();
-        let answer = move || http::get(to, &to.to_string(), &path, &headers, timeout);
-        let answer = netns::inside_async(node, answer)
-            .await
-            .map_err(|error| format!("{error:#}"))?;
-        return match answer
-            .map_err(|error| format!("http://{to}: {error}"))?
-            .status
-        {
-            200..=399 => Ok(()),
-            status => Err(format!("http://{to}: status {status}")),
-        };
+    if let Some(action) = &probe.http_get {
+        return http_get(pod, container, action, timeout).await;
     }
-    if let Some(tcp) = &probe.tcp_socket {
-        let to = SocketAddr::new(
-            address(pod, tcp.host.as_deref())?,
-            port(container, &tcp.port)?,
-        );
-        let connected =
-            netns::inside_async(node, move || TcpStream::connect_timeout(&to, timeout)).await;
-        let connected = connected.map_err(|error| format!("{error:#}"))?;
-        return connected
-            .map(drop)
-            .map_err(|error| format!("{to}: {error}"));
+    if let Some(action) = &probe.tcp_socket {
+        return tcp_connect(pod, container, action, timeout).await;
     }
     match probe.exec.as_ref().and_then(|exec| exec.command.as_ref()) {
         Some(command) => exec(pod, container, command, timeout).await,
-        None => Err("only httpGet, tcpSocket and exec are known".to_owned()),
+        None => Err("only httpGet, tcpSocket and exec are supported".to_owned()),
     }
+}
+
+/// Succeeds on any status from 200 to 399. Redirects are not followed.
+async fn http_get(
+    pod: &Pod,
+    container: &Container,
+    action: &HTTPGetAction,
+    timeout: Duration,
+) -> Result<(), String> {
+    let to = SocketAddr::new(
+        address(pod, action.host.as_deref())?,
+        port(container, &action.port)?,
+    );
+    let path = action.path.clone().unwrap_or_else(|| "/".to_owned());
+    let headers: Vec<_> = action
+        .http_headers
+        .iter()
+        .flatten()
+        .map(|header| (header.name.clone(), header.value.clone()))
+        .collect();
+    let get = move || http::get(to, &path, &headers, timeout);
+    let response = netns::run_in_async(&pod.node_netns, get)
+        .await
+        .map_err(|error| format!("{error:#}"))?;
+    match response
+        .map_err(|error| format!("http://{to}: {error:#}"))?
+        .status
+    {
+        200..=399 => Ok(()),
+        status => Err(format!("http://{to}: status {status}")),
+    }
+}
+
+async fn tcp_connect(
+    pod: &Pod,
+    container: &Container,
+    action: &TCPSocketAction,
+    timeout: Duration,
+) -> Result<(), String> {
+    let to = SocketAddr::new(
+        address(pod, action.host.as_deref())?,
+        port(container, &action.port)?,
+    );
+    let connect = move || TcpStream::connect_timeout(&to, timeout);
+    let connected = netns::run_in_async(&pod.node_netns, connect)
+        .await
+        .map_err(|error| format!("{error:#}"))?;
+    connected
+        .map(drop)
+        .map_err(|error| format!("{to}: {error}"))
 }
 
 async fn exec(
@@ -212,7 +231,7 @@ async fn exec(
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(format!("exec: {status}")),
         Ok(Err(error)) => Err(format!("exec: {error}")),
-        Err(_) => Err(format!("exec: not done within {timeout:?}")),
+        Err(_) => Err(format!("exec: still running after {timeout:?}")),
     }
 }
 
@@ -220,7 +239,7 @@ fn address(pod: &Pod, host: Option<&str>) -> Result<IpAddr, String> {
     match host {
         Some(host) => host
             .parse()
-            .map_err(|_| format!("host {host}: only addresses are known")),
+            .map_err(|_| format!("host {host}: only addresses are supported")),
         None => pod
             .entry
             .ips

@@ -1,4 +1,4 @@
-//! Making the world agree with the state: files, names, rules, status.
+//! Publishes the state of the lab: object files, hosts files, kube-proxy rules, status.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -6,58 +6,64 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use futures_util::future::try_join_all;
+use k8s_openapi::api::core::v1::Service;
 
-use super::{Agent, World, authority};
+use super::{Agent, LabContext, ca};
+use crate::model::Key;
+use crate::model::cluster::NodeEntry;
 use crate::model::hosts;
-use crate::model::proxy;
+use crate::model::kube_proxy;
+use crate::model::pod::PodEntry;
 use crate::model::service;
 use crate::model::topology;
 use crate::protocol::{CaStatus, NodeStatus, PodStatus, ProgramState, ServiceStatus, Status};
 use crate::registry::LabDir;
 use crate::tools::run_async;
 
-/// What was published last.
+/// What was published last, to find the differences.
 #[derive(Debug, Default)]
 pub(super) struct Published {
     objects: BTreeMap<String, String>,
     /// The hosts file of each network namespace.
     hosts: BTreeMap<String, String>,
-    /// The rules of each node.
+    /// The kube-proxy rules of each node.
     rules: BTreeMap<String, String>,
 }
 
 impl Agent {
-    /// Brings files, names, rules and status up to date; what has not changed is not touched.
+    /// Publishes the current state. Files, rules and status that have not changed are not written.
     pub(super) async fn publish(&mut self) -> Result<()> {
         self.publish_hosts()?;
         self.publish_rules().await?;
         self.publish_objects()?;
-        for (key, wishes) in &self.pods {
+        for (key, desired) in &self.pods {
             if let Some(entry) = self.cluster.pods.get(key) {
                 let meshed = self.cluster.meshed(entry);
-                wishes
-                    .send_if_modified(|wish| std::mem::replace(&mut wish.meshed, meshed) != meshed);
+                desired.send_if_modified(|state| {
+                    std::mem::replace(&mut state.meshed, meshed) != meshed
+                });
             }
         }
-        let fresh = self.current_status();
+        let current = self.current_status();
         self.status.send_if_modified(|status| {
-            let same = Status {
+            let is_same = Status {
                 generation: status.generation,
-                ..fresh.clone()
+                ..current.clone()
             } == *status;
-            if !same {
+            if !is_same {
                 *status = Status {
                     generation: status.generation + 1,
-                    ..fresh
+                    ..current
                 };
             }
-            !same
+            !is_same
         });
         Ok(())
     }
 
     fn publish_objects(&mut self) -> Result<()> {
-        let dir = &self.world.dir;
+        let dir = &self.context.dir;
         let files = self.cluster.files()?;
         for (name, text) in &files {
             if self.published.objects.get(name) != Some(text) {
@@ -77,11 +83,14 @@ impl Agent {
     }
 
     fn publish_hosts(&mut self) -> Result<()> {
-        let names = self.cluster.names();
+        let services = self.cluster.service_addresses();
         let mut files = BTreeMap::new();
         for (name, node) in &self.cluster.nodes {
             let own = topology::node_addresses(node.index);
-            files.insert(node.netns.clone(), hosts::text(None, (name, &own), &names));
+            files.insert(
+                node.netns.clone(),
+                hosts::text(None, (name, &own), &services),
+            );
         }
         for (key, entry) in self
             .cluster
@@ -91,12 +100,12 @@ impl Agent {
         {
             files.insert(
                 entry.netns.clone(),
-                hosts::text(Some(&key.0), (&key.1, &entry.ips), &names),
+                hosts::text(Some(&key.0), (&key.1, &entry.ips), &services),
             );
         }
         for (netns, text) in &files {
             match self.published.hosts.get(netns) {
-                None => create_etc(&self.world.dir, netns, text)?,
+                None => create_etc(&self.context.dir, netns, text)?,
                 Some(old) if old != text => {
                     write_in_place(&LabDir::etc(netns).join("hosts"), text)?;
                 }
@@ -116,21 +125,27 @@ impl Agent {
     }
 
     async fn publish_rules(&mut self) -> Result<()> {
-        let rules = proxy::ruleset(&self.cluster.frontends());
-        for (name, node) in &self.cluster.nodes {
-            if self.published.rules.get(name) != Some(&rules) {
-                let nft = ["ip", "netns", "exec", &node.netns, "nft", "-f", "-"];
-                run_async(&nft, &rules)
-                    .await
-                    .with_context(|| format!("kube-proxy of node {name}"))?;
-                self.published.rules.insert(name.clone(), rules.clone());
-            }
+        let rules = kube_proxy::ruleset(&self.cluster.frontends());
+        let outdated = self
+            .cluster
+            .nodes
+            .iter()
+            .filter(|(name, _)| self.published.rules.get(*name) != Some(&rules));
+        let load = outdated.map(async |(name, node)| {
+            let nft = ["ip", "netns", "exec", &node.netns, "nft", "-f", "-"];
+            run_async(&nft, &rules)
+                .await
+                .with_context(|| format!("kube-proxy of node {name}"))?;
+            anyhow::Ok(name.clone())
+        });
+        for name in try_join_all(load).await? {
+            self.published.rules.insert(name, rules.clone());
         }
         Ok(())
     }
 
     fn current_status(&self) -> Status {
-        let node = |(name, node): (&String, &crate::model::cluster::NodeEntry)| {
+        let node = |(name, node): (&String, &NodeEntry)| {
             let daemon = self.daemons.get(name);
             NodeStatus {
                 name: name.clone(),
@@ -140,17 +155,14 @@ impl Agent {
                 daemon_pid: daemon.and_then(|daemon| daemon.pid),
             }
         };
-        let service =
-            |(key, service): (&crate::model::Key, &k8s_openapi::api::core::v1::Service)| {
-                ServiceStatus {
-                    namespace: key.0.clone(),
-                    name: key.1.clone(),
-                    cluster_ips: service::cluster_ips(service),
-                    endpoints: self.cluster.ready_endpoints(key, service),
-                }
-            };
+        let service = |(key, service): (&Key, &Service)| ServiceStatus {
+            namespace: key.0.clone(),
+            name: key.1.clone(),
+            cluster_ips: service::cluster_ips(service),
+            endpoints: self.cluster.ready_endpoints(key, service),
+        };
         let ca = self.ca.as_ref().map(|ca| CaStatus {
-            address: authority::address(),
+            address: ca::address(),
             state: ca.state.clone(),
             pid: ca.pid,
         });
@@ -164,18 +176,14 @@ impl Agent {
                 .map(|(key, entry)| self.pod_status(key, entry))
                 .collect(),
             services: self.cluster.services.iter().map(service).collect(),
-            ..empty_status(&self.world)
+            ..empty_status(&self.context)
         }
     }
 
-    fn pod_status(
-        &self,
-        key: &crate::model::Key,
-        entry: &crate::model::pod::PodEntry,
-    ) -> PodStatus {
+    fn pod_status(&self, key: &Key, entry: &PodEntry) -> PodStatus {
         let phase = match entry.deleting {
             Some(_) => "Terminating",
-            None => entry.progress.phase.name(),
+            None => entry.status.phase.name(),
         };
         PodStatus {
             namespace: key.0.clone(),
@@ -185,21 +193,21 @@ impl Agent {
             netns: entry.netns.clone(),
             ips: entry.ips.clone(),
             phase: phase.to_owned(),
-            ready: entry.progress.ready,
+            ready: entry.status.ready,
             meshed: self.cluster.meshed(entry),
-            restarts: entry.progress.restarts,
-            message: entry.progress.message.clone(),
+            restarts: entry.status.restarts,
+            message: entry.status.message.clone(),
         }
     }
 }
 
-/// The status of a lab with nothing in it.
-pub(super) fn empty_status(world: &World) -> Status {
+/// The status of an empty lab.
+pub(super) fn empty_status(context: &LabContext) -> Status {
     Status {
         generation: 0,
-        name: world.dir.name().to_owned(),
-        dir: world.dir.root().to_owned(),
-        fabric: world.fabric.clone(),
+        name: context.dir.name().to_owned(),
+        dir: context.dir.root().to_owned(),
+        fabric: context.fabric.clone(),
         nodes: Vec::new(),
         ca: None,
         pods: Vec::new(),
@@ -207,7 +215,7 @@ pub(super) fn empty_status(world: &World) -> Status {
     }
 }
 
-/// Writes beside and renames into place: a reader sees the old file or the new one.
+/// Writes a staged file and renames it into place: a reader sees the old file or the new one.
 pub(super) fn write_atomically(dir: &LabDir, path: &Path, bytes: &[u8]) -> Result<()> {
     let staged = dir.staging().join("next");
     fs::write(&staged, bytes)
@@ -220,7 +228,8 @@ fn create_etc(dir: &LabDir, netns: &str, text: &str) -> Result<()> {
     dir.register(netns)?;
     let etc = LabDir::etc(netns);
     let mut files = vec![("hosts", text)];
-    // Only what exists can be mounted over; without the file a resolver asks the local host, too.
+    // A file that does not exist cannot be mounted over. Without resolv.conf, resolvers query the
+    // local host, as with this one.
     if Path::new("/etc/resolv.conf").exists() {
         files.push(("resolv.conf", hosts::RESOLV_CONF));
     }
@@ -233,8 +242,8 @@ fn create_etc(dir: &LabDir, netns: &str, text: &str) -> Result<()> {
     write().with_context(|| format!("cannot write {}", etc.display()))
 }
 
-/// Processes have this very file mounted, so it is changed, not replaced; the new text goes in with
-/// one write, and a reader never finds the file empty.
+/// Changes a file in place: running processes have this inode mounted. The new text is one write,
+/// so a reader never sees an empty file.
 fn write_in_place(path: &Path, text: &str) -> Result<()> {
     let write = || {
         let file = OpenOptions::new().write(true).open(path)?;

@@ -1,4 +1,4 @@
-//! The socket.
+//! Serves the agent's unix socket.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,17 +9,17 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::World;
-use super::event::Event;
+use super::LabContext;
+use super::events::Event;
 use crate::protocol::{Request, Status};
 
-/// A manifest is at most this long, with its JSON quoting.
-const MAX_REQUEST: u64 = 16 * 1024 * 1024;
+/// Limit of a request line, and so of a manifest in JSON quoting.
+const MAX_REQUEST_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Accepts connections for as long as the agent lives.
+/// Accepts connections until the task is aborted.
 pub(super) async fn listen(
     listener: UnixListener,
-    world: Rc<World>,
+    context: Rc<LabContext>,
     status: watch::Receiver<Status>,
 ) {
     let mut connections = JoinSet::new();
@@ -27,9 +27,9 @@ pub(super) async fn listen(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn_local(connection(stream, Rc::clone(&world), status.clone()));
+                    connections.spawn_local(connection(stream, Rc::clone(&context), status.clone()));
                 }
-                // Out of file descriptors, for which others must end first.
+                // Out of file descriptors: other connections must close first.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
@@ -37,29 +37,33 @@ pub(super) async fn listen(
     }
 }
 
-async fn connection(stream: UnixStream, world: Rc<World>, mut status: watch::Receiver<Status>) {
+async fn connection(
+    stream: UnixStream,
+    context: Rc<LabContext>,
+    mut status: watch::Receiver<Status>,
+) {
     let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read.take(MAX_REQUEST));
-    let mut owner = false;
+    let mut lines = BufReader::new(read.take(MAX_REQUEST_BYTES));
+    let mut is_owner = false;
     loop {
         let mut line = String::new();
-        lines.get_mut().set_limit(MAX_REQUEST);
+        lines.get_mut().set_limit(MAX_REQUEST_BYTES);
         match lines.read_line(&mut line).await {
             Ok(length) if length > 0 => {}
             _ => break,
         }
-        let answer = match serde_json::from_str(&line) {
+        let response = match serde_json::from_str(&line) {
             Ok(Request::Own) => {
-                owner = true;
+                is_owner = true;
                 Ok(Value::Null)
             }
             Ok(Request::Status { after, wait_ms }) => {
-                changed(&mut status, after, Duration::from_millis(wait_ms)).await
+                next_status(&mut status, after, Duration::from_millis(wait_ms)).await
             }
-            Ok(request) => forward(&world, request).await,
+            Ok(request) => forward(&context, request).await,
             Err(error) => Err(format!("not a request: {error}")),
         };
-        let Ok(mut text) = serde_json::to_string(&answer) else {
+        let Ok(mut text) = serde_json::to_string(&response) else {
             break;
         };
         text.push('\n');
@@ -67,32 +71,32 @@ async fn connection(stream: UnixStream, world: Rc<World>, mut status: watch::Rec
             break;
         }
     }
-    if owner {
-        let _ = world.events.send(Event::OwnerGone).await;
+    if is_owner {
+        let _ = context.events.send(Event::OwnerGone).await;
     }
 }
 
-/// The status once it is newer than `after`, or when the wait is over.
-async fn changed(
+/// The status once its generation is above `after`, or after `wait`.
+async fn next_status(
     status: &mut watch::Receiver<Status>,
     after: Option<u64>,
     wait: Duration,
 ) -> Result<Value, String> {
     if let Some(after) = after {
         let newer = status.wait_for(|status| status.generation > after);
-        // At the end of the wait the answer is what there is.
+        // After the wait the response is the current status.
         let _ = tokio::time::timeout(wait, newer).await;
     }
     serde_json::to_value(&*status.borrow()).map_err(|error| error.to_string())
 }
 
-async fn forward(world: &World, request: Request) -> Result<Value, String> {
-    let (answer, answered) = oneshot::channel();
+async fn forward(context: &LabContext, request: Request) -> Result<Value, String> {
+    let (reply, response) = oneshot::channel();
     let event = match request {
-        Request::Down => Event::Down(answer),
-        request => Event::Request(request, answer),
+        Request::Down => Event::Down(reply),
+        request => Event::Request(request, reply),
     };
-    let gone = || "the lab is going down".to_owned();
-    world.events.send(event).await.map_err(|_| gone())?;
-    answered.await.map_err(|_| gone())?
+    let going_down = || "the lab is going down".to_owned();
+    context.events.send(event).await.map_err(|_| going_down())?;
+    response.await.map_err(|_| going_down())?
 }

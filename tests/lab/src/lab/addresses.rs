@@ -1,4 +1,4 @@
-//! Who has which address.
+//! The addresses of pods, services and nodes.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ impl Lab {
     /// The pod's address of this family.
     ///
     /// # Errors
-    /// There is no such pod, or it has no such address.
+    /// There is no such pod, or it has no address of this family.
     pub fn pod_ip(&self, pod: &str, family: IpFamily) -> Result<IpAddr> {
         let status = self.status()?;
         status
@@ -23,7 +23,7 @@ impl Lab {
     /// The ClusterIP of this family of a service, `name` or `namespace/name`.
     ///
     /// # Errors
-    /// There is no such service, or it has no such address.
+    /// There is no such service, or it has no ClusterIP of this family.
     pub fn service_ip(&self, service: &str, family: IpFamily) -> Result<IpAddr> {
         let (namespace, name) = service.split_once('/').unwrap_or(("", service));
         let status = self.status()?;
@@ -34,7 +34,11 @@ impl Lab {
         let found = found
             .next()
             .with_context(|| format!("no service {service}"))?;
-        let ip = found.cluster_ips.iter().copied().find(|ip| family.has(*ip));
+        let ip = found
+            .cluster_ips
+            .iter()
+            .copied()
+            .find(|ip| family.contains(*ip));
         ip.with_context(|| format!("service {service} has no {family:?} ClusterIP"))
     }
 
@@ -49,7 +53,7 @@ impl Lab {
             .addresses
             .iter()
             .copied()
-            .find(|ip| family.has(*ip));
+            .find(|ip| family.contains(*ip));
         ip.with_context(|| format!("node {node} has no {family:?} address"))
     }
 }

@@ -1,4 +1,4 @@
-//! The daemons: their life, their logs, what they say of themselves.
+//! Controls the daemons and reads their logs, metrics and configuration dumps.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,73 +8,73 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::Lab;
-use crate::capture::Location;
 use crate::http;
+use crate::location::Location;
 use crate::netns;
 use crate::options::LaunchOptions;
-use crate::protocol::{DaemonAction, ProgramState, Request, Status};
+use crate::protocol::{ProgramAction, ProgramState, Request, Status};
 
-/// How long the daemon's admin and metrics ports may take to answer.
-const HTTP_DEADLINE: Duration = Duration::from_secs(5);
+/// Timeout of a request to a daemon's admin and metrics ports.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Lab {
-    /// Kills the node's daemon with SIGKILL; it stays dead until [`Self::start_daemon`].
+    /// Kills the node's daemon with SIGKILL. It stays stopped until [`Self::start_daemon`].
     ///
     /// # Errors
     /// There is no such node.
     pub fn kill_daemon(&self, node: &str) -> Result<()> {
-        self.daemon(node, DaemonAction::Kill)
+        self.daemon(node, ProgramAction::Kill)
     }
 
-    /// Sends SIGTERM to the node's daemon and waits for its exit. How it ended is in the node's
+    /// Sends SIGTERM to the node's daemon and waits for its exit. The exit status is in the node's
     /// [`ProgramState::Exited`].
     ///
     /// # Errors
-    /// There is no such node, or it did not exit within its drain time.
+    /// There is no such node, or the daemon does not exit within its drain timeout.
     pub fn stop_daemon(&self, node: &str) -> Result<()> {
-        self.daemon(node, DaemonAction::Stop)
+        self.daemon(node, ProgramAction::Stop)
     }
 
-    /// Starts the node's daemon again, if it does not run, and waits until it is ready.
+    /// Starts the node's daemon if it does not run, and waits until it is ready.
     ///
     /// # Errors
-    /// It is not ready at the deadline.
+    /// There is no such node, or the daemon is not ready at the timeout.
     pub fn start_daemon(&self, node: &str) -> Result<()> {
-        self.daemon(node, DaemonAction::Start)?;
+        self.daemon(node, ProgramAction::Start)?;
         let what = format!("the daemon of node {node} to be ready");
-        let ready = |status: &Status| {
+        let is_ready = |status: &Status| {
             status
                 .node(node)
                 .is_ok_and(|node| node.daemon == ProgramState::Ready)
         };
-        self.wait_status(&what, self.ready_deadline, ready)
+        self.wait_status(&what, self.ready_timeout, is_ready)
             .map(drop)
     }
 
-    /// Stops the node's daemon if it runs, starts it in this way, and waits until it is ready.
+    /// Stops the node's daemon if it runs, starts it with these options, and waits until it is ready.
     ///
     /// # Errors
-    /// There is no such node, or it is not ready at the deadline.
+    /// There is no such node, or the daemon is not ready at the timeout.
     pub fn restart_daemon_with(&self, node: &str, launch: LaunchOptions) -> Result<()> {
         self.stop_daemon(node)?;
         let launch = Request::SetLaunchOptions {
             node: Some(node.to_owned()),
             launch,
         };
-        self.client.ask(&launch)?;
+        self.client.send(&launch)?;
         self.start_daemon(node)
     }
 
-    fn daemon(&self, node: &str, action: DaemonAction) -> Result<()> {
+    fn daemon(&self, node: &str, action: ProgramAction) -> Result<()> {
         self.client
-            .ask(&Request::Daemon {
+            .send(&Request::Daemon {
                 node: node.to_owned(),
                 action,
             })
             .map(drop)
     }
 
-    /// What the node's daemon has logged, over all its lives.
+    /// The log of the node's daemon, of all its runs.
     ///
     /// # Errors
     /// There is no such log.
@@ -82,7 +82,7 @@ impl Lab {
         read_log(&self.dir.node_log(node))
     }
 
-    /// What the pod's containers wrote to stdout and stderr.
+    /// The stdout and stderr of the pod's containers.
     ///
     /// # Errors
     /// There is no such pod.
@@ -92,10 +92,10 @@ impl Lab {
         read_log(&self.dir.pod_log(&pod.namespace, &pod.name))
     }
 
-    /// The daemon's metrics, in Prometheus' text form.
+    /// The daemon's metrics, in the Prometheus text format.
     ///
     /// # Errors
-    /// It does not answer 200.
+    /// The daemon does not return 200.
     pub fn metrics(&self, node: &str) -> Result<String> {
         self.http_get(
             &Location::Node(node.to_owned()),
@@ -108,23 +108,28 @@ impl Lab {
     /// The daemon's configuration dump.
     ///
     /// # Errors
-    /// It does not answer 200 and JSON.
+    /// The daemon does not return 200 and JSON.
     pub fn config_dump(&self, node: &str) -> Result<Value> {
-        let place = Location::Node(node.to_owned());
+        let location = Location::Node(node.to_owned());
         let text = self
-            .http_get(&place, ([127, 0, 0, 1], 15000).into(), "/config_dump")?
+            .http_get(&location, ([127, 0, 0, 1], 15000).into(), "/config_dump")?
             .ok()?;
         serde_json::from_str(&text).context("config_dump is not JSON")
     }
 
-    /// A GET request from inside a place.
+    /// Sends a GET request from a location.
     ///
     /// # Errors
-    /// No answer within 5 s.
-    pub fn http_get(&self, place: &Location, to: SocketAddr, path: &str) -> Result<http::Response> {
-        let netns = self.netns(place)?;
-        let get = || http::get(to, &to.to_string(), path, &[], HTTP_DEADLINE);
-        netns::inside(&netns, get)?.with_context(|| format!("GET http://{to}{path} in {place}"))
+    /// No response within 5 s.
+    pub fn http_get(
+        &self,
+        location: &Location,
+        to: SocketAddr,
+        path: &str,
+    ) -> Result<http::Response> {
+        let netns = self.netns(location)?;
+        netns::run_in(&netns, || http::get(to, path, &[], HTTP_TIMEOUT))?
+            .with_context(|| format!("GET http://{to}{path} in {location}"))
     }
 }
 

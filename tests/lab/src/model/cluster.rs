@@ -1,4 +1,4 @@
-//! The objects of the cluster, and the rules by which they come and go.
+//! The objects of the cluster: creating and updating them, addresses and scheduling of pods.
 
 mod change;
 mod views;
@@ -13,25 +13,25 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::Value;
 
 use super::Key;
-use super::ipam::Pool;
+use super::ipam::AddressPool;
 use super::manifest::{self, Object};
-use super::pod::{self, PodEntry, Progress};
+use super::pod::{self, KubeletStatus, PodEntry};
 use super::render;
 use super::schedule::{Candidate, schedule};
 use super::service;
 use super::topology;
 use crate::options::IpFamily;
 
-/// A node, its number in the lab, and the addresses it gives to pods.
+/// A node with its index in the lab and the address pools of its pods.
 #[derive(Debug, Clone)]
 pub(crate) struct NodeEntry {
     pub(crate) object: Node,
     pub(crate) index: u8,
     pub(crate) netns: String,
-    pools: [Pool; 2],
+    pools: [AddressPool; 2],
 }
 
-/// What is new after an apply and needs doing in the world.
+/// The nodes and pods that an apply creates, which the agent then starts.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Created {
     pub(crate) nodes: Vec<String>,
@@ -48,13 +48,15 @@ pub(crate) struct Cluster {
     pub(crate) services: BTreeMap<Key, Service>,
     slices: BTreeMap<Key, EndpointSlice>,
     pub(crate) pods: BTreeMap<Key, PodEntry>,
+    /// Objects of other kinds, by kind, namespace and name.
     others: BTreeMap<(String, String, String), Value>,
-    service_ips: [Pool; 2],
-    turn: usize,
+    service_pools: [AddressPool; 2],
+    /// How many pods were scheduled without `spec.nodeName`, for round robin.
+    scheduled: usize,
 }
 
 impl Cluster {
-    /// A cluster as a new one is: with the namespaces that are always there.
+    /// A new cluster, with the namespaces that always exist.
     pub(crate) fn new(lab: &str) -> Self {
         let mut cluster = Self {
             lab: lab.to_owned(),
@@ -65,8 +67,8 @@ impl Cluster {
             slices: BTreeMap::new(),
             pods: BTreeMap::new(),
             others: BTreeMap::new(),
-            service_ips: topology::service_pools(),
-            turn: 0,
+            service_pools: topology::service_pools(),
+            scheduled: 0,
         };
         for name in ["default", "kube-system"] {
             let metadata = ObjectMeta {
@@ -81,7 +83,7 @@ impl Cluster {
         cluster
     }
 
-    /// Creates or updates one object. `uid` makes up a pod's uid.
+    /// Creates or updates one object. `uid` generates the uid of a pod.
     pub(crate) fn put(
         &mut self,
         object: Object,
@@ -138,7 +140,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A namespace comes with its default service account.
+    /// Creates or updates a namespace, with its default service account.
     fn put_namespace(&mut self, namespace: Namespace) {
         let name = namespace.metadata.name.clone().unwrap_or_default();
         let metadata = ObjectMeta {
@@ -159,20 +161,24 @@ impl Cluster {
     fn put_service(&mut self, mut service: Service) -> Result<()> {
         let key = self.namespaced("Service", &mut service.metadata)?;
         let owner = format!("service {}/{}", key.0, key.1);
-        let old = self
+        let old_ips = self
             .services
             .get(&key)
             .map(service::cluster_ips)
             .unwrap_or_default();
-        let headless = service::headless(&service);
+        let is_headless = service::is_headless(&service);
         let spec = service.spec.get_or_insert_default();
-        if !old.is_empty() && !headless && spec.cluster_ip.is_none() && spec.cluster_ips.is_none() {
+        if !old_ips.is_empty()
+            && !is_headless
+            && spec.cluster_ip.is_none()
+            && spec.cluster_ips.is_none()
+        {
             // A service keeps its addresses when it changes.
-            spec.cluster_ip = old.first().map(ToString::to_string);
-            spec.cluster_ips = Some(old.iter().map(ToString::to_string).collect());
+            spec.cluster_ip = old_ips.first().map(ToString::to_string);
+            spec.cluster_ips = Some(old_ips.iter().map(ToString::to_string).collect());
         }
-        self.release_service_ips(&old);
-        service::resolve(&mut service, &mut self.service_ips, &owner)
+        self.release_service_ips(&old_ips);
+        service::resolve(&mut service, &mut self.service_pools, &owner)
             .with_context(|| owner.clone())?;
         self.services.insert(key, service);
         Ok(())
@@ -180,7 +186,7 @@ impl Cluster {
 
     fn release_service_ips(&mut self, ips: &[IpAddr]) {
         for ip in ips {
-            self.service_ips
+            self.service_pools
                 .iter_mut()
                 .for_each(|pool| pool.release(*ip));
         }
@@ -193,20 +199,21 @@ impl Cluster {
         created: &mut Created,
     ) -> Result<()> {
         let key = self.namespaced("Pod", &mut pod.metadata)?;
-        let place = format!("Pod {}/{}", key.0, key.1);
-        pod::validate(&pod).with_context(|| place.clone())?;
-        self.default_account(&mut pod, &key)
-            .with_context(|| place.clone())?;
+        let name = format!("Pod {}/{}", key.0, key.1);
+        pod::validate(&pod).with_context(|| name.clone())?;
+        self.set_service_account(&mut pod, &key)
+            .with_context(|| name.clone())?;
         if let Some(entry) = self.pods.get_mut(&key) {
-            return entry.update(pod).context(place);
+            return entry.update(pod).context(name);
         }
-        let entry = self.admit(pod, &key, uid).context(place)?;
+        let entry = self.create_pod(pod, &key, uid).context(name)?;
         self.pods.insert(key.clone(), entry);
         created.pods.push(key);
         Ok(())
     }
 
-    fn default_account(&self, pod: &mut Pod, key: &Key) -> Result<()> {
+    /// Sets the default service account and checks that the account exists.
+    fn set_service_account(&self, pod: &mut Pod, key: &Key) -> Result<()> {
         let spec = pod.spec.get_or_insert_default();
         let account = spec
             .service_account_name
@@ -223,8 +230,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Scheduling and addresses.
-    fn admit(&mut self, mut pod: Pod, key: &Key, uid: &dyn Fn() -> String) -> Result<PodEntry> {
+    /// Schedules the pod and allocates its addresses.
+    fn create_pod(
+        &mut self,
+        mut pod: Pod,
+        key: &Key,
+        uid: &dyn Fn() -> String,
+    ) -> Result<PodEntry> {
         let uid = pod.metadata.uid.get_or_insert_with(uid).clone();
         let created = render::now();
         pod.metadata.creation_timestamp = Some(created.clone());
@@ -238,33 +250,36 @@ impl Cluster {
             })
             .collect();
         let spec = pod.spec.get_or_insert_default();
-        let node = schedule(spec, &candidates, self.turn)?.to_owned();
+        let node = schedule(spec, &candidates, self.scheduled)?.to_owned();
         if spec.node_name.is_none() {
-            self.turn += 1;
+            self.scheduled += 1;
         }
         spec.node_name = Some(node.clone());
-        let entry = self.nodes.get_mut(&node).context("the node has gone")?;
+        let entry = self
+            .nodes
+            .get_mut(&node)
+            .context("the node does not exist")?;
         let node_ips = topology::node_addresses(entry.index).to_vec();
         let host_network = pod::host_network(&pod);
         let (netns, ips) = if host_network {
             (entry.netns.clone(), node_ips.clone())
         } else {
-            let short: String = uid
+            let short_uid: String = uid
                 .chars()
                 .filter(char::is_ascii_alphanumeric)
                 .take(8)
                 .collect();
-            let netns = format!("ambit-{}-pod-{}.{}-{short}", self.lab, key.0, key.1);
+            let netns = format!("ambit-{}-pod-{}.{}-{short_uid}", self.lab, key.0, key.1);
             (
                 netns,
-                addresses(
+                allocate_ips(
                     &pod.metadata,
                     &mut entry.pools,
                     &format!("pod {}/{}", key.0, key.1),
                 )?,
             )
         };
-        let progress = Progress::default();
+        let status = KubeletStatus::default();
         Ok(PodEntry {
             object: pod,
             uid,
@@ -273,7 +288,7 @@ impl Cluster {
             ips,
             node_ips,
             created,
-            progress,
+            status,
             deleting: None,
         })
     }
@@ -304,7 +319,7 @@ impl Cluster {
         }
     }
 
-    /// The pod is gone; its addresses are free.
+    /// Removes a pod and frees its addresses.
     pub(crate) fn remove_pod(&mut self, key: &Key) {
         let Some(entry) = self.pods.remove(key) else {
             return;
@@ -332,7 +347,7 @@ impl Cluster {
 }
 
 impl PodEntry {
-    /// Only what may change of a running pod: labels and annotations.
+    /// Updates labels and annotations. Nothing else of a running pod can change.
     fn update(&mut self, new: Pod) -> Result<()> {
         if self.deleting.is_some() {
             bail!("it is terminating");
@@ -348,19 +363,23 @@ impl PodEntry {
     }
 }
 
-/// The pod's addresses: those it asks for, and for the other families of its node's pools.
-fn addresses(meta: &ObjectMeta, pools: &mut [Pool; 2], owner: &str) -> Result<Vec<IpAddr>> {
+/// Allocates a pod's addresses: the fixed ones, and for other families one of the node's pools.
+fn allocate_ips(
+    meta: &ObjectMeta,
+    pools: &mut [AddressPool; 2],
+    owner: &str,
+) -> Result<Vec<IpAddr>> {
     let (families, fixed) = (pod::families(meta)?, pod::fixed_ips(meta)?);
     let mut ips: Vec<IpAddr> = Vec::new();
     for pool in pools
         .iter_mut()
         .filter(|pool| families.contains(&pool.family()))
     {
-        let got = match fixed.iter().find(|ip| pool.family().has(**ip)) {
-            Some(ip) => pool.claim(*ip, owner).map(|()| *ip),
+        let allocated = match fixed.iter().find(|ip| pool.family().contains(**ip)) {
+            Some(ip) => pool.reserve(*ip, owner).map(|()| *ip),
             None => pool.allocate(owner),
         };
-        match got {
+        match allocated {
             Ok(ip) => ips.push(ip),
             Err(error) => {
                 ips.iter()
@@ -378,7 +397,8 @@ fn addresses(meta: &ObjectMeta, pools: &mut [Pool; 2], owner: &str) -> Result<Ve
     Ok(ips)
 }
 
-fn find<T>(objects: &BTreeMap<Key, T>, what: &str, name: &str) -> Result<Key> {
+/// The key of an object by `name` or `namespace/name`.
+fn find<T>(objects: &BTreeMap<Key, T>, kind: &str, name: &str) -> Result<Key> {
     let mut found = objects.keys().filter(|key| match name.split_once('/') {
         Some((namespace, name)) => key.0 == namespace && key.1 == name,
         None => key.1 == name,
@@ -386,11 +406,11 @@ fn find<T>(objects: &BTreeMap<Key, T>, what: &str, name: &str) -> Result<Key> {
     match (found.next(), found.next()) {
         (Some(key), None) => Ok(key.clone()),
         (Some(a), Some(b)) => bail!(
-            "{what} {name} is ambiguous: say {}/{name} or {}/{name}",
+            "{kind} {name} is ambiguous: use {}/{name} or {}/{name}",
             a.0,
             b.0
         ),
-        (None, _) => bail!("there is no {what} {name}"),
+        (None, _) => bail!("there is no {kind} {name}"),
     }
 }
 

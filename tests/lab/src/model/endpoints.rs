@@ -1,4 +1,4 @@
-//! The endpoints controller: services and pods in, EndpointSlices out.
+//! The endpoints controller: makes EndpointSlices from services and pods.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::pod::{Phase, PodEntry};
 use crate::options::IpFamily;
 
-/// The label that ties a slice to its service.
+/// The label with the name of a slice's service.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The slices of a service with a selector: one per family and set of resolved ports (a named port
-/// may have another number in another pod). `zone` says the zone of a node.
+/// can have another number in another pod). `zone` returns the zone of a node.
 pub(crate) fn slices<'a>(
     service: &Service,
     pods: impl Iterator<Item = &'a PodEntry>,
@@ -32,25 +32,25 @@ pub(crate) fn slices<'a>(
     };
     let families = spec.ip_families.clone().unwrap_or_default();
     let publish_not_ready = spec.publish_not_ready_addresses.unwrap_or(false);
-    // By family and resolved ports; the ports as text, because they have no order of their own.
-    let mut groups: BTreeMap<(FamilyV4First, String), (Vec<EndpointPort>, Vec<Endpoint>)> =
-        BTreeMap::new();
+    let mut groups = Groups::new();
     for family in &families {
-        // A slice exists for every family also when it has no endpoints.
+        // Every family has a slice, even without endpoints.
         groups
             .entry((FamilyV4First(family == "IPv6"), String::new()))
             .or_default();
     }
-    for pod in pods.filter(|pod| selected(service, &pod.object, selector) && listed(pod)) {
+    for pod in pods.filter(|pod| is_selected(service, &pod.object, selector) && is_listed(pod)) {
         let ports = resolve_ports(spec.ports.as_deref().unwrap_or_default(), &pod.object);
         let key = ports
             .iter()
             .map(|p| format!("{:?}/{:?};", p.name, p.port))
             .collect::<String>();
         for ip in &pod.ips {
-            let v6 = IpFamily::of(*ip) == IpFamily::V6;
-            if families.iter().any(|family| (family == "IPv6") == v6) {
-                let group = groups.entry((FamilyV4First(v6), key.clone())).or_default();
+            let is_v6 = IpFamily::of(*ip) == IpFamily::V6;
+            if families.iter().any(|family| (family == "IPv6") == is_v6) {
+                let group = groups
+                    .entry((FamilyV4First(is_v6), key.clone()))
+                    .or_default();
                 group.0.clone_from(&ports);
                 group.1.push(endpoint(
                     pod,
@@ -61,21 +61,22 @@ pub(crate) fn slices<'a>(
             }
         }
     }
-    drop_empty(&mut groups);
+    drop_placeholders(&mut groups);
     let numbered = groups.into_iter().enumerate();
     numbered
-        .map(|(index, ((v6, _), group))| slice(service, v6.0, index, group))
+        .map(|(index, ((family, _), group))| slice(service, family.0, index, group))
         .collect()
 }
 
-/// Orders IPv4 before IPv6.
+/// Whether the family is IPv6; orders IPv4 before IPv6.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
 struct FamilyV4First(bool);
 
+/// Ports and endpoints by family and resolved ports. The ports are text because they have no order.
 type Groups = BTreeMap<(FamilyV4First, String), (Vec<EndpointPort>, Vec<Endpoint>)>;
 
-/// The placeholder of a family that has endpoints after all.
-fn drop_empty(groups: &mut Groups) {
+/// Drops the empty placeholder of each family that has endpoints.
+fn drop_placeholders(groups: &mut Groups) {
     let filled: Vec<_> = groups
         .iter()
         .filter(|(_, group)| !group.1.is_empty())
@@ -84,7 +85,7 @@ fn drop_empty(groups: &mut Groups) {
     groups.retain(|key, group| !group.1.is_empty() || !filled.contains(&key.0));
 }
 
-fn selected(service: &Service, pod: &Pod, selector: &BTreeMap<String, String>) -> bool {
+fn is_selected(service: &Service, pod: &Pod, selector: &BTreeMap<String, String>) -> bool {
     let empty = BTreeMap::new();
     let labels = pod.metadata.labels.as_ref().unwrap_or(&empty);
     pod.metadata.namespace == service.metadata.namespace
@@ -93,9 +94,9 @@ fn selected(service: &Service, pod: &Pod, selector: &BTreeMap<String, String>) -
             .all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// A pod without addresses yet, or one whose containers have ended for good, is no endpoint.
-fn listed(pod: &PodEntry) -> bool {
-    pod.progress.sandbox && !matches!(pod.progress.phase, Phase::Succeeded | Phase::Failed)
+/// A pod without addresses, or whose containers have terminated, is not an endpoint.
+fn is_listed(pod: &PodEntry) -> bool {
+    pod.status.has_sandbox && !matches!(pod.status.phase, Phase::Succeeded | Phase::Failed)
 }
 
 fn resolve_ports(ports: &[ServicePort], pod: &Pod) -> Vec<EndpointPort> {
@@ -105,7 +106,7 @@ fn resolve_ports(ports: &[ServicePort], pod: &Pod) -> Vec<EndpointPort> {
             Some(IntOrString::Int(number)) => Some(*number),
             Some(IntOrString::String(name)) => named_port(pod, name, protocol(port)),
         };
-        // A name that the pod does not have is no port of this endpoint.
+        // A port name that the pod does not declare is not a port of this endpoint.
         number.map(|number| EndpointPort {
             name: Some(port.name.clone().unwrap_or_default()),
             port: Some(number),
@@ -123,15 +124,17 @@ fn protocol(port: &ServicePort) -> &str {
 fn named_port(pod: &Pod, name: &str, protocol: &str) -> Option<i32> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let same = |p: &str| p == protocol;
     ports
-        .find(|p| p.name.as_deref() == Some(name) && same(p.protocol.as_deref().unwrap_or("TCP")))
+        .find(|port| {
+            port.name.as_deref() == Some(name)
+                && port.protocol.as_deref().unwrap_or("TCP") == protocol
+        })
         .map(|port| port.container_port)
 }
 
 fn endpoint(pod: &PodEntry, ip: String, publish_not_ready: bool, zone: Option<String>) -> Endpoint {
     let terminating = pod.deleting.is_some();
-    let serving = pod.progress.ready;
+    let serving = pod.status.ready;
     Endpoint {
         addresses: vec![ip],
         conditions: Some(EndpointConditions {
@@ -155,14 +158,14 @@ fn endpoint(pod: &PodEntry, ip: String, publish_not_ready: bool, zone: Option<St
 
 fn slice(
     service: &Service,
-    v6: bool,
+    is_v6: bool,
     index: usize,
     (ports, endpoints): (Vec<EndpointPort>, Vec<Endpoint>),
 ) -> EndpointSlice {
     let name = service.metadata.name.clone().unwrap_or_default();
-    let family = if v6 { "ipv6" } else { "ipv4" };
+    let family = if is_v6 { "ipv6" } else { "ipv4" };
     EndpointSlice {
-        address_type: if v6 { "IPv6" } else { "IPv4" }.to_owned(),
+        address_type: if is_v6 { "IPv6" } else { "IPv4" }.to_owned(),
         endpoints: Some(endpoints),
         ports: Some(ports),
         metadata: ObjectMeta {

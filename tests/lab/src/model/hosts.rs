@@ -1,24 +1,28 @@
-//! Names: the hosts file that stands in for cluster DNS.
+//! The hosts file that replaces cluster DNS.
 
 use std::fmt::Write;
 use std::net::IpAddr;
 
-/// A service's name and its addresses: the ClusterIPs, or of a headless one all pods'.
+/// A service's addresses: its ClusterIPs, or the addresses of the ready pods of a headless service.
 #[derive(Debug)]
-pub(crate) struct Named {
+pub(crate) struct ServiceAddresses {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// The hosts file of a pod in `namespace` (of a node: none). `own` are its own name and addresses.
-pub(crate) fn text(namespace: Option<&str>, own: (&str, &[IpAddr]), services: &[Named]) -> String {
+/// The hosts file of a pod in `namespace`, or of a node (`None`). `own` is its own name and addresses.
+pub(crate) fn text(
+    namespace: Option<&str>,
+    own: (&str, &[IpAddr]),
+    services: &[ServiceAddresses],
+) -> String {
     let mut text = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
     for ip in own.1 {
         let _ = writeln!(text, "{ip} {}", own.0);
     }
     for service in services {
-        let Named {
+        let ServiceAddresses {
             namespace: ns,
             name,
             addresses,
@@ -38,16 +42,16 @@ pub(crate) fn text(namespace: Option<&str>, own: (&str, &[IpAddr]), services: &[
     text
 }
 
-/// A resolver that is not there: what the hosts file does not know fails at once, not after a
-/// timeout.
+/// A resolver address without a resolver: a name that is not in the hosts file fails at once instead
+/// of after a timeout.
 pub(crate) const RESOLV_CONF: &str = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn services() -> Vec<Named> {
-        vec![Named {
+    fn services() -> Vec<ServiceAddresses> {
+        vec![ServiceAddresses {
             namespace: "shop".to_owned(),
             name: "web".to_owned(),
             addresses: vec!["10.96.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
@@ -55,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn the_short_name_is_for_the_own_namespace() {
+    fn short_name_is_only_in_the_services_namespace() {
         let inside = text(Some("shop"), ("client", &[]), &services());
         let outside = text(Some("other"), ("client", &[]), &services());
         assert!(
@@ -65,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn both_families_and_the_own_name_are_there() {
+    fn file_has_both_families_and_the_own_name() {
         let text = text(
             None,
             ("client", &["10.244.1.2".parse().unwrap()]),

@@ -1,4 +1,4 @@
-//! Who has which address.
+//! Allocation of addresses from a block.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -10,21 +10,21 @@ use crate::options::IpFamily;
 
 /// A block of addresses of one family: a node's pod CIDR, or the service CIDR.
 #[derive(Debug, Clone)]
-pub(crate) struct Pool {
+pub(crate) struct AddressPool {
     first: IpAddr,
-    /// Offsets from `first`, and who has them.
-    taken: BTreeMap<u32, String>,
+    /// Owners by offset from `first`.
+    owners: BTreeMap<u32, String>,
     size: u32,
-    /// Where the search for a free one starts: an address is not given out again at once, so that
-    /// what still talks to its last owner is seen to do so.
+    /// The offset at which the search for a free address starts. A released address is not reused at
+    /// once, so that traffic to its previous owner fails instead of reaching another pod.
     next: u32,
 }
 
-impl Pool {
+impl AddressPool {
     pub(crate) fn new(first: IpAddr, size: u32) -> Self {
         Self {
             first,
-            taken: BTreeMap::new(),
+            owners: BTreeMap::new(),
             size,
             next: 0,
         }
@@ -54,11 +54,11 @@ impl Pool {
         (offset < self.size).then_some(offset)
     }
 
-    /// A free address for `owner`.
+    /// Allocates a free address.
     pub(crate) fn allocate(&mut self, owner: &str) -> Result<IpAddr> {
         for step in 0..self.size {
             let offset = (self.next + step) % self.size;
-            if let Entry::Vacant(free) = self.taken.entry(offset) {
+            if let Entry::Vacant(free) = self.owners.entry(offset) {
                 free.insert(owner.to_owned());
                 self.next = offset + 1;
                 return Ok(self.at(offset));
@@ -71,8 +71,8 @@ impl Pool {
         )
     }
 
-    /// This very address for `owner`.
-    pub(crate) fn claim(&mut self, ip: IpAddr, owner: &str) -> Result<()> {
+    /// Allocates this address.
+    pub(crate) fn reserve(&mut self, ip: IpAddr, owner: &str) -> Result<()> {
         let Some(offset) = self.offset(ip) else {
             bail!(
                 "address {ip} is not among the {} from {}",
@@ -80,16 +80,17 @@ impl Pool {
                 self.first
             );
         };
-        if let Some(other) = self.taken.get(&offset) {
+        if let Some(other) = self.owners.get(&offset) {
             bail!("address {ip} is taken by {other}");
         }
-        self.taken.insert(offset, owner.to_owned());
+        self.owners.insert(offset, owner.to_owned());
         Ok(())
     }
 
+    /// Frees an address. One that is not of this block is ignored.
     pub(crate) fn release(&mut self, ip: IpAddr) {
         if let Some(offset) = self.offset(ip) {
-            self.taken.remove(&offset);
+            self.owners.remove(&offset);
         }
     }
 }
@@ -98,12 +99,12 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn pool() -> Pool {
-        Pool::new("10.244.1.2".parse().unwrap(), 3)
+    fn pool() -> AddressPool {
+        AddressPool::new("10.244.1.2".parse().unwrap(), 3)
     }
 
     #[test]
-    fn addresses_are_given_in_turn_and_not_again_at_once() {
+    fn released_address_is_not_reused_at_once() {
         let mut pool = pool();
         let first = pool.allocate("a").unwrap();
         pool.release(first);
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_pool_says_so() {
+    fn full_pool_is_an_error() {
         let mut pool = pool();
         for owner in ["a", "b", "c"] {
             pool.allocate(owner).unwrap();
@@ -126,37 +127,37 @@ mod tests {
     }
 
     #[test]
-    fn a_claimed_address_is_not_allocated_and_names_its_owner() {
+    fn reserved_address_is_not_allocated_and_names_its_owner() {
         let mut pool = pool();
         let ip = "10.244.1.2".parse().unwrap();
-        pool.claim(ip, "pod shop/a").unwrap();
+        pool.reserve(ip, "pod shop/a").unwrap();
         assert_eq!(pool.allocate("b").unwrap().to_string(), "10.244.1.3");
         assert!(
-            pool.claim(ip, "c")
+            pool.reserve(ip, "c")
                 .unwrap_err()
                 .to_string()
                 .contains("pod shop/a")
         );
         pool.release(ip);
-        pool.claim(ip, "c").unwrap();
+        pool.reserve(ip, "c").unwrap();
     }
 
     #[test]
     fn addresses_of_other_blocks_and_families_are_refused() {
         let mut pool = pool();
         for ip in ["10.244.1.1", "10.244.1.5", "fd00::1"] {
-            assert!(pool.claim(ip.parse().unwrap(), "a").is_err(), "{ip}");
+            assert!(pool.reserve(ip.parse().unwrap(), "a").is_err(), "{ip}");
         }
     }
 
     #[test]
-    fn v6_blocks_count_like_v4_blocks() {
-        let mut pool = Pool::new("fd00:10:244:1::2".parse().unwrap(), 0xffff);
+    fn ipv6_pool_allocates_like_ipv4_pool() {
+        let mut pool = AddressPool::new("fd00:10:244:1::2".parse().unwrap(), 0xffff);
         assert_eq!(pool.allocate("a").unwrap().to_string(), "fd00:10:244:1::2");
-        pool.claim("fd00:10:244:1::ff".parse().unwrap(), "b")
+        pool.reserve("fd00:10:244:1::ff".parse().unwrap(), "b")
             .unwrap();
         assert!(
-            pool.claim("fd00:10:244:2::2".parse().unwrap(), "c")
+            pool.reserve("fd00:10:244:2::2".parse().unwrap(), "c")
                 .is_err()
         );
     }

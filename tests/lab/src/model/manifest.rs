@@ -1,4 +1,4 @@
-//! Reading manifests.
+//! Reads manifests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub(crate) enum Object {
     Service(Box<Service>),
     Pod(Box<Pod>),
     EndpointSlice(EndpointSlice),
-    /// A kind that means nothing to the lab and is passed on to the daemons as it is.
+    /// A kind that the lab does not interpret and writes for the daemons unchanged.
     Other(Value),
 }
 
@@ -57,13 +57,13 @@ pub(crate) fn read(path: &Path) -> Result<String> {
 pub(crate) fn parse(yaml: &str) -> Result<Vec<Object>> {
     let mut objects = Vec::new();
     for (index, document) in serde_yaml_ng::Deserializer::from_str(yaml).enumerate() {
-        let place = || format!("document {}", index + 1);
-        let value = Value::deserialize(document).with_context(place)?;
+        let position = || format!("document {}", index + 1);
+        let value = Value::deserialize(document).with_context(position)?;
         if !value.is_null() {
-            objects.push(object(value).with_context(place)?);
+            objects.push(object(value).with_context(position)?);
         }
     }
-    objects.sort_by_key(rank);
+    objects.sort_by_key(apply_order);
     Ok(objects)
 }
 
@@ -78,7 +78,7 @@ fn object(value: Value) -> Result<Object> {
     if version.is_empty() || kind.is_empty() || name.is_empty() {
         bail!("an object needs apiVersion, kind and metadata.name");
     }
-    let place = format!("{kind} {name}");
+    let name = format!("{kind} {name}");
     let parsed = match (version, kind) {
         ("v1", "Node") => typed(value).map(Box::new).map(Object::Node),
         ("v1", "Namespace") => typed(value).map(Object::Namespace),
@@ -88,15 +88,15 @@ fn object(value: Value) -> Result<Object> {
         ("discovery.k8s.io/v1", "EndpointSlice") => typed(value).map(Object::EndpointSlice),
         _ => Ok(Object::Other(value)),
     };
-    parsed.context(place)
+    parsed.context(name)
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T> {
     Ok(serde_json::from_value(value)?)
 }
 
-/// What must exist before others can refer to it comes first.
-fn rank(object: &Object) -> u8 {
+/// The position of a kind in the order of application: referenced kinds come first.
+fn apply_order(object: &Object) -> u8 {
     match object {
         Object::Node(_) => 0,
         Object::Namespace(_) => 1,
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documents_come_in_the_order_in_which_they_can_be_applied() {
+    fn documents_are_sorted_in_order_of_application() {
         let objects = parse(
             "---\n{apiVersion: v1, kind: Pod, metadata: {name: p}}\n---\n# nothing\n---\n\
              {apiVersion: v1, kind: Node, metadata: {name: n}}\n",
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_reported_with_its_document_and_object() {
+    fn error_names_document_and_object() {
         let pod = "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: 1}}";
         let error = format!("{:#}", parse(pod).unwrap_err());
         assert!(
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_kinds_are_passed_on() {
+    fn other_kinds_are_kept() {
         let gateway =
             "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: g}}";
         assert!(matches!(parse(gateway).unwrap()[..], [Object::Other(_)]));

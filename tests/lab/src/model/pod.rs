@@ -1,4 +1,4 @@
-//! A pod: what its manifest asks for, and what has become of it.
+//! A pod: its manifest, its validation, and its observed status.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,9 +9,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use crate::options::IpFamily;
 
-/// Addresses to use, comma-separated; a family that is not named is allocated.
+/// Annotation: fixed addresses, comma-separated. Other families get an allocated address.
 const FIXED_IP: &str = "lab.ambit.dev/ip";
-/// `IPv4`, `IPv6` or both, comma-separated; default both.
+/// Annotation: `IPv4`, `IPv6` or both, comma-separated; default both.
 const IP_FAMILIES: &str = "lab.ambit.dev/ip-families";
 /// Istio's opt-in label, on namespaces and pods.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -36,23 +36,23 @@ impl Phase {
     }
 }
 
-/// What the kubelet's part reports of a pod.
+/// The status of a pod as its kubelet task reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Progress {
-    /// The network namespace is set up, so the pod has its addresses.
-    pub(crate) sandbox: bool,
+pub(crate) struct KubeletStatus {
+    /// Whether the network namespace is set up, so that the pod has its addresses.
+    pub(crate) has_sandbox: bool,
     pub(crate) phase: Phase,
     pub(crate) ready: bool,
     pub(crate) restarts: u32,
-    /// What it waits for or fails at.
+    /// What the pod waits for or why it fails; empty otherwise.
     pub(crate) message: String,
 }
 
-impl Default for Progress {
+impl Default for KubeletStatus {
     fn default() -> Self {
         let message = String::new();
         Self {
-            sandbox: false,
+            has_sandbox: false,
             phase: Phase::Pending,
             ready: false,
             restarts: 0,
@@ -73,8 +73,8 @@ pub(crate) struct PodEntry {
     /// The node's own addresses.
     pub(crate) node_ips: Vec<IpAddr>,
     pub(crate) created: Time,
-    pub(crate) progress: Progress,
-    /// Since when it terminates, and the grace period in seconds.
+    pub(crate) status: KubeletStatus,
+    /// Set while the pod terminates: since when, and the grace period in seconds.
     pub(crate) deleting: Option<(Time, u64)>,
 }
 
@@ -87,7 +87,7 @@ impl PodEntry {
         host_network(&self.object)
     }
 
-    /// The environment of a container: what a container runtime sets, then what the manifest says.
+    /// The environment of a container: what a container runtime sets, then the manifest's variables.
     pub(crate) fn environment(
         &self,
         container: Option<&Container>,
@@ -105,7 +105,7 @@ impl PodEntry {
         {
             let value = match &variable.value {
                 Some(value) => expand(value, &env),
-                None => field(variable)
+                None => field_path(variable)
                     .and_then(|path| self.field(path))
                     .unwrap_or_default(),
             };
@@ -114,11 +114,11 @@ impl PodEntry {
         env
     }
 
-    /// The downward API; `None` for a path it does not have.
+    /// A field of the downward API; `None` for an unsupported path.
     fn field(&self, path: &str) -> Option<String> {
         let meta = &self.object.metadata;
         let ips = || self.ips.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let of = |map: &Option<BTreeMap<String, String>>, key: &str| {
+        let value = |map: &Option<BTreeMap<String, String>>, key: &str| {
             map.as_ref()
                 .and_then(|map| map.get(key))
                 .cloned()
@@ -135,15 +135,15 @@ impl PodEntry {
             _ => {
                 let keyed = |prefix: &str| path.strip_prefix(prefix)?.strip_suffix("']");
                 match (keyed("metadata.labels['"), keyed("metadata.annotations['")) {
-                    (Some(key), _) => of(&meta.labels, key),
-                    (_, Some(key)) => of(&meta.annotations, key),
+                    (Some(key), _) => value(&meta.labels, key),
+                    (_, Some(key)) => value(&meta.annotations, key),
                     _ => return None,
                 }
             }
         })
     }
 
-    /// The program and its arguments.
+    /// The program and its arguments, with variables expanded.
     pub(crate) fn command(container: &Container, env: &BTreeMap<String, String>) -> Vec<String> {
         let words = container
             .command
@@ -154,11 +154,11 @@ impl PodEntry {
     }
 }
 
-fn field(variable: &EnvVar) -> Option<&str> {
+fn field_path(variable: &EnvVar) -> Option<&str> {
     Some(&variable.value_from.as_ref()?.field_ref.as_ref()?.field_path)
 }
 
-/// Kubernetes' `$(NAME)`; an unknown name stays as it is, `$$` is a dollar sign.
+/// Expands `$(NAME)` as Kubernetes does: an unknown name is kept, `$$` is a dollar sign.
 fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
     let mut expanded = String::new();
     let mut rest = text;
@@ -185,7 +185,7 @@ fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
     expanded + rest
 }
 
-/// What the lab cannot do is refused, not ignored, where ignoring it would change what a test means.
+/// Checks a pod. Unsupported fields are an error where ignoring them would change what a test shows.
 pub(crate) fn validate(pod: &Pod) -> Result<()> {
     let spec = pod.spec.as_ref().context("spec is missing")?;
     if spec.containers.is_empty() {
@@ -196,47 +196,51 @@ pub(crate) fn validate(pod: &Pod) -> Result<()> {
         .iter()
         .chain(spec.init_containers.iter().flatten())
     {
-        let place = format!("container {}", container.name);
-        if container.command.as_ref().is_none_or(Vec::is_empty) {
-            bail!("{place}: command is missing: the lab runs programs, not images");
-        }
-        for variable in container.env.iter().flatten() {
-            if variable.value_from.is_some() && field(variable).is_none() {
-                bail!(
-                    "{place}: env {}: only value and fieldRef are known",
-                    variable.name
-                );
-            }
-        }
-        if container
-            .env_from
-            .as_ref()
-            .is_some_and(|from| !from.is_empty())
-        {
-            bail!("{place}: envFrom is not known");
-        }
-        if container
-            .volume_mounts
-            .as_ref()
-            .is_some_and(|mounts| !mounts.is_empty())
-        {
-            bail!("{place}: volumeMounts are not known");
-        }
-        let probes = [
-            &container.startup_probe,
-            &container.readiness_probe,
-            &container.liveness_probe,
-        ];
-        if probes
-            .into_iter()
-            .flatten()
-            .any(|probe| probe.grpc.is_some())
-        {
-            bail!("{place}: grpc probes are not known, only httpGet, tcpSocket and exec");
-        }
+        validate_container(container).with_context(|| format!("container {}", container.name))?;
     }
     families(&pod.metadata)?;
     fixed_ips(&pod.metadata)?;
+    Ok(())
+}
+
+fn validate_container(container: &Container) -> Result<()> {
+    if container.command.as_ref().is_none_or(Vec::is_empty) {
+        bail!("command is missing: the lab runs programs, not images");
+    }
+    for variable in container.env.iter().flatten() {
+        if variable.value_from.is_some() && field_path(variable).is_none() {
+            bail!(
+                "env {}: only value and fieldRef are supported",
+                variable.name
+            );
+        }
+    }
+    if container
+        .env_from
+        .as_ref()
+        .is_some_and(|from| !from.is_empty())
+    {
+        bail!("envFrom is not supported");
+    }
+    if container
+        .volume_mounts
+        .as_ref()
+        .is_some_and(|mounts| !mounts.is_empty())
+    {
+        bail!("volumeMounts are not supported");
+    }
+    let probes = [
+        &container.startup_probe,
+        &container.readiness_probe,
+        &container.liveness_probe,
+    ];
+    if probes
+        .into_iter()
+        .flatten()
+        .any(|probe| probe.grpc.is_some())
+    {
+        bail!("grpc probes are not supported, only httpGet, tcpSocket and exec");
+    }
     Ok(())
 }
 
@@ -247,7 +251,7 @@ pub(crate) fn host_network(pod: &Pod) -> bool {
         .unwrap_or(false)
 }
 
-/// The families the pod is to have.
+/// The IP families of the pod.
 pub(crate) fn families(meta: &ObjectMeta) -> Result<Vec<IpFamily>> {
     let Some(text) = annotation(meta, IP_FAMILIES) else {
         return Ok(IpFamily::ALL.to_vec());
@@ -261,11 +265,11 @@ pub(crate) fn family_named(name: &str) -> Result<IpFamily> {
     match name {
         "IPv4" => Ok(IpFamily::V4),
         "IPv6" => Ok(IpFamily::V6),
-        _ => bail!("{name:?} is no IP family: IPv4 or IPv6"),
+        _ => bail!("{name:?} is not an IP family: use IPv4 or IPv6"),
     }
 }
 
-/// The addresses that the pod asks for.
+/// The fixed addresses of the pod.
 pub(crate) fn fixed_ips(meta: &ObjectMeta) -> Result<Vec<IpAddr>> {
     let Some(text) = annotation(meta, FIXED_IP) else {
         return Ok(Vec::new());
@@ -282,9 +286,9 @@ fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
-/// Whether the pod is opted in, as a CNI plugin decides whether to hold its containers back: the
-/// pod's label over its namespace's; never on the host's network, never with a sidecar, never in
-/// kube-system.
+/// Whether the pod is opted in to the mesh, by the rules of Istio's CNI plugin: the pod's label takes
+/// precedence over its namespace's. Pods with host network or a sidecar and pods in kube-system are
+/// never opted in.
 pub(crate) fn meshed(pod: &Pod, namespace: Option<&Namespace>) -> bool {
     let mode = |meta: &ObjectMeta| {
         meta.labels
@@ -294,10 +298,10 @@ pub(crate) fn meshed(pod: &Pod, namespace: Option<&Namespace>) -> bool {
     };
     let own = mode(&pod.metadata);
     let inherited = namespace.and_then(|namespace| mode(&namespace.metadata));
-    let never = host_network(pod)
+    let is_excluded = host_network(pod)
         || annotation(&pod.metadata, "sidecar.istio.io/status").is_some()
         || pod.metadata.namespace.as_deref() == Some("kube-system");
-    !never && own.or(inherited).as_deref() == Some("ambient")
+    !is_excluded && own.or(inherited).as_deref() == Some("ambient")
 }
 
 #[cfg(test)]
@@ -314,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_label_wins_over_its_namespaces() {
+    fn pod_label_takes_precedence_over_namespace_label() {
         let plain = pod("metadata: {name: p}");
         let out = pod("metadata: {name: p, labels: {istio.io/dataplane-mode: none}}");
         let own = pod("metadata: {name: p, labels: {istio.io/dataplane-mode: ambient}}");
@@ -345,32 +349,28 @@ mod tests {
     }
 
     #[test]
-    fn a_container_without_a_command_is_refused() {
+    fn container_without_a_command_is_refused() {
         let pod = pod("{metadata: {name: p}, spec: {containers: [{name: c, image: nginx}]}}");
-        assert!(
-            validate(&pod)
-                .unwrap_err()
-                .to_string()
-                .contains("runs programs, not images")
-        );
+        let error = format!("{:#}", validate(&pod).unwrap_err());
+        assert!(error.contains("runs programs, not images"), "{error}");
     }
 
     #[test]
-    fn what_the_lab_cannot_do_is_refused() {
-        for (wish, complaint) in [
+    fn unsupported_fields_are_refused() {
+        for (field, message) in [
             ("livenessProbe: {grpc: {port: 9}}", "grpc probes"),
             ("volumeMounts: [{name: v, mountPath: /v}]", "volumeMounts"),
             ("envFrom: [{configMapRef: {name: c}}]", "envFrom"),
         ] {
-            let spec = format!("containers: [{{name: c, command: [sh], {wish}}}]");
+            let spec = format!("containers: [{{name: c, command: [sh], {field}}}]");
             let pod = pod(&format!("{{metadata: {{name: p}}, spec: {{{spec}}}}}"));
-            let error = validate(&pod).unwrap_err().to_string();
-            assert!(error.contains(complaint), "{error}");
+            let error = format!("{:#}", validate(&pod).unwrap_err());
+            assert!(error.contains(message), "{error}");
         }
     }
 
     #[test]
-    fn the_downward_api_fills_in_the_environment() {
+    fn downward_api_sets_the_environment() {
         let object = pod(
             "{metadata: {name: p, namespace: n, labels: {app: x}}, spec: {containers: [{name: c, env: [
               {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}},
@@ -385,7 +385,7 @@ mod tests {
             ips: vec!["10.244.1.2".parse().unwrap()],
             node_ips: Vec::new(),
             created: Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
-            progress: Progress::default(),
+            status: KubeletStatus::default(),
             deleting: None,
         };
         let env = entry.environment(entry.spec().containers.first(), "/t");

@@ -1,4 +1,5 @@
-//! The resolved objects as the API server would show them: the files the daemons read.
+//! Renders the resolved objects, with status, as the API server returns them: the files that daemons
+//! read.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,7 +16,7 @@ use serde::Serialize;
 use super::pod::{Phase, PodEntry};
 use super::topology;
 
-/// One object as a YAML document, and the name of its file.
+/// The file name and YAML document of one object.
 pub(crate) fn file(
     kind: &str,
     namespace: &str,
@@ -77,13 +78,13 @@ pub(crate) fn pod(entry: &PodEntry) -> Pod {
         pod.metadata.deletion_grace_period_seconds = i64::try_from(*grace).ok();
     }
     let node_ips: Vec<String> = entry.node_ips.iter().map(ToString::to_string).collect();
-    let ips: Vec<String> = if entry.progress.sandbox {
+    let ips: Vec<String> = if entry.status.has_sandbox {
         entry.ips.iter().map(ToString::to_string).collect()
     } else {
         Vec::new()
     };
     pod.status = Some(PodStatus {
-        phase: Some(entry.progress.phase.name().to_owned()),
+        phase: Some(entry.status.phase.name().to_owned()),
         conditions: Some(conditions(entry)),
         host_ip: node_ips.first().cloned(),
         host_ips: Some(node_ips.into_iter().map(|ip| HostIP { ip }).collect()),
@@ -91,23 +92,23 @@ pub(crate) fn pod(entry: &PodEntry) -> Pod {
         pod_ips: Some(ips.into_iter().map(|ip| PodIP { ip }).collect()),
         start_time: Some(entry.created.clone()),
         container_statuses: Some(containers(entry)),
-        message: Some(entry.progress.message.clone()).filter(|message| !message.is_empty()),
+        message: Some(entry.status.message.clone()).filter(|message| !message.is_empty()),
         ..PodStatus::default()
     });
     pod
 }
 
 fn conditions(entry: &PodEntry) -> Vec<PodCondition> {
-    let running = entry.progress.phase == Phase::Running;
+    let running = entry.status.phase == Phase::Running;
     let states = BTreeMap::from([
         ("PodScheduled", true),
         ("Initialized", running),
-        ("ContainersReady", entry.progress.ready),
-        ("Ready", entry.progress.ready),
+        ("ContainersReady", entry.status.ready),
+        ("Ready", entry.status.ready),
     ]);
-    let condition = |(type_, holds): (&str, bool)| PodCondition {
+    let condition = |(type_, is_true): (&str, bool)| PodCondition {
         type_: type_.to_owned(),
-        status: if holds { "True" } else { "False" }.to_owned(),
+        status: if is_true { "True" } else { "False" }.to_owned(),
         ..PodCondition::default()
     };
     states.into_iter().map(condition).collect()
@@ -117,17 +118,17 @@ fn containers(entry: &PodEntry) -> Vec<ContainerStatus> {
     let status = |container: k8s_openapi::api::core::v1::Container| ContainerStatus {
         name: container.name,
         image: container.image.unwrap_or_default(),
-        ready: entry.progress.ready,
-        started: Some(entry.progress.phase == Phase::Running),
-        restart_count: i32::try_from(entry.progress.restarts).unwrap_or(i32::MAX),
+        ready: entry.status.ready,
+        started: Some(entry.status.phase == Phase::Running),
+        restart_count: i32::try_from(entry.status.restarts).unwrap_or(i32::MAX),
         ..ContainerStatus::default()
     };
     entry.spec().containers.into_iter().map(status).collect()
 }
 
-/// Now, to the second: the precision of Kubernetes' timestamps.
+/// The current time to the second, which is the precision of Kubernetes' timestamps.
 pub(crate) fn now() -> Time {
-    // A clock before 1970 or after 9999 is taken for 1970.
+    // A clock before 1970 or after 9999 counts as 1970.
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_has_its_addresses_and_keeps_its_labels() {
+    fn node_has_its_addresses_and_keeps_its_labels() {
         let text = "{metadata: {name: a, labels: {topology.kubernetes.io/zone: x}}}";
         let node = node(&serde_yaml_ng::from_str(text).unwrap(), 1);
         let (file, yaml) = file("Node", "", "a", &node).unwrap();
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_leave_the_folder() {
+    fn object_name_cannot_leave_the_folder() {
         assert_eq!(file("Pod", "../x", "y", &()).unwrap().0, "pod..._x.y.yaml");
     }
 }

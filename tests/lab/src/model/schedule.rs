@@ -1,21 +1,22 @@
-//! The scheduler: which node a pod runs on.
+//! The scheduler: chooses the node of a pod.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::PodSpec;
 
-/// A node as the scheduler sees it.
+/// A node that a pod can be scheduled to.
 pub(crate) struct Candidate<'a> {
     pub(crate) name: &'a str,
     pub(crate) labels: &'a BTreeMap<String, String>,
 }
 
-/// `spec.nodeName`, else among the nodes that match `spec.nodeSelector` the next in turn.
+/// `spec.nodeName`, else the nodes that match `spec.nodeSelector` in round robin. `scheduled` counts
+/// the pods scheduled before.
 pub(crate) fn schedule<'a>(
     spec: &PodSpec,
     nodes: &[Candidate<'a>],
-    turn: usize,
+    scheduled: usize,
 ) -> Result<&'a str> {
     if let Some(name) = &spec.node_name {
         return match nodes.iter().find(|node| node.name == name) {
@@ -25,12 +26,13 @@ pub(crate) fn schedule<'a>(
     }
     let empty = BTreeMap::new();
     let selector = spec.node_selector.as_ref().unwrap_or(&empty);
-    let fits = |node: &&Candidate<'_>| selector.iter().all(|(k, v)| node.labels.get(k) == Some(v));
-    let fitting: Vec<_> = nodes.iter().filter(fits).collect();
-    match fitting.len() {
+    let matches =
+        |node: &&Candidate<'_>| selector.iter().all(|(k, v)| node.labels.get(k) == Some(v));
+    let matching: Vec<_> = nodes.iter().filter(matches).collect();
+    match matching.len() {
         0 if nodes.is_empty() => bail!("there is no node"),
         0 => bail!("spec.nodeSelector: no node has {selector:?}"),
-        count => Ok(fitting[turn % count].name),
+        count => Ok(matching[scheduled % count].name),
     }
 }
 
@@ -38,7 +40,7 @@ pub(crate) fn schedule<'a>(
 mod tests {
     use super::*;
 
-    fn with<T>(test: impl FnOnce(&[Candidate<'_>]) -> T) -> T {
+    fn with_nodes<T>(test: impl FnOnce(&[Candidate<'_>]) -> T) -> T {
         let zone = |zone: &str| BTreeMap::from([("zone".to_owned(), zone.to_owned())]);
         let (x, y) = (zone("x"), zone("y"));
         test(&[
@@ -66,23 +68,23 @@ mod tests {
     }
 
     #[test]
-    fn a_named_node_wins_and_must_exist() {
+    fn node_name_takes_precedence_and_must_exist() {
         let spec = |name: &str| PodSpec {
             node_name: Some(name.to_owned()),
             ..PodSpec::default()
         };
-        with(|nodes| {
+        with_nodes(|nodes| {
             assert_eq!(schedule(&spec("b"), nodes, 0).unwrap(), "b");
             assert!(schedule(&spec("z"), nodes, 0).is_err());
         });
     }
 
     #[test]
-    fn a_selector_narrows_the_turn() {
-        with(|nodes| {
+    fn selector_limits_the_round_robin() {
+        with_nodes(|nodes| {
             let spec = selector("y");
             let chosen: Vec<_> = (0..3)
-                .map(|turn| schedule(&spec, nodes, turn).unwrap())
+                .map(|scheduled| schedule(&spec, nodes, scheduled).unwrap())
                 .collect();
             assert_eq!(chosen, ["b", "c", "b"]);
             assert!(schedule(&selector("z"), nodes, 0).is_err());
@@ -90,11 +92,11 @@ mod tests {
     }
 
     #[test]
-    fn without_wishes_nodes_take_turns() {
-        with(|nodes| {
+    fn without_selector_all_nodes_take_turns() {
+        with_nodes(|nodes| {
             let spec = PodSpec::default();
             let chosen: Vec<_> = (0..4)
-                .map(|turn| schedule(&spec, nodes, turn).unwrap())
+                .map(|scheduled| schedule(&spec, nodes, scheduled).unwrap())
                 .collect();
             assert_eq!(chosen, ["a", "b", "c", "a"]);
         });

@@ -1,16 +1,15 @@
-//! A service: its ClusterIPs.
+//! Resolves the ClusterIPs and IP families of a service.
 
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
-use super::ipam::Pool;
+use super::ipam::AddressPool;
 use super::pod::family_named;
 use crate::options::IpFamily;
 
-/// The ClusterIPs of a service as its manifest asked for them, IPv4 or IPv6 first as it says; empty
-/// when headless.
+/// The ClusterIPs of a service, in the order of its IP families; empty when headless.
 pub(crate) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
     let spec = service.spec.as_ref();
     let ips = spec
@@ -20,7 +19,7 @@ pub(crate) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
     ips.filter_map(|ip| ip.parse().ok()).collect()
 }
 
-pub(crate) fn headless(service: &Service) -> bool {
+pub(crate) fn is_headless(service: &Service) -> bool {
     service
         .spec
         .as_ref()
@@ -30,17 +29,21 @@ pub(crate) fn headless(service: &Service) -> bool {
 
 /// Fills in `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy`, as the API server does on
 /// a dual-stack cluster.
-pub(crate) fn resolve(service: &mut Service, pools: &mut [Pool; 2], owner: &str) -> Result<()> {
+pub(crate) fn resolve(
+    service: &mut Service,
+    pools: &mut [AddressPool; 2],
+    owner: &str,
+) -> Result<()> {
     let spec = service.spec.get_or_insert_default();
     if spec.type_.as_deref() == Some("ExternalName") {
         return Ok(());
     }
-    let asked = asked_ips(spec)?;
-    let families = families(spec, &asked)?;
+    let fixed = fixed_ips(spec)?;
+    let families = families(spec, &fixed)?;
     if spec.cluster_ip.as_deref() == Some("None") {
         spec.cluster_ips = Some(vec!["None".to_owned()]);
     } else {
-        let ips = allocate(&families, &asked, pools, owner)?;
+        let ips = allocate(&families, &fixed, pools, owner)?;
         spec.cluster_ip = ips.first().map(ToString::to_string);
         spec.cluster_ips = Some(ips.iter().map(ToString::to_string).collect());
     }
@@ -64,7 +67,8 @@ pub(crate) fn resolve(service: &mut Service, pools: &mut [Pool; 2], owner: &str)
     Ok(())
 }
 
-fn asked_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>> {
+/// The addresses that the manifest sets.
+fn fixed_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>> {
     let listed = spec.cluster_ips.clone().unwrap_or_default();
     let single = spec.cluster_ip.iter().filter(|ip| !listed.contains(ip));
     let all: Vec<&String> = single
@@ -79,14 +83,14 @@ fn asked_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>> {
         .collect()
 }
 
-fn families(spec: &ServiceSpec, asked: &[IpAddr]) -> Result<Vec<IpFamily>> {
+fn families(spec: &ServiceSpec, fixed: &[IpAddr]) -> Result<Vec<IpFamily>> {
     let listed = spec.ip_families.clone().unwrap_or_default();
     let mut families: Vec<IpFamily> = listed
         .iter()
         .map(|family| family_named(family))
         .collect::<Result<_>>()
         .context("spec.ipFamilies")?;
-    for ip in asked {
+    for ip in fixed {
         if !families.contains(&IpFamily::of(*ip)) {
             if !listed.is_empty() {
                 bail!("spec.clusterIP {ip} is not of the families in spec.ipFamilies");
@@ -97,11 +101,11 @@ fn families(spec: &ServiceSpec, asked: &[IpAddr]) -> Result<Vec<IpFamily>> {
     if families.is_empty() {
         families.push(IpFamily::V4);
     }
-    let dual = matches!(
+    let is_dual_stack = matches!(
         spec.ip_family_policy.as_deref(),
         Some("PreferDualStack" | "RequireDualStack")
     );
-    if dual {
+    if is_dual_stack {
         families.extend(
             IpFamily::ALL
                 .into_iter()
@@ -114,8 +118,8 @@ fn families(spec: &ServiceSpec, asked: &[IpAddr]) -> Result<Vec<IpFamily>> {
 
 fn allocate(
     families: &[IpFamily],
-    asked: &[IpAddr],
-    pools: &mut [Pool; 2],
+    fixed: &[IpAddr],
+    pools: &mut [AddressPool; 2],
     owner: &str,
 ) -> Result<Vec<IpAddr>> {
     let mut ips = Vec::new();
@@ -123,9 +127,9 @@ fn allocate(
         let Some(pool) = pools.iter_mut().find(|pool| pool.family() == *family) else {
             continue;
         };
-        match asked.iter().find(|ip| family.has(**ip)) {
+        match fixed.iter().find(|ip| family.contains(**ip)) {
             Some(ip) => {
-                pool.claim(*ip, owner).context("spec.clusterIP")?;
+                pool.reserve(*ip, owner).context("spec.clusterIP")?;
                 ips.push(*ip);
             }
             None => ips.push(pool.allocate(owner)?),
@@ -147,21 +151,21 @@ mod tests {
     }
 
     #[test]
-    fn by_default_a_service_has_one_ipv4_address() {
+    fn default_is_one_ipv4_address() {
         let spec = resolved("{}").unwrap();
         assert_eq!(spec.cluster_ips.unwrap(), ["10.96.0.2"]);
         assert_eq!(spec.ip_families.unwrap(), ["IPv4"]);
     }
 
     #[test]
-    fn dual_stack_has_both_in_the_order_asked_for() {
+    fn dual_stack_has_both_families_in_the_given_order() {
         let spec = resolved("{ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv6]}").unwrap();
         assert_eq!(spec.cluster_ips.unwrap(), ["fd00:10:96::2", "10.96.0.2"]);
         assert_eq!(spec.cluster_ip.unwrap(), "fd00:10:96::2");
     }
 
     #[test]
-    fn an_explicit_address_is_honoured_or_refused() {
+    fn explicit_address_is_used_or_refused() {
         let spec = resolved("{clusterIP: 10.96.1.1}").unwrap();
         assert_eq!(spec.cluster_ips.unwrap(), ["10.96.1.1"]);
         assert!(resolved("{clusterIP: 10.1.1.1}").is_err());
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_headless_service_has_no_address() {
+    fn headless_service_has_no_address() {
         let spec = resolved("{clusterIP: None, ipFamilyPolicy: RequireDualStack}").unwrap();
         assert_eq!(spec.cluster_ips.unwrap(), ["None"]);
         assert_eq!(spec.ip_families.unwrap().len(), 2);

@@ -1,31 +1,31 @@
-//! Addresses, interfaces, routes: the `ip -batch` text that makes them.
+//! Addresses, interfaces and routes of the lab, as `ip -batch` commands.
 //!
-//! A pod's eth0 has host prefixes (/32, /128) and a link-local gateway that every node-side veth
-//! answers for, as point-to-point CNIs do it: there is no common subnet, and the node routes.
+//! A pod's eth0 has host prefixes (/32, /128) and a link-local gateway address that every node-side
+//! veth has, as with point-to-point CNI plugins: there is no common subnet, and the node routes.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::ipam::Pool;
+use super::ipam::AddressPool;
 
-/// The fabric's address on the bridge; every node's default route.
+/// The fabric's address on the bridge: the gateway of every node's default route.
 pub(crate) const FABRIC_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const FABRIC_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 1);
 /// The broadcast address of the nodes' subnet.
 pub(crate) const FABRIC_BROADCAST_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 255);
 
-/// The gateway of every pod.
+/// The IPv4 gateway of every pod.
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// The gateway of every pod, IPv6.
+/// The IPv6 gateway of every pod.
 pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Nodes are numbered from 1; the last octets of their addresses are 10 more.
+/// Limit of node indexes. They start at 1; the last octet of a node's address is its index plus 10.
 pub(crate) const MAX_NODES: u8 = 200;
 
-/// The node's own addresses, IPv4 first.
+/// The addresses of a node, IPv4 first.
 pub(crate) fn node_addresses(index: u8) -> [IpAddr; 2] {
     let last = 10 + index;
-    // The same digits in both families: node 1 is 10.0.0.11 and fd00:10::11.
+    // Both families have the same decimal digits: node 1 is 10.0.0.11 and fd00:10::11.
     let digits =
         u16::from(last / 100) * 0x100 + u16::from(last / 10 % 10) * 0x10 + u16::from(last % 10);
     [
@@ -34,7 +34,7 @@ pub(crate) fn node_addresses(index: u8) -> [IpAddr; 2] {
     ]
 }
 
-/// The node's pod CIDRs, as text.
+/// The pod CIDRs of a node.
 pub(crate) fn pod_cidrs(index: u8) -> [String; 2] {
     [
         format!("10.244.{index}.0/24"),
@@ -42,26 +42,26 @@ pub(crate) fn pod_cidrs(index: u8) -> [String; 2] {
     ]
 }
 
-/// The addresses of those CIDRs that pods get.
-pub(crate) fn pod_pools(index: u8) -> [Pool; 2] {
+/// The pools of a node's pod addresses.
+pub(crate) fn pod_pools(index: u8) -> [AddressPool; 2] {
     let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, index.into(), 0, 0, 0, 2);
     [
-        Pool::new(Ipv4Addr::new(10, 244, index, 2).into(), 252),
-        Pool::new(v6.into(), 252),
+        AddressPool::new(Ipv4Addr::new(10, 244, index, 2).into(), 252),
+        AddressPool::new(v6.into(), 252),
     ]
 }
 
-/// The addresses that services get.
-pub(crate) fn service_pools() -> [Pool; 2] {
+/// The pools of ClusterIPs.
+pub(crate) fn service_pools() -> [AddressPool; 2] {
     let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 2);
     [
-        Pool::new(Ipv4Addr::new(10, 96, 0, 2).into(), 0xfff0),
-        Pool::new(v6.into(), 0xfff0),
+        AddressPool::new(Ipv4Addr::new(10, 96, 0, 2).into(), 0xfff0),
+        AddressPool::new(v6.into(), 0xfff0),
     ]
 }
 
-/// Duplicate address detection would hold addresses back for a second; a router does not listen to
-/// router advertisements. The reverse path filter is per interface (below), so not for `all`.
+/// Sysctls of a node. Duplicate address detection would delay addresses by a second, and a router
+/// ignores router advertisements. The reverse path filter is set per pod interface, so not in `all`.
 pub(crate) const NODE_SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
@@ -71,7 +71,7 @@ pub(crate) const NODE_SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/default/rp_filter", "0"),
 ];
 
-/// As a container runtime sets them up.
+/// Sysctls of a pod, as container runtimes set them.
 pub(crate) const POD_SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
@@ -79,13 +79,12 @@ pub(crate) const POD_SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/default/rp_filter", "0"),
 ];
 
-/// The prefix that stands for one address.
-pub(crate) fn host(ip: IpAddr) -> String {
+/// The prefix of a single address.
+pub(crate) fn host_prefix(ip: IpAddr) -> String {
     format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })
 }
 
-/// Inside the fabric: the bridge. Without multicast snooping, so that neighbour discovery works at
-/// once.
+/// In the fabric: the bridge. Multicast snooping is off, so that neighbour discovery works at once.
 pub(crate) fn fabric() -> String {
     format!(
         "link set lo up\n\
@@ -96,18 +95,23 @@ pub(crate) fn fabric() -> String {
     )
 }
 
-/// Inside the fabric: the port of a node, and the way to its pods.
+/// In one namespace: a veth pair of `name` and the peer, a name and a namespace.
+pub(crate) fn veth_pair(name: &str, (peer, peer_netns): (&str, &str)) -> String {
+    format!("link add name {name} type veth peer name {peer} netns {peer_netns}\n")
+}
+
+/// In the fabric: the port of a node, and the routes to its pods.
 pub(crate) fn fabric_port(index: u8) -> String {
     let port = port(index);
     format!("link set {port} master br0\nlink set {port} up\n") + &route_to(index)
 }
 
-/// The fabric's end of the cable to a node.
+/// The fabric's end of the link to a node.
 pub(crate) fn port(index: u8) -> String {
     format!("port{index}")
 }
 
-/// Inside a node: its own addresses and the way out.
+/// In a node: its own addresses and the default routes.
 pub(crate) fn node(index: u8) -> String {
     let [v4, v6] = node_addresses(index);
     format!(
@@ -121,13 +125,13 @@ pub(crate) fn node(index: u8) -> String {
     )
 }
 
-/// Inside another node or the fabric: the way to a node's pods.
+/// In another node or the fabric: the routes to a node's pods.
 pub(crate) fn route_to(index: u8) -> String {
     let ([v4, v6], [pods4, pods6]) = (node_addresses(index), pod_cidrs(index));
     format!("route replace {pods4} via {v4}\nroute replace {pods6} via {v6}\n")
 }
 
-/// The node's end of the cable to a pod; at most 15 characters.
+/// The node's end of the link to a pod; an interface name has at most 15 characters.
 pub(crate) fn veth(pod_uid: &str) -> String {
     let digits: String = pod_uid
         .chars()
@@ -137,11 +141,11 @@ pub(crate) fn veth(pod_uid: &str) -> String {
     format!("veth{digits}")
 }
 
-/// Inside a pod.
+/// In a pod: its addresses and routes.
 pub(crate) fn pod(ips: &[IpAddr]) -> String {
     let mut batch = "link set lo up\nlink set eth0 up\n".to_owned();
     for ip in ips {
-        let prefix = host(*ip);
+        let prefix = host_prefix(*ip);
         let _ = match ip {
             IpAddr::V4(_) => write!(
                 batch,
@@ -158,13 +162,17 @@ pub(crate) fn pod(ips: &[IpAddr]) -> String {
     batch
 }
 
-/// Inside the pod's node: the other end. The node speaks to its pods from its own address.
+/// In the pod's node: the other end of the link. The node connects to its pods from its own address.
 pub(crate) fn node_side(veth: &str, ips: &[IpAddr], node: &[IpAddr]) -> String {
     let mut batch = format!("addr add {GATEWAY_V6}/64 dev {veth} nodad\nlink set {veth} up\n");
     for ip in ips {
-        let own = node.iter().find(|own| own.is_ipv4() == ip.is_ipv4());
-        let source = own.map(|own| format!(" src {own}")).unwrap_or_default();
-        let _ = writeln!(batch, "route replace {} dev {veth}{source}", host(*ip));
+        let node_ip = node.iter().find(|node| node.is_ipv4() == ip.is_ipv4());
+        let source = node_ip.map(|ip| format!(" src {ip}")).unwrap_or_default();
+        let _ = writeln!(
+            batch,
+            "route replace {} dev {veth}{source}",
+            host_prefix(*ip)
+        );
     }
     batch
 }
@@ -174,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_has_the_same_digits_in_both_families() {
+    fn node_addresses_have_the_same_digits_in_both_families() {
         let [v4, v6] = node_addresses(1);
         assert_eq!(
             (v4.to_string(), v6.to_string()),
@@ -200,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_speaks_to_its_pods_from_its_own_address() {
+    fn node_routes_to_its_pods_from_its_own_address() {
         let text = node_side(
             "vethx",
             &["10.244.1.2".parse().unwrap()],
@@ -210,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn interface_names_fit() {
+    fn interface_name_has_at_most_15_characters() {
         assert_eq!(
             veth("01234567-89ab-cdef-0123-456789abcdef"),
             "veth0123456789"

@@ -1,8 +1,13 @@
+use etherparse::PacketBuilder;
+
 use super::*;
 
-fn file(packets: &[Vec<u8>]) -> Vec<u8> {
+const CLIENT: [u8; 4] = [10, 0, 0, 1];
+const SERVER: [u8; 4] = [10, 0, 0, 2];
+
+fn file(link: DataLink, packets: &[Vec<u8>]) -> Vec<u8> {
     let mut file = Vec::new();
-    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 262_144, LINK_ETHERNET] {
+    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 262_144, link.into()] {
         file.extend_from_slice(&word.to_ne_bytes());
     }
     for packet in packets {
@@ -15,45 +20,41 @@ fn file(packets: &[Vec<u8>]) -> Vec<u8> {
     file
 }
 
-fn tcp(sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0; 12];
-    packet.extend_from_slice(&ETHERTYPE_V4.to_be_bytes());
-    let total = u16::try_from(40 + payload.len()).unwrap().to_be_bytes();
-    packet.extend_from_slice(&[
-        0x45,
-        0,
-        total[0],
-        total[1],
-        0,
-        0,
-        0,
-        0,
-        64,
-        PROTOCOL_TCP,
-        0,
-        0,
-    ]);
-    packet.extend_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
-    packet.extend_from_slice(&[0x10, 0, 0, 80]);
-    packet.extend_from_slice(&sequence.to_be_bytes());
-    packet.extend_from_slice(&[0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]);
-    packet.extend_from_slice(payload);
+fn ethernet(packets: &[Vec<u8>]) -> Vec<u8> {
+    file(DataLink::ETHERNET, packets)
+}
+
+fn tcp(sequence: u32, syn: bool, payload: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([0; 6], [0; 6])
+        .ipv4(CLIENT, SERVER, 64)
+        .tcp(4096, 80, sequence, 0);
+    let builder = if syn { builder.syn() } else { builder.ack(1) };
+    let mut packet = Vec::new();
+    builder.write(&mut packet, payload).unwrap();
     packet
 }
 
+fn syn(sequence: u32) -> Vec<u8> {
+    tcp(sequence, true, b"")
+}
+
+fn data(sequence: u32, payload: &[u8]) -> Vec<u8> {
+    tcp(sequence, false, payload)
+}
+
 #[test]
-fn a_marker_across_two_segments_is_found_once() {
-    let file = file(&[tcp(99, 2, b""), tcp(100, 16, b"se"), tcp(102, 16, b"cret")]);
+fn marker_across_two_segments_is_found_once() {
+    let file = ethernet(&[syn(99), data(100, b"se"), data(102, b"cret")]);
     assert_eq!(occurrences(&file, b"secret"), 1);
 }
 
 #[test]
-fn segments_out_of_order_and_sent_again_count_once() {
-    let file = file(&[
-        tcp(99, 2, b""),
-        tcp(103, 16, b"def"),
-        tcp(100, 16, b"abc"),
-        tcp(100, 16, b"abcd"),
+fn reordered_and_retransmitted_segments_count_once() {
+    let file = ethernet(&[
+        syn(99),
+        data(103, b"def"),
+        data(100, b"abc"),
+        data(100, b"abcd"),
     ]);
     let streams = streams(&file);
     assert_eq!(streams.len(), 1);
@@ -62,13 +63,8 @@ fn segments_out_of_order_and_sent_again_count_once() {
 }
 
 #[test]
-fn ports_used_again_are_another_stream() {
-    let file = file(&[
-        tcp(9, 2, b""),
-        tcp(10, 16, b"one"),
-        tcp(5000, 2, b""),
-        tcp(5001, 16, b"two"),
-    ]);
+fn reused_ports_are_another_stream() {
+    let file = ethernet(&[syn(9), data(10, b"one"), syn(5000), data(5001, b"two")]);
     let streams = streams(&file);
     assert_eq!(
         streams.iter().map(|s| &s.bytes[..]).collect::<Vec<_>>(),
@@ -77,21 +73,53 @@ fn ports_used_again_are_another_stream() {
 }
 
 #[test]
-fn the_padding_of_a_short_frame_is_not_payload() {
-    let mut padded = tcp(100, 16, b"x");
+fn padding_of_a_short_frame_is_not_payload() {
+    let mut padded = data(100, b"x");
     padded.extend_from_slice(&[0; 5]);
-    assert_eq!(streams(&file(&[tcp(99, 2, b""), padded]))[0].bytes, b"x");
+    assert_eq!(streams(&ethernet(&[syn(99), padded]))[0].bytes, b"x");
 }
 
 #[test]
-fn a_packet_that_is_still_being_written_is_left_out() {
-    let file = file(&[tcp(1, 16, b"whole"), tcp(6, 16, b"half")]);
-    assert_eq!(packets(&file[..file.len() - 1]).unwrap().1.len(), 1);
+fn ip_length_of_zero_means_the_rest_of_the_packet() {
+    let mut unsplit = data(100, b"abc");
+    unsplit[16..18].fill(0);
+    assert_eq!(streams(&ethernet(&[unsplit]))[0].bytes, b"abc");
+}
+
+#[test]
+fn cooked_captures_of_both_families_are_read() {
+    let v6 = |protocol: [u8; 2], header: &dyn Fn([u8; 2]) -> Vec<u8>| {
+        let mut ip = Vec::new();
+        PacketBuilder::ipv6([1; 16], [2; 16], 64)
+            .tcp(4096, 80, 100, 0)
+            .write(&mut ip, b"v6")
+            .unwrap();
+        [header(protocol), ip].concat()
+    };
+    let v4 = |header: &dyn Fn([u8; 2]) -> Vec<u8>| {
+        [header([0x08, 0x00]), data(100, b"v4")[14..].to_vec()].concat()
+    };
+    let sll = |protocol: [u8; 2]| [&[0; 14][..], &protocol].concat();
+    let sll2 = |protocol: [u8; 2]| [&protocol[..], &[0; 18]].concat();
+    for (link, header) in [
+        (DataLink::LINUX_SLL, &sll as &dyn Fn([u8; 2]) -> Vec<u8>),
+        (DataLink::LINUX_SLL2, &sll2),
+    ] {
+        let streams = streams(&file(link, &[v4(header), v6([0x86, 0xdd], header)]));
+        let bytes: Vec<_> = streams.iter().map(|stream| &stream.bytes[..]).collect();
+        assert_eq!(bytes, [b"v4", b"v6"], "{link:?}");
+    }
+}
+
+#[test]
+fn incomplete_last_packet_is_left_out() {
+    let file = ethernet(&[data(1, b"whole"), data(6, b"half")]);
+    assert_eq!(packets(&file[..file.len() - 1]).unwrap().packets.len(), 1);
     assert!(packets(&file[..20]).is_none());
 }
 
 #[test]
-fn only_whole_records_count_as_tls() {
+fn only_well_formed_records_count_as_tls() {
     let record = [23, 3, 3, 0, 2, 1, 2];
     let hello = [22, 3, 1, 0, 1, 9];
     assert_eq!(tls(&[&hello[..], &record[..]].concat()), (13, 7));

@@ -1,6 +1,6 @@
-//! Nothing is left behind, whoever dies.
+//! A lab is removed completely, however its processes end.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,8 +11,8 @@ use lab::{Lab, Location, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// For what comes at once, but on a busy machine.
-const SOON: Duration = Duration::from_secs(15);
+/// For events that take milliseconds on an idle machine.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 const MANIFESTS: &str = "\
 {apiVersion: v1, kind: Node, metadata: {name: a}}
@@ -20,12 +20,12 @@ const MANIFESTS: &str = "\
 {apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: c, command: [sleep, infinity]}]}}
 ";
 
-/// Every lab that starts sweeps what dead ones left, so a test that looks at what a dead one left must
-/// be alone until it has looked.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    // A test that failed has nothing to say about the next one.
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Serialises the tests of this file: every lab that starts removes dead labs, so a test that checks
+/// what a dead lab left must not run beside another.
+fn serialise() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    // A failed test does not affect the next one.
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn options(name: &str) -> Options {
@@ -39,8 +39,8 @@ fn options(name: &str) -> Options {
     }
 }
 
-/// What a lab of this name has on the machine.
-fn traces(name: &str) -> Vec<PathBuf> {
+/// The files and namespaces of a lab of this name.
+fn resources(name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for (dir, prefix) in [
         ("/run/netns", format!("ambit-{name}-")),
@@ -48,15 +48,15 @@ fn traces(name: &str) -> Vec<PathBuf> {
         ("/run/ambit-lab", name.to_owned()),
     ] {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        let named =
+        let of_lab =
             entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-        found.extend(named.map(|entry| entry.path()));
+        found.extend(of_lab.map(|entry| entry.path()));
     }
     found
 }
 
-/// Whether a process runs; one that has ended and waits to be reaped does not.
-fn alive(pid: &str) -> bool {
+/// Whether a process runs. A zombie does not.
+fn is_running(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     stat.rsplit_once(')')
         .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
@@ -64,7 +64,7 @@ fn alive(pid: &str) -> bool {
 
 fn pid_in_pod(lab: &Lab) -> String {
     let netns = lab.netns(&Location::pod("p")).unwrap();
-    let first = || {
+    let first_pid = || {
         let pids = Command::new("ip")
             .args(["netns", "pids", &netns])
             .output()
@@ -75,34 +75,35 @@ fn pid_in_pod(lab: &Lab) -> String {
             .next()
             .map(str::to_owned)
     };
-    lab.wait_until("the pod's process", SOON, first).unwrap()
+    lab.wait_until("the pod's process", TIMEOUT, first_pid)
+        .unwrap()
 }
 
 #[test]
-fn dropping_a_lab_leaves_nothing() {
-    let _alone = alone();
+fn dropped_lab_leaves_nothing() {
+    let _serial = serialise();
     let lab = Lab::up(MANIFESTS, options("drop")).unwrap();
     let pid = pid_in_pod(&lab);
-    assert!(alive(&pid));
+    assert!(is_running(&pid));
     drop(lab);
-    assert_eq!(traces("drop"), Vec::<PathBuf>::new());
-    assert!(!alive(&pid));
+    assert_eq!(resources("drop"), Vec::<PathBuf>::new());
+    assert!(!is_running(&pid));
 }
 
 #[test]
-fn a_panicking_test_leaves_nothing() {
-    let _alone = alone();
+fn panicking_test_leaves_nothing() {
+    let _serial = serialise();
     let panicked = std::thread::spawn(|| {
         let _lab = Lab::up(MANIFESTS, options("panic")).unwrap();
-        assert!(traces("panic").is_empty(), "this is the panic");
+        assert!(resources("panic").is_empty(), "this is the panic");
     });
     assert!(panicked.join().is_err());
-    assert_eq!(traces("panic"), Vec::<PathBuf>::new());
+    assert_eq!(resources("panic"), Vec::<PathBuf>::new());
 }
 
 #[test]
-fn what_a_killed_agent_leaves_is_swept_by_the_next_lab() {
-    let _alone = alone();
+fn next_lab_removes_what_a_killed_agent_left() {
+    let _serial = serialise();
     let lab = Lab::up(MANIFESTS, options("orphan")).unwrap();
     let pid = pid_in_pod(&lab);
     let agent = std::fs::read_to_string("/run/ambit-lab/orphan/lock").unwrap();
@@ -111,23 +112,25 @@ fn what_a_killed_agent_leaves_is_swept_by_the_next_lab() {
         Signal::SIGKILL,
     )
     .unwrap();
-    lab.wait_until("the agent's end", SOON, || (!alive(&agent)).then_some(()))
-        .unwrap();
-    assert!(!traces("orphan").is_empty() && alive(&pid));
-    // Of another name.
+    lab.wait_until("the agent's exit", TIMEOUT, || {
+        (!is_running(&agent)).then_some(())
+    })
+    .unwrap();
+    assert!(!resources("orphan").is_empty() && is_running(&pid));
+    // A lab of another name.
     let next = Lab::up(MANIFESTS, options("next")).unwrap();
-    assert_eq!(traces("orphan"), Vec::<PathBuf>::new());
-    assert!(!alive(&pid));
+    assert_eq!(resources("orphan"), Vec::<PathBuf>::new());
+    assert!(!is_running(&pid));
     next.down().unwrap();
 }
 
 #[test]
-fn a_lab_does_not_outlive_the_process_that_owns_it() {
-    let _alone = alone();
-    // The test's own process must live on, so another one brings a lab up and is killed.
+fn lab_is_removed_when_its_owner_is_killed() {
+    let _serial = serialise();
+    // The process that brings the lab up is killed, so it must not be the test's own.
     let bin = Path::new(env!("CARGO_BIN_EXE_lab"));
     let manifests = tempfile::tempdir().unwrap();
-    // A pod that is never ready keeps `up` waiting.
+    // `up` waits for a pod that is never ready.
     let probe = "readinessProbe: {exec: {command: ['false']}}";
     let text = MANIFESTS.replace(
         "command: [sleep, infinity]",
@@ -141,7 +144,7 @@ fn a_lab_does_not_outlive_the_process_that_owns_it() {
         .spawn()
         .unwrap();
     let watcher = Lab::up(MANIFESTS, options("watcher")).unwrap();
-    let running = || {
+    let has_pod = || {
         Lab::attach("owned")
             .ok()?
             .status()
@@ -150,18 +153,20 @@ fn a_lab_does_not_outlive_the_process_that_owns_it() {
             .first()
             .map(|_| ())
     };
-    watcher.wait_until("the owned lab", SOON, running).unwrap();
+    watcher
+        .wait_until("the owned lab", TIMEOUT, has_pod)
+        .unwrap();
     owner.kill().unwrap();
     owner.wait().unwrap();
-    let gone = || traces("owned").is_empty().then_some(());
+    let removed = || resources("owned").is_empty().then_some(());
     watcher
-        .wait_until("the owned lab to go", SOON, gone)
+        .wait_until("the removal of the owned lab", TIMEOUT, removed)
         .unwrap();
 }
 
 #[test]
-fn two_labs_with_the_same_addresses_do_not_meet() {
-    let _alone = alone();
+fn two_labs_with_the_same_addresses_are_isolated() {
+    let _serial = serialise();
     let server = |text: &str| {
         MANIFESTS.replace(
             "[sleep, infinity]",
@@ -174,18 +179,18 @@ fn two_labs_with_the_same_addresses_do_not_meet() {
         one.status().unwrap().pods[0].ips,
         two.status().unwrap().pods[0].ips
     );
-    for (lab, said) in [(&one, "one\n"), (&two, "two\n")] {
+    for (lab, expected) in [(&one, "one\n"), (&two, "two\n")] {
         let cmd = ["socat", "-", "TCP:10.244.1.2:80"];
-        let answer = lab.exec_in(&Location::node("a"), &cmd, SOON).unwrap();
-        assert_eq!(answer.ok().unwrap(), said);
+        let output = lab.exec_in(&Location::node("a"), &cmd, TIMEOUT).unwrap();
+        assert_eq!(output.ok().unwrap(), expected);
     }
     drop(one);
     assert!(two.exec("p", &["true"]).unwrap().success());
 }
 
 #[test]
-fn a_name_that_is_taken_is_refused() {
-    let _alone = alone();
+fn name_of_a_running_lab_is_refused() {
+    let _serial = serialise();
     let _lab = Lab::up(MANIFESTS, options("taken")).unwrap();
     let error = Lab::up(MANIFESTS, options("taken"))
         .unwrap_err()

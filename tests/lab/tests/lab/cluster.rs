@@ -1,12 +1,12 @@
-//! The lab itself, without a mesh: networks, names, kube-proxy, probes, pod life.
+//! The cluster without a mesh: networks, DNS names, kube-proxy, probes, pod lifecycle.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lab::{IpFamily, Lab, Location, Options};
+use lab::{IpFamily, Lab, Location, Options, TlsBytes};
 
 const NODES_AND_PODS: &str = "\
 {apiVersion: v1, kind: Node, metadata: {name: a}}
@@ -34,10 +34,10 @@ spec: {selector: {app: web}, clusterIP: None, ipFamilyPolicy: PreferDualStack, p
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// For what comes at once, but on a busy machine.
-const SOON: Duration = Duration::from_secs(15);
+/// For events that take milliseconds on an idle machine.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A server that answers with its pod's name and with the address of whoever asks.
+/// A pod that responds to each connection with its own name and the client's address.
 fn server(name: &str, node: &str, more: &str) -> String {
     format!(
         "
@@ -70,25 +70,26 @@ fn up(manifests: &str) -> Lab {
     Lab::up(manifests, options()).unwrap()
 }
 
-fn ask(lab: &Lab, place: &Location, to: &str) -> String {
+/// Connects to a server from a location and returns what it sends.
+fn connect(lab: &Lab, location: &Location, to: &str) -> String {
     let cmd = [
         "socat",
         "-T10",
         "-",
         &format!("TCP:{to},connect-timeout=10"),
     ];
-    lab.exec_in(place, &cmd, SOON).unwrap().ok().unwrap()
+    lab.exec_in(location, &cmd, TIMEOUT).unwrap().ok().unwrap()
 }
 
 #[test]
-fn every_pod_reaches_every_other_with_its_own_address() {
+fn pods_reach_each_other_with_their_own_addresses() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
     for family in IpFamily::ALL {
         for (pod, name) in [("near", "near"), ("far", "far")] {
             for client in ["client", "other"] {
                 let to = std::net::SocketAddr::new(lab.pod_ip(pod, family).unwrap(), 8080);
-                let answer = ask(&lab, &Location::pod(client), &to.to_string());
-                let (server, seen) = answer.trim().split_once(' ').unwrap();
+                let response = connect(&lab, &Location::pod(client), &to.to_string());
+                let (server, seen) = response.trim().split_once(' ').unwrap();
                 assert_eq!(server, name);
                 assert_eq!(
                     address(seen),
@@ -100,14 +101,14 @@ fn every_pod_reaches_every_other_with_its_own_address() {
     }
 }
 
-/// socat writes `[fd00:0010:...]`, and IPv4 through an IPv6 socket as `[0000:...:ffff:0af4:0102]`.
+/// Parses socat's form: `[fd00:0010:...]`, and for IPv4 on an IPv6 socket `[0000:...:ffff:0af4:0102]`.
 fn address(text: &str) -> IpAddr {
     let ip: IpAddr = text.trim_matches(['[', ']']).parse().unwrap();
     ip.to_canonical()
 }
 
 #[test]
-fn names_lead_to_services_and_follow_their_pods() {
+fn service_names_resolve_and_follow_pods() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("one", "a", "")));
     let client = Location::pod("client");
     for name in [
@@ -117,28 +118,28 @@ fn names_lead_to_services_and_follow_their_pods() {
         "web.shop.svc.cluster.local",
     ] {
         assert!(
-            ask(&lab, &client, &format!("{name}:80")).starts_with("one "),
+            connect(&lab, &client, &format!("{name}:80")).starts_with("one "),
             "{name}"
         );
     }
-    // A process that is already there sees a pod that comes later: its hosts file is the same one.
+    // A running process resolves a pod that is created later: its hosts file is changed in place.
     let mut shell = lab.spawn("client", &["sh"]).unwrap();
     let address = |lab: &Lab, pod| lab.pod_ip(pod, IpFamily::V4).unwrap().to_string();
     shell.write(b"getent ahostsv4 all; echo first.\n").unwrap();
-    shell.wait_stdout("first.", SOON).unwrap();
+    shell.wait_stdout("first.", TIMEOUT).unwrap();
     lab.apply(server("two", "b", "")).unwrap();
     lab.wait_ready().unwrap();
     shell.write(b"getent ahostsv4 all; echo second.\n").unwrap();
-    shell.wait_stdout("second.", SOON).unwrap();
-    let said = String::from_utf8(shell.stdout()).unwrap();
-    let (before, after) = said.split_once("first.").unwrap();
+    shell.wait_stdout("second.", TIMEOUT).unwrap();
+    let output = String::from_utf8(shell.stdout()).unwrap();
+    let (before, after) = output.split_once("first.").unwrap();
     assert!(
         before.contains(&address(&lab, "one")) && !before.contains(&address(&lab, "two")),
-        "{said}"
+        "{output}"
     );
     assert!(
         after.contains(&address(&lab, "one")) && after.contains(&address(&lab, "two")),
-        "{said}"
+        "{output}"
     );
     assert_eq!(
         lab.exec("client", &["getent", "hosts", "nowhere.example"])
@@ -149,9 +150,9 @@ fn names_lead_to_services_and_follow_their_pods() {
 }
 
 #[test]
-fn a_cluster_ip_leads_pods_and_nodes_to_ready_endpoints() {
+fn cluster_ip_reaches_ready_endpoints_from_pods_and_nodes() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
-    for place in [
+    for location in [
         Location::pod("client"),
         Location::pod("other"),
         Location::node("a"),
@@ -159,37 +160,38 @@ fn a_cluster_ip_leads_pods_and_nodes_to_ready_endpoints() {
         for family in IpFamily::ALL {
             let vip = lab.service_ip("shop/web", family).unwrap();
             let to = std::net::SocketAddr::new(vip, 80).to_string();
-            let mut seen: Vec<String> = (0..32).map(|_| ask(&lab, &place, &to)).collect();
-            seen.sort();
-            let servers: std::collections::BTreeSet<_> = seen
+            let mut responses: Vec<String> =
+                (0..32).map(|_| connect(&lab, &location, &to)).collect();
+            responses.sort();
+            let servers: std::collections::BTreeSet<_> = responses
                 .iter()
-                .filter_map(|answer| answer.split(' ').next())
+                .filter_map(|response| response.split(' ').next())
                 .collect();
-            // One of two by chance, 32 times: all the same once in two thousand million runs.
+            // Each is one of two at random: all 32 are the same once in 2^31 runs.
             assert_eq!(
                 servers.into_iter().collect::<Vec<_>>(),
                 ["far", "near"],
-                "{place} {family:?}"
+                "{location} {family:?}"
             );
         }
     }
 }
 
 #[test]
-fn a_service_without_endpoints_refuses_at_once() {
+fn service_without_endpoints_refuses_connections() {
     let lab = up(NODES_AND_PODS);
     let vip = lab
         .service_ip("shop/empty", IpFamily::V4)
         .unwrap()
         .to_string();
-    let answer = lab
+    let output = lab
         .exec("client", &["curl", "-sS", "--max-time", "5", &vip])
         .unwrap();
-    assert_eq!(answer.code, 7, "{}", answer.stderr);
+    assert_eq!(output.code, 7, "{}", output.stderr);
 }
 
 #[test]
-fn a_pod_is_ready_when_its_probe_says_so_and_only_then_an_endpoint() {
+fn pod_is_an_endpoint_only_while_its_readiness_probe_succeeds() {
     let file = "    env: [{name: X, value: y}]\n";
     let exec = server("slow", "a", file).replace(
         "tcpSocket: {port: http}",
@@ -203,8 +205,9 @@ fn a_pod_is_ready_when_its_probe_says_so_and_only_then_an_endpoint() {
         },
     )
     .unwrap();
-    let running = |status: &lab::Status| status.pod("slow").is_ok_and(|pod| pod.phase == "Running");
-    let status = lab.wait_status("slow to run", SOON, running).unwrap();
+    let is_running =
+        |status: &lab::Status| status.pod("slow").is_ok_and(|pod| pod.phase == "Running");
+    let status = lab.wait_status("slow to run", TIMEOUT, is_running).unwrap();
     assert!(!status.pod("slow").unwrap().ready);
     let endpoints = |status: &lab::Status| {
         status
@@ -216,15 +219,15 @@ fn a_pod_is_ready_when_its_probe_says_so_and_only_then_an_endpoint() {
     };
     assert_eq!(endpoints(&status), 0);
     lab.exec("slow", &["touch", "go"]).unwrap();
-    lab.wait_status("an endpoint", SOON, |status| endpoints(status) == 2)
+    lab.wait_status("an endpoint", TIMEOUT, |status| endpoints(status) == 2)
         .unwrap();
     lab.exec("slow", &["rm", "go"]).unwrap();
-    lab.wait_status("no endpoint", SOON, |status| endpoints(status) == 0)
+    lab.wait_status("no endpoint", TIMEOUT, |status| endpoints(status) == 0)
         .unwrap();
 }
 
 #[test]
-fn probes_come_from_the_nodes_own_address() {
+fn probes_are_sent_from_the_nodes_address() {
     let often = server("web", "a", "").replace("{port: http}}", "{port: http}, periodSeconds: 1}");
     assert!(often.contains("periodSeconds"));
     let lab = up(&(NODES_AND_PODS.to_owned() + &often));
@@ -233,17 +236,18 @@ fn probes_come_from_the_nodes_own_address() {
     };
     let filter = format!("tcp dst port 8080 and src host {node}");
     let capture = lab.capture(Location::pod("web"), &filter).unwrap();
-    let probed = || (capture.packets().ok()? > 0).then_some(());
-    lab.wait_until("a probe from the node", SOON, probed)
+    let probed = || (capture.packet_count().ok()? > 0).then_some(());
+    lab.wait_until("a probe from the node", TIMEOUT, probed)
         .unwrap();
 }
 
 #[test]
-fn a_program_that_fails_its_liveness_probe_is_started_again() {
+fn failed_liveness_probe_restarts_the_program() {
     let probe = "    livenessProbe: {exec: {command: [test, -e, alive]}, periodSeconds: 1, failureThreshold: 1}";
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("web", "a", probe)));
-    let again = |status: &lab::Status| status.pod("web").is_ok_and(|pod| pod.restarts > 0);
-    lab.wait_status("a restart", SOON, again).unwrap();
+    let has_restarted = |status: &lab::Status| status.pod("web").is_ok_and(|pod| pod.restarts > 0);
+    lab.wait_status("a restart", TIMEOUT, has_restarted)
+        .unwrap();
 }
 
 #[test]
@@ -258,7 +262,7 @@ fn deletion_is_graceful_and_frees_the_address() {
     let lab = up(NODES_AND_PODS);
     lab.apply(pod("first", "10.244.1.77")).unwrap();
     lab.wait_ready().unwrap();
-    lab.wait_until("its log", SOON, || {
+    lab.wait_until("its log", TIMEOUT, || {
         lab.pod_log("first").ok()?.contains("up").then_some(())
     })
     .unwrap();
@@ -279,26 +283,27 @@ fn deletion_is_graceful_and_frees_the_address() {
             .starts_with("up\nbye\nup")
             .then_some(())
     };
-    lab.wait_until("the log of both lives", SOON, log).unwrap();
+    lab.wait_until("the log of both pods", TIMEOUT, log)
+        .unwrap();
 }
 
 #[test]
-fn the_bridge_detector_sees_what_crosses_nodes_and_only_that() {
+fn fabric_capture_has_only_traffic_between_nodes() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("near", "a", "") + &server("far", "b", "")));
     let bridge = lab.capture(Location::Fabric, "").unwrap();
     let node = lab.capture(Location::node("a"), "tcp").unwrap();
     let to = |pod| format!("{}:8080", lab.pod_ip(pod, IpFamily::V4).unwrap());
-    ask(&lab, &Location::pod("client"), &to("near"));
+    connect(&lab, &Location::pod("client"), &to("near"));
     assert_eq!(bridge.occurrences("near 1").unwrap(), 0);
     assert!(node.occurrences("near ").unwrap() > 0);
-    ask(&lab, &Location::pod("client"), &to("far"));
+    connect(&lab, &Location::pod("client"), &to("far"));
     assert!(bridge.occurrences("far ").unwrap() > 0);
     assert!(bridge.tcp_bytes(8080).unwrap() > 0);
-    assert_eq!(bridge.tls_bytes(8080).unwrap(), (0, 0));
+    assert_eq!(bridge.tls_bytes(8080).unwrap(), TlsBytes::default());
 }
 
 #[test]
-fn a_refused_manifest_changes_nothing() {
+fn refused_manifest_changes_nothing() {
     let lab = up(NODES_AND_PODS);
     let good = "{apiVersion: v1, kind: Namespace, metadata: {name: new}}";
     let bad = "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: c}]}}";
@@ -314,12 +319,12 @@ fn a_refused_manifest_changes_nothing() {
 }
 
 #[test]
-fn a_spawned_program_ends_with_its_handle() {
+fn dropped_process_handle_kills_the_program() {
     let lab = up(NODES_AND_PODS);
     let process = lab
         .spawn("client", &["sh", "-c", "sleep 100 & echo started; wait"])
         .unwrap();
-    process.wait_stdout("started", SOON).unwrap();
+    process.wait_stdout("started", TIMEOUT).unwrap();
     let pid = process.id();
     drop(process);
     assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
@@ -333,7 +338,7 @@ fn a_spawned_program_ends_with_its_handle() {
 }
 
 #[test]
-fn a_pod_has_the_families_it_asks_for() {
+fn pod_has_only_its_annotated_families() {
     let pod = |name: &str, families: &str| {
         format!(
             "\n---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, annotations: {{lab.ambit.dev/ip-families: {families}}}}},
@@ -347,13 +352,13 @@ fn a_pod_has_the_families_it_asks_for() {
     for (name, family) in [("four", IpFamily::V4), ("six", IpFamily::V6)] {
         let to = std::net::SocketAddr::new(lab.pod_ip(name, family).unwrap(), 80);
         assert_eq!(
-            ask(&lab, &Location::pod("other"), &to.to_string()),
+            connect(&lab, &Location::pod("other"), &to.to_string()),
             format!("{name}\n")
         );
         assert_eq!(
             lab.capture(Location::pod(name), "tcp")
                 .unwrap()
-                .packets()
+                .packet_count()
                 .unwrap(),
             0
         );
@@ -361,31 +366,37 @@ fn a_pod_has_the_families_it_asks_for() {
 }
 
 #[test]
-fn a_program_that_ignores_sigterm_is_killed_after_the_grace_period() {
+fn program_that_ignores_sigterm_is_killed_after_the_grace_period() {
     let lab = up(NODES_AND_PODS);
     lab.apply(
-        "{apiVersion: v1, kind: Pod, metadata: {name: deaf}, spec: {containers: [
-           {name: c, command: [sh, -c, \"trap '' TERM; echo deaf; while :; do sleep 0.1; done\"]}]}}",
+        "{apiVersion: v1, kind: Pod, metadata: {name: stubborn}, spec: {containers: [
+           {name: c, command: [sh, -c, \"trap '' TERM; echo trapped; while :; do sleep 0.1; done\"]}]}}",
     )
     .unwrap();
-    // Ready means that it runs, not that it has come to its trap.
-    let said = || lab.pod_log("deaf").ok()?.contains("deaf").then_some(());
-    lab.wait_until("the program's trap", SOON, said).unwrap();
+    // A ready program runs, but may not have set its trap yet.
+    let is_trapped = || {
+        lab.pod_log("stubborn")
+            .ok()?
+            .contains("trapped")
+            .then_some(())
+    };
+    lab.wait_until("the program's trap", TIMEOUT, is_trapped)
+        .unwrap();
     let started = std::time::Instant::now();
-    lab.delete_pod_with_grace("deaf", SECOND).unwrap();
+    lab.delete_pod_with_grace("stubborn", SECOND).unwrap();
     assert!(
         started.elapsed() >= SECOND,
         "killed after {:?}",
         started.elapsed()
     );
-    assert!(lab.status().unwrap().pod("deaf").is_err());
+    assert!(lab.status().unwrap().pod("stubborn").is_err());
 }
 
 #[test]
-fn the_world_outside_the_cluster_reaches_pods() {
+fn fabric_outside_the_cluster_reaches_pods() {
     let lab = up(&(NODES_AND_PODS.to_owned() + &server("web", "a", "")));
     for family in IpFamily::ALL {
         let to = std::net::SocketAddr::new(lab.pod_ip("web", family).unwrap(), 8080);
-        assert!(ask(&lab, &Location::Fabric, &to.to_string()).starts_with("web "));
+        assert!(connect(&lab, &Location::Fabric, &to.to_string()).starts_with("web "));
     }
 }

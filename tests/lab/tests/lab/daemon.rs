@@ -1,6 +1,6 @@
-//! What the lab does with daemons, shown with one that is a script.
+//! Daemons and the certificate authority, tested with scripts in their place.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// For what comes at once, but on a busy machine.
-const SOON: Duration = Duration::from_secs(15);
+/// For events that take milliseconds on an idle machine.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 const MANIFESTS: &str = "\
 {apiVersion: v1, kind: Node, metadata: {name: a}}
@@ -25,8 +25,7 @@ const MANIFESTS: &str = "\
 {apiVersion: v1, kind: Pod, metadata: {name: plain}, spec: {containers: [{name: c, command: [sleep, infinity]}]}}
 ";
 
-/// Answers on the ports of a daemon: ready at once, and with the pods it finds enrolled, once a
-/// file says that it may.
+/// A daemon that is ready at once, and reports every pod as enrolled once the file `enrol` exists.
 const SCRIPT: &str = r#"#!/bin/sh
 echo "started with $*"
 date +%s
@@ -55,7 +54,7 @@ socat TCP-LISTEN:15021,fork,reuseaddr EXEC:"$here/ready" &
 wait; wait; wait
 "#;
 
-/// A folder of binaries with the real lab and this daemon.
+/// A folder of binaries with the lab and this daemon.
 fn bin_dir(daemon: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_lab"), dir.path().join("lab")).unwrap();
@@ -83,41 +82,42 @@ fn processes(lab: &Lab, pod: &str) -> usize {
 }
 
 #[test]
-fn an_opted_in_pod_starts_only_when_its_daemon_has_enrolled_it() {
+fn opted_in_pod_starts_only_after_enrolment() {
     let bin = bin_dir(SCRIPT);
     let lab = Lab::up(MANIFESTS, options(&bin)).unwrap();
-    let waits = |status: &lab::Status| {
+    let is_waiting = |status: &lab::Status| {
         let pod = status.pod("meshed").unwrap();
         status.pod("plain").unwrap().ready
             && status.nodes[0].daemon == ProgramState::Ready
             && pod.message.contains("has not enrolled the pod (pending)")
     };
-    lab.wait_status("the meshed pod to wait", SOON, waits)
+    lab.wait_status("the meshed pod to wait", TIMEOUT, is_waiting)
         .unwrap();
     assert_eq!(processes(&lab, "meshed"), 0);
     std::fs::write(bin.path().join("enrol"), "").unwrap();
-    let ready = |status: &lab::Status| status.pod("meshed").unwrap().ready;
+    let is_ready = |status: &lab::Status| status.pod("meshed").unwrap().ready;
     let status = lab
-        .wait_status("the meshed pod to start", SOON, ready)
+        .wait_status("the meshed pod to start", TIMEOUT, is_ready)
         .unwrap();
     assert_eq!(status.pod("meshed").unwrap().message, "");
 }
 
 #[test]
-fn a_pod_that_opts_out_while_it_waits_starts() {
+fn pod_that_opts_out_while_waiting_starts() {
     let bin = bin_dir(SCRIPT);
     let lab = Lab::up(MANIFESTS, options(&bin)).unwrap();
-    let waits = |status: &lab::Status| !status.pod("meshed").unwrap().message.is_empty();
-    lab.wait_status("the meshed pod to wait", SOON, waits)
+    let is_waiting = |status: &lab::Status| !status.pod("meshed").unwrap().message.is_empty();
+    lab.wait_status("the meshed pod to wait", TIMEOUT, is_waiting)
         .unwrap();
     lab.label("Namespace", "shop", &[("istio.io/dataplane-mode", None)])
         .unwrap();
-    let ready = |status: &lab::Status| status.pod("meshed").unwrap().ready;
-    lab.wait_status("the pod to start", SOON, ready).unwrap();
+    let is_ready = |status: &lab::Status| status.pod("meshed").unwrap().ready;
+    lab.wait_status("the pod to start", TIMEOUT, is_ready)
+        .unwrap();
 }
 
 #[test]
-fn a_daemon_is_told_where_everything_is() {
+fn daemon_gets_its_folders_as_arguments() {
     let bin = bin_dir(SCRIPT);
     let options = Options {
         daemon_args: vec!["--more".to_owned()],
@@ -129,7 +129,7 @@ fn a_daemon_is_told_where_everything_is() {
             .ok()
             .filter(|log| log.contains("started with"))
     };
-    let log = lab.wait_until("the daemon's log", SOON, log).unwrap();
+    let log = lab.wait_until("the daemon's log", TIMEOUT, log).unwrap();
     for (flag, folder) in [
         ("--source-folder", lab.source_folder()),
         ("--ca-dir", lab.ca_folder()),
@@ -146,32 +146,32 @@ fn a_daemon_is_told_where_everything_is() {
     );
     assert!(lab.ca_folder().join("root-cert.pem").exists());
     let uid = lab.status().unwrap().pod("meshed").unwrap().uid.clone();
-    let netns = lab.wait_until("the pod's file", SOON, || {
+    let netns = lab.wait_until("the pod's file", TIMEOUT, || {
         std::fs::read_to_string(lab.netns_folder().join(&uid)).ok()
     });
     assert!(Path::new(&netns.unwrap()).exists());
 }
 
 #[test]
-fn a_daemon_is_killed_stopped_and_started_again() {
+fn daemon_can_be_killed_stopped_and_restarted() {
     let bin = bin_dir(SCRIPT);
     let lab = Lab::up(MANIFESTS, options(&bin)).unwrap();
     lab.start_daemon("a").unwrap();
-    let ended = |lab: &Lab| match lab.status().unwrap().nodes[0].daemon.clone() {
+    let exit = |lab: &Lab| match lab.status().unwrap().nodes[0].daemon.clone() {
         ProgramState::Exited(how) => how,
         other => panic!("{other:?}"),
     };
     lab.stop_daemon("a").unwrap();
-    assert!(ended(&lab).contains("exit status: 0"));
+    assert!(exit(&lab).contains("exit status: 0"));
     assert!(lab.daemon_log("a").unwrap().contains("drained"));
     lab.start_daemon("a").unwrap();
     lab.kill_daemon("a").unwrap();
-    assert!(ended(&lab).contains("signal: 9"));
+    assert!(exit(&lab).contains("signal: 9"));
     lab.kill_daemon("a").unwrap();
 }
 
-/// Its first line is what it was started with, its second what it takes for the time.
-fn said_at_start(lab: &Lab) -> (String, i64) {
+/// The arguments and the wall clock of the daemon's last start, from its log.
+fn last_start(lab: &Lab) -> (String, i64) {
     let log = lab.daemon_log("a").unwrap();
     let start = log.rfind("started with").unwrap();
     let mut lines = log[start..].lines();
@@ -186,25 +186,25 @@ fn now() -> i64 {
 }
 
 #[test]
-fn a_daemon_can_be_started_again_with_other_arguments_and_another_clock() {
+fn daemon_restarts_with_new_arguments_and_clock() {
     let bin = bin_dir(SCRIPT);
     let mut options = options(&bin);
     let launch = LaunchOptions::args(&["--first"]).clock(Clock::Behind(300 * SECOND));
     options.node_launch.insert("a".to_owned(), launch);
     let lab = Lab::up(MANIFESTS, options).unwrap();
     lab.start_daemon("a").unwrap();
-    let (arguments, time) = said_at_start(&lab);
+    let (arguments, time) = last_start(&lab);
     assert!(arguments.contains("--first"), "{arguments}");
     assert!((now() - 300 - time).abs() < 30, "{time}");
     let launch = LaunchOptions::args(&["--second"]).clock(Clock::Ahead(300 * SECOND));
     lab.restart_daemon_with("a", launch).unwrap();
-    let (arguments, time) = said_at_start(&lab);
+    let (arguments, time) = last_start(&lab);
     assert!(arguments.contains("--second") && !arguments.contains("--first"));
     assert!((now() + 300 - time).abs() < 30, "{time}");
 }
 
-/// Signs tokens with a word, and listens on the address that it is told.
-const AUTHORITY: &str = r#"#!/bin/sh
+/// A certificate authority that signs tokens as `signed`, and listens on its `--listen` address.
+const CA_SCRIPT: &str = r#"#!/bin/sh
 echo "$*" >&2
 [ "$1" = ca ] || { echo signed; exit 0; }
 while [ $# -gt 0 ]; do
@@ -215,10 +215,10 @@ exec socat "TCP-LISTEN:${listen##*:},bind=${listen%:*},fork,reuseaddr" EXEC:date
 "#;
 
 #[test]
-fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_started() {
+fn certificate_authority_starts_before_daemons_and_can_be_restarted() {
     let bin = bin_dir(SCRIPT);
     let path = bin.path().join("ambit");
-    std::fs::write(&path, AUTHORITY).unwrap();
+    std::fs::write(&path, CA_SCRIPT).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     let options = Options {
         identity: IdentitySource::Ca,
@@ -228,7 +228,7 @@ fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_star
     let lab = Lab::up(MANIFESTS, options).unwrap();
     lab.start_daemon("a").unwrap();
     let address = lab.ca_address().unwrap().to_string();
-    let (arguments, _) = said_at_start(&lab);
+    let (arguments, _) = last_start(&lab);
     for (flag, value) in [
         ("--ca-address", address.clone()),
         (
@@ -247,23 +247,23 @@ fn a_certificate_authority_is_there_before_the_daemons_and_can_be_ended_and_star
         "signed"
     );
     assert!(lab.ca_log().unwrap().contains("--more"));
-    let ask = |place: &Location| {
+    let connect = |location: &Location| {
         let command = ["socat", "-u", &format!("TCP:{address}"), "-"];
-        lab.exec_in(place, &command, SOON).unwrap()
+        lab.exec_in(location, &command, TIMEOUT).unwrap()
     };
-    assert!(ask(&Location::node("a")).success());
+    assert!(connect(&Location::node("a")).success());
     lab.kill_ca().unwrap();
-    assert!(!ask(&Location::node("a")).success());
+    assert!(!connect(&Location::node("a")).success());
     lab.start_ca().unwrap();
     lab.restart_ca_with(LaunchOptions::args(&["--other"]))
         .unwrap();
-    assert!(ask(&Location::node("a")).success());
+    assert!(connect(&Location::node("a")).success());
     let log = lab.ca_log().unwrap();
     assert!(log.lines().last().unwrap().contains("--other"), "{log}");
 }
 
 #[test]
-fn waiting_for_a_daemon_that_has_died_ends_at_once_with_its_last_words() {
+fn waiting_for_an_exited_daemon_fails_with_its_last_log_line() {
     let bin = bin_dir("#!/bin/sh\necho no such flag >&2\nexit 64\n");
     let options = Options {
         wait_until_ready: true,
@@ -277,7 +277,7 @@ fn waiting_for_a_daemon_that_has_died_ends_at_once_with_its_last_words() {
 }
 
 #[test]
-fn a_missing_binary_is_named_with_the_way_to_build_it() {
+fn missing_binary_error_has_the_build_command() {
     let bin = bin_dir("");
     std::fs::remove_file(bin.path().join("ztunnel")).unwrap();
     let error = format!("{:#}", Lab::up(MANIFESTS, options(&bin)).unwrap_err());
@@ -285,21 +285,21 @@ fn a_missing_binary_is_named_with_the_way_to_build_it() {
 }
 
 #[test]
-fn the_demo_shows_what_it_promises() {
+fn demo_succeeds_and_removes_its_lab() {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/demo");
     let output = Command::new(env!("CARGO_BIN_EXE_lab"))
         .args(["demo", "--name", "demo-test", "--manifests"])
         .arg(manifests)
         .output()
         .unwrap();
-    let (said, wrong) = (
+    let (stdout, stderr) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
-    assert!(output.status.success(), "{said}\n{wrong}");
+    assert!(output.status.success(), "{stdout}\n{stderr}");
     let identities =
         "spiffe://cluster.local/ns/shop/sa/client -> spiffe://cluster.local/ns/shop/sa/web";
-    assert_eq!(said.matches(identities).count(), 2, "{said}");
-    assert!(said.contains("  0 bytes of"), "{said}");
+    assert_eq!(stdout.matches(identities).count(), 2, "{stdout}");
+    assert!(stdout.contains("  0 bytes of"), "{stdout}");
     assert!(!PathBuf::from("/run/ambit-lab/demo-test").exists());
 }

@@ -1,4 +1,4 @@
-//! The lab itself: what a cluster of network namespaces does, what it does with daemons, and what it removes.
+//! Tests of the lab itself: the cluster of network namespaces, its daemons, and its removal.
 
 mod cleanup;
 mod cluster;

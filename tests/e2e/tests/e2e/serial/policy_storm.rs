@@ -90,10 +90,10 @@ fn as_a_fresh_daemon(lab: &Lab) -> Result<()> {
     for (_, node) in SERVERS {
         let state = || -> Result<String> {
             let problems = problems(lab, node)?;
-            // Each fence leaves a service without endpoints behind.
+            // Each marker is a service without endpoints.
             let of_policies = problems
                 .into_iter()
-                .filter(|problem| !problem.to_string().contains("fence-"));
+                .filter(|problem| !problem.to_string().contains("marker-"));
             let state: Value = [Value::from(policies(lab, node)?), of_policies.collect()]
                 .into_iter()
                 .collect();

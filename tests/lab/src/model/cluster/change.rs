@@ -1,4 +1,4 @@
-//! Deleting and labelling.
+//! Deletes objects and changes their labels.
 
 use std::collections::BTreeMap;
 
@@ -29,12 +29,12 @@ impl Cluster {
             "node" => bail!("a node cannot be deleted from a lab"),
             kind => {
                 let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-                let same = |key: &(String, String, String)| {
+                let matches = |key: &(String, String, String)| {
                     key.0.eq_ignore_ascii_case(kind)
                         && (key.1.is_empty() || key.1 == namespace)
                         && key.2 == name
                 };
-                let key = self.others.keys().find(|key| same(key)).cloned();
+                let key = self.others.keys().find(|key| matches(key)).cloned();
                 let key = key.with_context(|| format!("there is no {kind} {namespace}/{name}"))?;
                 self.others.remove(&key);
             }
@@ -42,7 +42,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A namespace goes with all that is in it; its pods must be gone already.
+    /// Deletes a namespace with everything in it. Its pods must be gone already.
     fn delete_namespace(&mut self, name: &str) -> Result<()> {
         self.namespaces
             .remove(name)
@@ -96,7 +96,7 @@ impl Cluster {
                     .get_mut(&key)
                     .map(|object| &mut object.metadata)
             }
-            _ => bail!("labels of a {kind} cannot be changed: apply it anew"),
+            _ => bail!("labels of a {kind} cannot be changed: apply the object again"),
         };
         let meta = meta.with_context(|| format!("there is no {kind} {name}"))?;
         let current = meta.labels.get_or_insert_default();

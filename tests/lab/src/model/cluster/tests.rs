@@ -31,7 +31,7 @@ fn key(namespace: &str, name: &str) -> Key {
 }
 
 #[test]
-fn what_is_new_is_reported_once() {
+fn created_objects_are_reported_once() {
     let mut cluster = Cluster::new("t");
     let created = apply(&mut cluster, BASE).unwrap();
     assert_eq!(created.nodes, ["a", "b"]);
@@ -40,7 +40,7 @@ fn what_is_new_is_reported_once() {
 }
 
 #[test]
-fn a_pod_has_addresses_of_its_node_and_the_default_account() {
+fn pod_has_addresses_of_its_node_and_the_default_account() {
     let cluster = base();
     let pod = &cluster.pods[&key("shop", "web")];
     assert_eq!(pod.node, "a");
@@ -54,7 +54,7 @@ fn a_pod_has_addresses_of_its_node_and_the_default_account() {
 }
 
 #[test]
-fn a_fixed_address_can_be_had_again_once_its_pod_is_gone() {
+fn fixed_address_is_free_after_its_pod_is_removed() {
     let mut cluster = base();
     let fixed = "{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {lab.ambit.dev/ip: 10.244.1.2}},
                   spec: {nodeName: a, containers: [{name: c, command: [x]}]}}";
@@ -72,7 +72,7 @@ fn a_fixed_address_can_be_had_again_once_its_pod_is_gone() {
 }
 
 #[test]
-fn references_to_what_is_not_there_are_refused() {
+fn references_to_missing_objects_are_refused() {
     let pod = |spec: &str, ns: &str| {
         format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: {ns}}}, spec: {{containers: [{{name: c, command: [x]}}]{spec}}}}}"
@@ -92,7 +92,7 @@ fn references_to_what_is_not_there_are_refused() {
 }
 
 #[test]
-fn a_running_pod_changes_labels_but_not_its_spec() {
+fn running_pod_can_change_labels_but_not_its_spec() {
     let mut cluster = base();
     apply(
         &mut cluster,
@@ -110,7 +110,7 @@ fn a_running_pod_changes_labels_but_not_its_spec() {
 }
 
 #[test]
-fn a_service_keeps_its_address_when_it_changes() {
+fn updated_service_keeps_its_address() {
     let mut cluster = base();
     let before = service::cluster_ips(&cluster.services[&key("shop", "web")]);
     apply(&mut cluster, &BASE.replace("port: 80", "port: 81")).unwrap();
@@ -136,7 +136,7 @@ fn labels_are_set_and_removed() {
 }
 
 #[test]
-fn a_namespace_goes_with_all_that_is_in_it() {
+fn deleted_namespace_deletes_its_objects() {
     let mut cluster = base();
     cluster.remove_pod(&key("shop", "web"));
     cluster.delete("Namespace", "shop").unwrap();
@@ -150,7 +150,7 @@ fn a_namespace_goes_with_all_that_is_in_it() {
 }
 
 #[test]
-fn there_is_one_file_per_object() {
+fn each_object_has_one_file() {
     let files = base().files().unwrap();
     for name in [
         "node.a.yaml",

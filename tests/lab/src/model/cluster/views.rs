@@ -1,4 +1,4 @@
-//! What follows from the objects: endpoints, names, rules, files.
+//! What follows from the objects: endpoints, DNS names, kube-proxy frontends, object files.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,15 +10,15 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use super::Cluster;
 use crate::model::Key;
 use crate::model::endpoints::{self, SERVICE_NAME};
-use crate::model::hosts::Named;
-use crate::model::proxy::{self, Frontend};
+use crate::model::hosts::ServiceAddresses;
+use crate::model::kube_proxy::{self, Frontend};
 use crate::model::render;
 use crate::model::service;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 impl Cluster {
-    /// The endpoint slices of a service: the controller's, and those that were applied.
+    /// The endpoint slices of a service: those of the controller and those that were applied.
     fn slices_of(&self, key: &Key, service: &Service) -> Vec<EndpointSlice> {
         let mut slices = endpoints::slices(service, self.pods.values(), |node| self.zone(node));
         let applied = self.slices.iter().filter(|(slice, object)| {
@@ -29,13 +29,13 @@ impl Cluster {
         slices
     }
 
-    /// Everything that kube-proxy makes rules of.
+    /// The frontends of kube-proxy: one per ClusterIP and port.
     pub(crate) fn frontends(&self) -> Vec<Frontend> {
-        let of = |(key, service): (&Key, &Service)| {
+        let frontends = |(key, service): (&Key, &Service)| {
             let slices = self.slices_of(key, service);
-            proxy::frontends(service, &slices.iter().collect::<Vec<_>>())
+            kube_proxy::frontends(service, &slices.iter().collect::<Vec<_>>())
         };
-        self.services.iter().flat_map(of).collect()
+        self.services.iter().flat_map(frontends).collect()
     }
 
     /// The addresses of a service's ready endpoints.
@@ -61,24 +61,24 @@ impl Cluster {
         ips
     }
 
-    /// The names that every pod knows.
-    pub(crate) fn names(&self) -> Vec<Named> {
-        let named = |(key, service): (&Key, &Service)| {
-            let addresses = if service::headless(service) {
+    /// The services in every pod's hosts file.
+    pub(crate) fn service_addresses(&self) -> Vec<ServiceAddresses> {
+        let addresses = |(key, service): (&Key, &Service)| {
+            let addresses = if service::is_headless(service) {
                 self.ready_endpoints(key, service)
             } else {
                 service::cluster_ips(service)
             };
-            Named {
+            ServiceAddresses {
                 namespace: key.0.clone(),
                 name: key.1.clone(),
                 addresses,
             }
         };
-        self.services.iter().map(named).collect()
+        self.services.iter().map(addresses).collect()
     }
 
-    /// The files the daemons read, by name.
+    /// The object files that the daemons read, by file name.
     pub(crate) fn files(&self) -> Result<BTreeMap<String, String>> {
         let mut files = BTreeMap::new();
         let mut add = |file: Result<(String, String)>| -> Result<()> {

@@ -1,7 +1,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use super::super::pod::Progress;
+use super::super::pod::KubeletStatus;
 use super::*;
 
 fn service(spec: &str) -> Service {
@@ -23,11 +23,11 @@ fn pod(name: &str, ips: &[&str], ports: &str) -> PodEntry {
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         node_ips: Vec::new(),
         created: Time(Timestamp::UNIX_EPOCH),
-        progress: Progress {
-            sandbox: true,
+        status: KubeletStatus {
+            has_sandbox: true,
             phase,
             ready: true,
-            ..Progress::default()
+            ..KubeletStatus::default()
         },
         deleting: None,
     }
@@ -63,7 +63,7 @@ fn each_family_has_a_slice_with_the_pods_port() {
 }
 
 #[test]
-fn a_named_port_with_another_number_is_another_slice() {
+fn named_port_with_another_number_is_another_slice() {
     let pods = [
         pod("a", &["10.244.1.2"], HTTP_8080),
         pod("b", &["10.244.1.3"], "[{name: http, containerPort: 9090}]"),
@@ -78,10 +78,10 @@ fn a_named_port_with_another_number_is_another_slice() {
 }
 
 #[test]
-fn a_terminating_pod_serves_but_is_not_ready() {
-    let mut leaving = pod("a", &["10.244.1.2"], HTTP_8080);
-    leaving.deleting = Some((Time(Timestamp::UNIX_EPOCH), 1));
-    let slices = slices_of(&service(DUAL), &[leaving]);
+fn terminating_pod_is_serving_but_not_ready() {
+    let mut terminating = pod("a", &["10.244.1.2"], HTTP_8080);
+    terminating.deleting = Some((Time(Timestamp::UNIX_EPOCH), 1));
+    let slices = slices_of(&service(DUAL), &[terminating]);
     let conditions = slices[0].endpoints.as_ref().unwrap()[0]
         .conditions
         .clone()
@@ -93,9 +93,9 @@ fn a_terminating_pod_serves_but_is_not_ready() {
 }
 
 #[test]
-fn publish_not_ready_addresses_makes_them_ready() {
+fn publish_not_ready_addresses_makes_endpoints_ready() {
     let mut starting = pod("a", &["10.244.1.2"], HTTP_8080);
-    starting.progress.ready = false;
+    starting.status.ready = false;
     let spec = "{selector: {app: web}, ipFamilies: [IPv4], publishNotReadyAddresses: true}";
     let conditions = |service: &Service| {
         let slices = slices_of(service, std::slice::from_ref(&starting));
@@ -110,14 +110,14 @@ fn publish_not_ready_addresses_makes_them_ready() {
 }
 
 #[test]
-fn pods_without_sandbox_of_other_namespaces_or_done_are_no_endpoints() {
-    let mut early = pod("a", &["10.244.1.2"], HTTP_8080);
-    early.progress.sandbox = false;
-    let mut done = pod("b", &["10.244.1.3"], HTTP_8080);
-    done.progress.phase = Phase::Succeeded;
-    let mut foreign = pod("c", &["10.244.1.4"], HTTP_8080);
-    foreign.object.metadata.namespace = Some("other".to_owned());
-    let slices = slices_of(&service(DUAL), &[early, done, foreign]);
+fn pods_without_sandbox_of_other_namespaces_or_terminated_are_not_endpoints() {
+    let mut pending = pod("a", &["10.244.1.2"], HTTP_8080);
+    pending.status.has_sandbox = false;
+    let mut succeeded = pod("b", &["10.244.1.3"], HTTP_8080);
+    succeeded.status.phase = Phase::Succeeded;
+    let mut in_other_namespace = pod("c", &["10.244.1.4"], HTTP_8080);
+    in_other_namespace.object.metadata.namespace = Some("other".to_owned());
+    let slices = slices_of(&service(DUAL), &[pending, succeeded, in_other_namespace]);
     assert_eq!(slices.len(), 2);
     assert!(
         slices
@@ -127,6 +127,6 @@ fn pods_without_sandbox_of_other_namespaces_or_done_are_no_endpoints() {
 }
 
 #[test]
-fn a_service_without_a_selector_is_left_to_its_owner() {
+fn service_without_a_selector_has_no_generated_slices() {
     assert!(slices_of(&service("{ipFamilies: [IPv4]}"), &[]).is_empty());
 }

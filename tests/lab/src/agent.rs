@@ -1,22 +1,22 @@
-//! The process that owns a lab.
+//! The agent: the process that owns a lab.
 //!
-//! One loop owns the state of the cluster. Requests from the socket, and reports from the tasks
-//! that look after pods and daemons, come to it as events; after each batch of them it publishes
-//! what follows from the new state (object files, hosts files, kube-proxy's rules, status), as
-//! differences to what it published before.
+//! One loop owns the state of the cluster. Requests from the socket and reports from the tasks of
+//! pods and programs arrive as events. After each batch of events the loop publishes what follows
+//! from the new state (object files, hosts files, kube-proxy rules, status). It writes only what
+//! differs from the previous publication.
 
-mod authority;
+mod ca;
 mod clock;
 mod container;
 mod daemon;
-mod event;
+mod events;
 mod kubelet;
 mod probe;
 mod program;
 mod publish;
-mod requests;
 mod sandbox;
 mod server;
+mod supervisor;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -40,52 +40,53 @@ use crate::protocol::{ProgramState, Status};
 use crate::registry::{self, LabDir};
 use crate::tools;
 
-use event::{Answer, Event};
+use events::{Event, ReplySender};
 use program::Program;
 
-/// Events wait here while one is acted on; a full queue holds the senders back.
-const EVENTS: usize = 1024;
+/// Capacity of the event queue; senders wait while it is full.
+const EVENT_QUEUE_CAPACITY: usize = 1024;
 
-/// The first start of a certificate authority makes two keys, which takes milliseconds.
-const CA_DEADLINE: Duration = Duration::from_secs(10);
+/// The first start of a certificate authority generates two keys, which takes milliseconds.
+const CA_START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A killed process has ended already; its exit is noticed within microseconds.
-const REAP_DEADLINE: Duration = Duration::from_millis(500);
+/// The killed processes have exited already; reaping them takes microseconds.
+const REAP_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What every task of the agent needs.
+/// What every task of the agent shares.
 #[derive(Debug)]
-struct World {
+struct LabContext {
     dir: LabDir,
     options: Options,
     fabric: String,
-    /// The daemon's binary; none when the lab runs without.
+    /// The daemon's binary; none when the lab runs without daemons.
     daemon: Option<PathBuf>,
-    /// The binary of the certificate authority; none when it is no process of the lab.
+    /// The binary of the certificate authority; none when it is not a process of the lab.
     ambit: Option<PathBuf>,
     events: mpsc::Sender<Event>,
 }
 
-/// The state, and the handles of everything that runs.
+/// The state of the lab and the handles of everything that runs in it.
 struct Agent {
-    world: Rc<World>,
+    context: Rc<LabContext>,
     cluster: Cluster,
     published: publish::Published,
     status: watch::Sender<Status>,
-    pods: BTreeMap<Key, watch::Sender<kubelet::Wish>>,
-    daemons: BTreeMap<String, daemon::Handle>,
-    ca: Option<daemon::Handle>,
-    deletions: Vec<requests::Deletion>,
-    /// The lab stays when its owner goes.
-    keep: bool,
+    pods: BTreeMap<Key, watch::Sender<kubelet::DesiredState>>,
+    daemons: BTreeMap<String, supervisor::ProgramHandle>,
+    ca: Option<supervisor::ProgramHandle>,
+    deletions: Vec<events::PendingDeletion>,
+    /// Whether the lab stays when the owning connection closes.
+    is_kept: bool,
     tasks: JoinSet<()>,
 }
 
-/// Runs the agent until the lab is taken down. Called with the lab's locked file as stdin.
+/// Runs the agent until the lab is taken down. Its stdin is the lab's locked file.
 pub(crate) fn run(name: &str, options: Options) -> Result<()> {
-    // Ctrl-C in the terminal that started the lab is not meant for it. Fails only for a process
-    // that leads a group already, which then has no terminal to fear.
+    // A session of its own, so that Ctrl-C in the terminal that started the lab does not reach the
+    // agent. It fails only for a process group leader, which gets no Ctrl-C of that terminal.
     let _ = nix::unistd::setsid();
-    // What a program leaves behind when it ends is ours to reap: an init may not be there to do it.
+    // Orphaned children of the lab's programs become children of the agent, which reaps them: in a
+    // container there may be no init process that does.
     nix::sys::prctl::set_child_subreaper(true).context("prctl")?;
     let dir = LabDir::new(name)?;
     std::fs::write(dir.root().join("lock"), std::process::id().to_string()).context("lock")?;
@@ -97,7 +98,7 @@ pub(crate) fn run(name: &str, options: Options) -> Result<()> {
 }
 
 async fn serve(dir: LabDir, options: Options) -> Result<()> {
-    let (sender, mut events) = mpsc::channel(EVENTS);
+    let (sender, mut events) = mpsc::channel(EVENT_QUEUE_CAPACITY);
     let daemon = match options.run_daemons {
         true => Some(tools::binary("ztunnel", options.bin_dir.as_deref())?),
         false => None,
@@ -107,7 +108,7 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
         _ => None,
     };
     let fabric = format!("ambit-{}-fabric", dir.name());
-    let world = Rc::new(World {
+    let context = Rc::new(LabContext {
         dir: dir.clone(),
         options,
         fabric,
@@ -115,57 +116,57 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
         ambit,
         events: sender,
     });
-    sandbox::fabric(&world).await?;
-    let mut agent = Agent::new(Rc::clone(&world));
-    match world.options.identity {
+    sandbox::create_fabric(&context).await?;
+    let mut agent = Agent::new(Rc::clone(&context));
+    match context.options.identity {
         IdentitySource::Ca => agent.start_ca(&mut events).await?,
         _ => drop(LocalCa::create(&dir.ca()).context("cannot make the certificate authority")?),
     }
     agent.publish().await?;
     let listener = tokio::net::UnixListener::bind(dir.socket()).context("socket")?;
-    let mut doors = JoinSet::new();
-    doors.spawn_local(server::listen(
+    let mut server = JoinSet::new();
+    server.spawn_local(server::listen(
         listener,
-        Rc::clone(&world),
+        Rc::clone(&context),
         agent.status.subscribe(),
     ));
     writeln!(std::io::stdout(), "listening").context("stdout")?;
-    let asked = agent.until_down(events).await;
-    // Programs end with the tasks that look after them.
+    let down_reply = agent.run_until_down(events).await;
+    // Programs are killed when their tasks are dropped.
     agent.tasks.shutdown().await;
-    let wiped = registry::wipe(&dir);
+    let removed = registry::remove_all(&dir);
     reap();
-    if let Some(asked) = asked {
-        // Whoever asked may have gone.
-        let _ = asked.send(
-            wiped
+    if let Some(reply) = down_reply {
+        // The client may have disconnected.
+        let _ = reply.send(
+            removed
                 .as_ref()
                 .map(|()| serde_json::Value::Null)
                 .map_err(|e| format!("{e:#}")),
         );
-        // The connection's task writes the answer; it has nothing else left to do.
+        // Lets the connection's task write the response.
         tokio::task::yield_now().await;
     }
-    wiped
+    removed
 }
 
-/// Collects the programs that were killed, and what they had started. All of them have ended: a
-/// lab is wiped when nothing runs in its namespaces.
+/// Reaps the killed programs and their children. All of them have exited: a lab is removed only
+/// after nothing runs in its namespaces.
 fn reap() {
-    let ended = || match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+    let reaped = || match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
         // No child is left.
         Err(Errno::ECHILD) => Some(()),
         _ => None,
     };
-    poll::until(REAP_DEADLINE, Duration::from_millis(1), ended);
+    poll::until(REAP_TIMEOUT, Duration::from_millis(1), reaped);
 }
 
 impl Agent {
-    fn new(world: Rc<World>) -> Self {
-        let cluster = Cluster::new(world.dir.name());
-        let (status, _) = watch::channel(publish::empty_status(&world));
+    fn new(context: Rc<LabContext>) -> Self {
+        let cluster = Cluster::new(context.dir.name());
+        let (status, _) = watch::channel(publish::empty_status(&context));
         Self {
-            world,
+            context,
             cluster,
             published: publish::Published::default(),
             status,
@@ -173,44 +174,44 @@ impl Agent {
             daemons: BTreeMap::new(),
             ca: None,
             deletions: Vec::new(),
-            keep: false,
+            is_kept: false,
             tasks: JoinSet::new(),
         }
     }
 
-    /// Starts the certificate authority. It is there before the first daemon, as that of a cluster is:
-    /// a daemon that starts reads its root.
+    /// Starts the certificate authority and waits until it listens. It runs before the first daemon,
+    /// as in a cluster: a daemon reads the root at its start.
     async fn start_ca(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<()> {
-        authority::prepare(&self.world).await?;
-        let launch = self.world.options.ca_launch.clone();
-        let mut ca = daemon::Handle::new(Rc::clone(&self.world), Program::Ca, launch);
+        ca::create_token_keys(&self.context).await?;
+        let launch = self.context.options.ca_launch.clone();
+        let mut ca = supervisor::ProgramHandle::new(Rc::clone(&self.context), Program::Ca, launch);
         if let Some(task) = ca.start() {
             self.tasks.spawn_local(task);
         }
         self.ca = Some(ca);
         let started = async {
             while let Some(event) = events.recv().await {
-                self.act(event).await;
+                self.handle_event(event).await;
                 match self.ca.as_ref().map(|ca| &ca.state) {
                     Some(ProgramState::Starting) => {}
                     Some(ProgramState::Exited(how)) => {
-                        let log = std::fs::read_to_string(self.world.dir.ca_log());
-                        bail!("{how}; it said {}", log.unwrap_or_default().trim_end());
+                        let log = std::fs::read_to_string(self.context.dir.ca_log());
+                        bail!("{how}; log: {}", log.unwrap_or_default().trim_end());
                     }
                     _ => return Ok(()),
                 }
             }
             Ok(())
         };
-        let started = tokio::time::timeout(CA_DEADLINE, started).await;
+        let started = tokio::time::timeout(CA_START_TIMEOUT, started).await;
         started
             .context("it does not listen")
             .flatten()
             .context("the certificate authority")
     }
 
-    /// Acts on events until the lab is to go; returns whom to tell when it has gone.
-    async fn until_down(&mut self, mut events: mpsc::Receiver<Event>) -> Option<Answer> {
+    /// Handles events until the lab must be removed. Returns where to reply after the removal.
+    async fn run_until_down(&mut self, mut events: mpsc::Receiver<Event>) -> Option<ReplySender> {
         let mut terminate = signal(SignalKind::terminate()).ok()?;
         let mut interrupt = signal(SignalKind::interrupt()).ok()?;
         loop {
@@ -218,16 +219,16 @@ impl Agent {
                 event = events.recv() => event?,
                 _ = terminate.recv() => return None,
                 _ = interrupt.recv() => return None,
-                // Tasks end by themselves; what they had to say they have sent.
+                // A finished task has sent its last report as an event.
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => continue,
             };
-            // Everything that has come meanwhile is published together.
+            // All queued events are published together.
             let mut next = Some(first);
             while let Some(event) = next {
                 match event {
-                    Event::Down(answer) => return Some(answer),
-                    Event::OwnerGone if !self.keep => return None,
-                    event => self.act(event).await,
+                    Event::Down(reply) => return Some(reply),
+                    Event::OwnerGone if !self.is_kept => return None,
+                    event => self.handle_event(event).await,
                 }
                 next = events.try_recv().ok();
             }

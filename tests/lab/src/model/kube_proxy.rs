@@ -1,4 +1,4 @@
-//! kube-proxy's part: the nft rules that turn a ClusterIP into an endpoint.
+//! kube-proxy: the nft rules that translate ClusterIPs to endpoints.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,24 +10,24 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use super::service;
 use crate::options::IpFamily;
 
-/// The lab's own table, in every node's namespace.
+/// The rules' table, in every node's namespace.
 pub(crate) const TABLE: &str = "inet lab-kube-proxy";
 
-/// One port of one ClusterIP, and where it leads.
+/// One port of one ClusterIP and its backends.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Frontend {
     pub(crate) address: SocketAddr,
     pub(crate) protocol: &'static str,
     pub(crate) backends: Vec<SocketAddr>,
-    /// `sessionAffinity: ClientIP`: the same client meets the same backend.
-    pub(crate) sticky: bool,
+    /// `sessionAffinity: ClientIP`: a client always gets the same backend.
+    pub(crate) is_sticky: bool,
 }
 
-/// The frontends of a service. Ready endpoints serve; where there is none, those that terminate but
-/// still serve.
+/// The frontends of a service. The backends are the ready endpoints, or if there are none, those that
+/// are terminating and still serving.
 pub(crate) fn frontends(service: &Service, slices: &[&EndpointSlice]) -> Vec<Frontend> {
     let spec = service.spec.clone().unwrap_or_default();
-    let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
+    let is_sticky = spec.session_affinity.as_deref() == Some("ClientIP");
     let mut frontends = Vec::new();
     for ip in service::cluster_ips(service) {
         for port in spec.ports.iter().flatten() {
@@ -46,7 +46,7 @@ pub(crate) fn frontends(service: &Service, slices: &[&EndpointSlice]) -> Vec<Fro
                 address,
                 protocol,
                 backends,
-                sticky,
+                is_sticky,
             });
         }
     }
@@ -59,7 +59,7 @@ fn backends(
     name: &str,
     protocol: &str,
 ) -> Vec<SocketAddr> {
-    let (mut ready, mut leaving) = (Vec::new(), Vec::new());
+    let (mut ready, mut terminating) = (Vec::new(), Vec::new());
     for slice in slices {
         let ports = slice.ports.iter().flatten().filter(|port| {
             port.name.as_deref().unwrap_or_default() == name
@@ -77,20 +77,20 @@ fn backends(
                 .iter()
                 .filter_map(|ip| ip.parse::<IpAddr>().ok());
             let found = ips
-                .filter(|ip| family.has(*ip))
+                .filter(|ip| family.contains(*ip))
                 .flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port)));
             if conditions.ready.unwrap_or(true) {
                 ready.extend(found);
             } else if conditions.serving == Some(true) && conditions.terminating == Some(true) {
-                leaving.extend(found);
+                terminating.extend(found);
             }
         }
     }
-    if ready.is_empty() { leaving } else { ready }
+    if ready.is_empty() { terminating } else { ready }
 }
 
-/// The whole table as one transaction. The base chains stay while their rules change: taking the
-/// last NAT chain away would unhook NAT from connections that are established.
+/// The whole table as one transaction. The base chains are kept while their rules change: removing
+/// the last NAT chain would unregister NAT and break established connections.
 pub(crate) fn ruleset(frontends: &[Frontend]) -> String {
     let mut text = format!(
         "table {TABLE} {{\n\
@@ -122,7 +122,7 @@ pub(crate) fn ruleset(frontends: &[Frontend]) -> String {
     text
 }
 
-/// By address: two services that claim one address would make two rules, of which one never acts.
+/// Frontends by address: of two services with one address, the second rule would never match.
 fn unique(frontends: &[Frontend]) -> BTreeMap<(SocketAddr, &'static str), &Frontend> {
     frontends
         .iter()
@@ -135,7 +135,7 @@ fn dnat(frontend: &Frontend, backends: &[SocketAddr]) -> String {
     if let [only] = backends {
         return format!("dnat {family} to {only}");
     }
-    let choice = if frontend.sticky {
+    let choice = if frontend.is_sticky {
         format!("jhash {family} saddr")
     } else {
         "numgen random".to_owned()
@@ -176,7 +176,7 @@ mod tests {
     const SPEC: &str = "{clusterIP: 10.96.0.2, clusterIPs: [10.96.0.2], ports: [{port: 80}]}";
 
     #[test]
-    fn several_endpoints_share_by_chance() {
+    fn several_endpoints_are_chosen_at_random() {
         let slice = slice("[{addresses: [10.244.1.2]}, {addresses: [10.244.2.2]}]");
         let text = ruleset(&frontends(&service(SPEC), &[&slice]));
         assert!(text.contains(
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn client_affinity_chooses_by_the_clients_address() {
+    fn client_affinity_hashes_the_clients_address() {
         let spec = SPEC.replace('{', "{sessionAffinity: ClientIP, ").replacen(
             "[{sessionAffinity: ClientIP, ",
             "[{",
@@ -197,29 +197,32 @@ mod tests {
     }
 
     #[test]
-    fn without_endpoints_a_connection_is_refused_at_once() {
+    fn without_endpoints_a_connection_is_refused() {
         let text = ruleset(&frontends(&service(SPEC), &[]));
         assert!(text.contains("without-endpoints ip daddr 10.96.0.2 tcp dport 80 reject"));
     }
 
     #[test]
-    fn the_terminating_serve_only_when_nobody_is_ready() {
-        let leaving = "{addresses: [10.244.1.9], conditions: {ready: false, serving: true, terminating: true}}";
+    fn terminating_endpoints_serve_only_without_ready_ones() {
+        let terminating = "{addresses: [10.244.1.9], conditions: {ready: false, serving: true, terminating: true}}";
         let starting = "{addresses: [10.244.1.8], conditions: {ready: false, serving: false}}";
-        let alone = slice(&format!("[{leaving}, {starting}]"));
-        let with_ready = slice(&format!("[{leaving}, {{addresses: [10.244.1.2]}}]"));
+        let without_ready = slice(&format!("[{terminating}, {starting}]"));
+        let with_ready = slice(&format!("[{terminating}, {{addresses: [10.244.1.2]}}]"));
         let backends = |slice| frontends(&service(SPEC), &[slice])[0].backends.clone();
-        assert_eq!(backends(&alone), ["10.244.1.9:8080".parse().unwrap()]);
+        assert_eq!(
+            backends(&without_ready),
+            ["10.244.1.9:8080".parse().unwrap()]
+        );
         assert_eq!(backends(&with_ready), ["10.244.1.2:8080".parse().unwrap()]);
     }
 
     #[test]
-    fn v6_addresses_are_written_with_brackets_where_a_port_follows() {
+    fn ipv6_address_with_port_has_brackets() {
         let frontend = Frontend {
             address: "[fd00::1]:80".parse().unwrap(),
             protocol: "tcp",
             backends: vec!["[fd00::2]:8080".parse().unwrap()],
-            sticky: false,
+            is_sticky: false,
         };
         let text = ruleset(&[frontend]);
         assert!(text.contains("ip6 daddr fd00::1 tcp dport 80 dnat ip6 to [fd00::2]:8080"));

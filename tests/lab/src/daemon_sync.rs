@@ -1,7 +1,7 @@
-//! Whether a daemon has taken in what the lab has written for it.
+//! Compares a daemon's configuration dump with the state of the lab.
 //!
-//! Files reach a daemon by a notification and a pause in which it gathers more of them: a test that
-//! connects the moment a pod is ready would meet yesterday's model.
+//! A daemon reads the lab's files after a change notification and a debounce. Until then it works
+//! with the previous state, so a test that connects as soon as a pod is ready can hit that state.
 
 use std::collections::BTreeSet;
 
@@ -9,26 +9,26 @@ use serde_json::Value;
 
 use crate::protocol::{PodStatus, ServiceStatus, Status};
 
-/// What the daemon's configuration dump lacks of the lab's state, or has too much; `None` when they
-/// agree on every pod and on every service's endpoints.
-pub(crate) fn lacking(dump: &Value, status: &Status) -> Option<String> {
-    let pods = status.pods.iter().filter(|pod| own_network(pod, status));
-    let pods = pods.filter_map(|pod| lacking_pod(dump, pod));
+/// The first difference between the daemon's configuration dump and the lab's status; `None` when
+/// they agree on every ready pod and on every service's endpoints.
+pub(crate) fn first_difference(dump: &Value, status: &Status) -> Option<String> {
+    let pods = status.pods.iter().filter(|pod| has_own_netns(pod, status));
+    let pods = pods.filter_map(|pod| pod_difference(dump, pod));
     let services = status
         .services
         .iter()
-        .filter_map(|service| lacking_service(dump, status, service));
+        .filter_map(|service| service_difference(dump, status, service));
     pods.chain(services).next()
 }
 
-/// A pod on the host's network has no identity of its own, and is no workload to a mesh.
-fn own_network(pod: &PodStatus, status: &Status) -> bool {
+/// A host-network pod has no identity of its own and is not a workload of the mesh.
+fn has_own_netns(pod: &PodStatus, status: &Status) -> bool {
     status.nodes.iter().all(|node| node.netns != pod.netns)
 }
 
-fn lacking_pod(dump: &Value, pod: &PodStatus) -> Option<String> {
+fn pod_difference(dump: &Value, pod: &PodStatus) -> Option<String> {
     if !pod.ready || pod.phase != "Running" {
-        // Not being ready is what a daemon takes anything for that it does not know.
+        // A daemon that has not read the pod and one that has both treat it as not ready.
         return None;
     }
     let name = format!("pod {}/{}", pod.namespace, pod.name);
@@ -38,25 +38,25 @@ fn lacking_pod(dump: &Value, pod: &PodStatus) -> Option<String> {
         return Some(format!("{name} is unknown"));
     };
     let protocol = if pod.meshed { "HBONE" } else { "TCP" };
-    for (field, wanted) in [("status", "Healthy"), ("protocol", protocol)] {
+    for (field, expected) in [("status", "Healthy"), ("protocol", protocol)] {
         let found = workload
             .get(field)
             .and_then(Value::as_str)
             .unwrap_or_default();
-        if found != wanted {
-            return Some(format!("{name} has {field} {found}, not yet {wanted}"));
+        if found != expected {
+            return Some(format!("{name} has {field} {found}, not yet {expected}"));
         }
     }
     None
 }
 
-fn lacking_service(dump: &Value, status: &Status, service: &ServiceStatus) -> Option<String> {
+fn service_difference(dump: &Value, status: &Status, service: &ServiceStatus) -> Option<String> {
     let name = format!("service {}/{}", service.namespace, service.name);
-    let same = |found: &&Value| {
+    let is_service = |found: &&Value| {
         let text = |field: &str| found.get(field).and_then(Value::as_str);
         text("namespace") == Some(&service.namespace) && text("name") == Some(&service.name)
     };
-    let Some(found) = list(dump, "services").find(same) else {
+    let Some(found) = list(dump, "services").find(is_service) else {
         return Some(format!("{name} is unknown"));
     };
     let endpoints = found.get("endpoints").and_then(Value::as_object);
@@ -73,11 +73,11 @@ fn lacking_service(dump: &Value, status: &Status, service: &ServiceStatus) -> Op
     {
         return Some(format!("{name} has no endpoint {ip} yet"));
     }
-    let mut uids = endpoints
+    let mut pod_uids = endpoints
         .iter()
         .filter_map(|endpoint| kube_uid(endpoint, "workloadUid"));
-    let gone = uids.find(|uid| status.pods.iter().all(|pod| pod.uid != *uid));
-    gone.map(|uid| format!("{name} still has the endpoint of {uid}"))
+    let stale = pod_uids.find(|uid| status.pods.iter().all(|pod| pod.uid != *uid));
+    stale.map(|uid| format!("{name} still has the endpoint of {uid}"))
 }
 
 fn list<'a>(dump: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
@@ -128,16 +128,16 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_knows_everything_lacks_nothing() {
-        assert_eq!(lacking(&dump(), &status()), None);
+    fn equal_state_has_no_difference() {
+        assert_eq!(first_difference(&dump(), &status()), None);
     }
 
     #[test]
-    fn what_is_missing_or_old_is_named() {
+    fn missing_or_stale_objects_are_named() {
         let with = |pointer: &str, value: Value| {
             let mut dump = dump();
             *dump.pointer_mut(pointer).unwrap() = value;
-            lacking(&dump, &status()).unwrap()
+            first_difference(&dump, &status()).unwrap()
         };
         assert_eq!(with("/workloads", json!([])), "pod shop/web is unknown");
         assert!(with("/workloads/0/status", json!("Unhealthy")).contains("not yet Healthy"));
@@ -147,12 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_of_a_pod_that_is_gone_is_too_much() {
+    fn endpoint_of_a_deleted_pod_is_a_difference() {
         let mut status = status();
         status.pods.clear();
         status.services[0].endpoints.clear();
         assert_eq!(
-            lacking(&dump(), &status).unwrap(),
+            first_difference(&dump(), &status).unwrap(),
             "service shop/web still has the endpoint of u1"
         );
     }
