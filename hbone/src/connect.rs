@@ -8,22 +8,14 @@
 mod authority;
 mod baggage;
 mod forwarded;
+mod header_error;
 mod traceparent;
 
 pub use authority::Authority;
 pub use baggage::Baggage;
 pub use forwarded::Forwarded;
+pub use header_error::HeaderError;
 pub use traceparent::TraceParent;
-
-/// A header value that violates its grammar.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{header}: {problem}")]
-pub struct HeaderError {
-    /// Name of the header.
-    pub header: &'static str,
-    /// What is wrong with it. Never quotes the value, because an attacker may have chosen it.
-    pub problem: &'static str,
-}
 
 /// The headers of a CONNECT request.
 #[derive(Debug, Clone, PartialEq, Eq)]

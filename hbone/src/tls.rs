@@ -31,10 +31,7 @@ pub use svid::SvidError;
 pub(crate) use verify::{VerifiedPeer, require_alpn};
 
 use svid::spiffe_id;
-use verify::{SpiffeClientVerifier, SpiffeServerVerifier};
-
-/// The only protocol inside the tunnel.
-const ALPN: &[u8] = b"h2";
+use verify::{ALPN, SpiffeClientVerifier, SpiffeServerVerifier};
 
 /// A certificate, its key and the trust bundle.
 ///

@@ -235,8 +235,8 @@ impl Target {
             never.clone(),
             never.clone(),
         );
-        let (end, ()) = tokio::join!(serve, client(near.unwrap()));
-        let text = format!("{end:?}");
+        let (summary, ()) = tokio::join!(serve, client(near.unwrap()));
+        let text = format!("{summary:?}");
         assert!(text.len() < 4096, "the summary is too long: {text}");
     }
 }

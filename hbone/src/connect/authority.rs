@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use super::HeaderError;
+use super::header_error::HeaderError;
 
 /// The target of a CONNECT: `10.0.0.1:80`, `[2001:db8::1]:80` or `name.ns.svc:80`.
 ///

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
-use super::{Authority, HeaderError};
+use super::authority::Authority;
+use super::header_error::HeaderError;
 
 /// The original client, in the `forwarded` header of RFC 7239 as Istio writes it: `for="10.0.0.1:4711";host=svc`.
 ///

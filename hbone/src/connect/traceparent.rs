@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::HeaderError;
+use super::header_error::HeaderError;
 
 /// W3C trace context, version 00: a trace id and the id of the calling span.
 ///

@@ -17,7 +17,7 @@
 //! | the pool is dropped, or its deadline to close has passed | at once | failed |
 //! | the connection breaks | at once | failed |
 //!
-//! Rules of an accepted tunnel, applied by [`super::serve`]: its age (`ServeConfig::max_age`, plus jitter of up to 10 %)
+//! Rules of an accepted tunnel, applied by [`mod@super::serve`]: its age (`ServeConfig::max_age`, plus jitter of up to 10 %)
 //! and `drain` send GOAWAY, which asks the peer to retire it; silence, revocation and `abort` fail it as above. It has no
 //! idle timeout, because its client has one.
 

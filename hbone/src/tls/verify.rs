@@ -26,11 +26,13 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use spiffe::SpiffeId;
 
-use super::ALPN;
 use super::revocation::{PeerCertSerials, Revocations};
 use super::svid::spiffe_id;
 use crate::error::Error;
 use crate::reason::Reason;
+
+/// The only protocol inside the tunnel.
+pub(super) const ALPN: &[u8] = b"h2";
 
 /// The peer of a connection whose TLS handshake is done.
 pub(crate) struct VerifiedPeer {

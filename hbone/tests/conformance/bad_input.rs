@@ -19,14 +19,17 @@ pub async fn plain_http_and_garbage_are_rejected_with_a_reason<E: Engine>() {
     ] {
         let mut client = TcpStream::connect(fixture.key.address).await.unwrap();
         client.write_all(bytes).await.unwrap();
-        let end = fixture.serve_summaries.recv().await.unwrap();
-        assert_eq!((end.outcome, end.peer), (ServeOutcome::Failed, None));
-        assert_eq!(end.error.unwrap().reason(), Reason::NotHbone);
+        let summary = fixture.serve_summaries.recv().await.unwrap();
+        assert_eq!(
+            (summary.outcome, summary.peer),
+            (ServeOutcome::Failed, None)
+        );
+        assert_eq!(summary.error.unwrap().reason(), Reason::NotHbone);
     }
     let silent = TcpStream::connect(fixture.key.address).await.unwrap();
     drop(silent);
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!(end.error.unwrap().reason(), Reason::TlsHandshakeFailed);
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(summary.error.unwrap().reason(), Reason::TlsHandshakeFailed);
     assert_relays(&mut fixture.connect().await, b"x").await;
 }
 
@@ -37,8 +40,8 @@ pub async fn garbage_after_tls_is_rejected_with_a_reason<E: Engine>() {
             .await
             .unwrap();
         let _refused = tls.write_all(bytes).await;
-        let end = fixture.serve_summaries.recv().await.unwrap();
-        assert_eq!(end.error.unwrap().reason(), Reason::H2HandshakeFailed);
+        let summary = fixture.serve_summaries.recv().await.unwrap();
+        assert_eq!(summary.error.unwrap().reason(), Reason::H2HandshakeFailed);
     }
     let mut tls = raw::tls(raw::valid_client(), fixture.key.address)
         .await
@@ -47,8 +50,8 @@ pub async fn garbage_after_tls_is_rejected_with_a_reason<E: Engine>() {
         .await
         .unwrap();
     let _refused = tls.write_all(&[0xff; 65536]).await;
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!(end.error.unwrap().reason(), Reason::ProtocolError);
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(summary.error.unwrap().reason(), Reason::ProtocolError);
     assert_relays(&mut fixture.connect().await, b"x").await;
 }
 
@@ -109,7 +112,10 @@ pub async fn tunnel_that_is_not_accepted_is_closed_without_streams<E: Engine>() 
         E::response(&mut stream).await
     };
     assert!(refused.await.is_err());
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!((end.outcome, end.streams), (ServeOutcome::Aborted, 0));
-    assert!(end.peer.is_some() && end.error.is_none());
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(
+        (summary.outcome, summary.streams),
+        (ServeOutcome::Aborted, 0)
+    );
+    assert!(summary.peer.is_some() && summary.error.is_none());
 }

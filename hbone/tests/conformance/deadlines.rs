@@ -108,9 +108,9 @@ pub async fn unanswered_request_fails_at_its_deadline<E: Engine>() {
     wait_until(|| fixture.service.pending.get() == 0).await;
     // A waiting relay has the same deadline.
     let (_downstream, relayed) = socket_pair().await;
-    let end = E::relay(fixture.open().await.unwrap(), relayed, RelayOpts::default()).await;
-    let RelayOutcome::Failed(error) = end.outcome else {
-        panic!("{end:?}")
+    let summary = E::relay(fixture.open().await.unwrap(), relayed, RelayOpts::default()).await;
+    let RelayOutcome::Failed(error) = summary.outcome else {
+        panic!("{summary:?}")
     };
     assert_eq!(error.reason(), Reason::ConnectResponseTimeout);
 }
@@ -129,9 +129,9 @@ pub async fn silent_client_fails_at_the_tls_deadline<E: Engine>() {
     let mut client = TcpStream::connect(fixture.key.address).await.unwrap();
     // The first bytes of a ClientHello.
     client.write_all(b"\x16\x03\x01\x02\0").await.unwrap();
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!(end.error.unwrap().reason(), Reason::TlsHandshakeTimeout);
-    assert_eq!(end.peer, None);
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(summary.error.unwrap().reason(), Reason::TlsHandshakeTimeout);
+    assert_eq!(summary.peer, None);
 }
 
 pub async fn client_without_preface_fails_at_the_h2_deadline<E: Engine>() {
@@ -139,7 +139,7 @@ pub async fn client_without_preface_fails_at_the_h2_deadline<E: Engine>() {
     let _silent = raw::tls(raw::valid_client(), fixture.key.address)
         .await
         .unwrap();
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!(end.error.unwrap().reason(), Reason::H2HandshakeTimeout);
-    assert!(end.peer.is_some());
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(summary.error.unwrap().reason(), Reason::H2HandshakeTimeout);
+    assert!(summary.peer.is_some());
 }

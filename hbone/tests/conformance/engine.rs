@@ -39,10 +39,10 @@ pub trait Engine: 'static {
     async fn relay(stream: Self::Stream, downstream: TcpStream, opts: RelayOpts) -> RelaySummary;
     fn into_io(stream: Self::Stream) -> Box<dyn Duplex>;
 
-    async fn serve<C: TunnelService + 'static>(
-        transport: TcpStream,
+    async fn serve<S: TunnelService + 'static>(
+        tcp: TcpStream,
         tls: &ServerTls,
-        connect: Rc<C>,
+        service: Rc<S>,
         config: &ServeConfig,
         drain: CancellationToken,
         abort: CancellationToken,
@@ -109,14 +109,14 @@ impl Engine for H2 {
         Box::new(stream.into_io())
     }
 
-    async fn serve<C: TunnelService + 'static>(
-        transport: TcpStream,
+    async fn serve<S: TunnelService + 'static>(
+        tcp: TcpStream,
         tls: &ServerTls,
-        connect: Rc<C>,
+        service: Rc<S>,
         config: &ServeConfig,
         drain: CancellationToken,
         abort: CancellationToken,
     ) -> ServeSummary {
-        hbone::serve(transport, tls, connect, config, drain, abort).await
+        hbone::serve(tcp, tls, service, config, drain, abort).await
     }
 }

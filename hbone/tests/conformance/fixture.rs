@@ -31,11 +31,11 @@ pub fn run(scenario: impl Future<Output = ()>) {
         .enable_all()
         .build()
         .unwrap();
-    let limited = async {
-        let (done, overdue) = std::sync::mpsc::channel::<()>();
+    let with_timeout = async {
+        let (done, scenario_done) = std::sync::mpsc::channel::<()>();
         // On a separate thread, because a scenario may block the runtime or pause tokio's clock.
         let watchdog = std::thread::spawn(move || {
-            if overdue.recv_timeout(SCENARIO_TIMEOUT)
+            if scenario_done.recv_timeout(SCENARIO_TIMEOUT)
                 == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
             {
                 eprintln!("the scenario did not end within {SCENARIO_TIMEOUT:?}");
@@ -46,7 +46,7 @@ pub fn run(scenario: impl Future<Output = ()>) {
         drop(done);
         watchdog.join().unwrap();
     };
-    LocalSet::new().block_on(&runtime, limited);
+    LocalSet::new().block_on(&runtime, with_timeout);
 }
 
 /// Loopback sockets, with a count.
@@ -86,15 +86,14 @@ pub struct TestService {
     pub refused_streams: Cell<usize>,
     /// The result of `accept_tunnel`.
     pub accepts_tunnels: Cell<bool>,
-    /// SO_SNDBUF of the upstream sockets.
-    pub send_buffer: Cell<Option<u32>>,
     /// Requests whose decision is pending.
     pub pending: Rc<Cell<usize>>,
 }
 
-struct Pending(Rc<Cell<usize>>);
+/// Counts a pending decision until it is dropped.
+struct PendingGuard(Rc<Cell<usize>>);
 
-impl Drop for Pending {
+impl Drop for PendingGuard {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -106,7 +105,7 @@ impl TunnelService for TestService {
         let decision = decide(peer, &request)?;
         let Some(opts) = decision else {
             self.pending.set(self.pending.get() + 1);
-            let _pending = Pending(Rc::clone(&self.pending));
+            let _pending = PendingGuard(Rc::clone(&self.pending));
             return std::future::pending().await;
         };
         let Authority::Address(address) = request.authority else {
@@ -119,14 +118,14 @@ impl TunnelService for TestService {
             status: 503,
             reason: "connect_failed",
         })?;
-        let ends = self.upstream_summaries.clone();
+        let summaries = self.upstream_summaries.clone();
         Ok(Accepted {
             upstream,
             response: ConnectResponse {
                 baggage: request.baggage,
             },
             opts,
-            on_end: Box::new(move |end| drop(ends.send(end))),
+            on_end: Box::new(move |summary| drop(summaries.send(summary))),
         })
     }
 
@@ -158,8 +157,8 @@ pub struct Fixture<E: Engine> {
     pub connections: Rc<Cell<usize>>,
     pub upstream_summaries: mpsc::UnboundedReceiver<RelaySummary>,
     pub serve_summaries: mpsc::UnboundedReceiver<ServeSummary>,
-    listener: JoinHandle<()>,
-    listening: Option<Rc<TcpListener>>,
+    accept_task: JoinHandle<()>,
+    listener: Option<Rc<TcpListener>>,
     app: TcpListener,
 }
 
@@ -174,33 +173,33 @@ impl<E: Engine> Fixture<E> {
         config: PoolConfig,
         serve: ServeConfig,
     ) -> Self {
-        let listening = Rc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
-        let address = listening.local_addr().unwrap();
-        let (ends, upstream_summaries) = mpsc::unbounded_channel();
-        let (serve_end, serve_summaries) = mpsc::unbounded_channel();
+        let listener = Rc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let address = listener.local_addr().unwrap();
+        let (upstream_sender, upstream_summaries) = mpsc::unbounded_channel();
+        let (serve_sender, serve_summaries) = mpsc::unbounded_channel();
         let service = Rc::new(TestService {
             decide: RefCell::new(Rc::new(|_, _| Ok(Some(RelayOpts::default())))),
-            upstream_summaries: ends,
+            upstream_summaries: upstream_sender,
             bad_requests: RefCell::default(),
             refused_streams: Cell::new(0),
             accepts_tunnels: Cell::new(true),
-            send_buffer: Cell::new(None),
             pending: Rc::default(),
         });
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
         let connections = Rc::new(Cell::new(0));
         let tokens = (drain.clone(), abort.clone());
-        let (connect, count) = (Rc::clone(&service), Rc::clone(&connections));
-        let listens = Rc::clone(&listening);
-        let listener = spawn_local(async move {
+        let (test_service, count) = (Rc::clone(&service), Rc::clone(&connections));
+        let accepting = Rc::clone(&listener);
+        let accept_task = spawn_local(async move {
             loop {
-                let (transport, _) = listens.accept().await.unwrap();
+                let (tcp, _) = accepting.accept().await.unwrap();
                 count.set(count.get() + 1);
-                let (server, serve, connect) = (server.clone(), serve.clone(), Rc::clone(&connect));
-                let ((drain, abort), serve_end) = (tokens.clone(), serve_end.clone());
+                let (server, serve, service) =
+                    (server.clone(), serve.clone(), Rc::clone(&test_service));
+                let ((drain, abort), summaries) = (tokens.clone(), serve_sender.clone());
                 spawn_local(async move {
-                    let end = E::serve(transport, &server, connect, &serve, drain, abort).await;
-                    drop(serve_end.send(end));
+                    let summary = E::serve(tcp, &server, service, &serve, drain, abort).await;
+                    drop(summaries.send(summary));
                 });
             }
         });
@@ -220,8 +219,8 @@ impl<E: Engine> Fixture<E> {
             connections,
             upstream_summaries,
             serve_summaries,
-            listener,
-            listening: Some(listening),
+            accept_task,
+            listener: Some(listener),
             app: TcpListener::bind("127.0.0.1:0").await.unwrap(),
         }
     }
@@ -241,13 +240,12 @@ impl<E: Engine> Fixture<E> {
         .await
     }
 
-    /// Uses small kernel buffers between the server and its application, so that they fill up soon.
+    /// Uses a small receive buffer for the application behind the server, so that it fills up soon.
     pub async fn with_small_upstream_buffers(mut self) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         self.app = socket.listen(16).unwrap();
-        self.service.send_buffer.set(Some(4096));
         self
     }
 
@@ -255,9 +253,9 @@ impl<E: Engine> Fixture<E> {
     pub fn with_small_tunnel_buffers(self) -> Self {
         const SMALL: u32 = 32 * 1024;
         self.sockets.buffers.set(Some(SMALL));
-        let listening = SockRef::from(&**self.listening.as_ref().unwrap());
-        listening.set_send_buffer_size(SMALL as usize).unwrap();
-        listening.set_recv_buffer_size(SMALL as usize).unwrap();
+        let listener = SockRef::from(&**self.listener.as_ref().unwrap());
+        listener.set_send_buffer_size(SMALL as usize).unwrap();
+        listener.set_recv_buffer_size(SMALL as usize).unwrap();
         self
     }
 
@@ -268,9 +266,9 @@ impl<E: Engine> Fixture<E> {
 
     /// Closes the server's listener.
     pub async fn stop_listening(&mut self) {
-        self.listener.abort();
-        self.listening = None;
-        let _cancelled = (&mut self.listener).await;
+        self.accept_task.abort();
+        self.listener = None;
+        let _cancelled = (&mut self.accept_task).await;
     }
 }
 

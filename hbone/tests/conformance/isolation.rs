@@ -249,10 +249,10 @@ pub async fn streams_reset_under_load_do_not_affect_other_streams<E: Engine>() {
         let _written = c.downstream.try_write(&data);
         tokio::task::yield_now().await;
         reset(c.upstream);
-        let end = c.relay.await.unwrap();
+        let summary = c.relay.await.unwrap();
         assert!(
-            matches!(end.outcome, RelayOutcome::Reset { by: Side::Upstream }),
-            "{end:?}"
+            matches!(summary.outcome, RelayOutcome::Reset { by: Side::Upstream }),
+            "{summary:?}"
         );
     }
     assert_relays(&mut neighbour, b"during").await;

@@ -25,9 +25,9 @@ pub async fn unresponsive_peer_fails_the_tunnel<E: Engine>() {
     let mut c = fixture.connect().await;
     assert_relays(&mut c, b"x").await;
     blackhole.discard_all();
-    let end = c.relay.await.unwrap();
-    let RelayOutcome::Failed(error) = end.outcome else {
-        panic!("{end:?}")
+    let summary = c.relay.await.unwrap();
+    let RelayOutcome::Failed(error) = summary.outcome else {
+        panic!("{summary:?}")
     };
     assert_eq!(error.reason(), Reason::PingTimeout);
     assert_eq!(error.peer(), Some(fixture.key.address));
@@ -101,8 +101,11 @@ pub async fn pings_do_not_block_bulk_transfer_in_both_directions<E: Engine>() {
         relays.push(c.relay);
     }
     for relay in relays {
-        let end = relay.await.unwrap();
-        assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
+        let summary = relay.await.unwrap();
+        assert!(
+            matches!(summary.outcome, RelayOutcome::Closed),
+            "{summary:?}"
+        );
     }
     sides.join_all().await;
     assert_eq!(fixture.connections.get(), 1, "all streams use one tunnel");

@@ -183,15 +183,18 @@ pub async fn broken_tunnel_resets_its_applications<E: Engine>() {
     wire.abort();
     assert_receives_reset(&mut c.downstream).await;
     assert_receives_reset(&mut c.upstream).await;
-    let end = c.relay.await.unwrap();
-    let RelayOutcome::Failed(error) = end.outcome else {
-        panic!("{end:?}")
+    let summary = c.relay.await.unwrap();
+    let RelayOutcome::Failed(error) = summary.outcome else {
+        panic!("{summary:?}")
     };
     assert_eq!(error.reason(), Reason::TunnelClosed);
-    let end = fixture.upstream_summaries.recv().await.unwrap();
-    assert!(matches!(end.outcome, RelayOutcome::Failed(_)), "{end:?}");
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!(end.error.unwrap().reason(), Reason::TunnelClosed);
+    let summary = fixture.upstream_summaries.recv().await.unwrap();
+    assert!(
+        matches!(summary.outcome, RelayOutcome::Failed(_)),
+        "{summary:?}"
+    );
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(summary.error.unwrap().reason(), Reason::TunnelClosed);
     wait_until(|| E::usable_tunnels(&fixture.pool) == 0).await;
 }
 
@@ -206,9 +209,9 @@ pub async fn aborted_server_resets_its_applications<E: Engine>() {
         c.relay.await.unwrap().outcome,
         RelayOutcome::Failed(_)
     ));
-    let end = fixture.upstream_summaries.recv().await.unwrap();
-    let RelayOutcome::Failed(error) = end.outcome else {
-        panic!("{end:?}")
+    let summary = fixture.upstream_summaries.recv().await.unwrap();
+    let RelayOutcome::Failed(error) = summary.outcome else {
+        panic!("{summary:?}")
     };
     assert_eq!(error.reason(), Reason::Stopped);
     assert_eq!(
@@ -246,9 +249,9 @@ pub async fn closing_pool_resets_streams_at_its_deadline<E: Engine>() {
     E::close(&fixture.pool, Instant::now() + Duration::from_millis(50)).await;
     assert_receives_reset(&mut c.downstream).await;
     assert_receives_reset(&mut c.upstream).await;
-    let end = c.relay.await.unwrap();
-    let RelayOutcome::Failed(error) = end.outcome else {
-        panic!("{end:?}")
+    let summary = c.relay.await.unwrap();
+    let RelayOutcome::Failed(error) = summary.outcome else {
+        panic!("{summary:?}")
     };
     assert_eq!(error.reason(), Reason::Stopped);
 }

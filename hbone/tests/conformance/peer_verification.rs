@@ -32,9 +32,12 @@ async fn fixture_with<E: Engine>(client: ClientTls, server: ServerTls) -> Fixtur
 async fn failure_reasons<E: Engine>(mut fixture: Fixture<E>) -> (Reason, Reason) {
     let error = fixture.open().await.err().unwrap();
     assert_eq!(error.peer(), Some(fixture.key.address));
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!((end.outcome, end.streams), (ServeOutcome::Failed, 0));
-    (error.reason(), end.error.unwrap().reason())
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(
+        (summary.outcome, summary.streams),
+        (ServeOutcome::Failed, 0)
+    );
+    (error.reason(), summary.error.unwrap().reason())
 }
 
 /// The server's reason to reject a client that accepts any server.
@@ -44,9 +47,9 @@ async fn rejection_reason<E: Engine>(config: rustls::ClientConfig) -> Reason {
         // A TLS 1.3 client learns of the rejection only after its handshake.
         let _alert = tls.read_to_end(&mut Vec::new()).await;
     }
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!(end.outcome, ServeOutcome::Failed);
-    end.error.unwrap().reason()
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(summary.outcome, ServeOutcome::Failed);
+    summary.error.unwrap().reason()
 }
 
 pub async fn both_ends_report_the_peer_identity<E: Engine>() {
@@ -56,13 +59,13 @@ pub async fn both_ends_report_the_peer_identity<E: Engine>() {
     E::response(&mut stream).await.unwrap();
     drop((stream, fixture.upstream().await));
     fixture.drain.cancel();
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!(end.peer.unwrap().identity, id(CLIENT));
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(summary.peer.unwrap().identity, id(CLIENT));
     assert_eq!(
-        (end.outcome, end.streams),
+        (summary.outcome, summary.streams),
         (ServeOutcome::Drained, 1),
         "{:?}",
-        end.error
+        summary.error
     );
 }
 
@@ -293,8 +296,10 @@ pub async fn revocation_of_the_server_closes_its_open_tunnel<E: Engine>() {
     let mut c = fixture.connect().await;
     assert_relays(&mut c, b"before").await;
     credentials.revoke_server_at_client();
-    let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, RelayOutcome::Failed(e) if e.reason() == Reason::PeerRevoked));
+    let summary = c.relay.await.unwrap();
+    assert!(
+        matches!(summary.outcome, RelayOutcome::Failed(e) if e.reason() == Reason::PeerRevoked)
+    );
     assert_eq!(E::usable_tunnels(&fixture.pool), 0);
     assert_eq!(
         fixture.open().await.err().unwrap().reason(),
@@ -309,10 +314,12 @@ pub async fn revocation_of_the_client_closes_its_open_tunnel<E: Engine>() {
     let mut c = fixture.connect().await;
     assert_relays(&mut c, b"before").await;
     credentials.revoke_client_at_server();
-    let end = fixture.upstream_summaries.recv().await.unwrap();
-    assert!(matches!(end.outcome, RelayOutcome::Failed(e) if e.reason() == Reason::PeerRevoked));
-    let end = fixture.serve_summaries.recv().await.unwrap();
-    assert_eq!(end.error.unwrap().reason(), Reason::PeerRevoked);
+    let summary = fixture.upstream_summaries.recv().await.unwrap();
+    assert!(
+        matches!(summary.outcome, RelayOutcome::Failed(e) if e.reason() == Reason::PeerRevoked)
+    );
+    let summary = fixture.serve_summaries.recv().await.unwrap();
+    assert_eq!(summary.error.unwrap().reason(), Reason::PeerRevoked);
     assert_receives_reset(&mut c.upstream).await;
     wait_until(|| E::usable_tunnels(&fixture.pool) == 0).await;
     assert_eq!(

@@ -15,7 +15,7 @@ fn concurrent_opens<E: Engine>(
     fixture: &Fixture<E>,
     n: usize,
 ) -> JoinSet<Result<E::Stream, hbone::Error>> {
-    let mut concurrent_opens = JoinSet::new();
+    let mut opens = JoinSet::new();
     for _ in 0..n {
         let (pool, key, tls) = (
             Rc::clone(&fixture.pool),
@@ -23,10 +23,9 @@ fn concurrent_opens<E: Engine>(
             fixture.tls.clone(),
         );
         let request = fixture.request();
-        concurrent_opens
-            .spawn_local(async move { E::open(&pool, &key, &[id(SERVER)], &tls, request).await });
+        opens.spawn_local(async move { E::open(&pool, &key, &[id(SERVER)], &tls, request).await });
     }
-    concurrent_opens
+    opens
 }
 
 pub async fn concurrent_opens_share_one_dial<E: Engine>() {

@@ -24,9 +24,9 @@ pub async fn rejection_reports_its_status_and_resets_the_application<E: Engine>(
     assert_eq!(error.reason(), Reason::ConnectRejected(401));
     assert!(!error.is_retryable());
     let (mut downstream, relayed) = socket_pair().await;
-    let end = E::relay(stream, relayed, RelayOpts::default()).await;
-    let RelayOutcome::Failed(error) = end.outcome else {
-        panic!("{end:?}")
+    let summary = E::relay(stream, relayed, RelayOpts::default()).await;
+    let RelayOutcome::Failed(error) = summary.outcome else {
+        panic!("{summary:?}")
     };
     assert_eq!(error.reason(), Reason::ConnectRejected(401));
     assert_receives_reset(&mut downstream).await;

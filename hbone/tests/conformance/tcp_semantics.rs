@@ -17,10 +17,10 @@ pub fn test_pattern(len: usize) -> Vec<u8> {
         .collect()
 }
 
-fn assert_reset(by: Side, end: &RelaySummary) {
+fn assert_reset(by: Side, summary: &RelaySummary) {
     assert!(
-        matches!(end.outcome, RelayOutcome::Reset { by: actual } if actual == by),
-        "{end:?}"
+        matches!(summary.outcome, RelayOutcome::Reset { by: actual } if actual == by),
+        "{summary:?}"
     );
 }
 
@@ -44,8 +44,8 @@ pub async fn assert_relays(c: &mut Connection, bytes: &[u8]) {
     assert_eq!(buffer, bytes);
 }
 
-pub async fn bytes_are_relayed_and_counted_in_both_directions<W: Path>() {
-    let fixture = W::new().await;
+pub async fn bytes_are_relayed_and_counted_in_both_directions<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     c.downstream.write_all(b"question").await.unwrap();
     let mut buffer = [0; 8];
@@ -56,14 +56,17 @@ pub async fn bytes_are_relayed_and_counted_in_both_directions<W: Path>() {
     let counted = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     wait_until(|| (counted(&c.counters.sent), counted(&c.counters.received)) == (8, 2)).await;
     drop((c.downstream, c.upstream));
-    let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
-    assert_eq!((end.sent, end.received), (8, 2));
+    let summary = c.relay.await.unwrap();
+    assert!(
+        matches!(summary.outcome, RelayOutcome::Closed),
+        "{summary:?}"
+    );
+    assert_eq!((summary.sent, summary.received), (8, 2));
 }
 
-pub async fn bulk_data_is_unchanged_in_both_directions_at_once<W: Path>() {
+pub async fn bulk_data_is_unchanged_in_both_directions_at_once<P: Path>() {
     const BULK_BYTES: usize = 24 * 1024 * 1024;
-    let fixture = W::new().await;
+    let fixture = P::new().await;
     let c = fixture.connect().await;
     let data = test_pattern(BULK_BYTES);
     let through = async |socket: TcpStream| {
@@ -78,16 +81,19 @@ pub async fn bulk_data_is_unchanged_in_both_directions_at_once<W: Path>() {
         assert!(got == data, "the received bytes differ");
     };
     tokio::join!(through(c.downstream), through(c.upstream));
-    let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
+    let summary = c.relay.await.unwrap();
+    assert!(
+        matches!(summary.outcome, RelayOutcome::Closed),
+        "{summary:?}"
+    );
     assert_eq!(
-        (end.sent, end.received),
+        (summary.sent, summary.received),
         (BULK_BYTES as u64, BULK_BYTES as u64)
     );
 }
 
-pub async fn server_can_send_first<W: Path>() {
-    let fixture = W::new().await;
+pub async fn server_can_send_first<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     c.upstream.write_all(b"220 ready").await.unwrap();
     let mut greeting = [0; 9];
@@ -95,20 +101,26 @@ pub async fn server_can_send_first<W: Path>() {
     assert_eq!(&greeting, b"220 ready");
 }
 
-pub async fn downstream_fin_is_relayed_and_upstream_can_still_send<W: Path>() {
-    let fixture = W::new().await;
+pub async fn downstream_fin_is_relayed_and_upstream_can_still_send<P: Path>() {
+    let fixture = P::new().await;
     let c = fixture.connect().await;
     assert_half_close(c.downstream, c.upstream).await;
-    let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
+    let summary = c.relay.await.unwrap();
+    assert!(
+        matches!(summary.outcome, RelayOutcome::Closed),
+        "{summary:?}"
+    );
 }
 
-pub async fn upstream_fin_is_relayed_and_downstream_can_still_send<W: Path>() {
-    let fixture = W::new().await;
+pub async fn upstream_fin_is_relayed_and_downstream_can_still_send<P: Path>() {
+    let fixture = P::new().await;
     let c = fixture.connect().await;
     assert_half_close(c.upstream, c.downstream).await;
-    let end = c.relay.await.unwrap();
-    assert!(matches!(end.outcome, RelayOutcome::Closed), "{end:?}");
+    let summary = c.relay.await.unwrap();
+    assert!(
+        matches!(summary.outcome, RelayOutcome::Closed),
+        "{summary:?}"
+    );
 }
 
 /// `first` sends FIN; `second` receives it and sends bulk data afterwards.
@@ -130,8 +142,8 @@ async fn assert_half_close(mut first: TcpStream, mut second: TcpStream) {
     assert!(got == data, "the received bytes differ");
 }
 
-pub async fn downstream_reset_resets_upstream<W: Path>() {
-    let fixture = W::new().await;
+pub async fn downstream_reset_resets_upstream<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     assert_relays(&mut c, b"x").await;
     reset(c.downstream);
@@ -139,8 +151,8 @@ pub async fn downstream_reset_resets_upstream<W: Path>() {
     assert_reset(Side::Downstream, &c.relay.await.unwrap());
 }
 
-pub async fn upstream_reset_resets_downstream<W: Path>() {
-    let fixture = W::new().await;
+pub async fn upstream_reset_resets_downstream<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     assert_relays(&mut c, b"x").await;
     reset(c.upstream);
@@ -148,8 +160,8 @@ pub async fn upstream_reset_resets_downstream<W: Path>() {
     assert_reset(Side::Upstream, &c.relay.await.unwrap());
 }
 
-pub async fn bytes_sent_before_a_reset_are_delivered<W: Path>() {
-    let fixture = W::new().await;
+pub async fn bytes_sent_before_a_reset_are_delivered<P: Path>() {
+    let fixture = P::new().await;
     for from_upstream in [true, false] {
         let mut c = fixture.connect().await;
         assert_relays(&mut c, b"x").await;
@@ -166,8 +178,8 @@ pub async fn bytes_sent_before_a_reset_are_delivered<W: Path>() {
     }
 }
 
-pub async fn response_of_a_server_that_closes_with_unread_bytes_is_delivered<W: Path>() {
-    let fixture = W::new().await;
+pub async fn response_of_a_server_that_closes_with_unread_bytes_is_delivered<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     let upload = test_pattern(1024 * 1024);
     let mut started = [0; 1];
@@ -185,8 +197,8 @@ pub async fn response_of_a_server_that_closes_with_unread_bytes_is_delivered<W: 
     assert_receives_reset(&mut c.downstream).await;
 }
 
-pub async fn reset_is_detected_while_the_reader_stalls<W: Path>() {
-    let fixture = W::new().await;
+pub async fn reset_is_detected_while_the_reader_stalls<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     let written = fill_buffers(&mut c).await;
     assert!(written > 0);
@@ -195,8 +207,8 @@ pub async fn reset_is_detected_while_the_reader_stalls<W: Path>() {
     assert_receives_reset(&mut c.upstream).await;
 }
 
-pub async fn downstream_reset_after_fin_is_detected<W: Path>() {
-    let fixture = W::new().await;
+pub async fn downstream_reset_after_fin_is_detected<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     c.downstream.shutdown().await.unwrap();
     assert_eq!(c.upstream.read(&mut [0; 1]).await.unwrap(), 0);
@@ -206,8 +218,8 @@ pub async fn downstream_reset_after_fin_is_detected<W: Path>() {
     wait_until(|| c.upstream.take_error().unwrap().is_some()).await;
 }
 
-pub async fn upstream_reset_after_fin_is_detected<W: Path>() {
-    let fixture = W::new().await;
+pub async fn upstream_reset_after_fin_is_detected<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     c.upstream.shutdown().await.unwrap();
     assert_eq!(c.downstream.read(&mut [0; 1]).await.unwrap(), 0);
@@ -216,8 +228,8 @@ pub async fn upstream_reset_after_fin_is_detected<W: Path>() {
     wait_until(|| c.downstream.take_error().unwrap().is_some()).await;
 }
 
-pub async fn stalled_reader_blocks_its_writer_and_loses_no_bytes<W: Path>() {
-    let fixture = W::new().await;
+pub async fn stalled_reader_blocks_its_writer_and_loses_no_bytes<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     let written = fill_buffers(&mut c).await;
     // The stream's window, and the buffers of five sockets.
@@ -232,8 +244,8 @@ pub async fn stalled_reader_blocks_its_writer_and_loses_no_bytes<W: Path>() {
     assert!(got == test_pattern(written), "the received bytes differ");
 }
 
-pub async fn stop_resets_both_sides_and_reports_its_reason<W: Path>() {
-    let fixture = W::new().await;
+pub async fn stop_resets_both_sides_and_reports_its_reason<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     assert_relays(&mut c, b"x").await;
     let stop = c.stop.clone();
@@ -242,20 +254,20 @@ pub async fn stop_resets_both_sides_and_reports_its_reason<W: Path>() {
         .unwrap();
     assert_receives_reset(&mut c.downstream).await;
     assert_receives_reset(&mut c.upstream).await;
-    let end = c.relay.await.unwrap();
+    let summary = c.relay.await.unwrap();
     assert!(
         matches!(
-            end.outcome,
+            summary.outcome,
             RelayOutcome::Stopped {
                 reason: "policy_changed"
             }
         ),
-        "{end:?}"
+        "{summary:?}"
     );
 }
 
-pub async fn dropped_relay_resets_both_sides<W: Path>() {
-    let fixture = W::new().await;
+pub async fn dropped_relay_resets_both_sides<P: Path>() {
+    let fixture = P::new().await;
     let mut c = fixture.connect().await;
     assert_relays(&mut c, b"x").await;
     c.relay.abort();
@@ -263,8 +275,8 @@ pub async fn dropped_relay_resets_both_sides<W: Path>() {
     assert_receives_reset(&mut c.upstream).await;
 }
 
-pub async fn prefix_is_sent_first_and_not_counted<W: Path>() {
-    let fixture = W::new().await;
+pub async fn prefix_is_sent_first_and_not_counted<P: Path>() {
+    let fixture = P::new().await;
     let opts = RelayOpts {
         prefix: b"PROXY ".to_vec(),
         ..RelayOpts::default()
