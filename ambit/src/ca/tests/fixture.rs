@@ -47,7 +47,7 @@ pub(super) struct Fixture {
     clock_offset: Arc<AtomicU64>,
 }
 
-/// The arguments of one call. The defaults are valid.
+/// The arguments of one call. By default it has no token, requests no identity, and has a new key.
 #[derive(Default)]
 pub(super) struct Call<'a> {
     pub(super) token: Option<&'a str>,
