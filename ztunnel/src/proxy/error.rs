@@ -25,7 +25,7 @@ pub(crate) enum Error {
     ConnectionLimit,
     #[error("the handshake was evicted: too many tunnels to the pod are in their handshakes")]
     HandshakeLimit,
-    #[error("no usable endpoint for {destination}")]
+    #[error("{destination} has no usable endpoint")]
     NoEndpoint {
         destination: String,
         code: &'static str,
@@ -34,7 +34,7 @@ pub(crate) enum Error {
     Identity(#[from] IdentityError),
     #[error("the tunnel failed")]
     Tunnel(#[source] hbone::Error),
-    #[error("cannot make a socket in the pod's network namespace")]
+    #[error("cannot create a socket in the pod's network namespace")]
     Socket(#[source] io::Error),
     #[error("cannot connect to {to}")]
     Dial {
@@ -44,9 +44,9 @@ pub(crate) enum Error {
     },
     #[error("{to} did not respond in time")]
     DialTimeout { to: SocketAddr },
-    #[error("{authority} is not this pod")]
+    #[error("{authority} is not an address of this pod")]
     NotThisPod { authority: String },
-    #[error("the peer is of the trust domain {0}, not of this mesh")]
+    #[error("the peer's trust domain {0} is not this mesh's")]
     ForeignTrustDomain(String),
     #[error("denied by {0}")]
     Denied(Denial),

@@ -254,7 +254,7 @@ impl Tunnel {
         Ok((upstream, response))
     }
 
-    /// Looks up both ends of a CONNECT in the current model: the target in this pod, and this pod's
+    /// Looks up both sides of a CONNECT in the current model: the target in this pod, and this pod's
     /// baggage for the response. Holds the model for no longer than this.
     fn resolve(
         &self,

@@ -196,9 +196,9 @@ fn retry_after(error: &Error, endpoint: Option<(EndpointKey, bool)>) -> Option<R
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RetryOptions {
     /// There is no other endpoint: the response need not be awaited.
-    None,
+    NoAlternative,
     /// There is another endpoint, and an attempt is left.
-    Left,
+    AlternativeLeft,
     /// All endpoints, or the maximum of them, were tried: the last attempt has the full timeout.
     Exhausted,
 }
@@ -213,8 +213,8 @@ impl RetryOptions {
             _ => 0,
         };
         match endpoints {
-            0 | 1 => Self::None,
-            n if !is_last && tried.len() + 1 < n => Self::Left,
+            0 | 1 => Self::NoAlternative,
+            n if !is_last && tried.len() + 1 < n => Self::AlternativeLeft,
             _ => Self::Exhausted,
         }
     }
@@ -241,8 +241,9 @@ async fn attempt(
             tracker.set_target(Some(workload.clone()), service.clone());
             tracker.set_destination(tunnel, Some(Authority::from(target)));
             tracker.attach_lease(lease);
-            let ends = (&*source, &*workload, service.as_deref());
-            let mut stream = open_stream(pod, ends, target, tunnel, peer).await?;
+            let service = service.as_deref();
+            let opened = open_stream(pod, &source, &workload, service, target, tunnel, peer);
+            let mut stream = opened.await?;
             let has_response = await_response(&mut stream, options).await?;
             Ok(Upstream::Tunnel {
                 stream,
@@ -282,7 +283,9 @@ async fn attempt(
 /// instead.
 async fn open_stream(
     pod: &PodContext,
-    (source, workload, service): (&Workload, &Workload, Option<&Service>),
+    source: &Workload,
+    workload: &Workload,
+    service: Option<&Service>,
     target: SocketAddr,
     tunnel: SocketAddr,
     peer: SocketAddr,
@@ -318,8 +321,8 @@ async fn open_stream(
 /// trip. Returns whether the response was awaited.
 async fn await_response(stream: &mut Stream, options: RetryOptions) -> Result<bool, Error> {
     match options {
-        RetryOptions::None => return Ok(false),
-        RetryOptions::Left => stream.response_within(ATTEMPT_TIMEOUT).await,
+        RetryOptions::NoAlternative => return Ok(false),
+        RetryOptions::AlternativeLeft => stream.response_within(ATTEMPT_TIMEOUT).await,
         RetryOptions::Exhausted => stream.response().await,
     }
     .map(|_| true)

@@ -44,7 +44,7 @@ impl PodSockets {
     /// Connects to the pod's own application with `from` as the client address. Answers return to
     /// this socket by the pod's mark rules.
     ///
-    /// The socket has keepalive although both ends are in one kernel: conntrack expires an idle
+    /// The socket has keepalive although both sides are in one kernel: conntrack expires an idle
     /// connection, and with it the mark that routes the answers back.
     pub(super) async fn dial_from(&self, from: IpAddr, to: SocketAddr) -> Result<TcpStream, Error> {
         if from == to.ip() {
