@@ -16,8 +16,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::proxy::{PodContext, set_tcp_options};
 
 /// How long accepting pauses after the first of consecutive failures, and at most. Without file
-/// descriptors the connection stays in the backlog and `accept` fails again at once: without a pause
-/// the loop would take the core from the connections that could release a descriptor.
+/// descriptors the connection stays in the backlog and `accept` fails again at once: without a
+/// pause the loop would take the core from the connections that could release a descriptor.
 const MIN_PAUSE: Duration = Duration::from_millis(5);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
@@ -40,8 +40,8 @@ impl Listener {
     }
 }
 
-/// Serves each accepted connection in a task of its own until the pod is drained or aborted. Returns
-/// when the last connection has ended.
+/// Serves each accepted connection in a task of its own until the pod is drained or aborted.
+/// Returns when the last connection has ended.
 pub(super) async fn accept_loop<F, S>(listener: Listener, pod: Rc<PodContext>, serve: S)
 where
     F: Future<Output = ()> + 'static,
@@ -69,7 +69,8 @@ where
                 }
                 Err(error) => {
                     pod.telemetry().record_accept_failure(accept_code(&error));
-                    tracing::warn!(%error, pod = %pod.uid, ?pause, "cannot accept connections, pausing");
+                    let pod = &pod.uid;
+                    tracing::warn!(%error, %pod, ?pause, "cannot accept connections, pausing");
                     tokio::select! {
                         () = shutdown.drain.cancelled() => break,
                         () = shutdown.abort.cancelled() => break,

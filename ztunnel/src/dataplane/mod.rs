@@ -2,9 +2,10 @@
 //! and its own tunnels.
 //!
 //! Workers share only the store, the certificates and the counters, all of which are read without a
-//! lock. The control side sends them commands through bounded channels and waits for each reply with
-//! a deadline: a worker that does not reply is an error that names it, and never blocks the control
-//! side. A connection is accepted, served and ended on one thread; [`crate::proxy`] serves it.
+//! lock. The control side sends them commands through bounded channels and waits for each reply
+//! with a deadline: a worker that does not reply is an error that names it, and never blocks the
+//! control side. A connection is accepted, served and ended on one thread; [`crate::proxy`] serves
+//! it.
 
 mod listener;
 mod pods;

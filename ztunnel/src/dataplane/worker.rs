@@ -309,7 +309,8 @@ impl Worker {
 async fn all_alive(workers: Vec<mpsc::WeakSender<Command>>) -> bool {
     for worker in workers {
         let (reply, received) = oneshot::channel();
-        // Weak, so that the readiness port does not keep the workers of a dropped data plane running.
+        // Weak, so that the readiness port does not keep the workers of a dropped data plane
+        // running.
         let Some(worker) = worker.upgrade() else {
             return false;
         };

@@ -62,14 +62,14 @@ impl PodContext {
         is_same_identity.then_some(workload)
     }
 
-    /// Whether a trust domain is that of this pod's identity, or an alias of it. A root may sign for
-    /// several trust domains; identities of the others have no meaning in this mesh.
+    /// Whether a trust domain is that of this pod's identity, or an alias of it. A root may sign
+    /// for several trust domains; identities of the others have no meaning in this mesh.
     pub(super) fn same_trust_domain(&self, pod: &SpiffeId, peer: &TrustDomain) -> bool {
         pod.trust_domain() == peer || self.trust_domain_aliases().contains(peer)
     }
 
-    /// The identity, and the same identity in every alias of the trust domain. While a mesh migrates
-    /// to another trust domain, nodes use either name.
+    /// The identity, and the same identity in every alias of the trust domain. While a mesh
+    /// migrates to another trust domain, nodes use either name.
     pub(super) fn with_aliases(&self, identity: &SpiffeId) -> Vec<SpiffeId> {
         let aliases = self.trust_domain_aliases().iter();
         let renamed = aliases

@@ -1,9 +1,9 @@
 //! The open connections of one pod: what its limit counts, what a removal or a policy change stops,
 //! and what the config dump lists.
 //!
-//! A connection is registered before it is authorized, so that a policy that changes meanwhile finds
-//! it here. Each worker has its own shard, which only the worker and the infrequent readers on the
-//! control side lock.
+//! A connection is registered before it is authorized, so that a policy that changes meanwhile
+//! finds it here. Each worker has its own shard, which only the worker and the infrequent readers
+//! on the control side lock.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -88,8 +88,9 @@ impl ConnectionRegistry {
             .unwrap_or_default()
     }
 
-    /// Fills `batch`, up to its capacity, with connections of one worker that are newer than the key
-    /// `after`; 0 is older than the first. Returns the key to continue from; none if nothing is left.
+    /// Fills `batch`, up to its capacity, with connections of one worker that are newer than the
+    /// key `after`; 0 is older than the first. Returns the key to continue from; none if nothing is
+    /// left.
     pub(crate) fn next_batch(
         &self,
         worker: usize,
@@ -248,8 +249,8 @@ impl Connection {
             .filter(|_| self.stop.reason() == Some(Denial::CODE))
     }
 
-    /// Records that a dry-run policy would deny the connection. Returns whether that is new, so that
-    /// a connection counts once per policy regardless of how often it is checked.
+    /// Records that a dry-run policy would deny the connection. Returns whether that is new, so
+    /// that a connection counts once per policy regardless of how often it is checked.
     pub(crate) fn record_dry_run_denial(&self, policy: &Arc<str>) -> bool {
         // A single assignment, so a poisoned lock is safe to use.
         let mut last = self

@@ -156,7 +156,8 @@ pub(super) fn text_of(error: &hbone::Error) -> String {
     ErrorChain(error).to_string() + hint(error.reason())
 }
 
-/// The peer's daemon does not send the reason of a denial, so this names the place where it is logged.
+/// The peer's daemon does not send the reason of a denial, so this names the place where it is
+/// logged.
 fn hint(reason: Reason) -> &'static str {
     match reason {
         Reason::ConnectRejected(401 | 403) => {
@@ -169,8 +170,8 @@ fn hint(reason: Reason) -> &'static str {
 /// Istio's `response_flags` of a failed tunnel.
 pub(crate) fn flags_of(reason: Reason) -> ResponseFlags {
     match reason {
-        // No response on the tunnel's port, while other ports of the pod may respond, is the symptom of
-        // a NetworkPolicy.
+        // No response on the tunnel's port, while other ports of the pod may respond, is the
+        // symptom of a NetworkPolicy.
         Reason::ConnectTimeout => ResponseFlags::NetworkPolicy,
         Reason::TlsHandshakeTimeout
         | Reason::TlsHandshakeFailed

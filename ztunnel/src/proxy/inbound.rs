@@ -232,8 +232,8 @@ fn rejection(error: &Error) -> Rejected {
 impl Tunnel {
     /// Authorizes a CONNECT and dials the application.
     ///
-    /// Authorization comes when the connection is registered, the peer is verified and the target is
-    /// known, and before anything reaches the application. A policy that changes during the dial
+    /// Authorization comes when the connection is registered, the peer is verified and the target
+    /// is known, and before anything reaches the application. A policy that changes during the dial
     /// stops the connection.
     async fn establish(
         &self,
@@ -254,8 +254,8 @@ impl Tunnel {
         Ok((upstream, response))
     }
 
-    /// Looks up both sides of a CONNECT in the current model: the target in this pod, and this pod's
-    /// baggage for the response. Holds the model for no longer than this.
+    /// Looks up both sides of a CONNECT in the current model: the target in this pod, and this
+    /// pod's baggage for the response. Holds the model for no longer than this.
     fn resolve(
         &self,
         peer: &Peer,

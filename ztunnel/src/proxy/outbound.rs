@@ -31,8 +31,9 @@ const MAX_ATTEMPTS: usize = 3;
 /// connect timeout, often 30 s.
 const RETRY_DEADLINE: Duration = Duration::from_secs(15);
 
-/// How long one endpoint may take to respond while another is left, so that all attempts begin within
-/// [`RETRY_DEADLINE`]. The cost is a peer whose application takes longer than this to accept.
+/// How long one endpoint may take to respond while another is left, so that all attempts begin
+/// within [`RETRY_DEADLINE`]. The cost is a peer whose application takes longer than this to
+/// accept.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves one connection that the pod opened.

@@ -22,20 +22,20 @@ use super::connections::Connection;
 use super::context::PodContext;
 
 /// How long a pass runs before it yields to the thread's traffic: less than a relay's own turn.
-const TURN: Duration = Duration::from_micros(500);
+const TURN_BUDGET: Duration = Duration::from_micros(500);
 
 /// Connections that are listed at a time.
 const BATCH_SIZE: usize = 32;
 
-/// After a pass comes a pause of this many times the pass's own duration, so that rapid changes take
-/// at most a tenth of the thread ...
+/// After a pass comes a pause of this many times the pass's own duration, so that rapid changes
+/// take at most a tenth of the thread ...
 const PAUSE_FACTOR: u32 = 9;
 
 /// ... but no longer pause than this, so that a denial takes effect within a second.
 const MAX_PAUSE: Duration = Duration::from_millis(200);
 
-/// Reauthorizes all pods whenever the store has changed, until stopped. Changes count from this call
-/// on, not from the first poll of the future.
+/// Reauthorizes all pods whenever the store has changed, until stopped. Changes count from this
+/// call on, not from the first poll of the future.
 pub(crate) fn watch(
     store: Store,
     pods: impl Fn() -> Vec<Rc<PodContext>>,
@@ -64,7 +64,7 @@ async fn run_pass(store: &Store, pods: Vec<Rc<PodContext>>) -> Duration {
     let mut busy = Duration::ZERO;
     loop {
         let start = Instant::now();
-        let is_done = pass.run_turn(store, start + TURN);
+        let is_done = pass.run_turn(store, start + TURN_BUDGET);
         busy += start.elapsed();
         if is_done {
             return busy;
@@ -142,7 +142,7 @@ fn refill(batch: &mut Vec<Arc<Connection>>, after: &mut u64, pod: &PodContext) -
 #[cfg(test)]
 pub(super) fn check_now(pod: &Rc<PodContext>) {
     let mut pass = Pass::new(vec![pod.clone()]);
-    while !pass.run_turn(pod.store(), Instant::now() + TURN) {}
+    while !pass.run_turn(pod.store(), Instant::now() + TURN_BUDGET) {}
 }
 
 #[cfg(test)]

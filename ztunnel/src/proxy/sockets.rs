@@ -20,8 +20,8 @@ use crate::netns::Netns;
 /// and 7 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// When an idle connection is probed, as in Istio. A vanished peer is detected after half an hour at
-/// the latest, which matters only for idle connections.
+/// When an idle connection is probed, as in Istio. A vanished peer is detected after half an hour
+/// at the latest, which matters only for idle connections.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(180);
 const KEEPALIVE_RETRIES: u32 = 9;
 

@@ -1,5 +1,5 @@
-//! Tracks one connection: registers it at its start, and counts and logs it exactly once at its end,
-//! whatever the end is.
+//! Tracks one connection: registers it at its start, and counts and logs it exactly once at its
+//! end, whatever the end is.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -130,8 +130,8 @@ impl ConnectionTracker {
             .map_err(Error::Denied)
     }
 
-    /// Counts the connection as opened: both sides are connected. From now on its bytes are reported
-    /// periodically.
+    /// Counts the connection as opened: both sides are connected. From now on its bytes are
+    /// reported periodically.
     pub(super) fn mark_opened(&self) {
         // Each is set once, because a connection opens once.
         let _ = self.registration.actual_destination.set(self.destination);
@@ -200,27 +200,8 @@ impl ConnectionTracker {
         if std::mem::replace(&mut self.is_recorded, true) {
             return;
         }
-        let telemetry = self.pod.telemetry();
-        // A connection that failed before it opened counts as opened and closed, so that the two
-        // counters always meet.
-        if self.registration.series().is_none() {
-            self.registration
-                .mark_opened(telemetry.traffic_series(&self.labels));
-        }
-        self.registration.report_bytes();
-        if let Some(series) = self.registration.series() {
-            series.record_closed();
-            if let Some((_, flags)) = failure {
-                series.record_failure(flags);
-            }
-        }
-        if failure.is_some() {
-            telemetry.record_failure(self.labels.reporter, reason);
-        }
-        if let Some(policy) = policy {
-            telemetry.record_denial(policy);
-        }
-        telemetry.log_access(&AccessLogEntry {
+        self.count(failure.map(|(_, flags)| flags), reason, policy);
+        self.pod.telemetry().log_access(&AccessLogEntry {
             labels: &self.labels,
             source: self.registration.source,
             destination: self.destination,
@@ -235,6 +216,29 @@ impl ConnectionTracker {
             reason,
             policy: policy.map(AsRef::as_ref),
         });
+    }
+
+    fn count(&self, failure: Option<ResponseFlags>, reason: &str, policy: Option<&Arc<str>>) {
+        let telemetry = self.pod.telemetry();
+        // A connection that failed before it opened counts as opened and closed, so that the two
+        // counters always meet.
+        if self.registration.series().is_none() {
+            self.registration
+                .mark_opened(telemetry.traffic_series(&self.labels));
+        }
+        self.registration.report_bytes();
+        if let Some(series) = self.registration.series() {
+            series.record_closed();
+            if let Some(flags) = failure {
+                series.record_failure(flags);
+            }
+        }
+        if failure.is_some() {
+            telemetry.record_failure(self.labels.reporter, reason);
+        }
+        if let Some(policy) = policy {
+            telemetry.record_denial(policy);
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use rustc_hash::FxHashMap;
 use super::traffic::counter_family;
 
 /// Policies that can have a series at a time. Few policies deny anything. Above the limit denials
-/// count under [`OTHERS`], so that thousands of short-lived policies cannot exhaust the memory of the
-/// daemon and of its scraper.
+/// count under [`OTHERS`], so that thousands of short-lived policies cannot exhaust the memory of
+/// the daemon and of its scraper.
 const MAX_SERIES: usize = 1000;
 
 /// The label of policies without a series of their own. No policy has this label: a policy's label
@@ -20,8 +20,8 @@ const OTHERS: &str = "others";
 
 /// One counter with the label `policy`. Clones share it.
 ///
-/// Counting takes a lock, which is cheap enough: a denial is rare and ends a connection, and allowed
-/// connections are not counted here.
+/// Counting takes a lock, which is cheap enough: a denial is rare and ends a connection, and
+/// allowed connections are not counted here.
 #[derive(Clone)]
 pub(super) struct Denials {
     name: &'static str,

@@ -6,7 +6,7 @@ use mesh::{Service, Workload};
 use spiffe::SpiffeId;
 
 /// The labels of every `istio_tcp_*` metric, in Istio's order.
-pub(super) const NAMES: [&str; 27] = [
+pub(super) const LABEL_NAMES: [&str; 27] = [
     "reporter",
     "source_workload",
     "source_canonical_service",
@@ -37,7 +37,7 @@ pub(super) const NAMES: [&str; 27] = [
 ];
 
 /// Index of `response_flags`, the only label that is not known before the end.
-pub(super) const RESPONSE_FLAGS: usize = 21;
+pub(super) const RESPONSE_FLAGS_INDEX: usize = 21;
 
 /// Istio's value of a label that is not known.
 const UNKNOWN: &str = "unknown";
@@ -79,13 +79,13 @@ pub(crate) struct ConnectionLabels {
 }
 
 impl ConnectionLabels {
-    /// The values of [`NAMES`]; the one at [`RESPONSE_FLAGS`] is unset.
-    pub(super) fn values(&self) -> [Arc<str>; NAMES.len()] {
+    /// The values of [`LABEL_NAMES`]; the one at [`RESPONSE_FLAGS_INDEX`] is unset.
+    pub(super) fn values(&self) -> [Arc<str>; LABEL_NAMES.len()] {
         let unknown: Arc<str> = UNKNOWN.into();
         let mut values = std::array::from_fn(|_| unknown.clone());
-        let mut set = |at: usize, value: &Arc<str>| {
+        let mut set = |index: usize, value: &Arc<str>| {
             if !value.is_empty() {
-                values[at] = value.clone();
+                values[index] = value.clone();
             }
         };
         set(
@@ -96,18 +96,18 @@ impl ConnectionLabels {
             },
         );
         if let Some(source) = &self.source {
-            for (at, value) in workload_labels(source)
+            for (index, value) in workload_labels(source)
                 .into_iter()
                 .enumerate()
-                .filter(|(at, _)| *at != PRINCIPAL)
+                .filter(|(index, _)| *index != PRINCIPAL_INDEX)
             {
-                set(1 + at, value);
+                set(1 + index, value);
             }
             set(23, &source.locality.region);
             set(24, &source.locality.zone);
         }
         if let Some(identity) = &self.source_identity {
-            set(1 + PRINCIPAL, &identity.to_string().into());
+            set(1 + PRINCIPAL_INDEX, &identity.to_string().into());
         }
         if let Some(service) = &self.service {
             set(9, &service.hostname);
@@ -115,14 +115,17 @@ impl ConnectionLabels {
             set(11, &service.name);
         }
         if let Some(destination) = &self.destination {
-            for (at, value) in workload_labels(destination)
+            for (index, value) in workload_labels(destination)
                 .into_iter()
                 .enumerate()
-                .filter(|(at, _)| *at != PRINCIPAL)
+                .filter(|(index, _)| *index != PRINCIPAL_INDEX)
             {
-                set(12 + at, value);
+                set(12 + index, value);
             }
-            set(12 + PRINCIPAL, &destination.identity.to_string().into());
+            set(
+                12 + PRINCIPAL_INDEX,
+                &destination.identity.to_string().into(),
+            );
             set(25, &destination.locality.region);
             set(26, &destination.locality.zone);
         }
@@ -135,11 +138,11 @@ impl ConnectionLabels {
 }
 
 /// Index of the principal among the eight labels of a workload.
-const PRINCIPAL: usize = 4;
+const PRINCIPAL_INDEX: usize = 4;
 
 /// The eight labels of a workload. As in Istio, `app` and `version` are the canonical service and
-/// revision; dashboards depend on that. The value at [`PRINCIPAL`] is a placeholder: a principal is
-/// verified, not looked up.
+/// revision; dashboards depend on that. The value at [`PRINCIPAL_INDEX`] is a placeholder: a
+/// principal is verified, not looked up.
 fn workload_labels(workload: &Workload) -> [&Arc<str>; 8] {
     [
         &workload.workload_name,

@@ -1,5 +1,5 @@
-//! The log: one writer thread behind a bounded queue. If the reader of standard output stalls, lines
-//! are dropped and counted.
+//! The log: one writer thread behind a bounded queue. If the reader of standard output stalls,
+//! lines are dropped and counted.
 
 use std::fmt;
 use std::io::{self, Write};

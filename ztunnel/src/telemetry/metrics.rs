@@ -1,5 +1,5 @@
-//! The metrics that are recorded as things happen, other than traffic: Istio's names where Istio has
-//! the metric, `ambit_` otherwise.
+//! The metrics that are recorded as things happen, other than traffic: Istio's names where Istio
+//! has the metric, `ambit_` otherwise.
 
 use std::time::SystemTime;
 

@@ -124,8 +124,8 @@ impl ProcessGauges {
         })
     }
 
-    /// A value that cannot be read keeps its last reading: a scrape must not fail because `/proc` is
-    /// not mounted.
+    /// A value that cannot be read keeps its last reading: a scrape must not fail because `/proc`
+    /// is not mounted.
     #[allow(clippy::cast_precision_loss)]
     fn read(&self) {
         if let Ok(fds) = std::fs::read_dir("/proc/self/fd") {

@@ -1,5 +1,5 @@
-//! Istio's TCP metrics: one series per label set. A connection looks its series up once, by one hash
-//! in its worker's cache, when it opens.
+//! Istio's TCP metrics: one series per label set. A connection looks its series up once, by one
+//! hash in its worker's cache, when it opens.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType};
 use rustc_hash::FxHashMap;
 
-use super::labels::{ConnectionLabels, Direction, NAMES, RESPONSE_FLAGS};
+use super::labels::{ConnectionLabels, Direction, LABEL_NAMES, RESPONSE_FLAGS_INDEX};
 
 /// Istio's `response_flags`: the class of a failure, which its dashboards select on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl ResponseFlags {
 /// The counters of one label set. Open connections hold it.
 #[derive(Debug)]
 pub(crate) struct TrafficSeries {
-    labels: [Arc<str>; NAMES.len()],
+    labels: [Arc<str>; LABEL_NAMES.len()],
     opened: AtomicU64,
     closed: AtomicU64,
     sent: AtomicU64,
@@ -84,8 +84,8 @@ impl TrafficSeries {
         self.failed[flags as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Adds bytes from and to the client. On both sides Istio's metrics name the first "received" and
-    /// the second "sent" (istio/istio#32399).
+    /// Adds bytes from and to the client. On both sides Istio's metrics name the first "received"
+    /// and the second "sent" (istio/istio#32399).
     pub(crate) fn add_bytes(&self, from_client: u64, to_client: u64) {
         if from_client > 0 {
             self.received.fetch_add(from_client, Ordering::Relaxed);
@@ -99,7 +99,7 @@ impl TrafficSeries {
 /// All series, as a Prometheus collector. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct TrafficMetrics {
-    series: Arc<Mutex<HashMap<[Arc<str>; NAMES.len()], Entry>>>,
+    series: Arc<Mutex<HashMap<[Arc<str>; LABEL_NAMES.len()], Entry>>>,
     descs: Arc<[Desc; 5]>,
 }
 
@@ -110,7 +110,7 @@ struct Entry {
     idle_sweeps: u32,
 }
 
-/// The five metrics: name, and help as Istio gives it.
+/// Name and help of the five metrics, as in Istio.
 const METRICS: [(&str, &str); 5] = [
     (
         "istio_tcp_connections_opened_total",
@@ -136,11 +136,11 @@ const METRICS: [(&str, &str); 5] = [
 
 impl TrafficMetrics {
     pub(super) fn new() -> prometheus::Result<Self> {
-        let names: Vec<String> = NAMES.iter().map(ToString::to_string).collect();
-        let desc = |at: usize| {
+        let names: Vec<String> = LABEL_NAMES.iter().map(ToString::to_string).collect();
+        let desc = |index: usize| {
             Desc::new(
-                METRICS[at].0.into(),
-                METRICS[at].1.into(),
+                METRICS[index].0.into(),
+                METRICS[index].1.into(),
                 names.clone(),
                 HashMap::new(),
             )
@@ -239,20 +239,21 @@ pub(super) fn counter_family(name: &str, help: &str, metrics: Vec<Metric>) -> Me
 }
 
 fn metric(series: &TrafficSeries, flags: ResponseFlags, value: &AtomicU64) -> Metric {
-    let labels = NAMES
-        .iter()
-        .zip(&series.labels)
-        .enumerate()
-        .map(|(at, (name, value))| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).into());
-            pair.set_value(if at == RESPONSE_FLAGS {
-                flags.value().into()
-            } else {
-                value.to_string()
+    let labels =
+        LABEL_NAMES
+            .iter()
+            .zip(&series.labels)
+            .enumerate()
+            .map(|(index, (name, value))| {
+                let mut pair = LabelPair::default();
+                pair.set_name((*name).into());
+                pair.set_value(if index == RESPONSE_FLAGS_INDEX {
+                    flags.value().into()
+                } else {
+                    value.to_string()
+                });
+                pair
             });
-            pair
-        });
     let mut metric = Metric::from_label(labels.collect());
     let mut counter = Counter::default();
     // A Prometheus sample is a float; counts stay exact up to 2^53.
@@ -262,8 +263,8 @@ fn metric(series: &TrafficSeries, flags: ResponseFlags, value: &AtomicU64) -> Me
     metric
 }
 
-/// Label sets that one worker caches. A node's pods talk to fewer peers than this; above it the cache
-/// is emptied, and each label set is built once more.
+/// Label sets that one worker caches. A node's pods talk to fewer peers than this; above it the
+/// cache is emptied, and each label set is built once more.
 const MAX_CACHED_SERIES: usize = 4096;
 
 /// Identifies a label set cheaply: by the addresses of the objects that it is made of. An address

@@ -255,8 +255,8 @@ impl TestMesh {
         within_timeout(TcpSocket::from_std_stream(socket.into()).connect(to)).await
     }
 
-    /// Adds an address that no object lists to a pod. Returns when the pod's kernel treats it as local,
-    /// which for IPv6 takes a moment.
+    /// Adds an address that no object lists to a pod. Returns when the pod's kernel treats it as
+    /// local, which for IPv6 takes a moment.
     pub(crate) async fn add_address(&self, pod: &str, address: &str) {
         let pod = self.namespaces.name(pod);
         let unchecked = if address.contains(':') { " nodad" } else { "" };
@@ -273,8 +273,8 @@ impl TestMesh {
         self.wait_until("the address to be local", is_own).await;
     }
 
-    /// Sends a CONNECT from pod `c` to pod `b` with a certificate of the mesh's root for `identity`, and
-    /// returns the response. Runs in a `LocalSet`.
+    /// Sends a CONNECT from pod `c` to pod `b` with a certificate of the mesh's root for
+    /// `identity`, and returns the response. Runs in a `LocalSet`.
     pub(crate) async fn send_connect(
         &self,
         identity: &str,
@@ -326,8 +326,8 @@ impl TestMesh {
             .sum()
     }
 
-    /// Waits until other threads make a condition true; panics with `what` and all metrics if they do
-    /// not.
+    /// Waits until other threads make a condition true; panics with `what` and all metrics if they
+    /// do not.
     pub(crate) async fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let holds = async {
             while !condition(self) {
