@@ -23,6 +23,7 @@
 //! certificates by which workloads prove who they are.
 #![forbid(unsafe_code)]
 
+mod authorize;
 pub mod certs;
 mod compile;
 mod diagnostic;
@@ -38,6 +39,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 
+pub use authorize::InboundConnection;
 pub use compile::compile;
 pub use diagnostic::{Diagnostic, Origin, Severity};
 pub use id::{NamedPort, ObjectRef, ServiceName, WorkloadUid};
@@ -47,6 +49,6 @@ pub use model::{
     ServicePort, Workload, WorkloadType,
 };
 pub use params::Params;
-pub use policy::{Decision, Denial, InboundConnection, PolicyReport, PolicySet, PolicyState};
+pub use policy::{Decision, Denial, PolicyReport, PolicySet, PolicyState};
 pub use route::{Route, route};
 pub use store::{Changes, Snapshot, Store};

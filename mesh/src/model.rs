@@ -1,7 +1,7 @@
-//! The compiled mesh: what the data path reads.
+//! The compiled state of the mesh, which the data path reads.
 //!
-//! A [`Model`] is immutable. All lookups are one hash lookup; entries are shared by `Arc`, and an
-//! entry that an update did not change is the very same allocation in the next model.
+//! A [`Model`] is immutable. Every lookup is one hash lookup; entries are shared by `Arc`, and an
+//! entry that an update does not change is the same allocation in the next model.
 
 mod endpoint;
 mod service;
@@ -22,10 +22,10 @@ use crate::diagnostic::Diagnostic;
 use crate::id::{ServiceName, WorkloadUid};
 use crate::policy::PolicyReport;
 
-/// Port on which a meshed pod accepts HBONE (Istio's contract).
+/// Port on which a meshed pod accepts HBONE (Istio's convention).
 pub const HBONE_PORT: u16 = 15008;
 
-/// Everything the mesh knows at one moment.
+/// The state of the mesh at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
     pub(crate) workloads: FxHashMap<WorkloadUid, Arc<Workload>>,
@@ -33,7 +33,7 @@ pub struct Model {
     pub(crate) services: FxHashMap<ServiceName, Arc<Service>>,
     pub(crate) by_vip: FxHashMap<IpAddr, Arc<Service>>,
     pub(crate) external: External,
-    pub(crate) refused: FxHashMap<IpAddr, AddressRefusal>,
+    pub(crate) refused_addresses: FxHashMap<IpAddr, AddressRefusal>,
     pub(crate) nodes: FxHashMap<Arc<str>, Arc<Node>>,
     pub(crate) namespaces: FxHashMap<Arc<str>, Arc<Namespace>>,
     pub(crate) policies: Arc<[Arc<PolicyReport>]>,
@@ -46,8 +46,8 @@ impl Model {
         self.workloads.get(uid)
     }
 
-    /// The one workload that owns this address. Host-network pods own none, and an address that
-    /// several pods claim is owned by nobody (see [`Model::address_refusal`]).
+    /// The workload that owns this address. Host-network pods own none, and an address that several
+    /// pods claim has no owner (see [`Model::address_refusal`]).
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.by_ip.get(&ip.to_canonical())
     }
@@ -67,17 +67,17 @@ impl Model {
         self.by_vip.get(&ip.to_canonical())
     }
 
-    /// The service, and the port of it, that an address and port of the outside lead to: an external
-    /// address or a load balancer's with the service's own port, or any node's with its node port.
-    /// Pods and cluster IPs come first: see there whether the address is theirs.
+    /// The service, and its port, behind an external address and port: an external IP or load balancer
+    /// IP with a port of the service, or the address of any node with a node port. Pod IPs and cluster
+    /// IPs take precedence; look the address up there first.
     pub fn service_by_external_address(&self, to: SocketAddr) -> Option<(&Arc<Service>, u16)> {
         let (ip, port) = (to.ip().to_canonical(), to.port());
         let by_address = self.external.by_address.get(&(ip, port));
         by_address.map(|service| (service, port)).or_else(|| {
             let service = self.external.by_node_port.get(&port)?;
-            let nodes = self.external.nodes.contains(&ip);
+            let is_node = self.external.nodes.contains(&ip);
             let mut ports = service.ports.iter();
-            let found = ports.find(|one| nodes && one.node_port == Some(port))?;
+            let found = ports.find(|one| is_node && one.node_port == Some(port))?;
             Some((service, found.port))
         })
     }
@@ -87,9 +87,9 @@ impl Model {
         self.services.values()
     }
 
-    /// Why nothing may be sent to this address, if that is so.
+    /// Why no connection may be routed to this address; `None` if it may.
     pub fn address_refusal(&self, ip: IpAddr) -> Option<AddressRefusal> {
-        self.refused.get(&ip.to_canonical()).copied()
+        self.refused_addresses.get(&ip.to_canonical()).copied()
     }
 
     /// The node of this name.
@@ -107,13 +107,18 @@ impl Model {
         self.namespaces.get(name)
     }
 
-    /// What was wrong with the input, sorted by file, document and object.
+    /// The state of each policy, sorted by kind, namespace and name.
+    pub fn policies(&self) -> &[Arc<PolicyReport>] {
+        &self.policies
+    }
+
+    /// What is wrong with the input, sorted by file, document and object.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
     }
 }
 
-/// What leads to services from outside of the cluster.
+/// External addresses of services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct External {
     pub(crate) by_address: FxHashMap<(IpAddr, u16), Arc<Service>>,
@@ -121,7 +126,7 @@ pub(crate) struct External {
     pub(crate) nodes: FxHashSet<IpAddr>,
 }
 
-/// Why an address is refused: no route leads to it, because every answer might be the wrong one.
+/// Why an address is refused: its owner is not certain, so no connection is routed to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AddressRefusal {
@@ -131,9 +136,9 @@ pub enum AddressRefusal {
     DuplicateServiceIp,
     /// A pod and a service claim it.
     PodIpIsServiceIp,
-    /// Its pod could not be compiled, so it is not known whether the mesh protects it.
+    /// Its pod could not be compiled, so it is unknown whether it is in the mesh.
     InvalidWorkload,
-    /// Its service could not be compiled, so it is not known what stands behind it.
+    /// Its service could not be compiled, so its endpoints are unknown.
     InvalidService,
 }
 
@@ -150,7 +155,7 @@ impl AddressRefusal {
     }
 }
 
-/// A machine of the cluster.
+/// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Node {
     /// `metadata.name`.
@@ -161,14 +166,14 @@ pub struct Node {
     pub locality: Locality,
 }
 
-/// What a namespace says about the mesh.
+/// The mesh settings of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// What pods of it are when they say nothing themselves (`istio.io/dataplane-mode`).
+    /// The mode of its pods without a label of their own (`istio.io/dataplane-mode`).
     pub mode: Mode,
-    /// What services of it prefer when they say nothing themselves
+    /// The distribution of its services without a setting of their own
     /// (`networking.istio.io/traffic-distribution`).
     pub distribution: Option<Distribution>,
     /// `metadata.labels`; NetworkPolicies select by them.

@@ -1,12 +1,15 @@
 //! The outbound decision: where does a connection go?
 //!
-//! Pure: a model, a source and a destination in, a [`Route`] out. Services are looked up before
-//! pods, as Istio does; the ways in from outside (external addresses, load balancers, node ports)
-//! come last, because anybody who may write a Service may name any address there. An address that is
-//! refused ([`Model::address_refusal`]) leads nowhere; only an address of which nothing at all is known is
-//! passed through.
+//! A pure function from a model, a source and a destination to a [`Route`]. Services are looked up
+//! before pods, as in Istio. External addresses, load balancers and node ports come last, because any
+//! author of a Service may name any address there. A refused address
+//! ([`Model::address_refusal`]) has no route; only an unknown address is passed through.
+//!
+//! `choose_endpoint.rs` picks one endpoint of a service, `affinity.rs` the one of a client with
+//! session affinity.
 
-mod balance;
+mod affinity;
+mod choose_endpoint;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,44 +18,44 @@ use crate::model::{
     Endpoint, EndpointKey, EndpointLease, HBONE_PORT, Load, Model, Service, Workload,
 };
 
-/// Ports of the daemon in every enrolled pod: outbound, inbound plain, inbound HBONE.
-const OWN_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
+/// The ports of the daemon in every enrolled pod: outbound, inbound plaintext, inbound HBONE.
+const DAEMON_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
 
-/// Where a connection goes.
+/// The route of a connection.
 #[derive(Debug)]
 pub enum Route {
     /// Through the mesh, by HBONE.
     Mesh {
-        /// The pod that must prove its identity.
+        /// The pod whose identity the tunnel must verify.
         workload: Arc<Workload>,
-        /// The service that was addressed, if one was.
+        /// The service, if the destination is one.
         service: Option<Arc<Service>>,
         /// Pod address and target port: the CONNECT authority.
         target: SocketAddr,
         /// Pod address and HBONE port: where the tunnel is dialled.
         tunnel: SocketAddr,
-        /// Hold it as long as the connection lives.
+        /// Counts the connection; keep it as long as the connection is open.
         lease: EndpointLease,
     },
-    /// Outside the mesh, by plain TCP, to a target that is known.
+    /// Outside the mesh, by plain TCP, to a known target.
     Plain {
-        /// What is dialled.
+        /// The address to dial.
         target: SocketAddr,
         /// The pod, if it is one.
         workload: Option<Arc<Workload>>,
-        /// The service that was addressed, if one was.
+        /// The service, if the destination is one.
         service: Option<Arc<Service>>,
-        /// Hold it as long as the connection lives.
+        /// Counts the connection; keep it as long as the connection is open.
         lease: EndpointLease,
     },
-    /// Nothing is known of the destination: plain TCP to where the application wanted to go.
+    /// The destination is unknown: plain TCP to the original destination.
     Passthrough {
         /// The original destination.
         target: SocketAddr,
     },
-    /// The connection must be refused.
+    /// There is no endpoint; the connection must be refused.
     NoEndpoint {
-        /// The service that was addressed, if one was.
+        /// The service, if the destination is one.
         service: Option<Arc<Service>>,
         /// Stable reason code.
         code: &'static str,
@@ -60,7 +63,7 @@ pub enum Route {
 }
 
 impl Route {
-    /// The endpoint that was chosen: add it to `tried` before asking for another.
+    /// The chosen endpoint; add it to `tried` to choose another.
     pub fn endpoint(&self) -> Option<EndpointKey> {
         match self {
             Route::Mesh { workload, .. }
@@ -73,7 +76,7 @@ impl Route {
         }
     }
 
-    /// Another endpoint may exist: the destination was a service.
+    /// Whether another endpoint may exist: the destination is a service.
     pub fn may_retry(&self) -> bool {
         matches!(
             self,
@@ -88,19 +91,19 @@ impl Route {
     }
 }
 
-/// Decides where a connection of `source` to `destination` goes. Endpoints in `tried` are not
+/// Decides where a connection from `source` to `destination` goes. Endpoints in `tried` are not
 /// chosen again. Reason codes of [`Route::NoEndpoint`]:
 ///
 /// | code | meaning |
 /// |---|---|
-/// | `self_call` | the destination is the daemon itself, or no address of another machine |
+/// | `self_call` | the destination is the daemon itself, or not an address of another host |
 /// | `duplicate_ip`, `duplicate_service_ip`, `pod_ip_is_service_ip`, `invalid_workload`, `invalid_service` | the address is refused |
 /// | `service_port_unknown` | the service has no such TCP port |
-/// | `no_endpoint` | nothing stands behind the service |
-/// | `no_local_endpoint` | `internalTrafficPolicy: Local`, and nothing on this node |
+/// | `no_endpoint` | the service has no endpoint |
+/// | `no_local_endpoint` | `internalTrafficPolicy: Local`, and no endpoint on this node |
 /// | `no_endpoint_for_port` | no endpoint serves this port, or none in an address family of the source |
-/// | `no_healthy_endpoint` | endpoints exist, and none takes traffic |
-/// | `endpoints_exhausted` | every endpoint that could be used was tried |
+/// | `no_healthy_endpoint` | endpoints exist, but none accepts traffic |
+/// | `endpoints_exhausted` | every usable endpoint was tried |
 pub fn route(
     model: &Model,
     source: &Workload,
@@ -124,13 +127,13 @@ pub fn route(
             refuse(None, "endpoints_exhausted")
         }
         Some(workload) => to_workload(workload, None, destination),
-        None => from_outside(model, source, destination, tried, rng),
+        None => to_external_address(model, source, destination, tried, rng),
     }
 }
 
-/// A way into the cluster is taken by the mesh, since what the node would make of it is a connection
-/// in clear to a pod that may be in the mesh.
-fn from_outside(
+/// Routes an external address, load balancer or node port of a service. The mesh resolves it, because
+/// kube-proxy would make a plaintext connection to a pod that may be in the mesh.
+fn to_external_address(
     model: &Model,
     source: &Workload,
     destination: SocketAddr,
@@ -149,12 +152,12 @@ fn from_outside(
 }
 
 /// A connection made directly to the daemon's outbound port has the daemon as its original
-/// destination, and following it would never end. Capture leaves loopback alone, so any other
-/// loopback destination was made by the same means.
+/// destination; routing it would loop. Capture does not redirect loopback, so any other loopback
+/// destination comes from such a connection too.
 fn is_self_call(source: &Workload, destination: SocketAddr) -> bool {
     let ip = destination.ip();
-    let own = source.ips.contains(&ip) && OWN_PORTS.contains(&destination.port());
-    own || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
+    let is_daemon = source.ips.contains(&ip) && DAEMON_PORTS.contains(&destination.port());
+    is_daemon || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
 }
 
 fn refuse(service: Option<&Arc<Service>>, code: &'static str) -> Route {
@@ -174,7 +177,7 @@ fn to_service(
     if service.port(destination.port()).is_none() {
         return refuse(Some(service), "service_port_unknown");
     }
-    match balance::choose(service, source, destination, tried, rng) {
+    match choose_endpoint::choose(service, source, destination, tried, rng) {
         Ok((endpoint, target)) => to_endpoint(endpoint, service, target),
         Err(code) => refuse(Some(service), code),
     }
@@ -218,9 +221,14 @@ fn plain(
     }
 }
 
-/// An address of the endpoint that the source can reach: of the family it asked for, else of the
-/// other one if the source has an address there, since the daemon dials anew.
-fn reachable(endpoint: &Endpoint, source: &Workload, wanted: IpAddr) -> Option<IpAddr> {
+/// An address of the endpoint that the source can reach: one of the destination's family, else one of
+/// the other family if the source has an address of it. The daemon opens a new connection, so the
+/// family may change.
+fn reachable_address(
+    endpoint: &Endpoint,
+    source: &Workload,
+    destination: IpAddr,
+) -> Option<IpAddr> {
     let of = |v6: bool| {
         endpoint
             .addresses
@@ -228,8 +236,8 @@ fn reachable(endpoint: &Endpoint, source: &Workload, wanted: IpAddr) -> Option<I
             .copied()
             .find(|ip| ip.is_ipv6() == v6)
     };
-    let other = !wanted.is_ipv6();
-    of(wanted.is_ipv6()).or_else(|| source.ip(other).and_then(|_| of(other)))
+    let other = !destination.is_ipv6();
+    of(destination.is_ipv6()).or_else(|| source.ip(other).and_then(|_| of(other)))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::model::{AddressRefusal, Namespace, Node};
 use crate::names;
 use crate::objects::{Kind, Object, Objects, PolicyKind};
 use crate::params::Params;
-use crate::policy::{Context, ReadPolicy};
+use crate::policy::{Context, ParsedPolicy};
 
 use super::Fact;
 
@@ -35,7 +35,7 @@ pub(super) struct Facts {
     pub(super) services: Vec<Fact<ServiceFacts>>,
     pub(super) slices: Vec<Fact<SliceFacts>>,
     /// Sorted by kind, namespace and name.
-    pub(super) policies: Vec<Fact<Arc<ReadPolicy>>>,
+    pub(super) policies: Vec<Fact<Arc<ParsedPolicy>>>,
     /// What the source found in versions of policies that it did not take.
     pub(super) rejected: Vec<Diagnostic>,
     pub(super) network_policy: bool,
@@ -104,7 +104,7 @@ fn policies(
     objects: &Objects,
     params: &Params,
     diagnostics: &mut Vec<Diagnostic>,
-) -> Vec<Fact<Arc<ReadPolicy>>> {
+) -> Vec<Fact<Arc<ParsedPolicy>>> {
     let context = Context::new(params);
     let kinds = [
         &objects.authorization_policies,

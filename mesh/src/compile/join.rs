@@ -55,7 +55,7 @@ pub(super) fn join(mut facts: Facts) -> (Model, Vec<Diagnostic>) {
         .map(|(ip, i)| (*ip, workloads[*i].clone()))
         .collect();
     model.workloads = workloads.into_iter().map(|w| (w.uid.clone(), w)).collect();
-    model.refused = ownership.refused;
+    model.refused_addresses = ownership.refused;
     model.policies = reports.into();
     (model, diagnostics)
 }

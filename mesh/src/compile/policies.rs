@@ -5,14 +5,14 @@ use std::sync::Arc;
 use crate::diagnostic::Diagnostic;
 use crate::id::ObjectRef;
 use crate::id::WorkloadUid;
-use crate::policy::{Assigner, PolicyReport, ReadPolicy, Selects};
+use crate::policy::{Assigner, ParsedPolicy, PolicyReport, SelectedWorkloads};
 
 use super::extract::Facts;
 use super::{Fact, Map};
 
 /// Gives every pod its policies. Comes after it is known which pods are in the mesh.
 pub(super) fn assign(facts: &mut Facts) -> Vec<Arc<PolicyReport>> {
-    let policies: Vec<Arc<ReadPolicy>> = facts.policies.iter().map(|p| p.value.clone()).collect();
+    let policies: Vec<Arc<ParsedPolicy>> = facts.policies.iter().map(|p| p.value.clone()).collect();
     if policies.is_empty() {
         return Vec::new();
     }
@@ -48,7 +48,7 @@ fn reports(facts: &Facts, lists: &Finished) -> Vec<Arc<PolicyReport>> {
             rejected.entry(object).or_default().push(diagnostic);
         }
     }
-    let report = |(i, fact): (usize, &Fact<Arc<ReadPolicy>>)| {
+    let report = |(i, fact): (usize, &Fact<Arc<ParsedPolicy>>)| {
         let diagnostics = rejected.get(&fact.reference).map_or(&[][..], Vec::as_slice);
         let object = fact.reference.clone();
         Arc::new(
@@ -96,7 +96,7 @@ impl Lists {
     }
 }
 
-impl Selects for Finished {
+impl SelectedWorkloads for Finished {
     fn all(&self) -> Arc<[WorkloadUid]> {
         self.all.clone()
     }

@@ -1,4 +1,4 @@
-//! Endpoints of services, and the load that each carries.
+//! Endpoints of services, and the number of connections to each.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use crate::id::WorkloadUid;
 /// One backend of one service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Endpoint {
-    /// What answers.
+    /// The pod or address that serves it.
     pub target: EndpointTarget,
-    /// Addresses by which it may be reached for this service; refused ones are not among them.
+    /// Its addresses for this service, without refused ones.
     pub addresses: Vec<IpAddr>,
-    /// Where each service port leads; a service port without an entry is not served here.
+    /// The target of each service port; a service port without an entry is not served here.
     pub ports: Vec<EndpointPort>,
-    /// Whether it takes traffic of this service (`publishNotReadyAddresses` already applied).
+    /// Whether it accepts traffic of this service (`publishNotReadyAddresses` already applied).
     pub health: Health,
-    /// Where it is.
+    /// Its location.
     pub locality: Locality,
     /// Name of its node; empty when unknown.
     pub node: Arc<str>,
 }
 
 impl Endpoint {
-    /// Names the endpoint within its service.
+    /// Identifies the endpoint within its service.
     pub fn key(&self) -> EndpointKey {
         match &self.target {
             EndpointTarget::Workload(workload) => EndpointKey::Workload(workload.uid.clone()),
@@ -35,7 +35,7 @@ impl Endpoint {
         }
     }
 
-    /// The workload behind it, if it is a pod.
+    /// Its workload, if it is a pod.
     pub fn workload(&self) -> Option<&Arc<Workload>> {
         match &self.target {
             EndpointTarget::Workload(workload) => Some(workload),
@@ -43,7 +43,7 @@ impl Endpoint {
         }
     }
 
-    /// The target port behind a service port.
+    /// The target port of a service port.
     pub fn target_port(&self, service_port: u16) -> Option<u16> {
         self.ports
             .iter()
@@ -51,7 +51,7 @@ impl Endpoint {
             .map(|p| p.target)
     }
 
-    /// Connections that this process holds to it.
+    /// Open connections of this process to it.
     pub fn load(&self) -> &Load {
         match &self.target {
             EndpointTarget::Workload(workload) => &workload.load,
@@ -60,18 +60,18 @@ impl Endpoint {
     }
 }
 
-/// What answers behind an endpoint.
+/// The pod or address that serves an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndpointTarget {
     /// A pod.
     #[serde(serialize_with = "uid_only")]
     Workload(Arc<Workload>),
-    /// An address of which the mesh knows nothing else: plain TCP, no identity.
+    /// An address without a pod: plain TCP, no identity.
     Address {
         /// The address.
         ip: IpAddr,
-        /// Connections that this process holds to it.
+        /// Open connections of this process to it.
         #[serde(skip)]
         load: Load,
     },
@@ -81,7 +81,7 @@ fn uid_only<S: serde::Serializer>(workload: &Arc<Workload>, s: S) -> Result<S::O
     workload.uid.serialize(s)
 }
 
-/// Where one service port leads at one endpoint.
+/// The target of one service port at one endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct EndpointPort {
     /// Port of the service.
@@ -90,7 +90,7 @@ pub struct EndpointPort {
     pub target: u16,
 }
 
-/// Names an endpoint across attempts, so that a retry goes elsewhere.
+/// Identifies an endpoint, so that a retry can use another one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndpointKey {
@@ -100,15 +100,15 @@ pub enum EndpointKey {
     Address(IpAddr),
 }
 
-/// How many connections this process holds to one target.
+/// The number of open connections of this process to one target.
 ///
-/// The count is no part of what the model says: two loads are always equal, so that traffic never
-/// looks like a change of configuration. The store hands the counter on from model to model.
+/// All loads compare equal, so that traffic is not a change of configuration. The store moves the
+/// counter from model to model.
 #[derive(Clone, Debug, Default)]
 pub struct Load(Arc<AtomicUsize>);
 
 impl Load {
-    /// Connections now.
+    /// The number of open connections.
     pub fn active(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -128,7 +128,7 @@ impl PartialEq for Load {
 
 impl Eq for Load {}
 
-/// One connection, counted while this lives.
+/// Counts one connection until it is dropped.
 #[derive(Debug)]
 pub struct EndpointLease(Load);
 

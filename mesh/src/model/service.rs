@@ -1,4 +1,4 @@
-//! Services: names and virtual addresses in front of endpoints.
+//! Services: virtual addresses, ports and endpoints.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ pub struct Service {
     pub hostname: Arc<str>,
     /// Cluster IPs, primary first; empty when headless.
     pub vips: Vec<IpAddr>,
-    /// Addresses by which it is reached from outside of the cluster, and by which its pods may reach
-    /// it too: `spec.externalIPs`, and those of its load balancer.
+    /// Addresses by which it is reached from outside the cluster, and also from pods:
+    /// `spec.externalIPs` and the addresses of its load balancer.
     pub external: Vec<IpAddr>,
     /// TCP ports.
     pub ports: Vec<ServicePort>,
-    /// Everything that may answer, usable or not; sorted by key.
+    /// All endpoints, usable or not; sorted by key.
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// Whether one client keeps to one endpoint.
+    /// Session affinity.
     pub affinity: Affinity,
     /// Which endpoints are preferred.
     pub distribution: Distribution,
@@ -42,7 +42,7 @@ impl Service {
         ServiceName::new(self.namespace.clone(), self.name.clone())
     }
 
-    /// It has no virtual address: clients see the endpoints' addresses.
+    /// Whether it has no virtual address: clients use the addresses of the endpoints.
     pub fn is_headless(&self) -> bool {
         self.vips.is_empty()
     }
@@ -62,7 +62,7 @@ pub struct ServicePort {
     pub port: u16,
     /// `appProtocol`, empty when not given.
     pub app_protocol: Arc<str>,
-    /// By which every node leads here too.
+    /// The port of this service port on every node.
     pub node_port: Option<u16>,
 }
 
@@ -82,7 +82,7 @@ pub enum Affinity {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Distribution {
-    /// All alike.
+    /// None preferred.
     #[default]
     Any,
     /// `PreferSameZone` and its older name `PreferClose`: same zone, else same region, else any.

@@ -1,4 +1,4 @@
-//! Workloads: pods as the mesh sees them.
+//! Workloads: the pods of the mesh model.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,11 +14,11 @@ use crate::policy::PolicySet;
 
 /// One live pod. Pods that have ended (`Succeeded`, `Failed`) are not in the model.
 ///
-/// All texts are empty, not absent, where the pod says nothing; the telemetry layer decides how
+/// Strings are empty, not absent, where the pod sets nothing; the telemetry layer decides how
 /// "unknown" is spelled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Workload {
-    /// Names this life of this pod.
+    /// Identifies this incarnation of the pod.
     pub uid: WorkloadUid,
     /// Pod name.
     pub name: Arc<str>,
@@ -27,10 +27,10 @@ pub struct Workload {
     /// Service account name (`default` when the pod names none).
     pub service_account: Arc<str>,
     /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "as_string")]
     pub identity: SpiffeId,
-    /// Pod addresses, primary first; at most one per family. Those of a host-network pod are its
-    /// node's and lead to no workload.
+    /// Pod addresses, primary first; at most one per family. The addresses of a host-network pod are
+    /// its node's and identify no workload.
     pub ips: Vec<IpAddr>,
     /// Name of the node it runs on; empty while unscheduled.
     pub node: Arc<str>,
@@ -40,13 +40,13 @@ pub struct Workload {
     pub host_network: bool,
     /// Whether the mesh carries its traffic.
     pub mode: Mode,
-    /// Whether it takes traffic.
+    /// Whether it accepts traffic.
     pub health: Health,
     /// Istio's canonical service: by label, else the workload name.
     pub canonical_name: Arc<str>,
     /// Istio's canonical revision: by label, else `latest`.
     pub canonical_revision: Arc<str>,
-    /// What kind of object owns the pod.
+    /// The kind of object that owns the pod.
     pub workload_type: WorkloadType,
     /// Name of the owner, for example of the Deployment; the pod's own if it has none.
     pub workload_name: Arc<str>,
@@ -56,7 +56,7 @@ pub struct Workload {
     pub version: Arc<str>,
     /// Cluster id.
     pub cluster: Arc<str>,
-    /// Ports that the kubelet probes or calls hooks on; sorted, without duplicates.
+    /// Ports of the kubelet's probes and HTTP hooks; sorted, without duplicates.
     pub probe_ports: Vec<u16>,
     /// Named TCP container ports.
     pub ports: Vec<NamedPort>,
@@ -64,17 +64,17 @@ pub struct Workload {
     pub services: Vec<ServiceName>,
     /// `metadata.labels`; policies select by them.
     pub labels: Arc<BTreeMap<String, String>>,
-    /// The policies that decide who may reach it.
+    /// The policies that apply to connections to it.
     pub policies: PolicySet,
     /// `metadata.uid`.
     pub kube_uid: Arc<str>,
-    /// Open connections that this process holds to it; survives updates of the workload.
+    /// Open connections of this process to it; kept across updates of the workload.
     #[serde(skip)]
     pub load: Load,
 }
 
 impl Workload {
-    /// Its address of the wanted family.
+    /// Its address of one family.
     pub fn ip(&self, v6: bool) -> Option<IpAddr> {
         self.ips.iter().copied().find(|ip| ip.is_ipv6() == v6)
     }
@@ -85,7 +85,7 @@ impl Workload {
     }
 }
 
-fn as_text<S: Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_string<S: Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(id)
 }
 
@@ -100,18 +100,18 @@ pub enum Mode {
     Plain,
 }
 
-/// Whether a pod takes traffic, in the words of an EndpointSlice.
+/// Whether a pod accepts traffic, in the terms of an EndpointSlice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Health {
     /// Serving and not terminating.
     pub ready: bool,
     /// Passes its readiness probes, terminating or not.
     pub serving: bool,
-    /// Asked to end.
+    /// Being deleted.
     pub terminating: bool,
 }
 
-/// Where something is, from coarse to fine; empty where unknown.
+/// A location, from coarse to fine; empty where unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Locality {
     /// `topology.kubernetes.io/region`.
@@ -122,18 +122,18 @@ pub struct Locality {
     pub subzone: Arc<str>,
 }
 
-/// The owners that Istio's telemetry knows; all others count as `Pod`.
+/// The owners that Istio's telemetry distinguishes; all others count as `Pod`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkloadType {
-    /// Nothing better is known.
+    /// No other known owner.
     #[default]
     Pod,
     /// A ReplicaSet of a Deployment.
     Deployment,
-    /// A Job that no CronJob made.
+    /// A Job without a CronJob.
     Job,
-    /// A Job that a CronJob made.
+    /// A Job of a CronJob.
     CronJob,
 }
 

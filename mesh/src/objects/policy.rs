@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use crate::diagnostic::Diagnostic;
-use crate::policy::{Context, ReadPolicy};
+use crate::policy::{Context, ParsedPolicy};
 
 /// The kinds of policies that the mesh enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,7 +115,7 @@ pub struct Policy {
     diagnostics: Vec<Diagnostic>,
     is_placeholder: bool,
     /// The parsed policy. The document never changes, so it is parsed once for all models.
-    parsed: OnceLock<(Arc<Context>, Arc<ReadPolicy>)>,
+    parsed: OnceLock<(Arc<Context>, Arc<ParsedPolicy>)>,
 }
 
 impl Policy {
@@ -218,8 +218,8 @@ impl Policy {
     }
 
     /// The policy parsed in this context; cached for the first context.
-    pub(crate) fn read(&self, context: &Arc<Context>) -> Arc<ReadPolicy> {
-        let read = || (context.clone(), Arc::new(ReadPolicy::new(self, context)));
+    pub(crate) fn read(&self, context: &Arc<Context>) -> Arc<ParsedPolicy> {
+        let read = || (context.clone(), Arc::new(ParsedPolicy::new(self, context)));
         let (known, parsed) = self.parsed.get_or_init(read);
         match known == context {
             true => parsed.clone(),

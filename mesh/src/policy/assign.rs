@@ -1,7 +1,7 @@
-//! Which policies hold for which workload.
+//! Which policies apply to which workload.
 //!
-//! Policies are looked up by namespace and by one label that their selector asks for, so a workload
-//! is compared with the few that might select it and not with all. Workloads that the same policies
+//! Policies are indexed by namespace and by one label that their selector requires, so a workload is
+//! compared with the few candidates and not with all policies. Workloads that the same policies
 //! select share one set.
 
 use std::collections::BTreeMap;
@@ -11,30 +11,30 @@ use rustc_hash::FxHashMap;
 
 use super::PolicySet;
 use super::authorization::{Action, Authorization};
+use super::envelope::{Body, ParsedPolicy};
 use super::network::{IngressRules, NetworkPolicy};
-use super::peer::{PeerAuthentication, PeerMode};
-use super::read::{Body, ReadPolicy};
+use super::peer_authentication::{PeerAuthentication, PeerMode};
 use super::report::PolicyScope;
-use super::set::{Layer, Selected};
+use super::set::{EffectivePolicies, PolicyLevel};
 
 type Labels = BTreeMap<String, String>;
 
-/// Gives each workload its policies.
+/// Finds the policies of each workload.
 pub(crate) struct Assigner<'a> {
-    policies: &'a [Arc<ReadPolicy>],
-    /// Those without selector in the root namespace.
+    policies: &'a [Arc<ParsedPolicy>],
+    /// Policies of the root namespace without a selector.
     mesh: Group,
-    /// Those with one.
+    /// AuthorizationPolicies of the root namespace with a selector.
     root: ByLabel<'a>,
     namespaces: FxHashMap<&'a str, InNamespace<'a>>,
     sets: FxHashMap<(Option<&'a str>, Vec<usize>), PolicySet>,
 }
 
-/// Indices of policies, and what they say together.
+/// Policies without a selector, by index.
 #[derive(Default)]
 struct Group {
     members: Vec<usize>,
-    layer: Option<Arc<Layer>>,
+    level: Option<Arc<PolicyLevel>>,
 }
 
 #[derive(Default)]
@@ -43,19 +43,19 @@ struct InNamespace<'a> {
     selectors: ByLabel<'a>,
 }
 
-/// Policies with a selector.
+/// An index of policies with a selector.
 #[derive(Default)]
 struct ByLabel<'a> {
-    /// By a label that everything has which they select.
-    labelled: FxHashMap<(&'a str, &'a str), Vec<usize>>,
-    /// Those whose selector asks for no label of a certain value.
+    /// By a label that their selector requires.
+    by_label: FxHashMap<(&'a str, &'a str), Vec<usize>>,
+    /// Policies whose selector requires no single value of any label.
     others: Vec<usize>,
 }
 
 impl<'a> Assigner<'a> {
-    /// `policies` in an order that does not depend on how they were read: the first that denies is
-    /// the one that is named.
-    pub(crate) fn new(policies: &'a [Arc<ReadPolicy>], network_policy: bool) -> Self {
+    /// Indexes the policies. Their order must not depend on the order of reading: a denial names the
+    /// first policy that denies.
+    pub(crate) fn new(policies: &'a [Arc<ParsedPolicy>], network_policy: bool) -> Self {
         let mut new = Self {
             policies,
             mesh: Group::default(),
@@ -67,10 +67,12 @@ impl<'a> Assigner<'a> {
             if !policy.is_enforced(network_policy) {
                 continue;
             }
-            let namespace = &*policy.reach.namespace;
-            match policy.reach.scope {
+            let namespace = &*policy.scope.namespace;
+            match policy.scope.kind {
                 PolicyScope::Global => new.mesh.members.push(i),
-                PolicyScope::WorkloadSelector if policy.reach.in_root && policy.is_mesh_wide() => {
+                PolicyScope::WorkloadSelector
+                    if policy.scope.is_in_root && policy.is_mesh_wide() =>
+                {
                     new.root.insert(i, policy);
                 }
                 PolicyScope::Namespace => {
@@ -83,14 +85,14 @@ impl<'a> Assigner<'a> {
                 }
             }
         }
-        new.mesh.layer = layer(policies, &new.mesh.members);
+        new.mesh.level = level(policies, &new.mesh.members);
         for namespace in new.namespaces.values_mut() {
-            namespace.all.layer = layer(policies, &namespace.all.members);
+            namespace.all.level = level(policies, &namespace.all.members);
         }
         new
     }
 
-    /// The policies that hold for a workload; those with a selector are told to `selected`.
+    /// The policies of a workload. Calls `selected` with the index of each policy that has a selector.
     pub(crate) fn assign(
         &mut self,
         namespace: &str,
@@ -98,15 +100,17 @@ impl<'a> Assigner<'a> {
         mut selected: impl FnMut(usize),
     ) -> PolicySet {
         let known = self.namespaces.get_key_value(namespace);
-        let mut own = Vec::new();
-        self.root.select(self.policies, labels, &mut own);
+        let mut matching = Vec::new();
+        self.root.select(self.policies, labels, &mut matching);
         if let Some((_, namespace)) = known {
-            namespace.selectors.select(self.policies, labels, &mut own);
+            namespace
+                .selectors
+                .select(self.policies, labels, &mut matching);
         }
-        own.sort_unstable();
-        own.iter().for_each(|i| selected(*i));
-        let has_own = known.filter(|(_, namespace)| !namespace.all.members.is_empty());
-        let key = (has_own.map(|(name, _)| *name), own);
+        matching.sort_unstable();
+        matching.iter().for_each(|i| selected(*i));
+        let in_namespace = known.filter(|(_, namespace)| !namespace.all.members.is_empty());
+        let key = (in_namespace.map(|(name, _)| *name), matching);
         if let Some(set) = self.sets.get(&key) {
             return set.clone();
         }
@@ -115,9 +119,9 @@ impl<'a> Assigner<'a> {
         set
     }
 
-    fn set(&self, namespace: Option<&Group>, own: &[usize]) -> PolicySet {
+    fn set(&self, namespace: Option<&Group>, matching: &[usize]) -> PolicySet {
         let in_namespace = namespace.map_or(&[][..], |group| &group.members);
-        let members = [&self.mesh.members, in_namespace, own];
+        let members = [&self.mesh.members, in_namespace, matching];
         let mut peers: Vec<&Arc<PeerAuthentication>> = Vec::new();
         let mut network: Vec<Arc<NetworkPolicy>> = Vec::new();
         for i in members.into_iter().flatten() {
@@ -127,39 +131,40 @@ impl<'a> Assigner<'a> {
                 Body::Authorization(_) => {}
             }
         }
-        let layers = [
-            self.mesh.layer.clone(),
-            namespace.and_then(|group| group.layer.clone()),
-            layer(self.policies, own),
+        let levels = [
+            self.mesh.level.clone(),
+            namespace.and_then(|group| group.level.clone()),
+            level(self.policies, matching),
         ];
         let ingress = (!network.is_empty()).then(|| IngressRules::new(network));
-        PolicySet::new(Selected {
+        PolicySet::new(EffectivePolicies {
             peer: PeerMode::of(&peers),
-            layers: layers.into_iter().flatten().collect(),
+            levels: levels.into_iter().flatten().collect(),
             ingress,
         })
     }
 }
 
-fn layer(policies: &[Arc<ReadPolicy>], members: &[usize]) -> Option<Arc<Layer>> {
-    let mut layer = Layer::default();
+/// The AuthorizationPolicies among these, by action; `None` if there are none.
+fn level(policies: &[Arc<ParsedPolicy>], members: &[usize]) -> Option<Arc<PolicyLevel>> {
+    let mut level = PolicyLevel::default();
     for i in members {
         if let Body::Authorization(policy) = &policies[*i].body {
             let policy: &Arc<Authorization> = policy;
             let list = match (policy.action, policy.dry_run) {
-                (Action::Allow, false) => &mut layer.allow,
-                (Action::Allow, true) => &mut layer.allow_on_trial,
-                (_, false) => &mut layer.deny,
-                (_, true) => &mut layer.deny_on_trial,
+                (Action::Allow, false) => &mut level.allow,
+                (Action::Allow, true) => &mut level.allow_dry_run,
+                (_, false) => &mut level.deny,
+                (_, true) => &mut level.deny_dry_run,
             };
             list.push(policy.clone());
         }
     }
-    (layer != Layer::default()).then(|| Arc::new(layer))
+    (level != PolicyLevel::default()).then(|| Arc::new(level))
 }
 
-impl ReadPolicy {
-    /// It is asked of connections.
+impl ParsedPolicy {
+    /// Whether it is evaluated for connections.
     pub(super) fn is_enforced(&self, network_policy: bool) -> bool {
         match &self.body {
             Body::Authorization(policy) => policy.enforced,
@@ -168,7 +173,7 @@ impl ReadPolicy {
         }
     }
 
-    /// In the root namespace its selector is asked of the pods of all namespaces.
+    /// Whether its selector matches pods of all namespaces when it is in the root namespace.
     fn is_mesh_wide(&self) -> bool {
         matches!(self.body, Body::Authorization(_))
     }
@@ -176,30 +181,30 @@ impl ReadPolicy {
     fn selects(&self, labels: &Labels) -> bool {
         match &self.body {
             Body::Network(policy) => policy.selects(labels),
-            _ => self.reach.selector.selects(labels),
+            _ => self.scope.selector.selects(labels),
         }
     }
 
     fn required_label(&self) -> Option<(&str, &str)> {
         match &self.body {
             Body::Network(policy) => policy.required_label(),
-            _ => self.reach.selector.required_label(),
+            _ => self.scope.selector.required_label(),
         }
     }
 }
 
 impl<'a> ByLabel<'a> {
-    fn insert(&mut self, i: usize, policy: &'a ReadPolicy) {
+    fn insert(&mut self, i: usize, policy: &'a ParsedPolicy) {
         match policy.required_label() {
-            Some(label) => self.labelled.entry(label).or_default().push(i),
+            Some(label) => self.by_label.entry(label).or_default().push(i),
             None => self.others.push(i),
         }
     }
 
-    fn select(&self, policies: &[Arc<ReadPolicy>], labels: &Labels, found: &mut Vec<usize>) {
+    fn select(&self, policies: &[Arc<ParsedPolicy>], labels: &Labels, found: &mut Vec<usize>) {
         let by_label = labels
             .iter()
-            .filter_map(|(key, value)| self.labelled.get(&(&**key, &**value)));
+            .filter_map(|(key, value)| self.by_label.get(&(&**key, &**value)));
         let candidates = by_label.flatten().chain(&self.others);
         found.extend(candidates.filter(|i| policies[**i].selects(labels)));
     }

@@ -1,25 +1,26 @@
 //! AuthorizationPolicy.
 //!
-//! Where a field is in doubt, an ALLOW policy never matches, and a DENY policy matches as if the
-//! constraint were not there. So a mistake denies more than was meant, never less. What Istio's
-//! own admission refuses (an empty match, DENY without rules, a selector beside `targetRefs`) is a
-//! mistake here too: a file has no admission before it.
+//! With an invalid field, an ALLOW policy never matches, and a DENY policy matches as if the
+//! constraint were absent. So an error denies more than intended, never less. What Istio's admission
+//! webhook rejects (an empty match, DENY without rules, a selector together with `targetRefs`) is an
+//! error here too: files pass no webhook.
 //!
-//! HTTP attributes are none, but nothing that can be asked of a connection. As in Istio, an ALLOW
-//! rule that has any is left out; of a DENY rule they are left out, and a clause that has nothing
-//! else never matches.
+//! HTTP attributes are valid, but a connection has none. As in Istio, an ALLOW rule that uses any is
+//! left out; in a DENY rule the attributes are left out, and a clause of nothing else never matches.
 
 mod attributes;
+pub(super) mod matching;
 mod rules;
 
 use serde_json::Value;
 
+use super::connection::ConnectionAttributes;
 use super::document::{Field, Reader};
-use super::read::{self, Reach};
-use super::rule::{Facts, Rule};
+use super::envelope::{self, Scope};
 use super::{Context, Denial};
 use crate::objects::Policy;
 
+use matching::Rule;
 use rules::{HttpAttributes, RuleReader};
 
 /// The versions of the API, which say the same.
@@ -34,13 +35,14 @@ const SPEC: [&str; 6] = [
 ];
 const DRY_RUN: &str = "istio.io/dry-run";
 
-/// What becomes of a connection that a policy matches.
+/// The effect of a policy on a connection that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Allow,
     Deny,
-    /// For an external authorizer, or for a log: never asked of a connection, as in Istio.
+    /// For an external authorizer; never evaluated for a connection, as in Istio.
     Custom,
+    /// For an audit log; never evaluated for a connection, as in Istio.
     Audit,
 }
 
@@ -55,39 +57,39 @@ impl Action {
     }
 }
 
-/// An AuthorizationPolicy, ready to be asked.
+/// A parsed AuthorizationPolicy.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Authorization {
     pub(super) action: Action,
     pub(super) dry_run: bool,
-    /// It is asked of connections; otherwise it belongs elsewhere.
+    /// It is evaluated for connections. False if it is for a waypoint or gateway.
     pub(super) enforced: bool,
     pub(super) rules: Vec<Rule>,
     pub(super) denial: Denial,
 }
 
 impl Authorization {
-    pub(super) fn matches(&self, facts: &Facts<'_>) -> bool {
-        self.rules.iter().any(|rule| rule.matches(facts))
+    pub(super) fn matches(&self, connection: &ConnectionAttributes<'_>) -> bool {
+        self.rules.iter().any(|rule| rule.matches(connection))
     }
 }
 
-/// Reads a policy. Always yields one: what cannot be read denies.
+/// Reads a policy. Always yields one: an invalid policy denies.
 pub(super) fn read(
     policy: &Policy,
     context: &Context,
     reader: &mut Reader<'_>,
-) -> (Authorization, Reach) {
-    let known_version = read::envelope(policy, &API_VERSIONS, reader);
+) -> (Authorization, Scope) {
+    let known_version = envelope::envelope(policy, &API_VERSIONS, reader);
     let spec = Field::top("spec", policy.document.get("spec"));
-    read::expect_object(&spec, policy, reader);
+    envelope::expect_object(&spec, policy, reader);
     let before = reader.count();
     spec.expect_keys(&SPEC, reader);
     let known_fields = reader.count() == before;
-    let reach = read::reach(policy, &spec, context, reader);
+    let scope = envelope::scope(policy, &spec, context, reader);
     let attached = is_attached(&spec, reader);
     let action = action(policy, &spec, reader);
-    let mut rules = RuleReader::new(reader, &reach.namespace, &context.trust_domains);
+    let mut rules = RuleReader::new(reader, &scope.namespace, &context.trust_domains);
     let read = rules.read(&spec, action.unwrap_or(Action::Allow));
     let http = rules.into_http();
     let (action, rules) = match (action, read) {
@@ -105,11 +107,11 @@ pub(super) fn read(
         enforced: !attached && matches!(action, Action::Allow | Action::Deny),
         rules,
         denial: Denial {
-            policy: read::name(policy).into(),
+            policy: envelope::name(policy).into(),
         },
     };
     note(&authorization, attached, &http, reader);
-    (authorization, reach)
+    (authorization, scope)
 }
 
 /// Whether it is bound to a waypoint or gateway. A reference that cannot be read binds to nothing.
@@ -130,7 +132,7 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
                     .for_each(|item| target(item, reader));
             }
             _ => {
-                let message = "is no reference; the policy holds for pods instead".to_owned();
+                let message = "is not a reference; the policy applies to pods instead".to_owned();
                 field.error("bad_field", message, reader);
             }
         }
@@ -139,7 +141,7 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
     }
     attached &= certain;
     if attached && spec.value.get("selector").is_some() {
-        let message = "stands beside targetRefs; the policy holds for pods".to_owned();
+        let message = "cannot be combined with targetRefs; the policy applies to pods".to_owned();
         let selector = spec.get_or_null("selector");
         selector.error("selector_and_target", message, reader);
         return false;
@@ -150,7 +152,7 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
 /// A reference to something: without knowing what, nobody can say that it is not this daemon's.
 fn target(field: &Field<'_>, reader: &mut Reader<'_>) {
     if !field.value.is_object() {
-        return field.error("bad_field", "is no reference".to_owned(), reader);
+        return field.error("bad_field", "is not a reference".to_owned(), reader);
     }
     field.expect_keys(
         &["group", "kind", "name", "namespace", "sectionName"],
@@ -184,7 +186,7 @@ fn action(policy: &Policy, spec: &Field<'_>, reader: &mut Reader<'_>) -> Option<
 /// is none or has another name, or an unknown field with a text in it.
 fn may_be_misspelt(policy: &Policy, spec: &Field<'_>) -> bool {
     let beside = policy.document.iter();
-    let mut beside = beside.filter(|(key, _)| !read::DOCUMENT.contains(&key.as_str()));
+    let mut beside = beside.filter(|(key, _)| !envelope::DOCUMENT.contains(&key.as_str()));
     match spec.value {
         Value::Object(fields) => {
             let mut within = fields.iter();
@@ -211,7 +213,8 @@ fn known_action(spec: &Field<'_>, value: &Value, reader: &mut Reader<'_>) -> Opt
     action
 }
 
-/// On trial only if it says so in a way that is understood (the words are Go's).
+/// Whether the policy is dry-run. The accepted spellings are those of Go's `ParseBool`; any other
+/// value enforces the policy.
 fn dry_run(policy: &Policy, reader: &mut Reader<'_>) -> bool {
     let annotations = policy.metadata.annotations.as_ref();
     match annotations
@@ -239,7 +242,7 @@ fn note(policy: &Authorization, attached: bool, http: &HttpAttributes, reader: &
     if !policy.enforced {
         let action = policy.action.as_str().to_ascii_uppercase();
         let message = format!(
-            "NOT enforced: {action} is no action for connections; what it should refuse is let through"
+            "NOT enforced: {action} does not apply to connections; what it should refuse is allowed"
         );
         return reader.note("spec.action", "not_enforced", message);
     }

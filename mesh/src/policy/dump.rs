@@ -1,4 +1,4 @@
-//! Rules in the shape in which the peer dumps them, which `istioctl ztunnel-config policy` reads.
+//! Rules in the config dump, in the shape that `istioctl ztunnel-config policy` reads.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
 use super::authorization::Authorization;
+use super::authorization::matching::{Clause, Match, Rule, ServiceAccount, Values};
 use super::cidr::Cidr;
-use super::rule::{Clause, Match, Rule, ServiceAccount, Values};
-use super::text::Pattern;
+use super::pattern::Pattern;
 
-/// The rules of an AuthorizationPolicy as they are asked: rules, of clauses, of matches. Other
+/// The rules of an AuthorizationPolicy as they are evaluated: rules of clauses of matches. Other
 /// policies have none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyRules(Option<Arc<Authorization>>);
@@ -33,8 +33,8 @@ impl Serialize for Rule {
     }
 }
 
-/// To the peer a clause without matches matches everything, and an empty match nothing: the other
-/// way round than here.
+/// In Istio's ztunnel a clause without matches matches everything and an empty match nothing: the
+/// opposite of the types here.
 impl Serialize for Clause {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0.iter().any(|found| found.0.is_empty()) {
@@ -47,7 +47,7 @@ impl Serialize for Clause {
     }
 }
 
-/// A field that is written twice (by two constraints of a condition) cannot be: each has its own.
+/// No field is written twice: each constraint has its own.
 impl Serialize for Match {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;

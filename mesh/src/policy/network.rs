@@ -1,39 +1,39 @@
 //! NetworkPolicy, its ingress side.
 //!
-//! The CNI enforces NetworkPolicies on the packets it sees. Of a connection through the mesh it
-//! sees port 15008 and the address of a pod; what it must not see is what the policy speaks of.
-//! So the receiving daemon asks again, of the application's own port.
+//! The CNI enforces NetworkPolicies on the packets it sees. Of a connection through the mesh it sees
+//! port 15008 and the address of a pod, not the application's port that the policy is about. So the
+//! receiving node checks again, for the application's own port.
 //!
-//! The rules are Kubernetes':
+//! The rules are those of Kubernetes:
 //!
-//! * A pod that no policy selects takes anything. One that a policy selects takes only what a rule
-//!   of some policy admits: policies add up, they never subtract.
-//! * A rule without `from` admits anyone, one without `ports` admits to every port; no rule at all
-//!   admits nobody. Within one peer `podSelector` and `namespaceSelector` both hold.
-//! * Pods are recognised by their address, not by what they say of themselves. Host-network pods,
-//!   nodes and what is outside the cluster are matched by `ipBlock` only.
+//! * A pod that no policy selects accepts everything. A pod that a policy selects accepts only what a
+//!   rule of some policy admits: policies add up, they never subtract.
+//! * A rule without `from` admits every source, one without `ports` every port; no rule at all admits
+//!   nothing. Within one peer `podSelector` and `namespaceSelector` must both match.
+//! * Pods are recognised by their address, not by their identity. Only `ipBlock` matches host-network
+//!   pods, nodes and sources outside the cluster.
 //! * A pod always reaches itself.
 //!
-//! A policy with a fault admits nothing, and selects what it says it selects; all pods of its
-//! namespace, if even that cannot be read. Egress is not enforced, and the policy's report says so.
+//! An invalid policy admits nothing and selects what it says it selects, or all pods of its namespace
+//! if the selector is invalid too. Egress is not enforced, and the policy's report says so.
 
-mod read;
-mod rule;
+mod ingress_rule;
+mod spec;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::Denial;
+use super::connection::ConnectionAttributes;
 use super::selector::Selector;
-use super::{Denial, InboundConnection};
-use crate::model::{Model, Workload};
 
-pub(crate) use read::read;
-use rule::{Rule, Source};
+use ingress_rule::Rule;
+pub(crate) use spec::read;
 
-/// As many policies are named in a denial; the rest is counted.
-const NAMED_IN_DENIAL: usize = 4;
+/// The number of policies that a denial names; the rest is counted.
+const MAX_NAMED_POLICIES: usize = 4;
 
-/// One NetworkPolicy, read by itself.
+/// One NetworkPolicy, parsed by itself.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NetworkPolicy {
     namespace: Arc<str>,
@@ -43,28 +43,27 @@ pub(crate) struct NetworkPolicy {
     ingress: Ingress,
 }
 
-/// What a policy means for the ingress of the pods it selects.
+/// The effect of a policy on the ingress of the pods it selects.
 #[derive(Debug, PartialEq, Eq)]
 enum Ingress {
-    /// Nothing: it is about egress.
+    /// None: it restricts egress only.
     Unrestricted,
-    /// What a rule admits; without rules, nothing.
+    /// Admits what a rule admits; nothing without rules.
     Only(Vec<Rule>),
 }
 
 impl NetworkPolicy {
-    /// It says something about ingress. The other ones select no pod.
+    /// Whether it restricts ingress. A policy that does not selects no pod.
     pub(crate) fn restricts_ingress(&self) -> bool {
         matches!(self.ingress, Ingress::Only(_))
     }
 
-    /// It selects all pods of its namespace.
+    /// Whether it selects all pods of its namespace.
     pub(crate) fn selects_all(&self) -> bool {
         self.pods.as_ref().is_none_or(|pods| pods.0.is_empty())
     }
 
-    /// A label that every pod it selects has, so that not every pod need be asked; `None` if any
-    /// pod of its namespace may be selected.
+    /// A label that every selected pod has; `None` if there is no such label.
     pub(crate) fn required_label(&self) -> Option<(&str, &str)> {
         self.pods.as_ref()?.required_label()
     }
@@ -74,12 +73,12 @@ impl NetworkPolicy {
         self.restricts_ingress() && self.pods.as_ref().is_none_or(|pods| pods.selects(labels))
     }
 
-    fn admits(&self, source: &Source<'_>, port: u16, workload: &Workload) -> bool {
+    fn admits(&self, connection: &ConnectionAttributes<'_>) -> bool {
         match &self.ingress {
             Ingress::Unrestricted => false,
             Ingress::Only(rules) => rules
                 .iter()
-                .any(|rule| rule.admits(source, port, &workload.ports, &self.namespace)),
+                .any(|rule| rule.admits(connection, &self.namespace)),
         }
     }
 }
@@ -92,31 +91,20 @@ pub(crate) struct IngressRules {
 }
 
 impl IngressRules {
-    /// Puts together the policies that select a workload.
+    /// Combines the policies that select a workload.
     pub(crate) fn new(policies: Vec<Arc<NetworkPolicy>>) -> Self {
         let denial = denial(&policies).into();
         Self { policies, denial }
     }
 
-    /// Whether any of the policies admits the connection. Does not allocate.
+    /// Checks whether one of the policies admits the connection. Does not allocate.
     ///
     /// # Errors
     ///
     /// None of them does; the denial names them.
-    pub(crate) fn admits(
-        &self,
-        connection: &InboundConnection<'_>,
-        workload: &Workload,
-        model: &Model,
-    ) -> Result<(), Denial> {
-        let source = Source::new(connection, model);
-        let port = connection.destination.port();
-        let admitted = source.is(workload)
-            || self
-                .policies
-                .iter()
-                .any(|policy| policy.admits(&source, port, workload));
-        match admitted {
+    pub(crate) fn check(&self, connection: &ConnectionAttributes<'_>) -> Result<(), Denial> {
+        let mut policies = self.policies.iter();
+        match connection.is_from_destination() || policies.any(|p| p.admits(connection)) {
             true => Ok(()),
             false => Err(Denial {
                 policy: self.denial.clone(),
@@ -125,12 +113,12 @@ impl IngressRules {
     }
 }
 
-/// Made once, so that a denial costs no allocation.
+/// The text of a denial. Built once, so that a denied connection does not allocate.
 fn denial(policies: &[Arc<NetworkPolicy>]) -> String {
-    let names = policies.iter().take(NAMED_IN_DENIAL);
+    let names = policies.iter().take(MAX_NAMED_POLICIES);
     let names = names.map(|policy| format!("{}/{}", policy.namespace, policy.name));
     let names = names.collect::<Vec<_>>().join(", ");
-    let more = match policies.len().saturating_sub(NAMED_IN_DENIAL) {
+    let more = match policies.len().saturating_sub(MAX_NAMED_POLICIES) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };

@@ -1,17 +1,17 @@
-//! What became of each policy.
+//! The report of each policy: is it enforced, for which workloads, and what is wrong with it?
 
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
 use super::dump::PolicyRules;
-use super::read::{Body, ReadPolicy};
+use super::envelope::{Body, ParsedPolicy};
 use crate::diagnostic::{Diagnostic, Origin};
 use crate::id::ObjectRef;
 use crate::id::WorkloadUid;
 
-/// One policy as the mesh took it. Serialized in the peer's shape (`name`, `namespace`, `scope`,
-/// `action`, `rules`, `dryRun`) with what is ours beside it.
+/// The state of one policy. Serialized in the shape of Istio's ztunnel (`name`, `namespace`, `scope`,
+/// `action`, `rules`, `dryRun`) with additional fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyReport {
@@ -20,21 +20,20 @@ pub struct PolicyReport {
     pub object: ObjectRef,
     /// Whether it is in force.
     pub state: PolicyState,
-    /// What is wrong with it or is to be known of it.
+    /// Its errors and notes.
     #[serde(serialize_with = "without_object")]
     pub messages: Vec<Diagnostic>,
-    /// The workloads of the mesh that it holds for, sorted. Policies that hold for the same share
-    /// the list.
+    /// The meshed workloads that it applies to, sorted. Policies with the same scope share the list.
     pub selects: Arc<[WorkloadUid]>,
-    /// It is on trial: counted and logged, not enforced.
+    /// Its denials are counted and logged, not enforced.
     pub dry_run: bool,
-    /// What it does: `Allow`, `Deny`, `Custom` or `Audit`; the mode for a PeerAuthentication. An
-    /// AuthorizationPolicy whose action is unknown does `Deny`, a PeerAuthentication with a fault
-    /// is `Strict`.
+    /// `Allow`, `Deny`, `Custom` or `Audit`; the mode for a PeerAuthentication. An
+    /// AuthorizationPolicy with an unknown action has `Deny`, an invalid PeerAuthentication
+    /// `Strict`.
     pub action: &'static str,
-    /// How far it reaches.
+    /// Which workloads it applies to.
     pub scope: PolicyScope,
-    /// The rules of an AuthorizationPolicy as they are asked.
+    /// The rules of an AuthorizationPolicy as they are evaluated.
     pub rules: PolicyRules,
 }
 
@@ -42,49 +41,49 @@ pub struct PolicyReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PolicyState {
-    /// As it is written, but for what the messages say.
+    /// Enforced as written, except for what the messages say.
     Accepted,
-    /// Part of it could not be understood. It denies more than it says, or the last good version is
-    /// in force; the messages say which.
+    /// Part of it cannot be understood. It denies more than it says, or the last good version is
+    /// enforced; the messages say which.
     Invalid,
-    /// It belongs elsewhere (a waypoint's targetRefs) or is not supported here.
+    /// It is for a waypoint (targetRefs) or not supported here.
     NotEnforcedHere,
 }
 
-/// How far a policy reaches; Istio's names.
+/// Which workloads a policy applies to; Istio's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum PolicyScope {
-    /// All workloads: it is in the root namespace and selects none by label.
+    /// All workloads: it is in the root namespace and has no selector.
     Global,
     /// All workloads of its namespace.
     Namespace,
-    /// Those its selector selects.
+    /// The workloads that its selector selects.
     WorkloadSelector,
 }
 
-/// The workloads that policies hold for, by what selects them.
-pub(crate) trait Selects {
-    /// All of the mesh.
+/// The meshed workloads of each scope.
+pub(crate) trait SelectedWorkloads {
+    /// All workloads.
     fn all(&self) -> Arc<[WorkloadUid]>;
-    /// All of a namespace.
+    /// All workloads of a namespace.
     fn of_namespace(&self, namespace: &str) -> Arc<[WorkloadUid]>;
-    /// Those that the selector of this policy selects.
+    /// The workloads that the selector of this policy selects.
     fn of_selector(&self, policy: usize) -> Arc<[WorkloadUid]>;
 }
 
-impl ReadPolicy {
-    /// `diagnostics` are what the source found in a version of the policy that it did not let replace
-    /// the last good one, which this is.
+impl ParsedPolicy {
+    /// Builds the report. `diagnostics` are those of newer versions that the source rejected in favour
+    /// of this last good one.
     pub(crate) fn report(
         &self,
         object: ObjectRef,
         index: usize,
-        selects: &impl Selects,
+        workloads: &impl SelectedWorkloads,
         diagnostics: &[&Diagnostic],
         network_policy: bool,
     ) -> PolicyReport {
         let enforced = self.is_enforced(network_policy);
-        let rejected = diagnostics.iter().any(|p| p.code != "duplicate_object");
+        let rejected = diagnostics.iter().any(|d| d.code != "duplicate_object");
         let (action, dry_run, rules) = match &self.body {
             Body::Authorization(policy) => (
                 policy.action.as_str(),
@@ -102,15 +101,15 @@ impl ReadPolicy {
                 (false, _) => PolicyState::Accepted,
             },
             messages: self.messages(diagnostics, network_policy),
-            selects: match (enforced, self.reach.scope) {
+            selects: match (enforced, self.scope.kind) {
                 (false, _) => Arc::default(),
-                (true, PolicyScope::Global) => selects.all(),
-                (true, PolicyScope::Namespace) => selects.of_namespace(&self.reach.namespace),
-                (true, PolicyScope::WorkloadSelector) => selects.of_selector(index),
+                (true, PolicyScope::Global) => workloads.all(),
+                (true, PolicyScope::Namespace) => workloads.of_namespace(&self.scope.namespace),
+                (true, PolicyScope::WorkloadSelector) => workloads.of_selector(index),
             },
             dry_run,
             action,
-            scope: self.reach.scope,
+            scope: self.scope.kind,
             rules,
         }
     }

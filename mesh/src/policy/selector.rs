@@ -1,17 +1,21 @@
-//! Label selectors: `matchLabels` and `matchExpressions`.
+//! Label selectors: which pods and namespaces do `matchLabels` and `matchExpressions` select?
+
+mod parse;
 
 use std::collections::BTreeMap;
 
-use crate::model::Namespace;
+pub(super) use parse::parse;
 
-/// The label that the API server gives to every namespace, whatever its manifest says.
-const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+type Labels = BTreeMap<String, String>;
 
-/// All of its requirements hold; without any, it selects everything.
+/// The label that the API server adds to every namespace.
+const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// Selects what meets all requirements; everything if there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Selector(pub(in crate::policy) Vec<Requirement>);
 
-/// What one label has to be.
+/// A condition on one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Requirement {
     pub(super) key: Box<str>,
@@ -22,24 +26,24 @@ pub(super) struct Requirement {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Test {
     In(Vec<Box<str>>),
-    /// Also holds without the label.
+    /// Also met without the label.
     NotIn(Vec<Box<str>>),
     Exists,
     DoesNotExist,
 }
 
-/// What is known of one label of an object.
+/// The value of one label of an object.
 #[derive(Clone, Copy)]
 enum Label<'a> {
     Is(&'a str),
     Absent,
-    /// The object itself is not known, so it is not certain that the label is absent.
+    /// The object is unknown, so the label may be present or absent.
     Unknown,
 }
 
 impl Selector {
     /// Whether it selects a pod with these labels.
-    pub(super) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub(super) fn selects(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| {
             let value = labels.get(&*requirement.key);
             requirement
@@ -48,14 +52,14 @@ impl Selector {
         })
     }
 
-    /// Whether it selects the namespace of this name. Of a namespace without an object only the
-    /// name is certain, and what is not certain does not hold.
-    pub(super) fn selects_namespace(&self, name: &str, namespace: Option<&Namespace>) -> bool {
+    /// Whether it selects the namespace of this name. `labels` is `None` for a namespace without an
+    /// object: then only the name label is known, and a requirement on another label is not met.
+    pub(super) fn selects_namespace(&self, name: &str, labels: Option<&Labels>) -> bool {
         self.0.iter().all(|requirement| {
-            let label = match (&*requirement.key, namespace) {
-                (NAMESPACE_NAME, _) => Label::Is(name),
+            let label = match (&*requirement.key, labels) {
+                (NAMESPACE_NAME_LABEL, _) => Label::Is(name),
                 (_, None) => Label::Unknown,
-                (key, Some(namespace)) => match namespace.labels.get(key) {
+                (key, Some(labels)) => match labels.get(key) {
                     Some(value) => Label::Is(value),
                     None => Label::Absent,
                 },
@@ -64,7 +68,7 @@ impl Selector {
         })
     }
 
-    /// A label that everything it selects has.
+    /// A label, with its value, that everything it selects has.
     pub(super) fn required_label(&self) -> Option<(&str, &str)> {
         self.0
             .iter()

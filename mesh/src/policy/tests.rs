@@ -1,28 +1,31 @@
-//! What policies mean, one sentence at a time.
+//! The decisions of AuthorizationPolicy and PeerAuthentication, and their reports.
 
-mod faults;
+mod dry_run;
 mod fields;
 mod http;
-mod peer;
+mod invalid;
+mod peer_authentication;
 mod properties;
 mod reports;
 mod scopes;
-mod trial;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use spiffe::SpiffeId;
 
 use super::*;
-use crate::Params;
+use crate::authorize::InboundConnection;
 use crate::compile::compile;
+use crate::model::{Model, Workload};
+use crate::params::Params;
 use crate::testing::{Doc, namespace, objects, params, pod};
 
-/// The namespace whose policies hold for the whole mesh.
+/// The root namespace.
 const ROOT: &str = "istio-system";
 
-/// Policies among a few pods: `shop/web`, `shop/db`, `bank/web` (of two versions) and
+/// A model of some policies and a few pods: `shop/web`, `shop/db`, `bank/web` (of two versions) and
 /// `istio-system/gate`.
 pub(super) struct World {
     pub(super) model: Model,
@@ -44,7 +47,7 @@ pub(super) fn pods() -> Vec<Doc> {
         in_namespace("db", "shop", "10.0.0.2"),
         in_namespace("web", "bank", "10.0.0.3"),
         in_namespace("gate", ROOT, "10.0.0.4"),
-        pod("stray", "10.0.0.5"),
+        pod("plain", "10.0.0.5"),
     ]
 }
 
@@ -75,10 +78,11 @@ pub(super) fn world_with(policies: &[Doc], params: &Params) -> World {
 }
 
 impl World {
-    /// Asks in the form `<principal or -> <source ip> <port>`, of a pod `namespace/name`.
-    pub(super) fn decide(&self, pod: &str, ask: &str) -> Decision {
+    /// The decision about a connection `<principal or -> <source ip> <port>` to a pod
+    /// `namespace/name`.
+    pub(super) fn decide(&self, pod: &str, connection: &str) -> Decision {
         let workload = self.workload(pod);
-        let mut parts = ask.split(' ');
+        let mut parts = connection.split(' ');
         let mut next = || parts.next().expect("three parts");
         let source = match next() {
             "-" => None,
@@ -98,13 +102,13 @@ impl World {
         )
     }
 
-    pub(super) fn denial(&self, pod: &str, ask: &str) -> Option<String> {
-        let denial = self.decide(pod, ask).denial;
+    pub(super) fn denial(&self, pod: &str, connection: &str) -> Option<String> {
+        let denial = self.decide(pod, connection).denial;
         denial.map(|denial| denial.policy.to_string())
     }
 
-    pub(super) fn allows(&self, pod: &str, ask: &str) -> bool {
-        self.denial(pod, ask).is_none()
+    pub(super) fn allows(&self, pod: &str, connection: &str) -> bool {
+        self.denial(pod, connection).is_none()
     }
 
     pub(super) fn workload(&self, pod: &str) -> &Workload {

@@ -1,6 +1,6 @@
 //! The outbound decision, as tables.
 
-mod balance;
+mod choose_endpoint;
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::*;
 use crate::testing::{Doc, model, node, pod, service, slice, workload};
 
-/// Decides as the pod `client` would.
+/// The route of a connection from the pod `client`.
 fn decide(model: &Model, destination: &str, tried: &[EndpointKey]) -> Route {
     let client = workload(model, "client");
     let destination: SocketAddr = destination.parse().unwrap();
@@ -22,7 +22,7 @@ fn decide(model: &Model, destination: &str, tried: &[EndpointKey]) -> Route {
     )
 }
 
-/// What was decided, in one line.
+/// A route in one line.
 fn line(route: &Route) -> String {
     let of = |service: &Option<Arc<Service>>| match service {
         Some(service) => format!(" for {}", service.name),
@@ -68,7 +68,7 @@ fn check(docs: &[Doc], cases: &[(&str, &str)]) {
 }
 
 #[test]
-fn pods_services_and_strangers_are_told_apart() {
+fn pod_service_and_unknown_destinations_are_routed() {
     let docs = [
         service("web", "10.1.0.1"),
         pod("web-1", "10.0.0.1").ambient(),
@@ -105,7 +105,7 @@ fn pods_services_and_strangers_are_told_apart() {
 }
 
 #[test]
-fn the_ways_in_from_outside_lead_to_their_service_and_to_no_other_port() {
+fn external_addresses_and_node_ports_lead_to_their_service_on_its_ports() {
     let web = service("web", "10.1.0.1")
         .set(
             "spec.ports",
@@ -135,13 +135,13 @@ fn the_ways_in_from_outside_lead_to_their_service_and_to_no_other_port() {
         disputed("two", "10.1.0.4"),
         local,
     ];
-    let by_the_mesh = "mesh web-1 10.0.0.1:8080 by 10.0.0.1:15008 for web";
+    let mesh = "mesh web-1 10.0.0.1:8080 by 10.0.0.1:15008 for web";
     check(
         &docs,
         &[
-            ("198.51.100.1:80", by_the_mesh),
-            ("198.51.100.2:80", by_the_mesh),
-            ("192.168.0.1:30080", by_the_mesh),
+            ("198.51.100.1:80", mesh),
+            ("198.51.100.2:80", mesh),
+            ("192.168.0.1:30080", mesh),
             ("198.51.100.1:443", "passthrough 198.51.100.1:443"),
             ("198.51.100.3:80", "passthrough 198.51.100.3:80"),
             ("192.168.0.1:80", "passthrough 192.168.0.1:80"),
@@ -149,7 +149,7 @@ fn the_ways_in_from_outside_lead_to_their_service_and_to_no_other_port() {
             ("198.51.100.1:30080", "passthrough 198.51.100.1:30080"),
             ("198.51.100.9:80", "passthrough 198.51.100.9:80"),
             ("198.51.100.5:80", "passthrough 198.51.100.5:80"),
-            // What it names beside its own is not thereby its own.
+            // An external IP never overrides a pod IP or a cluster IP.
             ("10.0.0.1:80", "mesh web-1 10.0.0.1:80 by 10.0.0.1:15008"),
             ("10.1.0.2:80", "plain old-1 10.0.0.2:8080 for old"),
         ],
@@ -157,7 +157,7 @@ fn the_ways_in_from_outside_lead_to_their_service_and_to_no_other_port() {
 }
 
 #[test]
-fn a_not_ready_pod_is_reached_by_its_own_address_but_not_through_a_service() {
+fn not_ready_pod_is_reached_by_its_own_address_but_not_through_a_service() {
     let docs = [
         service("web", "10.1.0.1"),
         pod("web-1", "10.0.0.1").ambient().not_ready(),
@@ -175,7 +175,7 @@ fn a_not_ready_pod_is_reached_by_its_own_address_but_not_through_a_service() {
 }
 
 #[test]
-fn the_daemon_itself_is_no_destination() {
+fn destination_on_the_daemon_itself_is_refused() {
     check(
         &[],
         &[
@@ -196,10 +196,10 @@ fn the_daemon_itself_is_no_destination() {
 }
 
 #[test]
-fn a_refused_address_is_neither_meshed_nor_passed_through() {
+fn refused_address_is_neither_meshed_nor_passed_through() {
     let docs = [
         pod("web", "10.0.0.1").ambient(),
-        pod("thief", "10.0.0.1"),
+        pod("duplicate", "10.0.0.1"),
         service("web", "10.1.0.1"),
         service("fake", "10.1.0.1"),
         service("odd", "10.0.0.3"),
@@ -220,7 +220,7 @@ fn a_refused_address_is_neither_meshed_nor_passed_through() {
 }
 
 #[test]
-fn why_there_is_no_endpoint_is_said() {
+fn missing_endpoint_has_a_reason_code() {
     let local =
         |name: &str, vip: &str| service(name, vip).set("spec.internalTrafficPolicy", "Local");
     let docs = [
@@ -248,7 +248,7 @@ fn why_there_is_no_endpoint_is_said() {
 }
 
 #[test]
-fn the_family_of_the_destination_is_preferred_and_the_other_one_used_if_the_source_has_it() {
+fn destination_family_is_preferred_and_the_other_is_a_fallback() {
     let ips = |v4: &str, v6: &str| json!([{"ip": v4}, {"ip": v6}]);
     let docs = [
         service("web", "10.1.0.1").set("spec.clusterIPs", json!(["10.1.0.1", "fd01::1"])),
@@ -280,7 +280,7 @@ fn the_family_of_the_destination_is_preferred_and_the_other_one_used_if_the_sour
 }
 
 #[test]
-fn a_retry_goes_elsewhere_until_nothing_is_left() {
+fn retry_uses_another_endpoint_until_all_are_tried() {
     let bare = json!([{"addresses": ["203.0.113.7"]}, {"addresses": ["10.0.0.1"]}]);
     let docs = [
         service("web", "10.1.0.1"),

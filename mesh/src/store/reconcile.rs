@@ -39,7 +39,7 @@ pub(super) fn reconcile(old: &Model, mut new: Model) -> (Model, Changes) {
     changes.namespaces = different(&old.namespaces, &new.namespaces);
     changes.policies = policies::reconcile(&old.policies, &mut new.policies);
     // Who owns which address follows from the workloads, the services and these.
-    changes.refusals = old.refused != new.refused;
+    changes.refusals = old.refused_addresses != new.refused_addresses;
     (new, changes)
 }
 

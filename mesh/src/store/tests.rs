@@ -31,7 +31,7 @@ fn world() -> Vec<Doc> {
 }
 
 #[test]
-fn changes_say_what_came_went_and_changed() {
+fn changes_list_added_removed_and_changed_entries() {
     let store = Store::new();
     let changes = apply(&store, &world());
     assert_eq!(names(&changes.added), ["db", "web-1", "web-2"]);
@@ -51,7 +51,7 @@ fn changes_say_what_came_went_and_changed() {
 }
 
 #[test]
-fn a_pod_that_is_made_again_is_removed_and_added() {
+fn recreated_pod_is_removed_and_added() {
     let store = Store::new();
     apply(&store, &world());
     let mut docs = world();
@@ -65,7 +65,7 @@ fn a_pod_that_is_made_again_is_removed_and_added() {
 }
 
 #[test]
-fn what_did_not_change_is_the_same_allocation() {
+fn unchanged_entries_are_the_same_allocation() {
     let store = Store::new();
     apply(&store, &world());
     let old = store.model();
@@ -84,7 +84,7 @@ fn what_did_not_change_is_the_same_allocation() {
 }
 
 #[test]
-fn every_way_to_a_workload_leads_to_the_same_allocation() {
+fn every_lookup_of_a_workload_returns_the_same_allocation() {
     let store = Store::new();
     apply(&store, &world());
     let mut docs = world();
@@ -103,7 +103,7 @@ fn every_way_to_a_workload_leads_to_the_same_allocation() {
 }
 
 #[test]
-fn load_survives_every_update() {
+fn load_counter_survives_updates() {
     let external = |zone| {
         slice(
             "x",
@@ -135,7 +135,7 @@ fn load_survives_every_update() {
 }
 
 #[test]
-fn nothing_new_wakes_nobody() {
+fn unchanged_model_notifies_no_subscriber() {
     let store = Store::new();
     let mut version = store.subscribe();
     apply(&store, &world());
@@ -148,7 +148,7 @@ fn nothing_new_wakes_nobody() {
 }
 
 #[test]
-fn problems_are_part_of_the_model() {
+fn diagnostics_are_part_of_the_model() {
     let store = Store::new();
     let changes = apply(&store, &[service("web", "10.1.0.1")]);
     assert!(changes.diagnostics);
@@ -159,7 +159,7 @@ fn problems_are_part_of_the_model() {
 }
 
 #[test]
-fn a_refusal_that_comes_and_goes_is_a_change() {
+fn added_and_removed_refusals_are_changes() {
     let store = Store::new();
     let thief = [pod("web", "10.0.0.1"), pod("thief", "10.0.0.1")];
     assert!(apply(&store, &thief).refusals);
@@ -173,7 +173,7 @@ fn a_refusal_that_comes_and_goes_is_a_change() {
 }
 
 #[test]
-fn a_snapshot_stays_what_it_was() {
+fn snapshot_does_not_change() {
     let store = Store::new();
     apply(&store, &world());
     let snapshot = store.load();
@@ -192,7 +192,7 @@ fn policy(port: &str) -> Doc {
 }
 
 #[test]
-fn a_change_of_a_policy_wakes_and_changes_the_workloads_it_selects() {
+fn changed_policy_changes_the_workloads_it_selects() {
     let store = Store::new();
     apply(&store, &world());
     let mut version = store.subscribe();
@@ -225,7 +225,7 @@ fn a_change_of_a_policy_wakes_and_changes_the_workloads_it_selects() {
 }
 
 #[test]
-fn a_policy_that_selects_nobody_is_a_change_too() {
+fn policy_without_selected_workloads_is_a_change() {
     let store = Store::new();
     apply(&store, &world());
     let mut docs = world();
@@ -240,7 +240,7 @@ fn a_policy_that_selects_nobody_is_a_change_too() {
 }
 
 #[test]
-fn labels_of_pods_and_namespaces_are_changes() {
+fn changed_labels_of_pods_and_namespaces_are_changes() {
     let store = Store::new();
     let mut docs = world();
     docs.push(policy("80"));
@@ -258,7 +258,7 @@ fn labels_of_pods_and_namespaces_are_changes() {
 }
 
 #[test]
-fn what_a_policy_did_not_change_is_the_same_allocation() {
+fn entries_unaffected_by_a_policy_are_the_same_allocation() {
     let store = Store::new();
     let mut docs = world();
     docs.push(policy("80"));

@@ -14,7 +14,7 @@ fn host(name: &str, ip: &str) -> Doc {
 }
 
 #[test]
-fn an_address_that_two_live_pods_claim_belongs_to_neither() {
+fn address_of_two_live_pods_has_no_owner() {
     let docs = [
         pod("web", "10.0.0.1"),
         pod("thief", "10.0.0.1"),
@@ -41,7 +41,7 @@ fn an_address_that_two_live_pods_claim_belongs_to_neither() {
 }
 
 #[test]
-fn a_terminating_pod_yields_its_address_to_the_next() {
+fn terminating_pod_yields_its_address_to_a_live_pod() {
     let docs = [pod("old", "10.0.0.1").terminating(), pod("new", "10.0.0.1")];
     let (model, diagnostics) = compiled(&docs);
     assert_eq!(&*model.workload_by_ip(ip("10.0.0.1")).unwrap().name, "new");
@@ -51,7 +51,7 @@ fn a_terminating_pod_yields_its_address_to_the_next() {
 }
 
 #[test]
-fn two_terminating_pods_of_one_address_are_a_conflict_too() {
+fn two_terminating_pods_of_one_address_are_a_conflict() {
     let docs = [
         pod("one", "10.0.0.1").terminating(),
         pod("two", "10.0.0.1").terminating(),
@@ -72,7 +72,7 @@ fn host_network_pods_own_no_address() {
 }
 
 #[test]
-fn an_address_that_two_services_claim_belongs_to_neither() {
+fn address_of_two_services_has_no_owner() {
     let docs = [
         service("web", "10.1.0.1"),
         service("fake", "10.1.0.1"),
@@ -88,7 +88,7 @@ fn an_address_that_two_services_claim_belongs_to_neither() {
 }
 
 #[test]
-fn an_address_of_both_a_pod_and_a_service_is_refused() {
+fn address_of_a_pod_and_a_service_is_refused() {
     let (model, diagnostics) = compiled(&[service("web", "10.0.0.1"), pod("web", "10.0.0.1")]);
     assert_eq!(
         model.address_refusal(ip("10.0.0.1")),
@@ -100,14 +100,14 @@ fn an_address_of_both_a_pod_and_a_service_is_refused() {
 }
 
 #[test]
-fn a_broken_pod_takes_no_address_from_a_good_one() {
+fn invalid_pod_takes_no_address_from_a_valid_one() {
     let broken = pod("broken", "10.0.0.1").set("spec.serviceAccountName", "a/b");
     let (model, _) = compiled(&[broken, pod("web", "10.0.0.1")]);
     assert_eq!(&*model.workload_by_ip(ip("10.0.0.1")).unwrap().name, "web");
 }
 
 #[test]
-fn the_addresses_of_a_broken_service_are_refused() {
+fn addresses_of_an_invalid_service_are_refused() {
     let broken = service("web", "10.1.0.1").set("metadata.name", "Web!");
     let (model, _) = compiled(&[broken]);
     assert_eq!(
@@ -117,7 +117,7 @@ fn the_addresses_of_a_broken_service_are_refused() {
 }
 
 #[test]
-fn addresses_that_lead_back_into_the_pod_are_refused_and_reported() {
+fn loopback_and_link_local_addresses_are_reported() {
     for bad in [
         "127.0.0.1",
         "::1",
@@ -138,7 +138,7 @@ fn addresses_that_lead_back_into_the_pod_are_refused_and_reported() {
 }
 
 #[test]
-fn a_pod_has_at_most_one_address_per_family() {
+fn pod_has_at_most_one_address_per_family() {
     let ips = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}, {"ip": "10.0.0.2"}]);
     let doc = pod("web", "10.0.0.1")
         .set("status.podIPs", ips)
@@ -149,7 +149,7 @@ fn a_pod_has_at_most_one_address_per_family() {
 }
 
 #[test]
-fn a_v4_address_written_as_v6_is_the_v4_address() {
+fn ipv4_mapped_address_is_read_as_ipv4() {
     let doc = pod("web", "::ffff:10.0.0.1");
     let (model, _) = compiled(&[doc]);
     assert!(model.workload_by_ip(ip("10.0.0.1")).is_some());

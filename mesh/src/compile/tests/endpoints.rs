@@ -23,7 +23,7 @@ fn web() -> Doc {
 }
 
 #[test]
-fn a_selector_finds_the_pods_of_its_namespace() {
+fn selector_finds_the_pods_of_its_namespace() {
     let elsewhere = pod("web-3", "10.0.0.3")
         .set("metadata.namespace", "other")
         .set("metadata.uid", "x");
@@ -42,7 +42,7 @@ fn a_selector_finds_the_pods_of_its_namespace() {
 }
 
 #[test]
-fn named_target_ports_are_resolved_pod_by_pod() {
+fn named_target_ports_are_resolved_per_pod() {
     let other = pod("web-2", "10.0.0.2").set("spec.containers.0.ports.0.containerPort", 9090);
     let lacking = pod("web-3", "10.0.0.3").set("spec.containers.0.ports.0.name", "grpc");
     let named = web().set("spec.ports.0.targetPort", "http");
@@ -56,7 +56,7 @@ fn named_target_ports_are_resolved_pod_by_pod() {
 }
 
 #[test]
-fn a_named_port_that_no_pod_has_is_reported() {
+fn missing_named_port_is_reported() {
     let named = web().set("spec.ports.0.targetPort", "grpc");
     let (_, diagnostics) = compiled(&[named.clone(), pod("web-1", "10.0.0.1")]);
     assert_eq!(
@@ -76,7 +76,7 @@ fn a_named_port_that_no_pod_has_is_reported() {
 }
 
 #[test]
-fn a_service_without_endpoints_is_reported() {
+fn service_without_endpoints_is_reported() {
     let (model, diagnostics) = compiled(&[web()]);
     assert_eq!(codes(&diagnostics), ["service_without_endpoints@"]);
     assert!(endpoints(&model).is_empty());
@@ -86,7 +86,7 @@ fn a_service_without_endpoints_is_reported() {
 }
 
 #[test]
-fn slices_are_the_truth_about_readiness_once_they_exist() {
+fn existing_slices_decide_readiness() {
     let not_ready = json!([{"addresses": ["10.0.0.1"], "targetRef": target("web-1"),
                             "conditions": {"ready": false, "serving": false}}]);
     let docs = [web(), pod("web-1", "10.0.0.1"), pod("web-2", "10.0.0.2")];
@@ -98,7 +98,7 @@ fn slices_are_the_truth_about_readiness_once_they_exist() {
 }
 
 #[test]
-fn readiness_that_a_slice_does_not_mention_is_ready() {
+fn missing_readiness_of_a_slice_endpoint_is_ready() {
     let silent = json!([{"addresses": ["10.0.0.1"], "targetRef": target("web-1")}]);
     let model = model(&[
         web(),
@@ -120,7 +120,7 @@ fn publish_not_ready_addresses_makes_every_endpoint_ready() {
 }
 
 #[test]
-fn a_pod_on_both_families_is_one_endpoint() {
+fn dual_stack_pod_is_one_endpoint() {
     let ips = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]);
     let dual = pod("web-1", "10.0.0.1").set("status.podIPs", ips);
     let v4 = slice(
@@ -139,7 +139,7 @@ fn a_pod_on_both_families_is_one_endpoint() {
 }
 
 #[test]
-fn a_selector_less_service_takes_bare_addresses() {
+fn service_without_a_selector_has_address_endpoints() {
     let mut bare = web();
     bare.0["spec"].as_object_mut().unwrap().remove("selector");
     let external = slice(
@@ -159,7 +159,7 @@ fn a_selector_less_service_takes_bare_addresses() {
 }
 
 #[test]
-fn a_bare_address_that_a_pod_owns_leads_to_that_pod() {
+fn address_endpoint_of_a_pod_is_that_pod() {
     let model = model(&[
         web(),
         pod("db", "10.0.0.9").ambient(),
@@ -172,7 +172,7 @@ fn a_bare_address_that_a_pod_owns_leads_to_that_pod() {
 }
 
 #[test]
-fn endpoints_that_could_have_the_wrong_identity_are_left_out() {
+fn endpoints_with_an_uncertain_identity_are_left_out() {
     let pods = [pod("web-1", "10.0.0.1"), pod("admin", "10.0.0.2")];
     let cases = [
         (
@@ -213,13 +213,13 @@ fn endpoints_that_could_have_the_wrong_identity_are_left_out() {
 }
 
 #[test]
-fn a_pod_whose_address_is_claimed_twice_is_no_endpoint() {
+fn pod_with_a_duplicate_address_is_no_endpoint() {
     let (model, _) = compiled(&[web(), pod("web-1", "10.0.0.1"), pod("thief", "10.0.0.1")]);
     assert!(endpoints(&model).is_empty());
 }
 
 #[test]
-fn a_host_network_pod_is_an_endpoint_by_its_nodes_address() {
+fn host_network_pod_is_an_endpoint_at_its_node_address() {
     let host = pod("web-1", "192.168.0.1").set("spec.hostNetwork", true);
     let taken = pod("db", "192.168.0.1");
     assert_eq!(only(&model(&[web(), host.clone()])).addresses.len(), 1);
@@ -230,7 +230,7 @@ fn a_host_network_pod_is_an_endpoint_by_its_nodes_address() {
 }
 
 #[test]
-fn a_slice_that_names_no_service_or_an_odd_family_is_reported() {
+fn slice_without_service_or_with_unknown_family_is_reported() {
     let mut lost = slice("x", "web", json!([]));
     lost.0["metadata"]["labels"] = json!({});
     let fqdn = slice("y", "web", json!([])).set("addressType", "FQDN");

@@ -5,7 +5,7 @@ use crate::model::WorkloadType;
 use crate::testing::{codes, compiled, model, namespace, node, pod, workload};
 
 #[test]
-fn opt_in_follows_istios_precedence() {
+fn pod_label_overrides_namespace_label_for_opt_in() {
     let cases = [
         // (namespace label, pod label, meshed)
         (None, None, false),
@@ -32,7 +32,7 @@ fn opt_in_follows_istios_precedence() {
 }
 
 #[test]
-fn some_pods_are_never_meshed() {
+fn host_network_sidecar_and_excluded_pods_are_never_meshed() {
     let host = pod("host", "10.0.0.1")
         .ambient()
         .set("spec.hostNetwork", true);
@@ -50,7 +50,7 @@ fn some_pods_are_never_meshed() {
 }
 
 #[test]
-fn a_wrong_mode_label_is_reported_where_it_stands() {
+fn invalid_mode_label_is_reported_with_its_field() {
     let typo = pod("web", "10.0.0.1").label("istio.io/dataplane-mode", "ambeint");
     let (_, diagnostics) = compiled(&[typo]);
     assert_eq!(
@@ -61,7 +61,7 @@ fn a_wrong_mode_label_is_reported_where_it_stands() {
 }
 
 #[test]
-fn a_pod_that_has_ended_is_gone_and_its_address_free() {
+fn finished_pod_is_left_out_and_its_address_free() {
     let ended = pod("job", "10.0.0.1").set("status.phase", "Succeeded");
     let failed = pod("crash", "10.0.0.1").set("status.phase", "Failed");
     let (model, diagnostics) = compiled(&[ended, failed, pod("web", "10.0.0.1")]);
@@ -77,7 +77,7 @@ fn a_pod_that_has_ended_is_gone_and_its_address_free() {
 }
 
 #[test]
-fn the_workload_says_who_it_is_and_where() {
+fn workload_has_identity_and_location() {
     let labelled = node("a", "eu", "eu-1").label("topology.istio.io/subzone", "rack7");
     let model = model(&[labelled, pod("web", "10.0.0.1").label("version", "v2")]);
     let web = workload(&model, "web");
@@ -97,7 +97,7 @@ fn the_workload_says_who_it_is_and_where() {
 }
 
 #[test]
-fn a_pod_without_service_account_has_the_default_one() {
+fn pod_without_service_account_has_the_default_one() {
     let mut bare = pod("web", "10.0.0.1");
     bare.0["spec"]
         .as_object_mut()
@@ -109,7 +109,7 @@ fn a_pod_without_service_account_has_the_default_one() {
 }
 
 #[test]
-fn names_that_could_spell_another_identity_make_no_workload() {
+fn names_that_could_forge_an_identity_make_no_workload() {
     let good = pod("web", "10.0.0.1");
     let bad = [
         good.clone().set("spec.serviceAccountName", "web/../admin"),
@@ -139,7 +139,7 @@ fn names_that_could_spell_another_identity_make_no_workload() {
 }
 
 #[test]
-fn two_pods_of_one_uid_are_both_left_out() {
+fn two_pods_with_one_uid_are_both_left_out() {
     let twin = pod("twin", "10.0.0.2").set("metadata.uid", "uid-web");
     let (model, diagnostics) = compiled(&[pod("web", "10.0.0.1"), twin, pod("db", "10.0.0.3")]);
     assert_eq!(model.workloads().len(), 1);
@@ -151,7 +151,7 @@ fn two_pods_of_one_uid_are_both_left_out() {
 }
 
 #[test]
-fn the_owner_is_named_as_istio_names_it() {
+fn owner_is_named_as_in_istio() {
     let owned = |kind: &str, owner: &str| {
         pod("web", "10.0.0.1").set(
             "metadata.ownerReferences",
@@ -231,7 +231,7 @@ fn canonical_names_come_from_labels_in_istios_order() {
 }
 
 #[test]
-fn probe_ports_are_those_the_kubelet_calls() {
+fn probe_ports_are_those_of_probes_and_http_hooks() {
     let doc = pod("web", "10.0.0.1").set(
         "spec.containers.0",
         json!({
@@ -263,7 +263,7 @@ fn probe_ports_are_those_the_kubelet_calls() {
 }
 
 #[test]
-fn a_probe_of_a_port_that_is_not_there_is_reported() {
+fn probe_of_a_missing_port_is_reported() {
     let doc = pod("web", "10.0.0.1").set(
         "spec.containers.0.livenessProbe",
         json!({"httpGet": {"port": "metrics"}, "tcpSocket": {"port": 70000}}),

@@ -160,7 +160,7 @@ fn sorted(diagnostics: &[Diagnostic]) -> Vec<String> {
 
 fn newly_refused(before: &Model, after: &Model) -> Vec<IpAddr> {
     after
-        .refused
+        .refused_addresses
         .keys()
         .filter(|ip| before.address_refusal(**ip).is_none())
         .copied()
@@ -180,7 +180,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn the_model_does_not_depend_on_files_and_order(
+    fn model_does_not_depend_on_files_and_order(
         world in any_world().prop_shuffle(), files in 1..5usize,
     ) {
         let (model, diagnostics) = compiled(&world);
@@ -190,7 +190,7 @@ proptest! {
     }
 
     #[test]
-    fn a_broken_object_changes_nothing_for_the_others(
+    fn invalid_object_does_not_affect_others(
         world in any_world(), broken in any_broken(),
     ) {
         let (mut before, _) = compiled(&world);
@@ -200,16 +200,16 @@ proptest! {
         let refused = newly_refused(&before, &after);
         prop_assert!(refused.iter().all(|ip| before.workload_by_ip(*ip).is_none()));
         prop_assert!(refused.iter().all(|ip| before.service_by_vip(*ip).is_none()));
-        after.refused.retain(|ip, _| !refused.contains(ip));
-        prop_assert!(before.refused.keys().all(|ip| after.refused.contains_key(ip)));
+        after.refused_addresses.retain(|ip, _| !refused.contains(ip));
+        prop_assert!(before.refused_addresses.keys().all(|ip| after.refused_addresses.contains_key(ip)));
         // Why an address is refused may be said in another way; that it is, stays.
-        after.refused.clone_from(&before.refused);
+        after.refused_addresses.clone_from(&before.refused_addresses);
         drop_bare_endpoints(&mut before, &refused);
         prop_assert_eq!(before, after);
     }
 
     #[test]
-    fn an_update_is_worth_a_fresh_start(first in any_world(), second in any_world()) {
+    fn updated_store_equals_a_fresh_one(first in any_world(), second in any_world()) {
         let store = Store::new();
         let (model, diagnostics) = compiled(&first);
         store.apply(model, diagnostics);
@@ -221,7 +221,7 @@ proptest! {
         prop_assert_eq!(&model.services, &stored.services);
         prop_assert_eq!(&model.by_vip, &stored.by_vip);
         prop_assert_eq!(&model.external, &stored.external);
-        prop_assert_eq!(&model.refused, &stored.refused);
+        prop_assert_eq!(&model.refused_addresses, &stored.refused_addresses);
         prop_assert_eq!(diagnostics, stored.diagnostics());
         prop_assert!(store.apply(model, stored.diagnostics().to_vec()).is_empty());
         for uid in &changes.added {
@@ -231,7 +231,7 @@ proptest! {
     }
 
     #[test]
-    fn no_address_leads_to_two_identities(world in any_world()) {
+    fn no_address_has_two_identities(world in any_world()) {
         let (model, _) = compiled(&world);
         for (ip, owner) in &model.by_ip {
             prop_assert!(owner.ips.contains(ip) && !owner.host_network);
@@ -255,7 +255,7 @@ proptest! {
     }
 
     #[test]
-    fn a_route_never_leads_where_it_must_not(
+    fn route_never_violates_its_rules(
         world in any_world(), ip in 0..12u8, port in prop_oneof![Just(80u16), Just(8080), Just(81)],
         seed in any::<u64>(),
     ) {
@@ -279,7 +279,7 @@ proptest! {
     }
 
     #[test]
-    fn parsing_what_was_cut_anywhere_never_fails_as_a_whole(
+    fn truncated_file_never_fails_as_a_whole(
         world in any_world(), cut in 0..4000usize,
     ) {
         let text = crate::testing::text(&world);

@@ -8,7 +8,7 @@ fn web(docs: &[Doc]) -> Service {
 }
 
 #[test]
-fn a_service_has_its_addresses_its_ports_and_its_name() {
+fn service_has_addresses_ports_and_hostname() {
     let doc = service("web", "10.1.0.1").set("spec.clusterIPs", json!(["10.1.0.1", "fd01::1"]));
     let (model, diagnostics) = compiled(&[doc, pod("web", "10.0.0.1")]);
     let web = model.service("shop", "web").unwrap();
@@ -20,20 +20,20 @@ fn a_service_has_its_addresses_its_ports_and_its_name() {
 }
 
 #[test]
-fn an_external_name_is_no_service_of_the_mesh() {
+fn external_name_service_is_left_out() {
     let doc = service("web", "").set("spec.type", "ExternalName");
     assert_eq!(model(&[doc]).services().len(), 0);
 }
 
 #[test]
-fn a_headless_service_has_endpoints_and_no_address() {
+fn headless_service_has_endpoints_and_no_address() {
     let web = web(&[service("web", "None"), pod("web", "10.0.0.1")]);
     assert!(web.is_headless());
     assert_eq!(web.endpoints.len(), 1);
 }
 
 #[test]
-fn udp_ports_are_not_the_meshs() {
+fn udp_ports_are_left_out() {
     let ports =
         json!([{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "tcp", "port": 53}]);
     let web = web(&[service("web", "10.1.0.1").set("spec.ports", ports)]);
@@ -42,7 +42,7 @@ fn udp_ports_are_not_the_meshs() {
 }
 
 #[test]
-fn traffic_distribution_is_the_fields_then_the_services_then_the_namespaces() {
+fn traffic_distribution_is_field_then_service_then_namespace_annotation() {
     const KEY: &str = "networking.istio.io/traffic-distribution";
     let cases = [
         (None, None, None, Distribution::Any),
@@ -94,7 +94,7 @@ fn traffic_distribution_is_the_fields_then_the_services_then_the_namespaces() {
 }
 
 #[test]
-fn policies_that_are_not_understood_are_read_as_the_narrower_one() {
+fn unknown_traffic_policy_is_read_as_the_narrower_one() {
     let doc = service("web", "10.1.0.1")
         .set("spec.internalTrafficPolicy", "Lokal")
         .set("spec.sessionAffinity", "Cookie")
@@ -115,7 +115,7 @@ fn policies_that_are_not_understood_are_read_as_the_narrower_one() {
 }
 
 #[test]
-fn what_is_wrong_with_a_service_is_said_by_field() {
+fn service_errors_are_reported_with_their_field() {
     let doc = service("web", "10.1.0.300").set(
         "spec.ports",
         json!([{"name": "a", "port": 0}, {"name": "b", "port": 80, "targetPort": 70000},

@@ -1,10 +1,10 @@
 //! What the fields of a rule compare, and how their values are written.
 
+use super::matching::{ServiceAccount, Values};
 use crate::names;
-use crate::policy::aliases::TrustDomains;
 use crate::policy::cidr::Cidr;
-use crate::policy::rule::{ServiceAccount, Values};
-use crate::policy::text::Pattern;
+use crate::policy::pattern::Pattern;
+use crate::policy::trust_domains::TrustDomains;
 
 /// Something that a connection has and a rule can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,9 +7,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::policy::aliases::TrustDomains;
+use super::matching::{Clause, Constraint, Match, Rule};
 use crate::policy::document::{Field, Reader};
-use crate::policy::rule::{Clause, Constraint, Match, Rule};
+use crate::policy::trust_domains::TrustDomains;
 
 use super::Action;
 use super::attributes::{self, Attribute, Key};

@@ -10,7 +10,7 @@ fn contains(cidr: &str, ip: &str) -> bool {
 }
 
 #[test]
-fn a_block_holds_the_addresses_of_its_prefix() {
+fn block_contains_the_addresses_of_its_prefix() {
     let table = [
         ("10.0.0.0/8", "10.255.255.255", true),
         ("10.0.0.0/8", "11.0.0.0", false),
@@ -34,7 +34,7 @@ fn a_block_holds_the_addresses_of_its_prefix() {
 }
 
 #[test]
-fn a_block_of_one_family_holds_nothing_of_the_other() {
+fn block_contains_no_address_of_the_other_family() {
     assert!(!contains("0.0.0.0/0", "fd00::1"));
     assert!(!contains("::/0", "10.0.0.1"));
     // 0.0.0.1 and ::1 are the same number.
@@ -42,7 +42,7 @@ fn a_block_of_one_family_holds_nothing_of_the_other() {
 }
 
 #[test]
-fn bits_behind_the_prefix_do_not_count() {
+fn host_bits_are_ignored() {
     assert_eq!(Cidr::parse("10.1.2.3/8"), Cidr::parse("10.0.0.0/8"));
     assert_eq!(
         Cidr::parse("10.1.2.3/8").expect("a block").to_string(),
@@ -55,7 +55,7 @@ fn bits_behind_the_prefix_do_not_count() {
 }
 
 #[test]
-fn what_is_no_block_is_refused() {
+fn invalid_blocks_are_rejected() {
     let table = [
         "",
         "10.0.0.0",
@@ -85,7 +85,7 @@ fn what_is_no_block_is_refused() {
 }
 
 #[test]
-fn an_exception_is_a_smaller_block_inside() {
+fn strictly_contained_block_is_smaller_and_inside() {
     let table = [
         ("10.0.0.0/8", "10.1.0.0/16", true),
         ("10.0.0.0/8", "10.0.0.0/8", false),

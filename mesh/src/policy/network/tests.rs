@@ -1,14 +1,14 @@
-//! The cases of Kubernetes' own conformance suite and of the recipes that people copy, in a cluster
-//! of nine pods; and every field by itself.
+//! NetworkPolicy decisions in a cluster of nine pods: cases of Kubernetes' conformance suite, common
+//! recipes, and every field by itself.
 
-mod faults;
-mod model;
-mod peers;
+mod invalid;
 mod ports;
 mod properties;
 mod recipes;
+mod report;
 mod scope;
 mod selectors;
+mod sources;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use super::{NetworkPolicy, read};
 use crate::diagnostic::Diagnostics;
 use crate::objects::{Object, parse};
-use crate::policy::{Denial, InboundConnection};
+use crate::policy::Denial;
 use crate::testing::{Doc, compiled, namespace, pod};
-use crate::{Diagnostic, Model, Workload};
+use crate::{Diagnostic, InboundConnection, Model, Workload};
 
 /// Three namespaces `x`, `y` and `z` with the label `ns: <name>`, in each of them the pods `a`, `b`
 /// and `c` with the label `pod: <name>` and the container ports `serve-80` and `serve-81`. Pod
@@ -66,42 +66,42 @@ pub(super) fn cluster() -> Vec<Doc> {
 
 impl World {
     /// The cluster with these policies, each a YAML document without its `apiVersion` and `kind`,
-    /// all without a fault.
+    /// all valid.
     pub(super) fn new(policies: &[&str]) -> Self {
         Self::changed(policies, |_| {})
     }
 
-    /// The same, after something was done to the cluster.
+    /// The same with a changed cluster.
     pub(super) fn changed(policies: &[&str], change: impl FnOnce(&mut Vec<Doc>)) -> Self {
         let mut docs = cluster();
         change(&mut docs);
         let policies = policies.iter().map(|text| yaml(text)).collect();
-        let (world, faults) = Self::of(policies, &docs);
-        assert!(faults.is_empty(), "{faults:?}");
+        let (world, errors) = Self::of(policies, &docs);
+        assert!(errors.is_empty(), "{errors:?}");
         world
     }
 
-    /// The cluster with these policies, some of which have a fault.
-    pub(super) fn with_faults(policies: &[&str]) -> Self {
+    /// The cluster with these policies, some of which are invalid.
+    pub(super) fn with_errors(policies: &[&str]) -> Self {
         let policies = policies.iter().map(|text| yaml(text)).collect();
-        let (world, faults) = Self::of(policies, &cluster());
-        assert!(!faults.is_empty());
+        let (world, errors) = Self::of(policies, &cluster());
+        assert!(!errors.is_empty());
         world
     }
 
-    /// The cluster with these policies, and their faults. A policy without a name gets one of its
+    /// The cluster with these policies, and their errors. A policy without a name gets one of its
     /// own.
     pub(super) fn of(policies: Vec<Value>, docs: &[Doc]) -> (Self, Vec<String>) {
-        let (mut docs, mut faults) = (docs.to_vec(), Vec::new());
+        let (mut docs, mut errors) = (docs.to_vec(), Vec::new());
         for (n, mut policy) in policies.into_iter().enumerate() {
-            faults.extend(read_value(policy.clone()).1);
+            errors.extend(read_value(policy.clone()).1);
             if policy["metadata"]["name"] == "policy" {
                 policy["metadata"]["name"] = format!("policy-{n}").into();
             }
             docs.push(Doc(policy));
         }
         let (model, diagnostics) = compiled(&docs);
-        (Self { model, diagnostics }, faults)
+        (Self { model, diagnostics }, errors)
     }
 
     pub(super) fn workload(&self, name: &str) -> &Workload {
@@ -113,7 +113,7 @@ impl World {
         found.expect("the pod is in the model")
     }
 
-    /// What becomes of a connection from a pod or an address to a port of a pod.
+    /// The decision about a connection from a pod or an address to a port of a pod.
     pub(super) fn decide(&self, from: &str, to: &str, port: u16) -> Result<(), Denial> {
         let workload = self.workload(to);
         let (source_workload, source_ip) = match from.parse::<IpAddr>() {
@@ -159,7 +159,7 @@ impl World {
         assert_eq!(self.reach(to, port), expected, "who reaches {to}:{port}");
     }
 
-    /// Nothing restricts these pods.
+    /// These pods accept connections from all pods.
     pub(super) fn expect_open(&self, targets: &str) {
         self.expect(targets, "x/* y/* z/*");
     }
@@ -190,18 +190,16 @@ pub(super) fn yaml(text: &str) -> Value {
     value
 }
 
-/// The policy and its faults, as `code@field`.
+/// The policy and its errors, as `code@field`.
 pub(super) fn read_value(policy: Value) -> (NetworkPolicy, Vec<String>) {
     let parsed = parse(&"test.yaml".into(), policy.to_string().as_bytes());
     let [(Object::Policy(object), origin)] = &parsed.objects[..] else {
         panic!("{parsed:?}");
     };
-    let mut faults = Diagnostics::default();
-    let policy = read(object, &mut faults);
+    let mut found = Diagnostics::default();
+    let policy = read(object, &mut found);
     let reference = parsed.objects[0].0.reference();
-    let mut faults = faults.into_vec();
-    faults.retain(|fault| !fault.is_note());
-    let faults = faults.into_iter();
-    let diagnostics: Vec<_> = faults.map(|f| f.at(reference.clone(), origin)).collect();
+    let errors = found.into_vec().into_iter().filter(|d| !d.is_note());
+    let diagnostics: Vec<_> = errors.map(|f| f.at(reference.clone(), origin)).collect();
     (policy, crate::testing::codes(&diagnostics))
 }

@@ -282,7 +282,7 @@ const RULES: [Case; 29] = [
 ];
 
 #[test]
-fn a_source_matches_by_each_of_its_fields() {
+fn source_matches_by_each_of_its_fields() {
     for (source, matching, others) in FROM {
         let source = source
             .strip_prefix('{')
@@ -292,7 +292,7 @@ fn a_source_matches_by_each_of_its_fields() {
 }
 
 #[test]
-fn a_rule_matches_by_each_of_its_parts() {
+fn rule_matches_by_each_of_its_parts() {
     for (rule, matching, others) in RULES {
         check(rule, matching, others);
     }
@@ -332,7 +332,7 @@ fn check(rule: &str, matching: &[&str], others: &[&str]) {
 }
 
 #[test]
-fn one_rule_of_several_is_enough() {
+fn one_matching_rule_of_several_is_enough() {
     let rules =
         "rules: [{from: [{source: {namespaces: [shop]}}]}, {to: [{operation: {ports: ['9']}}]}]";
     let allow = world(&[authz("shop/p", &format!("{{{rules}}}"))]);
@@ -341,7 +341,7 @@ fn one_rule_of_several_is_enough() {
 }
 
 #[test]
-fn an_ipv4_source_is_the_same_in_its_mapped_form() {
+fn ipv4_mapped_source_matches_as_ipv4() {
     let world = world(&[authz(
         "shop/p",
         "rules: [{from: [{source: {ipBlocks: [10.0.0.0/8]}}]}]",
@@ -350,7 +350,7 @@ fn an_ipv4_source_is_the_same_in_its_mapped_form() {
 }
 
 #[test]
-fn principals_of_the_mesh_hold_under_each_of_its_names() {
+fn principals_match_under_each_trust_domain_alias() {
     let mut params = params();
     let name = |name: &str| spiffe::TrustDomain::new(name).unwrap();
     params.trust_domain = name("new.org");

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_allow_rule_that_asks_for_http_is_left_out_as_a_whole() {
+fn allow_rule_with_http_attributes_is_left_out() {
     let http = [
         "{to: [{operation: {methods: [GET]}}]}",
         "{to: [{operation: {ports: ['8080'], paths: [/a]}}]}",
@@ -44,7 +44,7 @@ fn an_allow_rule_that_asks_for_http_is_left_out_as_a_whole() {
 
 /// A rule of a DENY policy, what it denies, and whether it is said to deny nothing.
 #[test]
-fn a_deny_rule_holds_without_what_asks_for_http() {
+fn deny_rule_applies_without_its_http_attributes() {
     let cases: [(&str, &[&str], bool); 10] = [
         // What is in one source or operation is ANDed: without it the rest denies more.
         (
@@ -117,7 +117,7 @@ fn a_deny_rule_holds_without_what_asks_for_http() {
 }
 
 #[test]
-fn what_is_for_a_waypoint_or_an_authorizer_is_not_enforced_and_says_so() {
+fn policy_for_a_waypoint_or_authorizer_is_reported_as_not_enforced() {
     let policies = [
         (
             "{targetRefs: [{kind: Service, name: web}], action: DENY, rules: [{}]}",

@@ -332,7 +332,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn to_add_an_invalid_policy_lets_nothing_through_that_was_denied(
+    fn adding_an_invalid_policy_allows_nothing_new(
         others in prop::collection::vec(any_policy(), 0..4),
         victim in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
     ) {
@@ -348,7 +348,7 @@ proptest! {
 
     /// What a policy denied it still denies when one field of it cannot be understood any more.
     #[test]
-    fn to_spoil_one_field_lets_nothing_through_that_was_denied(
+    fn making_one_field_invalid_allows_nothing_new(
         others in prop::collection::vec(any_policy(), 0..3),
         victim in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
     ) {
@@ -356,7 +356,7 @@ proptest! {
         let spoilt = mutilate(&victim, place, &junk, rename);
         let with = |doc: &Doc| world(&others.iter().chain([doc]).cloned().collect::<Vec<_>>());
         let (before, after) = (with(&victim), with(&spoilt));
-        // One that had a fault before has still when its selector selects others.
+        // One that had a error before has still when its selector selects others.
         if !is_invalid(&before, &victim) && is_invalid(&after, &spoilt) {
             prop_assert!(at_least(&denials(&before), &denials(&after)), "{} -> {}", victim.0, spoilt.0);
         }
@@ -365,7 +365,7 @@ proptest! {
     /// The same for what is around the spec, as long as the document says by its kind or by its group
     /// that it is a policy.
     #[test]
-    fn to_spoil_what_is_around_the_spec_lets_nothing_through_that_was_denied(
+    fn making_the_envelope_invalid_allows_nothing_new(
         others in prop::collection::vec(any_policy(), 0..3),
         victim in any_policy(), spoil in spoil(), namespaced: bool,
     ) {
@@ -383,13 +383,13 @@ proptest! {
         // Nobody knows where it holds: `default` is denied, where `stray` lives.
         let denies_default = !after.allows("default/stray", PLAIN);
         prop_assert!(spoil.keeps_namespace || denies_default, "{}", spoilt.0);
-        let faults = after.model.policies().iter().filter(|r| r.state == PolicyState::Invalid);
-        prop_assert!(faults.count() > 0, "it is said: {}", spoilt.0);
+        let errors = after.model.policies().iter().filter(|r| r.state == PolicyState::Invalid);
+        prop_assert!(errors.count() > 0, "it is said: {}", spoilt.0);
     }
 
     /// Neither its place among the others nor the place in the files counts.
     #[test]
-    fn policies_in_another_order_decide_the_same(
+    fn order_of_policies_does_not_change_the_decision(
         docs in prop::collection::vec(any_policy(), 0..6), turn in 0..6usize, reverse: bool,
     ) {
         let docs: Vec<Doc> = docs.into_iter().enumerate().map(|(i, doc)| named(doc, &format!("p{i}"))).collect();

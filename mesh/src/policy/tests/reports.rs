@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_report_says_whom_the_policy_holds_for() {
+fn report_lists_the_selected_workloads() {
     let world = world(&[
         authz("istio-system/mesh", "{}"),
         authz("shop/all", "{}"),
@@ -65,7 +65,7 @@ fn reports_are_sorted_by_kind_namespace_and_name() {
 
 /// The peer's names, so that its tools can read the dump.
 #[test]
-fn rules_are_dumped_as_the_peer_dumps_them() {
+fn rules_are_dumped_in_the_shape_of_istio_ztunnel() {
     let spec = "{action: DENY, rules: [
         {from: [{source: {principals: ['*/sa/a', 'x/ns/*', '*'], notNamespaces: [b]}}]},
         {from: [{source: {principals: ['a/b', '*/sa/a'], ipBlocks: [10.0.0.1]}}],
@@ -95,7 +95,7 @@ fn rules_are_dumped_as_the_peer_dumps_them() {
 }
 
 #[test]
-fn faults_and_notes_are_problems_of_their_file_too() {
+fn policy_errors_and_notes_are_diagnostics_of_their_file() {
     let world = world(&[
         authz("shop/bad", "action: NO"),
         authz(

@@ -22,7 +22,7 @@ fn without_policies_everything_is_allowed() {
 }
 
 #[test]
-fn a_policy_holds_for_its_namespace_its_selector_or_the_mesh() {
+fn policy_applies_to_its_namespace_its_selector_or_the_mesh() {
     let selecting = |labels: &str| {
         format!("{{selector: {{matchLabels: {labels}}}, action: DENY, rules: [{{}}]}}")
     };
@@ -55,7 +55,7 @@ fn a_policy_holds_for_its_namespace_its_selector_or_the_mesh() {
 }
 
 #[test]
-fn the_root_namespace_is_the_one_that_the_mesh_is_told() {
+fn root_namespace_is_configurable() {
     let mut params = params();
     params.root_namespace = "bank".into();
     let world = world_with(&[authz("bank/p", DENY_ALL)], &params);
@@ -64,7 +64,7 @@ fn the_root_namespace_is_the_one_that_the_mesh_is_told() {
 
 /// Three scopes times two actions: every pair of policies at one pod.
 #[test]
-fn deny_wins_and_allows_add_up_whatever_their_scopes() {
+fn deny_overrides_allow_and_allows_add_up_across_scopes() {
     let scopes = [
         ("istio-system/", ""),
         ("shop/", ""),
@@ -94,13 +94,13 @@ fn deny_wins_and_allows_add_up_whatever_their_scopes() {
 }
 
 #[test]
-fn an_allow_elsewhere_says_nothing_here() {
+fn allow_policy_of_another_scope_has_no_effect() {
     let world = world(&[authz("bank/p", ALLOW_SHOP)]);
     assert!(world.allows("shop/web", BANK) && !world.allows("bank/web", BANK));
 }
 
 #[test]
-fn allow_nothing_is_written_as_an_empty_spec() {
+fn empty_spec_allows_nothing() {
     let mut without_spec = authz("shop/p", "{}");
     without_spec.0.as_object_mut().unwrap().remove("spec");
     for policy in [
@@ -115,7 +115,7 @@ fn allow_nothing_is_written_as_an_empty_spec() {
 }
 
 #[test]
-fn the_first_denial_by_scope_and_name_is_named() {
+fn denial_names_the_first_policy_by_scope_and_name() {
     let policies = [
         authz("shop/b", DENY_ALL),
         authz("shop/a", DENY_ALL),
@@ -128,7 +128,7 @@ fn the_first_denial_by_scope_and_name_is_named() {
 
 /// Strict at one port, denied by a rule, not allowed, not admitted: the order in which it is asked.
 #[test]
-fn identity_comes_first_then_deny_then_allow_then_the_network() {
+fn checks_run_in_order_peer_deny_allow_network() {
     let strict = policy("PeerAuthentication", "shop/strict", "mtls: {mode: STRICT}");
     let deny = authz("shop/deny", DENY_ALL);
     let allow = authz("shop/allow", "{}");
@@ -155,7 +155,7 @@ fn identity_comes_first_then_deny_then_allow_then_the_network() {
 }
 
 #[test]
-fn network_policies_can_be_switched_off() {
+fn disabled_network_policies_are_not_enforced() {
     let network = policy(
         "NetworkPolicy",
         "shop/net",
@@ -171,7 +171,7 @@ fn network_policies_can_be_switched_off() {
 }
 
 #[test]
-fn workloads_that_the_same_policies_select_share_one_set() {
+fn workloads_with_the_same_policies_share_one_set() {
     let world = world(&[
         authz("istio-system/p", ALLOW_SHOP),
         authz("shop/q", ALLOW_SHOP),

@@ -20,7 +20,7 @@ fn open(world: &World) -> Vec<u16> {
 }
 
 #[test]
-fn each_form_of_a_port_opens_what_it_names() {
+fn each_form_of_a_port_admits_its_ports() {
     let all: &[u16] = &[1, 79, 80, 81, 82, 443, 8080, 15008, 65535];
     let table: [(&str, &[u16]); 22] = [
         ("null", all),
@@ -53,7 +53,7 @@ fn each_form_of_a_port_opens_what_it_names() {
 }
 
 #[test]
-fn a_name_is_the_port_of_the_pod_that_is_reached() {
+fn port_name_is_resolved_at_the_destination_pod() {
     let named = |first: u16, second: u16| {
         World::changed(
             &["spec: {ingress: [{ports: [{port: http}]}]}"],
@@ -76,7 +76,7 @@ fn a_name_is_the_port_of_the_pod_that_is_reached() {
 }
 
 #[test]
-fn a_name_of_a_udp_port_opens_no_tcp_port() {
+fn name_of_a_udp_port_admits_no_tcp_port() {
     let world = World::changed(&[&policy("[{port: dns}]")], |docs| {
         for doc in docs.iter_mut().filter(|doc| doc.0["kind"] == "Pod") {
             doc.0["spec"]["containers"][0]["ports"] =
@@ -87,7 +87,7 @@ fn a_name_of_a_udp_port_opens_no_tcp_port() {
 }
 
 #[test]
-fn from_and_ports_of_one_rule_hold_together_and_rules_each_for_itself() {
+fn from_and_ports_of_one_rule_are_anded_and_rules_are_ored() {
     let world = World::new(&["
 spec:
   podSelector: {matchLabels: {pod: a}}

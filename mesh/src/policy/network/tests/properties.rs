@@ -322,9 +322,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn the_decision_is_that_of_the_definition(policies in prop::collection::vec(any_policy(), 0..5)) {
-        let (world, faults) = World::of(policies.clone(), &cluster());
-        prop_assert!(faults.is_empty(), "{faults:?}");
+    fn decision_equals_the_reference_definition(policies in prop::collection::vec(any_policy(), 0..5)) {
+        let (world, errors) = World::of(policies.clone(), &cluster());
+        prop_assert!(errors.is_empty(), "{errors:?}");
         for (from, ip) in sources(&world) {
             for to in everyone() {
                 for port in PORTS {
@@ -338,7 +338,7 @@ proptest! {
     }
 
     #[test]
-    fn an_invalid_policy_never_admits_what_was_refused(
+    fn adding_an_invalid_policy_admits_nothing_new(
         policies in prop::collection::vec(any_policy(), 0..4),
         more in any_policy(),
         place in any::<usize>(),
@@ -346,8 +346,8 @@ proptest! {
         add in any::<bool>(),
     ) {
         let more = with_mistake(&more, place, &junk, add);
-        let (_, faults) = read_value(more.clone());
-        prop_assume!(!faults.is_empty());
+        let (_, errors) = read_value(more.clone());
+        prop_assume!(!errors.is_empty());
         let (before, _) = World::of(policies.clone(), &cluster());
         let (after, _) = World::of([policies, vec![more]].concat(), &cluster());
         for ((case, before), (_, after)) in verdicts(&before).into_iter().zip(verdicts(&after)) {
@@ -356,7 +356,7 @@ proptest! {
     }
 
     #[test]
-    fn a_policy_that_becomes_invalid_admits_no_more_than_before(
+    fn policy_that_becomes_invalid_admits_nothing_new(
         others in prop::collection::vec(any_policy(), 0..3),
         policy in any_policy(),
         place in any::<usize>(),
@@ -364,8 +364,8 @@ proptest! {
         add in any::<bool>(),
     ) {
         let worse = with_mistake(&policy, place, &junk, add);
-        let (_, faults) = read_value(worse.clone());
-        prop_assume!(!faults.is_empty());
+        let (_, errors) = read_value(worse.clone());
+        prop_assume!(!errors.is_empty());
         let (before, _) = World::of([others.clone(), vec![policy]].concat(), &cluster());
         let (after, _) = World::of([others, vec![worse]].concat(), &cluster());
         let mut verdicts = verdicts(&before).into_iter().zip(verdicts(&after));
@@ -376,7 +376,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_the_policies_does_not_count(
+    fn order_of_policies_does_not_change_the_decision(
         policies in prop::collection::vec(any_policy(), 1..4),
     ) {
         let (world, _) = World::of(policies.clone(), &cluster());

@@ -43,7 +43,7 @@ spec:
 }
 
 #[test]
-fn allow_all_traffic_to_an_application_beside_a_default_deny() {
+fn allow_all_traffic_to_an_application_despite_a_default_deny() {
     let world = World::new(&[
         "{metadata: {name: default-deny-all, namespace: x}, spec: {podSelector: {}, ingress: []}}",
         "{metadata: {name: web-allow-all, namespace: x}, spec: {podSelector: {matchLabels: {pod: a}}, ingress: [{}]}}",
@@ -207,7 +207,7 @@ fn policies_with_overlapping_selectors_stack() {
 }
 
 #[test]
-fn a_policy_of_udp_or_sctp_only_admits_no_tcp() {
+fn policy_of_udp_or_sctp_only_admits_no_tcp() {
     for protocol in ["UDP", "SCTP"] {
         let world = World::new(&[&format!(
             "spec: {{podSelector: {{matchLabels: {{pod: a}}}}, ingress: [{{ports: [{{port: 80, \
@@ -218,7 +218,7 @@ fn a_policy_of_udp_or_sctp_only_admits_no_tcp() {
 }
 
 #[test]
-fn a_block_with_a_hole_for_one_pod() {
+fn ip_block_with_an_exception_for_one_pod() {
     let world = World::new(&["
 spec:
   podSelector: {matchLabels: {pod: a}}
@@ -230,7 +230,7 @@ spec:
 }
 
 #[test]
-fn a_range_of_ports_by_its_end() {
+fn port_range_by_end_port() {
     let world = World::new(&["
 spec:
   podSelector: {matchLabels: {pod: a}}
@@ -244,7 +244,7 @@ spec:
 
 /// The example of the Kubernetes documentation.
 #[test]
-fn the_policy_of_the_documentation() {
+fn policy_of_the_kubernetes_documentation() {
     let world = World::new(&["
 metadata: {name: test-network-policy, namespace: x}
 spec:

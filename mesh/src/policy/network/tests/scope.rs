@@ -3,26 +3,26 @@
 use super::{World, read_value, yaml};
 
 #[test]
-fn a_pod_that_no_policy_selects_takes_anything() {
+fn pod_without_a_policy_accepts_everything() {
     World::new(&[]).expect_open("x/* y/* z/*");
 }
 
 #[test]
-fn a_policy_selects_pods_of_its_own_namespace_only() {
+fn policy_selects_pods_of_its_own_namespace_only() {
     let world = World::new(&["spec: {podSelector: {}}"]);
     world.expect("x/*", "");
     world.expect_open("y/* z/*");
 }
 
 #[test]
-fn a_policy_without_a_namespace_is_in_default() {
-    let (policy, faults) = read_value(yaml("{metadata: {name: n}, spec: {podSelector: {}}}"));
-    assert!(faults.is_empty());
+fn policy_without_a_namespace_is_in_default() {
+    let (policy, errors) = read_value(yaml("{metadata: {name: n}, spec: {podSelector: {}}}"));
+    assert!(errors.is_empty());
     assert_eq!(&*policy.namespace, "default");
 }
 
 #[test]
-fn a_pod_selector_that_is_absent_or_empty_selects_all_pods_of_the_namespace() {
+fn missing_or_empty_pod_selector_selects_all_pods_of_the_namespace() {
     for spec in ["{}", "{podSelector: null}", "{podSelector: {}}", "null"] {
         let world = World::new(&[&format!("spec: {spec}")]);
         world.expect("x/*", "");
@@ -31,21 +31,21 @@ fn a_pod_selector_that_is_absent_or_empty_selects_all_pods_of_the_namespace() {
 }
 
 #[test]
-fn a_pod_selector_selects_by_label() {
+fn pod_selector_selects_by_label() {
     let world = World::new(&["spec: {podSelector: {matchLabels: {pod: a}}}"]);
     world.expect("x/a", "");
     world.expect_open("x/b x/c y/* z/*");
 }
 
 #[test]
-fn a_pod_reaches_itself_whatever_is_denied() {
+fn pod_always_reaches_itself() {
     let world = World::new(&["spec: {podSelector: {}}"]);
     assert!(world.admits("x/a", "x/a", 80));
     assert!(!world.admits("x/b", "x/a", 80));
 }
 
 #[test]
-fn no_rule_admits_nobody_and_an_empty_rule_admits_everybody() {
+fn no_rule_admits_nothing_and_an_empty_rule_admits_everything() {
     let table = [
         ("{}", ""),
         ("{ingress: null}", ""),
@@ -66,7 +66,7 @@ fn no_rule_admits_nobody_and_an_empty_rule_admits_everybody() {
 }
 
 #[test]
-fn policy_types_say_whether_it_is_about_ingress() {
+fn policy_types_decide_whether_ingress_is_restricted() {
     let egress = "egress: [{}]";
     let table = [
         ("{}", true),
@@ -89,7 +89,7 @@ fn policy_types_say_whether_it_is_about_ingress() {
 }
 
 #[test]
-fn egress_is_not_enforced_and_the_policy_says_so() {
+fn egress_is_not_enforced_and_reported() {
     let table = [
         ("{}", None),
         ("{egress: []}", None),
@@ -116,7 +116,7 @@ fn egress_is_not_enforced_and_the_policy_says_so() {
 }
 
 #[test]
-fn several_policies_of_one_pod_add_up() {
+fn policies_of_one_pod_add_up() {
     let from = |pod: &str| {
         format!(
             "spec: {{podSelector: {{matchLabels: {{pod: a}}}}, ingress: [{{from: [{{podSelector: \
@@ -134,7 +134,7 @@ fn several_policies_of_one_pod_add_up() {
 }
 
 #[test]
-fn a_denial_names_the_policies_that_did_not_admit() {
+fn denial_names_the_policies_of_the_pod() {
     let denial = |names: &[&str]| {
         let policies: Vec<String> = names
             .iter()
@@ -160,7 +160,7 @@ fn a_denial_names_the_policies_that_did_not_admit() {
 }
 
 #[test]
-fn a_required_label_is_one_that_all_selected_pods_have() {
+fn required_label_is_one_that_all_selected_pods_have() {
     let required = |selector: &str| {
         let (policy, _) = read_value(yaml(&format!("spec: {{podSelector: {selector}}}")));
         let label = policy.required_label();

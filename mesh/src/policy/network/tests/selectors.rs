@@ -41,7 +41,7 @@ fn selected(selector: &str) -> String {
 }
 
 #[test]
-fn each_operator_selects_as_kubernetes_says() {
+fn each_operator_selects_as_in_kubernetes() {
     let table = [
         ("{}", "a b c"),
         ("{matchLabels: null}", "a b c"),
@@ -105,7 +105,7 @@ fn each_operator_selects_as_kubernetes_says() {
 }
 
 #[test]
-fn keys_and_values_are_those_that_labels_can_have() {
+fn invalid_label_keys_and_values_are_errors() {
     let legal = [
         "{matchLabels: {app.kubernetes.io/name: web}}",
         "{matchLabels: {a: ''}}",
@@ -113,8 +113,8 @@ fn keys_and_values_are_those_that_labels_can_have() {
         "{matchExpressions: [{key: example.com/x, operator: In, values: ['', v1]}]}",
     ];
     for selector in legal {
-        let (_, faults) = read_value(yaml(&format!("spec: {{podSelector: {selector}}}")));
-        assert!(faults.is_empty(), "{selector}: {faults:?}");
+        let (_, errors) = read_value(yaml(&format!("spec: {{podSelector: {selector}}}")));
+        assert!(errors.is_empty(), "{selector}: {errors:?}");
     }
     let long = "x".repeat(64);
     let illegal = [
@@ -134,9 +134,9 @@ fn keys_and_values_are_those_that_labels_can_have() {
         "{matchExpressions: [{key: a, operator: NotIn, values: ['b c']}]}",
     ];
     for selector in illegal {
-        let (policy, faults) = read_value(yaml(&format!("spec: {{podSelector: {selector}}}")));
-        assert_eq!(faults.len(), 1, "{selector}: {faults:?}");
-        assert!(faults[0].starts_with("bad_label@"), "{faults:?}");
+        let (policy, errors) = read_value(yaml(&format!("spec: {{podSelector: {selector}}}")));
+        assert_eq!(errors.len(), 1, "{selector}: {errors:?}");
+        assert!(errors[0].starts_with("bad_label@"), "{errors:?}");
         assert!(policy.selects_all(), "{selector}");
     }
 }

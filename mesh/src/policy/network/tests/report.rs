@@ -1,20 +1,20 @@
-//! NetworkPolicies as part of the model: beside other policies, switched off, reported.
+//! NetworkPolicies in the model: together with other policies, disabled, and reported.
 
 use std::net::SocketAddr;
 
 use serde_json::json;
 
 use super::{World, cluster, yaml};
-use crate::policy::{InboundConnection, PolicyReport, PolicyState};
+use crate::policy::{PolicyReport, PolicyState};
 use crate::testing::{Doc, objects, params};
-use crate::{Model, Params, compile};
+use crate::{InboundConnection, Model, Params, compile};
 
 fn model(policies: &[Doc], params: &Params) -> Model {
     let docs = [&cluster()[..], policies].concat();
     compile(&objects(&docs), params).0
 }
 
-/// What becomes of a connection from `y/a` to port 80 of `x/a` with the identity of its source.
+/// The denial of a connection from `y/a` to port 80 of `x/a` with the identity of its source.
 fn denial(model: &Model) -> Option<String> {
     let find = |namespace: &str| {
         let mut workloads = model.workloads();
@@ -53,7 +53,7 @@ fn authorization(action: &str) -> Doc {
 }
 
 #[test]
-fn both_kinds_of_policies_have_to_admit_and_the_first_that_does_not_is_named() {
+fn authorization_and_network_policies_must_both_admit() {
     let closed = named("closed", "{}");
     let open = named("open", "{ingress: [{}]}");
     let closed_names = "NetworkPolicy: no ingress rule matched (x/closed)";
@@ -78,7 +78,7 @@ fn both_kinds_of_policies_have_to_admit_and_the_first_that_does_not_is_named() {
 }
 
 #[test]
-fn switched_off_they_restrict_nothing_and_say_so() {
+fn disabled_network_policies_restrict_nothing_and_are_reported() {
     let off = Params {
         network_policy: false,
         ..params()
@@ -96,7 +96,7 @@ fn switched_off_they_restrict_nothing_and_say_so() {
 }
 
 #[test]
-fn the_report_says_what_became_of_a_policy() {
+fn report_has_the_state_of_the_policy() {
     let policies = [
         named("fine", "{podSelector: {matchLabels: {pod: a}}}"),
         named("broken", "{ingress: [{from: [{ipBlock: {cidr: x}}]}]}"),
@@ -144,8 +144,8 @@ fn the_report_says_what_became_of_a_policy() {
 }
 
 #[test]
-fn a_fault_is_a_problem_of_the_model_with_object_and_field() {
-    let world = World::with_faults(&["spec: {ingress: [{ports: [{port: 0}]}]}"]);
+fn error_is_a_diagnostic_with_object_and_field() {
+    let world = World::with_errors(&["spec: {ingress: [{ports: [{port: 0}]}]}"]);
     let diagnostic = world.diagnostics.first().expect("a diagnostic");
     assert_eq!(
         diagnostic.to_string(),

@@ -16,20 +16,20 @@ const POD_B: &str = "podSelector: {matchLabels: {pod: b}}";
 const NS_Y: &str = "namespaceSelector: {matchLabels: {ns: y}}";
 
 #[test]
-fn a_pod_selector_means_pods_of_the_policys_namespace() {
+fn pod_selector_matches_pods_of_the_policys_namespace() {
     from("[{podSelector: {}}]").expect("x/a", "x/*");
     from(&format!("[{{{POD_B}}}]")).expect("x/a", "x/b");
     from("[{podSelector: {matchLabels: {pod: none}}}]").expect("x/a", "");
 }
 
 #[test]
-fn a_namespace_selector_means_all_pods_of_those_namespaces() {
+fn namespace_selector_matches_all_pods_of_those_namespaces() {
     from("[{namespaceSelector: {}}]").expect("x/a", "x/* y/* z/*");
     from(&format!("[{{{NS_Y}}}]")).expect("x/a", "y/*");
 }
 
 #[test]
-fn both_selectors_in_one_peer_hold_together_and_in_two_peers_each_for_itself() {
+fn selectors_of_one_peer_are_anded_and_peers_are_ored() {
     from(&format!("[{{{NS_Y}, {POD_B}}}]")).expect("x/a", "y/b");
     from(&format!("[{{{NS_Y}}}, {{{POD_B}}}]")).expect("x/a", "x/b y/*");
     from(&format!("[{{namespaceSelector: {{}}, {POD_B}}}]")).expect("x/a", "x/b y/b z/b");
@@ -37,14 +37,14 @@ fn both_selectors_in_one_peer_hold_together_and_in_two_peers_each_for_itself() {
 }
 
 #[test]
-fn the_own_namespace_is_no_exception_of_a_namespace_selector() {
+fn namespace_selector_also_decides_for_the_own_namespace() {
     // podSelector beside namespaceSelector does not speak of the policy's namespace any more.
     from(&format!("[{{{NS_Y}, {POD_B}}}]")).expect("x/a", "y/b");
     from("[{namespaceSelector: {matchLabels: {ns: x}}}]").expect("x/a", "x/*");
 }
 
 #[test]
-fn the_label_with_a_namespaces_name_is_always_there() {
+fn namespace_name_label_always_exists() {
     let by_name =
         "[{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: y}}}]".to_owned();
     from(&by_name).expect("x/a", "y/*");
@@ -57,7 +57,7 @@ fn the_label_with_a_namespaces_name_is_always_there() {
 }
 
 #[test]
-fn of_a_namespace_without_an_object_only_the_name_is_certain() {
+fn namespace_without_an_object_matches_only_by_name() {
     let without_y = |peers: &str| {
         World::changed(&[&policy(peers)], |docs| {
             docs.retain(|doc| doc.0["kind"] != "Namespace" || doc.0["metadata"]["name"] != "y");
@@ -77,7 +77,7 @@ fn of_a_namespace_without_an_object_only_the_name_is_certain() {
 }
 
 #[test]
-fn labels_are_those_of_today() {
+fn current_labels_are_matched() {
     let relabelled = |namespace: &str, pod: &str| {
         let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
         World::changed(&[&policy(&format!("[{{{NS_Y}, {POD_B}}}]"))], move |docs| {
@@ -97,7 +97,7 @@ fn labels_are_those_of_today() {
 }
 
 #[test]
-fn a_block_admits_the_addresses_in_it_except_the_excepted() {
+fn ip_block_admits_its_addresses_without_the_exceptions() {
     let world = from("[{ipBlock: {cidr: 10.0.0.0/16, except: [10.0.2.0/24, 10.0.3.2/32]}}]");
     world.expect("x/a", "x/* z/a z/c");
     assert!(world.admits("10.0.200.1", "x/a", 80));
@@ -106,7 +106,7 @@ fn a_block_admits_the_addresses_in_it_except_the_excepted() {
 }
 
 #[test]
-fn blocks_of_both_families_work_alike() {
+fn ip_blocks_work_in_both_families() {
     let world = from("[{ipBlock: {cidr: 'fd00::/16', except: ['fd00::2:0/112']}}]");
     let table = [
         ("fd00::1:2", true),
@@ -122,7 +122,7 @@ fn blocks_of_both_families_work_alike() {
 }
 
 #[test]
-fn an_address_in_its_mapped_form_is_the_ipv4_address() {
+fn ipv4_mapped_address_matches_as_ipv4() {
     let world = from("[{ipBlock: {cidr: 203.0.113.0/24}}]");
     assert!(world.admits("::ffff:203.0.113.9", "x/a", 80));
     assert!(!world.admits("::ffff:203.0.114.9", "x/a", 80));
@@ -130,7 +130,7 @@ fn an_address_in_its_mapped_form_is_the_ipv4_address() {
 }
 
 #[test]
-fn overlapping_blocks_and_exceptions_add_up() {
+fn overlapping_ip_blocks_add_up() {
     // The exception of one peer takes nothing from another one.
     let world = from(
         "[{ipBlock: {cidr: 10.0.2.0/24, except: [10.0.2.2/32]}}, {ipBlock: {cidr: 10.0.2.2/32}}]",
@@ -139,7 +139,7 @@ fn overlapping_blocks_and_exceptions_add_up() {
 }
 
 #[test]
-fn whoever_is_no_pod_is_matched_by_block_only() {
+fn source_without_a_pod_is_matched_by_ip_block_only() {
     let outside = "203.0.113.9";
     assert!(!from("[{namespaceSelector: {}}]").admits(outside, "x/a", 80));
     assert!(!from("[{podSelector: {}}]").admits(outside, "x/a", 80));
@@ -148,7 +148,7 @@ fn whoever_is_no_pod_is_matched_by_block_only() {
 }
 
 #[test]
-fn a_pod_on_the_hosts_network_is_its_node() {
+fn host_network_pod_is_matched_as_its_node() {
     let host = |peers: &str| {
         World::changed(&[&policy(peers)], |docs| {
             let pod = pod("agent", "192.168.0.1")
@@ -166,7 +166,7 @@ fn a_pod_on_the_hosts_network_is_its_node() {
 }
 
 #[test]
-fn an_address_that_two_pods_claim_is_no_pod() {
+fn address_claimed_by_two_pods_is_matched_as_no_pod() {
     let world = World::changed(&[&policy("[{namespaceSelector: {}}]")], |docs| {
         let twin = pod("twin", "10.0.2.2").set("metadata.namespace", "y");
         docs.push(twin);

@@ -1,21 +1,20 @@
-//! PeerAuthentication: whether a connection without a proven identity is accepted.
+//! PeerAuthentication: is a connection without a verified identity accepted?
 //!
-//! Three levels say so: the mesh (root namespace, no selector), the namespace (no selector) and the
-//! workload (selector). Of several at one level the oldest counts, then the first by name. The
-//! narrowest level that says anything but UNSET decides, and for a port the workload level may say
-//! something else. A port that it does not list, or lists as UNSET, is as the workload: each port
-//! is looked up by itself, so no number of strict or permissive ports can outvote another.
+//! There are three levels: the mesh (root namespace, no selector), the namespace (no selector) and
+//! the workload (selector). Among several policies of one level the oldest counts, then the first by
+//! name. The narrowest level with another mode than UNSET decides. The workload level may set the
+//! mode of single ports; a port that it does not list, or lists as UNSET, has the mode of the
+//! workload.
 //!
-//! DISABLE is PERMISSIVE: the mesh's own connections come through the tunnel whatever a policy
-//! says, and plaintext is accepted. A policy with a fault makes all it selects STRICT, whatever
-//! the others say.
+//! DISABLE is PERMISSIVE: connections of the mesh use the tunnel with any mode, and plaintext is
+//! accepted. An invalid policy makes everything it selects STRICT, whatever other policies say.
 
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::document::{Field, Reader};
-use super::read::{self, Reach};
+use super::envelope::{self, Scope};
 use super::report::PolicyScope;
 use super::{Context, Denial};
 use crate::objects::Policy;
@@ -23,10 +22,10 @@ use crate::objects::Policy;
 /// The versions of the API, which say the same.
 const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 
-/// What a policy says of a workload or port.
+/// The mode of a workload or port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Nothing: the next level decides.
+    /// The next level decides.
     Unset,
     Disable,
     Permissive,
@@ -44,14 +43,14 @@ impl Mode {
     }
 }
 
-/// A PeerAuthentication, read by itself.
+/// A PeerAuthentication, parsed by itself.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PeerAuthentication {
     pub(super) mode: Mode,
     ports: Vec<(u16, Mode)>,
-    /// It decides whatever the others say.
+    /// It overrides the other policies.
     invalid: bool,
-    /// It holds for something; a selector in the root namespace holds for nothing.
+    /// It applies to some workload. A selector in the root namespace applies to none.
     pub(super) enforced: bool,
     level: Level,
     created: Option<Time>,
@@ -65,29 +64,29 @@ enum Level {
     Workload,
 }
 
-/// Reads a policy. Always yields one: what cannot be read is STRICT.
+/// Reads a policy. Always yields one: an invalid policy is STRICT.
 pub(super) fn read(
     policy: &Policy,
     context: &Context,
     reader: &mut Reader<'_>,
-) -> (PeerAuthentication, Reach) {
-    read::envelope(policy, &API_VERSIONS, reader);
+) -> (PeerAuthentication, Scope) {
+    envelope::envelope(policy, &API_VERSIONS, reader);
     let spec = Field::top("spec", policy.document.get("spec"));
-    read::expect_object(&spec, policy, reader);
+    envelope::expect_object(&spec, policy, reader);
     spec.expect_keys(&["selector", "mtls", "portLevelMtls"], reader);
-    let reach = read::reach(policy, &spec, context, reader);
+    let scope = envelope::scope(policy, &spec, context, reader);
     let mode = match spec.value.get("mtls") {
         None => Mode::Unset,
         Some(_) => mode(&spec.get_or_null("mtls"), reader),
     };
-    let ports = ports(&spec, &reach, reader);
-    let level = match reach.scope {
+    let ports = ports(&spec, &scope, reader);
+    let level = match scope.kind {
         PolicyScope::Global => Level::Mesh,
         PolicyScope::Namespace => Level::Namespace,
         PolicyScope::WorkloadSelector => Level::Workload,
     };
     let invalid = reader.has_error();
-    let enforced = invalid || !(level == Level::Workload && reach.in_root);
+    let enforced = invalid || !(level == Level::Workload && scope.is_in_root);
     if !enforced {
         let message = "NOT enforced: in the root namespace a selector selects nothing".to_owned();
         reader.note("spec.selector", "not_enforced", message);
@@ -100,13 +99,13 @@ pub(super) fn read(
         level,
         created: policy.metadata.creation_timestamp.clone(),
         denial: Denial {
-            policy: read::name(policy).into(),
+            policy: envelope::name(policy).into(),
         },
     };
-    (peer, reach)
+    (peer, scope)
 }
 
-/// What is no mode counts as STRICT.
+/// An invalid mode is STRICT.
 fn mode(field: &Field<'_>, reader: &mut Reader<'_>) -> Mode {
     if !field.value.is_object() {
         field.error("bad_field", "is not an object".to_owned(), reader);
@@ -133,7 +132,7 @@ fn mode(field: &Field<'_>, reader: &mut Reader<'_>) -> Mode {
     }
 }
 
-fn ports(spec: &Field<'_>, reach: &Reach, reader: &mut Reader<'_>) -> Vec<(u16, Mode)> {
+fn ports(spec: &Field<'_>, scope: &Scope, reader: &mut Reader<'_>) -> Vec<(u16, Mode)> {
     let Some(value) = spec.value.get("portLevelMtls") else {
         return Vec::new();
     };
@@ -142,7 +141,7 @@ fn ports(spec: &Field<'_>, reach: &Reach, reader: &mut Reader<'_>) -> Vec<(u16, 
         field.error("bad_field", "names no port".to_owned(), reader);
         return Vec::new();
     };
-    if reach.scope != PolicyScope::WorkloadSelector {
+    if scope.kind != PolicyScope::WorkloadSelector {
         let message = "needs a selector: ports are those of a workload".to_owned();
         field.error("port_without_selector", message, reader);
     }
@@ -161,12 +160,12 @@ fn ports(spec: &Field<'_>, reach: &Reach, reader: &mut Reader<'_>) -> Vec<(u16, 
     ports
 }
 
-/// What holds for one workload.
+/// The effective modes of one workload.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PeerMode {
-    /// The policy that refuses plaintext; `None` if it is accepted.
-    otherwise: Option<Denial>,
-    /// Ports for which the workload level says something itself.
+    /// The policy that denies plaintext; `None` if plaintext is accepted.
+    default: Option<Denial>,
+    /// The ports with a mode of their own.
     ports: Vec<(u16, Option<Denial>)>,
 }
 
@@ -175,7 +174,7 @@ impl PeerMode {
     pub(super) fn of(policies: &[&Arc<PeerAuthentication>]) -> Self {
         if let Some(invalid) = oldest(policies, |policy| policy.invalid) {
             return Self {
-                otherwise: Some(invalid.denial.clone()),
+                default: Some(invalid.denial.clone()),
                 ports: Vec::new(),
             };
         }
@@ -184,24 +183,24 @@ impl PeerMode {
             (at(Level::Mesh), at(Level::Namespace), at(Level::Workload));
         let levels = [workload, namespace, mesh];
         let decisive = levels.into_iter().flatten().find(|p| p.mode != Mode::Unset);
-        let otherwise = decisive.and_then(|policy| policy.denial(policy.mode));
+        let default = decisive.and_then(|policy| policy.denial(policy.mode));
         let ports = workload.map_or(Vec::new(), |policy| {
-            let said = policy.ports.iter().filter(|(_, mode)| *mode != Mode::Unset);
-            said.map(|(port, mode)| (*port, policy.denial(*mode)))
+            let set = policy.ports.iter().filter(|(_, mode)| *mode != Mode::Unset);
+            set.map(|(port, mode)| (*port, policy.denial(*mode)))
                 .collect()
         });
-        Self { otherwise, ports }
+        Self { default, ports }
     }
 
-    /// Plaintext is accepted on every port.
+    /// Whether plaintext is accepted on every port.
     pub(super) fn is_permissive(&self) -> bool {
-        self.otherwise.is_none() && self.ports.iter().all(|(_, denial)| denial.is_none())
+        self.default.is_none() && self.ports.iter().all(|(_, denial)| denial.is_none())
     }
 
-    /// Why plaintext to this port is refused.
+    /// Why plaintext to this port is denied.
     pub(super) fn denial(&self, port: u16) -> Option<&Denial> {
         let own = self.ports.iter().find(|(own, _)| *own == port);
-        own.map_or(&self.otherwise, |(_, denial)| denial).as_ref()
+        own.map_or(&self.default, |(_, denial)| denial).as_ref()
     }
 }
 
@@ -211,7 +210,8 @@ impl PeerAuthentication {
     }
 }
 
-/// One without a time counts as the oldest: a file seldom has one.
+/// The oldest policy among some. A policy without a creation time counts as the oldest: files seldom
+/// have one.
 fn oldest<'a>(
     policies: &[&'a Arc<PeerAuthentication>],
     among: impl Fn(&PeerAuthentication) -> bool,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A rule that holds for `shop`, spoilt in one place, and the fault. `true` where what is left of
+/// A rule that holds for `shop`, spoilt in one place, and the error. `true` where what is left of
 /// it as DENY still spares `BANK`.
 const RULES: [(&str, &str, bool); 49] = [
     (
@@ -238,8 +238,8 @@ const RULES: [(&str, &str, bool); 49] = [
 ];
 
 #[test]
-fn a_rule_in_doubt_allows_nobody_and_denies_as_if_the_doubt_were_not_there() {
-    for (rule, fault, spares_bank) in RULES {
+fn invalid_allow_rule_never_matches_and_invalid_deny_constraint_is_ignored() {
+    for (rule, error, spares_bank) in RULES {
         let rule = rule
             .strip_prefix('{')
             .and_then(|r| r.strip_suffix('}'))
@@ -256,14 +256,14 @@ fn a_rule_in_doubt_allows_nobody_and_denies_as_if_the_doubt_were_not_there() {
         assert_eq!(deny.allows("shop/db", BANK), spares_bank, "DENY {rule}");
         for world in [&allow, &deny] {
             assert_eq!(world.report("shop/p").state, PolicyState::Invalid, "{rule}");
-            assert_eq!(world.messages("shop/p").join(","), fault, "{rule}");
+            assert_eq!(world.messages("shop/p").join(","), error, "{rule}");
             assert!(world.allows("bank/web", WEB), "{rule}");
         }
     }
 }
 
 #[test]
-fn an_allow_in_doubt_leaves_the_other_allows_as_they_are() {
+fn invalid_allow_policy_does_not_affect_other_allow_policies() {
     let bad = authz("shop/bad", "rules: [{from: [{source: {ipBlocks: [x]}}]}]");
     let good = authz(
         "shop/good",
@@ -276,7 +276,7 @@ fn an_allow_in_doubt_leaves_the_other_allows_as_they_are() {
 /// A policy that would let everything in, spoilt as a whole: it denies everything, of the pods
 /// `shop/web`, `shop/db` and `bank/web` those that are listed.
 #[test]
-fn a_policy_that_is_spoilt_as_a_whole_denies_all_it_selects() {
+fn wholly_invalid_policy_denies_everything_it_selects() {
     let both: &[&str] = &["shop/web", "shop/db"];
     let one: &[&str] = &["shop/db"];
     let cases: [(&str, &[&str], &str); 27] = [
@@ -404,7 +404,7 @@ fn a_policy_that_is_spoilt_as_a_whole_denies_all_it_selects() {
             "selector_and_target@spec.selector",
         ),
     ];
-    for (spec, denied, fault) in cases {
+    for (spec, denied, error) in cases {
         let world = world(&[authz("shop/p", spec)]);
         let found: Vec<&str> = ["shop/web", "shop/db", "bank/web"]
             .into_iter()
@@ -412,13 +412,13 @@ fn a_policy_that_is_spoilt_as_a_whole_denies_all_it_selects() {
             .collect();
         assert_eq!(found, denied, "{spec}");
         assert_eq!(world.report("shop/p").state, PolicyState::Invalid, "{spec}");
-        assert_eq!(world.messages("shop/p").join(","), fault, "{spec}");
+        assert_eq!(world.messages("shop/p").join(","), error, "{spec}");
     }
 }
 
 /// A DENY rule for nobody would look as if it denied somebody.
 #[test]
-fn a_value_that_can_match_nobody_is_a_fault() {
+fn value_that_can_never_match_is_an_error() {
     let verdicts = [
         ("cluster.local/ns/shop/sa/web", true),
         ("cluster.local/workload/x", true),
@@ -479,7 +479,7 @@ fn a_value_that_can_match_nobody_is_a_fault() {
 }
 
 #[test]
-fn an_unreadable_selector_in_the_root_namespace_selects_the_mesh() {
+fn invalid_selector_in_the_root_namespace_selects_the_mesh() {
     let world = world(&[authz("istio-system/p", "{rules: [{}], selector: 5}")]);
     assert!(
         ["shop/web", "bank/web", "istio-system/gate"]
@@ -489,7 +489,7 @@ fn an_unreadable_selector_in_the_root_namespace_selects_the_mesh() {
 }
 
 #[test]
-fn what_is_around_the_spec_is_checked_too() {
+fn envelope_of_a_policy_is_checked() {
     let open = || authz("shop/p", "rules: [{}]");
     let deny = || {
         authz(
@@ -543,17 +543,17 @@ fn what_is_around_the_spec_is_checked_too() {
         (open().set("spec", Value::Null), "bad_field@spec", true),
         (open().set("spec", json!("allow")), "bad_field@spec", true),
     ];
-    for (doc, fault, denied) in cases {
+    for (doc, error, denied) in cases {
         let world = world(std::slice::from_ref(&doc));
         assert_eq!(!world.allows("shop/db", WEB), denied, "{}", doc.0);
         assert_eq!(world.report("shop/p").state, PolicyState::Invalid);
-        assert_eq!(world.messages("shop/p"), [fault], "{}", doc.0);
+        assert_eq!(world.messages("shop/p"), [error], "{}", doc.0);
     }
 }
 
 /// Beside a policy that allows everything, one whose DENY may have been lost.
 #[test]
-fn an_action_that_may_be_misspelt_denies() {
+fn possibly_misspelt_action_denies() {
     let open = authz("shop/open", "rules: [{}]");
     let lost = [
         authz("shop/p", "{actoin: DENY, rules: [{}]}"),
@@ -575,7 +575,7 @@ fn an_action_that_may_be_misspelt_denies() {
 }
 
 #[test]
-fn both_versions_of_the_api_say_the_same() {
+fn both_api_versions_are_equal() {
     let doc = authz("shop/p", "rules: [{}]").set("apiVersion", "security.istio.io/v1beta1");
     let world = world(&[doc]);
     assert_eq!(world.report("shop/p").state, PolicyState::Accepted);

@@ -18,7 +18,7 @@ fn selecting(mode: &str) -> String {
 const MODES: [&str; 5] = ["-", "UNSET", "DISABLE", "PERMISSIVE", "STRICT"];
 
 #[test]
-fn the_narrowest_level_that_says_something_decides() {
+fn narrowest_level_with_a_mode_decides() {
     for mesh in MODES {
         for namespace in MODES {
             for workload in MODES {
@@ -60,7 +60,7 @@ fn the_narrowest_level_that_says_something_decides() {
 }
 
 #[test]
-fn each_level_holds_for_its_own_pods_only() {
+fn level_applies_only_to_its_own_pods() {
     let world = world(&[
         peer("shop/n", &at("STRICT")),
         peer("bank/w", &selecting("STRICT")),
@@ -71,7 +71,7 @@ fn each_level_holds_for_its_own_pods_only() {
 }
 
 #[test]
-fn of_several_at_one_level_the_oldest_counts_then_the_first_by_name() {
+fn oldest_policy_of_a_level_counts_then_first_by_name() {
     let created = |doc: Doc, time: &str| doc.set("metadata.creationTimestamp", time);
     type Spec = fn(&str) -> String;
     let levels: [(&str, Spec); 3] = [("istio-system", at), ("shop", at), ("shop", selecting)];
@@ -102,7 +102,7 @@ fn of_several_at_one_level_the_oldest_counts_then_the_first_by_name() {
 }
 
 #[test]
-fn a_port_says_something_else_than_its_workload() {
+fn port_mode_overrides_the_workload_mode() {
     let inherited = [
         ("UNSET", "-", false),
         ("UNSET", "STRICT", true),
@@ -146,7 +146,7 @@ fn a_port_says_something_else_than_its_workload() {
 /// Istio once put the ports of one policy together so that two strict ones cancelled each other:
 /// no port is both 8080 and 9090, and all became permissive (istio/istio 54146).
 #[test]
-fn several_strict_ports_are_each_strict() {
+fn each_of_several_strict_ports_is_strict() {
     for top in [
         "",
         "mtls: {mode: PERMISSIVE}, ",
@@ -178,7 +178,7 @@ fn several_strict_ports_are_each_strict() {
 
 /// The mirror image: exceptions to STRICT, however many, leave every other port strict.
 #[test]
-fn several_permissive_ports_are_each_an_exception() {
+fn each_of_several_permissive_ports_is_permissive() {
     for policies in [
         vec![peer(
             "shop/w",
@@ -202,7 +202,7 @@ fn several_permissive_ports_are_each_an_exception() {
 }
 
 #[test]
-fn in_the_root_namespace_a_selector_selects_nothing_and_this_is_said() {
+fn selector_in_the_root_namespace_selects_nothing_and_is_reported() {
     let spec = "{selector: {matchLabels: {app: gate}}, mtls: {mode: STRICT}}";
     let world = world(&[peer("istio-system/s", spec)]);
     assert!(world.allows("istio-system/gate", PLAIN));
@@ -213,9 +213,9 @@ fn in_the_root_namespace_a_selector_selects_nothing_and_this_is_said() {
 }
 
 #[test]
-fn a_policy_with_a_fault_is_strict_whatever_the_others_say() {
+fn invalid_policy_is_strict_and_overrides_the_others() {
     let select = "selector: {matchLabels: {app: db}}";
-    let faults = [
+    let errors = [
         ("mtls: {mode: strict}", "unknown_mode@spec.mtls.mode"),
         ("mtls: {mode: MUTUAL}", "unknown_mode@spec.mtls.mode"),
         ("mtls: {mode: 1}", "unknown_mode@spec.mtls.mode"),
@@ -283,7 +283,7 @@ fn a_policy_with_a_fault_is_strict_whatever_the_others_say() {
             "{selector: {matchLabels: {app: db}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {8080: {mode: PERMISSIVE}}}",
         ),
     ];
-    for (spec, fault) in faults {
+    for (spec, error) in errors {
         let policy = peer("shop/z", &spec.replace("SELECT", select));
         let world = world(&[&permissive[..], &[policy]].concat());
         assert_eq!(
@@ -292,7 +292,7 @@ fn a_policy_with_a_fault_is_strict_whatever_the_others_say() {
             "{spec}"
         );
         assert_eq!(world.report("shop/z").state, PolicyState::Invalid, "{spec}");
-        assert_eq!(world.messages("shop/z"), [fault], "{spec}");
+        assert_eq!(world.messages("shop/z"), [error], "{spec}");
         assert!(world.allows("bank/web", PLAIN), "{spec}");
     }
 }

@@ -1,28 +1,27 @@
-//! From a document to a policy. Every fault is reported, and one is enough for it to admit nothing.
+//! Reads the spec of a NetworkPolicy. Every error is reported; after one the policy admits nothing.
 
-use super::rule::{From, Peer, Port, Ports, Rule};
+use super::ingress_rule::{From, IpBlock, Peer, Port, Ports, Rule};
 use super::{Ingress, NetworkPolicy};
 use crate::diagnostic::Diagnostics;
 use crate::names::namespace_of;
 use crate::objects::Policy;
 use crate::policy::cidr::Cidr;
 use crate::policy::document::{Field, Reader};
-use crate::policy::labels;
-use crate::policy::read::envelope;
-use crate::policy::selector::Selector;
+use crate::policy::envelope::envelope;
+use crate::policy::selector::{self, Selector};
 
-/// The one version that is understood. Another one may mean something else by the same words.
+/// The only supported version. In another version the same fields may mean something else.
 const API_VERSION: &str = "networking.k8s.io/v1";
 
-/// Reads a policy. Always yields one: what cannot be read denies.
+/// Reads a policy. Always yields one: an invalid policy denies.
 pub(crate) fn read(object: &Policy, diagnostics: &mut Diagnostics) -> NetworkPolicy {
     let mut reader = Reader::new(diagnostics);
     let spec = spec(object, &mut reader);
     let types = types(&spec, &mut reader);
-    // What is unknown may be about ingress, whatever `policyTypes` says.
+    // An invalid field may be about ingress, whatever `policyTypes` says.
     let about_ingress = types.ingress || reader.has_error();
     let pods = match spec.get("podSelector") {
-        Some(selector) => labels::selector(&selector, &mut reader),
+        Some(selector) => selector::parse(&selector, &mut reader),
         None => Some(Selector::default()),
     };
     let items = spec.items("ingress", &mut reader);
@@ -52,7 +51,7 @@ fn note_egress(about_ingress: bool, reader: &mut Reader<'_>) {
     reader.note("spec.egress", "egress_not_enforced", message);
 }
 
-/// Without a spec it is the empty one, which Kubernetes takes to refuse everything.
+/// A missing spec is an empty one, which denies everything in Kubernetes.
 fn spec<'a>(object: &'a Policy, reader: &mut Reader<'_>) -> Field<'a> {
     envelope(object, &[API_VERSION], reader);
     let spec = Field::top("spec", object.document.get("spec"));
@@ -66,8 +65,7 @@ struct Types {
     egress: bool,
 }
 
-/// A policy that does not say what it is about is about ingress, and about egress if it has rules
-/// for it.
+/// Without `policyTypes` a policy restricts ingress, and egress if it has egress rules.
 fn types(spec: &Field<'_>, reader: &mut Reader<'_>) -> Types {
     let listed: Vec<Field<'_>> = spec.items("policyTypes", reader).collect();
     if listed.is_empty() {
@@ -132,7 +130,7 @@ fn peer(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
         (Some(block), false) => ip_block(&block, reader),
         (None, true) => {
             let mut selector = |field: Option<Field<'_>>| match field {
-                Some(field) => labels::selector(&field, reader).map(Some),
+                Some(field) => selector::parse(&field, reader).map(Some),
                 None => Some(None),
             };
             let (pods, namespaces) = (selector(pods), selector(namespaces));
@@ -173,10 +171,10 @@ fn ip_block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
         }
         except.push(hole);
     }
-    Some(Peer::Block {
+    Some(Peer::IpBlock(IpBlock {
         cidr: cidr?,
         except,
-    })
+    }))
 }
 
 fn block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Cidr> {

@@ -1,3 +1,5 @@
+//! Which endpoint of a service is chosen.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
@@ -5,17 +7,17 @@ use serde_json::json;
 use super::*;
 use crate::testing::node;
 
-/// Which pod each of many draws goes to; leases are kept when `hold` says so.
-fn draws(model: &Model, source: &str, count: usize, hold: bool) -> BTreeMap<String, usize> {
+/// How many of `count` connections each pod gets; `keep_open` keeps their leases.
+fn connect(model: &Model, source: &str, count: usize, keep_open: bool) -> BTreeMap<String, usize> {
     let mut rng = fastrand::Rng::with_seed(1);
-    let (mut counts, mut held) = (BTreeMap::new(), Vec::new());
+    let (mut counts, mut open) = (BTreeMap::new(), Vec::new());
     for _ in 0..count {
         let vip = "10.1.0.1:80".parse().unwrap();
         let decision = route(model, workload(model, source), vip, &[], &mut rng);
         let name = line(&decision).split(' ').nth(1).unwrap().to_owned();
         *counts.entry(name).or_insert(0) += 1;
-        if hold {
-            held.push(decision);
+        if keep_open {
+            open.push(decision);
         }
     }
     counts
@@ -32,8 +34,8 @@ fn three() -> Vec<Doc> {
 }
 
 #[test]
-fn held_connections_are_spread_evenly() {
-    let counts = draws(&model(&three()), "client", 300, true);
+fn open_connections_are_spread_evenly() {
+    let counts = connect(&model(&three()), "client", 300, true);
     assert_eq!(counts.len(), 3);
     assert!(
         counts.values().all(|count| (95..=105).contains(count)),
@@ -42,8 +44,8 @@ fn held_connections_are_spread_evenly() {
 }
 
 #[test]
-fn short_connections_are_spread_too() {
-    let counts = draws(&model(&three()), "client", 3000, false);
+fn short_connections_are_spread_at_random() {
+    let counts = connect(&model(&three()), "client", 3000, false);
     assert!(
         counts.values().all(|count| (800..=1200).contains(count)),
         "{counts:?}"
@@ -51,16 +53,16 @@ fn short_connections_are_spread_too() {
 }
 
 #[test]
-fn the_busier_of_two_is_never_chosen() {
+fn more_loaded_endpoint_of_two_is_never_chosen() {
     let mut docs = three();
     docs.pop();
     let model = model(&docs);
     let _busy = workload(&model, "web-1").load.lease();
-    assert_eq!(names(&draws(&model, "client", 50, false)), ["web-2"]);
+    assert_eq!(names(&connect(&model, "client", 50, false)), ["web-2"]);
 }
 
 #[test]
-fn a_lease_ends_with_its_route() {
+fn dropped_route_releases_its_lease() {
     let model = model(&three());
     let decision = decide(&model, "10.0.0.1:8080", &[]);
     assert_eq!(workload(&model, "web-1").load.active(), 1);
@@ -69,17 +71,17 @@ fn a_lease_ends_with_its_route() {
 }
 
 #[test]
-fn a_client_with_affinity_keeps_its_endpoint() {
-    let sticky = service("web", "10.1.0.1").set("spec.sessionAffinity", "ClientIP");
+fn client_with_affinity_keeps_its_endpoint() {
+    let web = service("web", "10.1.0.1").set("spec.sessionAffinity", "ClientIP");
     let clients = |docs: &mut Vec<Doc>| {
         docs.extend((1..=40).map(|i| pod(&format!("c{i}"), &format!("10.0.1.{i}")).ambient()));
     };
     let mut docs = three();
-    docs[0] = sticky;
+    docs[0] = web;
     clients(&mut docs);
     let all = model(&docs);
     let choice = |model: &Model, i: usize| {
-        let counts = draws(model, &format!("c{i}"), 5, true);
+        let counts = connect(model, &format!("c{i}"), 5, true);
         assert_eq!(counts.len(), 1, "one client, one endpoint: {counts:?}");
         counts.into_keys().next().unwrap()
     };
@@ -101,13 +103,15 @@ fn a_client_with_affinity_keeps_its_endpoint() {
     }
 }
 
-/// The endpoint that a client keeps must be the same in every build of every version: a daemon
-/// that is replaced must not move its clients.
+/// A replaced daemon must not move its clients: the endpoint of a client is the same in every build.
 #[test]
-fn affinity_is_the_same_for_ever() {
+fn affinity_is_the_same_in_every_build() {
     let mut docs = three();
     docs[0] = service("web", "10.1.0.1").set("spec.sessionAffinity", "ClientIP");
-    assert_eq!(names(&draws(&model(&docs), "client", 5, false)), ["web-1"]);
+    assert_eq!(
+        names(&connect(&model(&docs), "client", 5, false)),
+        ["web-1"]
+    );
 }
 
 #[test]
@@ -116,24 +120,33 @@ fn terminating_endpoints_serve_only_while_no_ready_one_exists() {
         pod("web-1", "10.0.0.1"),
         pod("web-2", "10.0.0.2").terminating(),
     );
-    let dead = pod("web-3", "10.0.0.3").terminating().not_ready();
-    let sick = pod("web-4", "10.0.0.4").not_ready();
-    let base = [service("web", "10.1.0.1"), client(), serving, dead, sick];
+    let failed = pod("web-3", "10.0.0.3").terminating().not_ready();
+    let not_ready = pod("web-4", "10.0.0.4").not_ready();
+    let base = [
+        service("web", "10.1.0.1"),
+        client(),
+        serving,
+        failed,
+        not_ready,
+    ];
     let with_ready = model(&[&base[..], &[ready]].concat());
-    assert_eq!(names(&draws(&with_ready, "client", 50, false)), ["web-1"]);
-    assert_eq!(names(&draws(&model(&base), "client", 50, false)), ["web-2"]);
+    assert_eq!(names(&connect(&with_ready, "client", 50, false)), ["web-1"]);
+    assert_eq!(
+        names(&connect(&model(&base), "client", 50, false)),
+        ["web-2"]
+    );
     let tried = [EndpointKey::Workload(
         workload(&with_ready, "web-1").uid.clone(),
     )];
     let line = line(&decide(&with_ready, "10.1.0.1:80", &tried));
     assert_eq!(
         line, "none endpoints_exhausted for web",
-        "also when the ready one was tried"
+        "not the terminating one, although the ready one was tried"
     );
 }
 
 #[test]
-fn nearness_decides_and_falls_back_to_the_next_nearest() {
+fn nearest_endpoints_are_preferred_and_the_next_nearest_a_fallback() {
     let nodes = [
         node("a", "eu", "eu-1"),
         node("b", "eu", "eu-1"),
@@ -163,7 +176,7 @@ fn nearness_decides_and_falls_back_to_the_next_nearest() {
     for (distribution, gone, expected) in cases {
         let web = service("web", "10.1.0.1").set("spec.trafficDistribution", distribution);
         let model = model(&[&nodes[..], &pods[gone..], &[web, client()]].concat());
-        let counts = draws(&model, "client", 100, false);
+        let counts = connect(&model, "client", 100, false);
         assert_eq!(
             names(&counts),
             expected,
@@ -173,14 +186,14 @@ fn nearness_decides_and_falls_back_to_the_next_nearest() {
 }
 
 #[test]
-fn where_nothing_is_known_of_places_all_are_alike() {
+fn unknown_localities_make_no_difference() {
     let mut docs = three();
     docs[0] = service("web", "10.1.0.1").set("spec.trafficDistribution", "PreferSameZone");
-    assert_eq!(draws(&model(&docs), "client", 100, false).len(), 3);
+    assert_eq!(connect(&model(&docs), "client", 100, false).len(), 3);
 }
 
 #[test]
-fn a_bare_endpoint_in_the_clients_zone_is_near() {
+fn endpoint_without_a_pod_is_preferred_in_the_clients_zone() {
     let endpoints = json!([{"addresses": ["203.0.113.1"], "zone": "eu-1"},
                            {"addresses": ["203.0.113.2"], "zone": "eu-2"}]);
     let web = service("web", "10.1.0.1").set("spec.trafficDistribution", "PreferSameZone");

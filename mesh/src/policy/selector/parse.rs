@@ -1,15 +1,15 @@
-//! Label selectors as they are written.
+//! Reads label selectors from a document.
 //!
-//! Keys and values are checked as the API server checks them: `NotIn` a value that no label can
-//! have would hold for everything.
+//! Keys and values are checked as the API server checks them: `NotIn` with a value that no label can
+//! have would select everything.
 
 use serde_json::Value;
 
-use super::document::{Field, Reader};
-use crate::policy::selector::{Requirement, Selector, Test};
+use super::{Requirement, Selector, Test};
+use crate::policy::document::{Field, Reader};
 
-/// `None` if any part of it cannot be read.
-pub(super) fn selector(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Selector> {
+/// Reads a selector; `None` if any part of it is invalid.
+pub(in crate::policy) fn parse(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Selector> {
     let before = reader.count();
     field.expect_keys(&["matchLabels", "matchExpressions"], reader);
     let mut requirements = Vec::new();
@@ -80,7 +80,7 @@ fn key(text: &str, field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str
     };
     let legal = !name.is_empty() && is_name(name) && prefix.is_none_or(is_subdomain);
     if !legal {
-        let message = format!("{text:?} is no key of a label");
+        let message = format!("{text:?} is not a valid label key");
         field.error("bad_label", message, reader);
     }
     legal.then(|| text.into())
@@ -89,7 +89,7 @@ fn key(text: &str, field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str
 fn value(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str>> {
     let text = field.text(reader)?;
     if !is_name(text) {
-        let message = format!("{text:?} is no value of a label");
+        let message = format!("{text:?} is not a valid label value");
         field.error("bad_label", message, reader);
         return None;
     }

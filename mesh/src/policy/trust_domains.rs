@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_principal_of_the_mesh_stands_for_all_its_names() {
+    fn principal_of_the_mesh_expands_to_all_aliases() {
         let cases: [(&[&str], &str, &[&str]); 12] = [
             (&["td1"], "td1/ns/foo/sa/bar", &["td1/ns/foo/sa/bar"]),
             (
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trust_domain_of_the_mesh_stands_for_all_its_names() {
+    fn trust_domain_of_the_mesh_expands_to_all_aliases() {
         let domains = domains(&["td1", "td2"]);
         assert_eq!(domains.trust_domains("td2"), ["td1", "td2"]);
         assert_eq!(domains.trust_domains("td3"), ["td3"]);

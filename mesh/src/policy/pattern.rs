@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_in_two_parts_matches_as_the_whole() {
+    fn joined_text_matches_as_the_concatenation() {
         let texts = ["", "a", "ab", "abc", "abcab", "cluster.local/ns/a/sa/b"];
         let patterns = [
             "a",
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_at_one_end() {
+    fn star_is_allowed_at_one_end_only() {
         for bad in ["", "**", "a*b", "*a*", "*a*b", "a**"] {
             assert!(Pattern::parse(bad).is_err(), "{bad}");
         }

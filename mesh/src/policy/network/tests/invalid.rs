@@ -2,8 +2,8 @@
 
 use super::{World, read_value, yaml};
 
-/// Each of these has one fault, at this field. The rest of the policy would admit everyone.
-const FAULTS: [(&str, &str); 66] = [
+/// Each of these has one error, at this field. The rest of the policy would admit everyone.
+const INVALID: [(&str, &str); 66] = [
     ("spec: []", "bad_field@spec"),
     ("spec: text", "bad_field@spec"),
     ("Spec: {}", "unknown_field@Spec"),
@@ -253,17 +253,17 @@ const FAULTS: [(&str, &str); 66] = [
 ];
 
 #[test]
-fn each_fault_is_told_with_its_field() {
-    for (text, expected) in FAULTS {
-        let (_, faults) = read_value(yaml(text));
-        assert_eq!(faults, [expected], "{text}");
+fn each_error_is_reported_with_its_field() {
+    for (text, expected) in INVALID {
+        let (_, errors) = read_value(yaml(text));
+        assert_eq!(errors, [expected], "{text}");
     }
 }
 
 #[test]
-fn a_policy_with_a_fault_admits_nobody() {
-    for (text, _) in FAULTS {
-        let world = World::with_faults(&[text]);
+fn invalid_policy_admits_nothing() {
+    for (text, _) in INVALID {
+        let world = World::with_errors(&[text]);
         world.expect("x/a", "");
         assert!(!world.admits("203.0.113.9", "x/a", 80), "{text}");
         world.expect_open("y/* z/*");
@@ -271,16 +271,16 @@ fn a_policy_with_a_fault_admits_nobody() {
 }
 
 #[test]
-fn a_policy_with_a_fault_takes_nothing_from_the_others() {
+fn invalid_policy_does_not_affect_other_policies() {
     let other = "spec: {ingress: [{from: [{podSelector: {matchLabels: {pod: b}}}]}]}";
-    for (text, _) in FAULTS {
-        World::with_faults(&[text, other]).expect("x/a", "x/b");
+    for (text, _) in INVALID {
+        World::with_errors(&[text, other]).expect("x/a", "x/b");
     }
 }
 
 #[test]
-fn a_policy_with_a_fault_selects_what_it_says_it_selects() {
-    let world = World::with_faults(&[
+fn invalid_policy_keeps_a_valid_selector() {
+    let world = World::with_errors(&[
         "spec: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{ipBlock: {cidr: x}}]}]}",
     ]);
     world.expect("x/a", "");
@@ -288,8 +288,8 @@ fn a_policy_with_a_fault_selects_what_it_says_it_selects() {
 }
 
 #[test]
-fn a_selector_that_cannot_be_read_selects_the_namespace() {
-    let world = World::with_faults(&[
+fn invalid_selector_selects_the_namespace() {
+    let world = World::with_errors(&[
         "spec: {podSelector: {matchLabels: {pod: a}, matchFields: {}}, ingress: [{}]}",
     ]);
     world.expect("x/*", "");
@@ -297,8 +297,8 @@ fn a_selector_that_cannot_be_read_selects_the_namespace() {
 }
 
 #[test]
-fn all_faults_of_a_policy_are_told() {
-    let (_, faults) = read_value(yaml(
+fn all_errors_of_a_policy_are_reported() {
+    let (_, errors) = read_value(yaml(
         "
 spec:
   podSelector: {matchLabels: {a: 1, b: 2}}
@@ -308,7 +308,7 @@ spec:
 ",
     ));
     assert_eq!(
-        faults,
+        errors,
         [
             "bad_field@spec.podSelector.matchLabels.a",
             "bad_field@spec.podSelector.matchLabels.b",
@@ -321,7 +321,7 @@ spec:
 }
 
 #[test]
-fn a_policy_about_egress_alone_does_not_restrict_ingress_by_a_fault_in_what_it_does_not_use() {
+fn egress_only_policy_does_not_restrict_ingress_after_an_error_in_unused_fields() {
     // It says itself that it is not about ingress, and that much can be read.
     let table = [
         "spec: {policyTypes: [Egress], podSelector: {app: web}}",
@@ -329,7 +329,7 @@ fn a_policy_about_egress_alone_does_not_restrict_ingress_by_a_fault_in_what_it_d
     ];
     for text in table {
         assert_eq!(read_value(yaml(text)).1.len(), 1, "{text}");
-        World::with_faults(&[text]).expect_open("x/a");
+        World::with_errors(&[text]).expect_open("x/a");
     }
     // What is unknown may be about ingress.
     let table = [
@@ -338,14 +338,14 @@ fn a_policy_about_egress_alone_does_not_restrict_ingress_by_a_fault_in_what_it_d
         "{apiVersion: networking.k8s.io/v9, spec: {policyTypes: [Egress]}}",
     ];
     for text in table {
-        World::with_faults(&[text]).expect("x/a", "");
+        World::with_errors(&[text]).expect("x/a", "");
     }
 }
 
 #[test]
 fn egress_rules_are_not_read() {
     let text = "spec: {policyTypes: [Ingress, Egress], ingress: [{}], egress: [{to: [{x: 1}]}]}";
-    let (_, faults) = read_value(yaml(text));
-    assert!(faults.is_empty(), "{faults:?}");
+    let (_, errors) = read_value(yaml(text));
+    assert!(errors.is_empty(), "{errors:?}");
     World::new(&[text]).expect_open("x/*");
 }
