@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hbone::{PoolConfig, RelayOpts, RelayOutcome, ServeConfig, Side};
@@ -181,7 +182,12 @@ async fn small_socket_pair() -> (TcpStream, TcpStream) {
 }
 
 pub async fn slow_decision_does_not_affect_other_streams<E: Engine>() {
-    let fixture = Fixture::<E>::new().await;
+    let config = PoolConfig {
+        // The response never arrives, and the frames take more than the default of 15 s on a busy machine.
+        response_timeout: Duration::from_secs(600),
+        ..PoolConfig::default()
+    };
+    let fixture = Fixture::<E>::with_config(config, ServeConfig::default()).await;
     let mut neighbour = fixture.connect().await;
     *fixture.service.decide.borrow_mut() = Rc::new(|_, _| Ok(None));
     let (downstream, relayed) = socket_pair().await;
