@@ -38,7 +38,7 @@ async fn waiting_call_returns_when_the_certificate_is_issued() {
     );
     let (web, wanted) = (id("web"), BTreeSet::from([id("web")]));
     let (ready, ()) = tokio::join!(identities.ready(&web), async {
-        identities.set_identities(wanted)
+        identities.set_identities(wanted);
     });
     let ready = ready.unwrap();
     assert_eq!(*ready.client.identity(), id("web"));
