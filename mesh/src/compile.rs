@@ -1,15 +1,23 @@
-//! From objects to the model: pure functions, no I/O, no clock.
+//! Compiles objects into the model: pure functions, no I/O, no clock.
 //!
-//! There are two steps. Each object is first read by itself ([`extract`]): that yields facts and
-//! faults that depend on nothing else, which is why a source can use the same step to decide
-//! whether a new version of an object may replace the last good one. Then the facts are put
-//! together: who owns which address, which pods stand behind which service.
+//! There are two steps. [`extract`] reads each object by itself. Its diagnostics depend on nothing
+//! else, so the source uses the same step to decide whether a new version of an object may replace
+//! the last good one. [`join`] combines the objects.
+//!
+//! | question | file |
+//! |---|---|
+//! | is a pod in the mesh? | `opt_in.rs` |
+//! | who owns an address? | `addresses.rs` |
+//! | which endpoints does a service have? | `endpoints.rs` |
+//! | which services have an external address? | `external.rs` |
+//! | which policies apply to a pod? | `policies.rs` |
 
 mod addresses;
 mod endpoints;
 mod external;
 mod extract;
 mod join;
+mod opt_in;
 mod policies;
 
 use rustc_hash::FxHashMap;
@@ -20,12 +28,12 @@ use crate::model::Model;
 use crate::objects::{Object, Objects, Origin};
 use crate::params::Params;
 
-/// Makes the model of these objects and says what is wrong with them. The diagnostics are sorted, and
-/// hold those that were found while reading ([`Objects::report`]).
+/// Compiles objects into a model. The diagnostics are sorted and include those of the reader
+/// ([`Objects::report`]).
 pub fn compile(objects: &Objects, params: &Params) -> (Model, Vec<Diagnostic>) {
     let mut diagnostics: Vec<Diagnostic> = objects.diagnostics().collect();
-    let facts = extract::all(objects, params, &mut diagnostics);
-    let (model, cross) = join::join(facts);
+    let extracted = extract::all(objects, params, &mut diagnostics);
+    let (model, cross) = join::join(extracted);
     diagnostics.extend(cross);
     diagnostics.sort();
     diagnostics.dedup();
@@ -39,15 +47,15 @@ pub(crate) fn errors(object: &Object, params: &Params) -> Vec<Diagnostic> {
     errors
 }
 
-/// Something read from an object, with where it was written.
+/// What one object contains, with its reference and origin.
 #[derive(Clone, Debug)]
-struct Fact<T> {
+struct Extracted<T> {
     value: T,
     reference: ObjectRef,
     origin: Origin,
 }
 
-impl<T> Fact<T> {
+impl<T> Extracted<T> {
     fn diagnostic(
         &self,
         field: impl Into<String>,
@@ -58,7 +66,7 @@ impl<T> Fact<T> {
     }
 }
 
-/// A hash map that is quick for short keys.
+/// A hash map that is fast for short keys.
 type Map<K, V> = FxHashMap<K, V>;
 
 #[cfg(test)]

@@ -1,26 +1,25 @@
-//! What the mesh knows and what it decides.
+//! The model of the mesh, and the decisions on it.
 //!
-//! Kubernetes objects come in through a [source], are turned into a [`Model`] by the pure function
-//! [`compile`], and reach the data path through the [`Store`], which is read without a lock:
+//! A [source] reads Kubernetes objects, the pure function [`compile`] turns them into a [`Model`],
+//! and the data path loads the model from the [`Store`] without a lock:
 //!
 //! ```text
-//! folder of manifests -> objects (typed) -> compile (pure) -> Model -> Store -> route(), lookups
+//! folder of manifests -> objects (typed) -> compile (pure) -> Model -> Store -> route(), authorize()
 //! ```
 //!
 //! Three rules hold everywhere in this crate.
 //!
-//! * **The data path never sees Kubernetes types.** It reads [`Workload`], [`Service`] and
-//!   [`Node`], which hold only what has been checked.
-//! * **Invalid input never widens access.** An object that cannot be understood is reported as a
-//!   [`Diagnostic`] with its file, object and field, and keeps its last good version. An address
-//!   that two pods claim belongs to neither: it is refused, not guessed.
-//! * **The same objects give the same model**, whatever files they are in and in whatever order
-//!   they are read.
+//! * **The data path never sees Kubernetes types.** It reads [`Workload`], [`Service`] and [`Node`],
+//!   which hold only validated data.
+//! * **Invalid input never widens access.** An invalid object is reported as a [`Diagnostic`] with its
+//!   file, object and field, and its last good version stays in use. An address that two pods claim
+//!   has no owner: it is refused.
+//! * **The same objects give the same model**, whatever files they are in and in whatever order they
+//!   are read.
 //!
-//! [`Model::authorize`] answers the one question of the inbound path: may this connection reach this
-//! workload? [`policy`] says how. [`route()`] answers the one question of the outbound path: where does a connection from this
-//! workload to this address go, and is it carried by the mesh? [`certs`] issues and renews the
-//! certificates by which workloads prove who they are.
+//! [`Model::authorize`] makes the inbound decision: may this connection reach this workload?
+//! [`policy`] explains how. [`route()`] makes the outbound decision: which endpoint does a connection
+//! use, and does the mesh carry it? [`certs`] issues and renews the certificates of workloads.
 #![forbid(unsafe_code)]
 
 mod authorize;

@@ -1,4 +1,4 @@
-//! Names: what Kubernetes allows, checked again because identities are made of them.
+//! Kubernetes name rules (RFC 1123), checked again because names become parts of identities.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -13,7 +13,7 @@ pub(crate) enum Form {
     Subdomain,
 }
 
-/// Whether a kind lives in namespaces, and the form of its names.
+/// Whether a kind is namespaced, and the form of its names.
 #[derive(Clone, Copy)]
 pub(crate) enum Scope {
     Cluster(Form),
@@ -38,22 +38,22 @@ fn is_label(name: &str) -> bool {
         && alphanumeric(bytes[bytes.len() - 1])
 }
 
-/// What a namespace can be called.
+/// Whether this is a valid namespace name.
 pub(crate) fn is_namespace(name: &str) -> bool {
     Form::Label.admits(name)
 }
 
-/// What an object can be called whose kind asks for no more than most do.
+/// Whether this is a valid name for most kinds of objects.
 pub(crate) fn is_object_name(name: &str) -> bool {
     Form::Subdomain.admits(name)
 }
 
-/// A uid becomes part of keys and of file names, so it may hold nothing that means something there.
+/// A uid becomes part of keys and file names, so it may hold no character with a meaning there.
 pub(crate) fn is_uid(uid: &str) -> bool {
     (1..=128).contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
-/// Checks namespace and name. A wrong name is fatal: nobody can say whose object it is.
+/// Checks namespace and name. An invalid name is fatal: the identity of the object is not certain.
 pub(crate) fn check(meta: &ObjectMeta, scope: Scope, diagnostics: &mut Diagnostics) {
     let (Scope::Cluster(form) | Scope::Namespaced(form)) = scope;
     let name = meta.name.as_deref().unwrap_or_default();
@@ -61,12 +61,12 @@ pub(crate) fn check(meta: &ObjectMeta, scope: Scope, diagnostics: &mut Diagnosti
         diagnostics.fatal(
             "metadata.name",
             "bad_name",
-            format!("{name:?} is no Kubernetes name"),
+            format!("{name:?} is not a valid Kubernetes name"),
         );
     }
     if matches!(scope, Scope::Namespaced(_)) && !Form::Label.admits(namespace_of(meta)) {
         let namespace = namespace_of(meta);
-        let message = format!("{namespace:?} is no namespace name");
+        let message = format!("{namespace:?} is not a valid namespace name");
         diagnostics.fatal("metadata.namespace", "bad_name", message);
     }
 }

@@ -1,4 +1,4 @@
-//! The store: the current model, read without a lock.
+//! The store: holds the current model, which readers load without a lock.
 
 mod reconcile;
 
@@ -15,21 +15,21 @@ use crate::model::Model;
 
 /// The current [`Model`]. Clones share it.
 ///
-/// An update replaces only what changed: entries that say the same stay the same allocation, and a
-/// workload keeps its load counter through every change of what it says.
+/// An update replaces only what changed: equal entries stay the same allocation, and a workload keeps
+/// its load counter when it changes.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     model: ArcSwap<Model>,
-    /// Held by writers only, so that each builds on the one before.
+    /// Serializes writers, so that each builds on the model before.
     writer: Mutex<()>,
     version: watch::Sender<u64>,
 }
 
-/// A model as it was at one moment, held cheaply. Keep it for one decision; for longer use
-/// [`Store::model`].
+/// The model at one moment. Cheap to load; keep it for one decision only, and use [`Store::model`]
+/// for longer.
 #[derive(Debug)]
 pub struct Snapshot(Guard<Arc<Model>>);
 
@@ -40,14 +40,14 @@ impl Deref for Snapshot {
     }
 }
 
-/// What an update changed. All lists are sorted.
+/// The changes of an update. All lists are sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Workloads that are new.
     pub added: Vec<WorkloadUid>,
     /// Workloads that are gone.
     pub removed: Vec<WorkloadUid>,
-    /// Workloads that are the same pod but say something else.
+    /// Workloads of the same pod with other content.
     pub changed: Vec<WorkloadUid>,
     /// Services that are new, gone or different.
     pub services: Vec<ServiceName>,
@@ -55,16 +55,16 @@ pub struct Changes {
     pub nodes: Vec<Arc<str>>,
     /// Namespaces that are new, gone or different.
     pub namespaces: Vec<Arc<str>>,
-    /// Policies that are new, gone or different, in themselves or in whom they select.
+    /// Policies that are new, gone or different, or select other workloads.
     pub policies: Vec<ObjectRef>,
-    /// The refused addresses are others.
+    /// The refused addresses changed.
     pub refusals: bool,
-    /// The list of diagnostics is another one.
+    /// The diagnostics changed.
     pub diagnostics: bool,
 }
 
 impl Changes {
-    /// Nothing changed.
+    /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         *self == Changes::default()
     }
@@ -90,15 +90,15 @@ impl Store {
         self.0.model.load_full()
     }
 
-    /// Tells of every change; the value counts them.
+    /// A receiver of every change; the value counts them.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.0.version.subscribe()
     }
 
-    /// Replaces the model by what `compile` made and says what that changed. Subscribers are woken
-    /// only if something did.
+    /// Replaces the model by a compiled one and returns the changes. Notifies subscribers only if there
+    /// are any.
     pub fn apply(&self, model: Model, diagnostics: Vec<Diagnostic>) -> Changes {
-        // The lock guards no data, so a writer that panicked left nothing half done.
+        // The lock guards no data, so a panic of another writer left nothing inconsistent.
         let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.model();
         let (mut model, mut changes) = reconcile::reconcile(&old, model);

@@ -1,4 +1,4 @@
-//! Objects for tests, and what becomes of them.
+//! Builders of Kubernetes objects for tests, and helpers to compile them.
 
 use serde_json::{Value, json};
 use spiffe::TrustDomain;
@@ -134,7 +134,7 @@ pub(crate) fn codes(diagnostics: &[Diagnostic]) -> Vec<String> {
         .collect()
 }
 
-/// The workload of this name, wherever it is.
+/// The workload of this name, in any namespace.
 pub(crate) fn workload<'a>(model: &'a Model, name: &str) -> &'a Workload {
     model
         .workloads()

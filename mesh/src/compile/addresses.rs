@@ -1,4 +1,4 @@
-//! Who owns which address. An address that two claim is owned by neither.
+//! Who owns an address? An address that two pods or services claim has no owner and is refused.
 
 use std::net::IpAddr;
 
@@ -7,64 +7,64 @@ use rustc_hash::FxHashSet as Set;
 use crate::diagnostic::Diagnostic;
 use crate::model::AddressRefusal;
 
-use super::extract::{PodFacts, ServiceFacts};
-use super::{Fact, Map};
+use super::extract::{ExtractedPod, ExtractedService};
+use super::{Extracted, Map};
 
 /// Owners by address, as positions in the lists of pods and services.
 #[derive(Debug, Default)]
-pub(super) struct Ownership {
+pub(super) struct AddressIndex {
     pub(super) pods: Map<IpAddr, usize>,
     pub(super) services: Map<IpAddr, usize>,
     pub(super) refused: Map<IpAddr, AddressRefusal>,
 }
 
-impl Ownership {
-    /// Whether this pod may be reached by this address under its own identity. A host-network pod
-    /// does not own its node's address, but may be reached by it unless somebody else owns it.
-    pub(super) fn leads_to(&self, ip: IpAddr, pod: usize, host_network: bool) -> bool {
+impl AddressIndex {
+    /// Whether this address may be used to reach this pod under its own identity. A host-network pod
+    /// does not own its node's address, but is reached by it unless the address has another owner.
+    pub(super) fn identifies_pod(&self, ip: IpAddr, pod: usize, host_network: bool) -> bool {
         match self.pods.get(&ip) {
             Some(owner) => *owner == pod,
             None => host_network && !self.is_taken(ip),
         }
     }
 
-    /// It is refused, or a service's.
+    /// Whether it is refused or owned by a service.
     pub(super) fn is_taken(&self, ip: IpAddr) -> bool {
         self.refused.contains_key(&ip) || self.services.contains_key(&ip)
     }
 }
 
-/// Settles all claims.
-pub(super) fn settle(
-    pods: &[Fact<PodFacts>],
-    services: &[Fact<ServiceFacts>],
+/// Finds the owner of each address and reports conflicts.
+pub(super) fn resolve_conflicts(
+    pods: &[Extracted<ExtractedPod>],
+    services: &[Extracted<ExtractedService>],
     unreadable: &[(IpAddr, AddressRefusal)],
     diagnostics: &mut Vec<Diagnostic>,
-) -> Ownership {
-    let mut ownership = Ownership::default();
-    settle_pods(pods, &mut ownership, diagnostics);
-    settle_services(services, &mut ownership, diagnostics);
-    settle_between(services, &mut ownership, diagnostics);
+) -> AddressIndex {
+    let mut addresses = AddressIndex::default();
+    resolve_pods(pods, &mut addresses, diagnostics);
+    resolve_services(services, &mut addresses, diagnostics);
+    refuse_shared_by_pods_and_services(services, &mut addresses, diagnostics);
     let hosts = pods
         .iter()
         .map(|pod| &pod.value.workload)
         .filter(|w| w.host_network);
     let nodes: Set<IpAddr> = hosts.flat_map(|host| &host.ips).copied().collect();
     for (ip, refusal) in unreadable {
-        // What cannot be read takes nothing from what can.
-        let owned = ownership.pods.contains_key(ip) || ownership.services.contains_key(ip);
+        // An unreadable object takes no address from a readable one.
+        let owned = addresses.pods.contains_key(ip) || addresses.services.contains_key(ip);
         if !owned && !nodes.contains(ip) {
-            ownership.refused.entry(*ip).or_insert(*refusal);
+            addresses.refused.entry(*ip).or_insert(*refusal);
         }
     }
-    ownership
+    addresses
 }
 
-/// A pod that is terminating may already have given its address back, so it yields to one that is
-/// not. Between equals nobody can say who answers: the address is refused.
-fn settle_pods(
-    pods: &[Fact<PodFacts>],
-    ownership: &mut Ownership,
+/// Addresses of pods. A terminating pod may have released its address already, so it yields to a live
+/// one. Two live or two terminating pods are a conflict: the address is refused.
+fn resolve_pods(
+    pods: &[Extracted<ExtractedPod>],
+    addresses: &mut AddressIndex,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     let live = pods
@@ -73,15 +73,15 @@ fn settle_pods(
         .filter(|(_, pod)| !pod.value.workload.host_network);
     let claims = claims(live.map(|(i, pod)| (i, pod.value.workload.ips.as_slice())));
     for (ip, mut claimants) in claims {
-        let stays = |i: &usize| !pods[*i].value.workload.health.terminating;
-        if claimants.iter().any(stays) {
-            claimants.retain(stays);
+        let is_live = |i: &usize| !pods[*i].value.workload.health.terminating;
+        if claimants.iter().any(is_live) {
+            claimants.retain(is_live);
         }
         if let [owner] = claimants[..] {
-            ownership.pods.insert(ip, owner);
+            addresses.pods.insert(ip, owner);
             continue;
         }
-        ownership.refused.insert(ip, AddressRefusal::DuplicatePodIp);
+        addresses.refused.insert(ip, AddressRefusal::DuplicatePodIp);
         for &i in &claimants {
             let others = names(
                 claimants
@@ -96,19 +96,19 @@ fn settle_pods(
     }
 }
 
-fn settle_services(
-    services: &[Fact<ServiceFacts>],
-    ownership: &mut Ownership,
+fn resolve_services(
+    services: &[Extracted<ExtractedService>],
+    addresses: &mut AddressIndex,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     let all = services.iter().enumerate();
     for (ip, claimants) in claims(all.map(|(i, s)| (i, s.value.service.vips.as_slice()))) {
         if let [owner] = claimants[..] {
-            ownership.services.insert(ip, owner);
+            addresses.services.insert(ip, owner);
             continue;
         }
-        // A refusal because of pods stays: it is settled between the kinds next.
-        ownership
+        // A refusal because of pods takes precedence; conflicts between the kinds are resolved next.
+        addresses
             .refused
             .entry(ip)
             .or_insert(AddressRefusal::DuplicateServiceIp);
@@ -122,25 +122,25 @@ fn settle_services(
     }
 }
 
-/// An address that pods and services claim is nobody's, however many of each claim it.
-fn settle_between(
-    services: &[Fact<ServiceFacts>],
-    ownership: &mut Ownership,
+/// Refuses addresses that both pods and services claim.
+fn refuse_shared_by_pods_and_services(
+    services: &[Extracted<ExtractedService>],
+    addresses: &mut AddressIndex,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     let all = services
         .iter()
         .flat_map(|s| s.value.service.vips.iter().map(move |ip| (s, *ip)));
     for (service, ip) in all {
-        let refused = ownership.refused.get(&ip);
-        let is_pods = ownership.pods.remove(&ip).is_some()
+        let refused = addresses.refused.get(&ip);
+        let is_pods = addresses.pods.remove(&ip).is_some()
             || matches!(
                 refused,
                 Some(AddressRefusal::DuplicatePodIp | AddressRefusal::PodIpIsServiceIp)
             );
         if is_pods {
-            ownership.services.remove(&ip);
-            ownership
+            addresses.services.remove(&ip);
+            addresses
                 .refused
                 .insert(ip, AddressRefusal::PodIpIsServiceIp);
             let message = format!("{ip} is also the address of a pod; nothing is sent to it");
@@ -160,9 +160,10 @@ fn claims<'a>(of: impl Iterator<Item = (usize, &'a [IpAddr])>) -> Map<IpAddr, Ve
     claims
 }
 
-fn names<'a, T: 'a>(facts: impl Iterator<Item = &'a Fact<T>>) -> String {
+/// The references of objects, for a message.
+fn names<'a, T: 'a>(objects: impl Iterator<Item = &'a Extracted<T>>) -> String {
     const SHOWN: usize = 5;
-    let mut names: Vec<String> = facts.map(|fact| fact.reference.to_string()).collect();
+    let mut names: Vec<String> = objects.map(|object| object.reference.to_string()).collect();
     if names.len() > SHOWN {
         let more = names.len() - SHOWN;
         names.truncate(SHOWN);

@@ -1,5 +1,5 @@
-//! What leads to services from outside of the cluster. It is a weaker claim than those of pods and of
-//! cluster IPs: anybody who may write a Service may name any external address.
+//! Which services have which external addresses and node ports? Pod IPs and cluster IPs take
+//! precedence: any author of a Service may name any external address.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::Map;
 use crate::model::{External, Node, Service};
 
-/// The index of these services. What two of them claim leads to neither. A service that keeps its
-/// clients to their node says nothing of clients from outside, and is not in it.
+/// Indexes services by external address. An address that two services claim is left out, and so are
+/// services with `internalTrafficPolicy: Local`, which is not defined for external clients.
 pub(super) fn index<'a>(
     services: impl Iterator<Item = &'a Arc<Service>>,
     nodes: impl Iterator<Item = &'a Arc<Node>>,
@@ -43,6 +43,7 @@ fn claim<K: Eq + std::hash::Hash>(
         .or_insert_with(|| Some(service.clone()));
 }
 
+/// The keys with one owner.
 fn undisputed<K: Eq + std::hash::Hash>(
     claims: Map<K, Option<Arc<Service>>>,
 ) -> Map<K, Arc<Service>> {

@@ -20,23 +20,23 @@ use crate::objects::{Kind, Object, Objects, PolicyKind};
 use crate::params::Params;
 use crate::policy::{Context, ParsedPolicy};
 
-use super::Fact;
+use super::Extracted;
 
-pub(super) use pod::{PodFacts, PodRead};
-pub(super) use service::{ServiceFacts, ServiceRead, TargetPort};
-pub(super) use slice::{SliceEndpoint, SliceFacts};
+pub(super) use pod::{ExtractedPod, PodExtraction};
+pub(super) use service::{ExtractedService, ServiceExtraction, TargetPort};
+pub(super) use slice::{ExtractedSlice, SliceEndpoint};
 
-/// All that the objects say, each by itself.
+/// All extracted objects.
 #[derive(Debug, Default)]
-pub(super) struct Facts {
-    pub(super) namespaces: Vec<Fact<Namespace>>,
-    pub(super) nodes: Vec<Fact<Node>>,
-    pub(super) pods: Vec<Fact<PodFacts>>,
-    pub(super) services: Vec<Fact<ServiceFacts>>,
-    pub(super) slices: Vec<Fact<SliceFacts>>,
+pub(super) struct ExtractedObjects {
+    pub(super) namespaces: Vec<Extracted<Namespace>>,
+    pub(super) nodes: Vec<Extracted<Node>>,
+    pub(super) pods: Vec<Extracted<ExtractedPod>>,
+    pub(super) services: Vec<Extracted<ExtractedService>>,
+    pub(super) slices: Vec<Extracted<ExtractedSlice>>,
     /// Sorted by kind, namespace and name.
-    pub(super) policies: Vec<Fact<Arc<ParsedPolicy>>>,
-    /// What the source found in versions of policies that it did not take.
+    pub(super) policies: Vec<Extracted<Arc<ParsedPolicy>>>,
+    /// Diagnostics of policy versions that the source rejected.
     pub(super) rejected: Vec<Diagnostic>,
     pub(super) network_policy: bool,
     /// Addresses of pods and services that could not be read.
@@ -45,12 +45,16 @@ pub(super) struct Facts {
 }
 
 /// Reads every object, and reports the diagnostics of each.
-pub(super) fn all(objects: &Objects, params: &Params, diagnostics: &mut Vec<Diagnostic>) -> Facts {
+pub(super) fn all(
+    objects: &Objects,
+    params: &Params,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> ExtractedObjects {
     let rejected = diagnostics
         .iter()
-        .filter(|diagnostic| of_policy(diagnostic));
+        .filter(|diagnostic| is_of_policy(diagnostic));
     let rejected = rejected.cloned().collect();
-    let mut facts = Facts {
+    let mut extracted = ExtractedObjects {
         policies: policies(objects, params, diagnostics),
         rejected,
         network_policy: params.network_policy,
@@ -72,7 +76,7 @@ pub(super) fn all(objects: &Objects, params: &Params, diagnostics: &mut Vec<Diag
             .iter()
             .map(|n| n.as_str().into())
             .collect(),
-        ..Facts::default()
+        ..ExtractedObjects::default()
     };
     each(
         &objects.service_accounts,
@@ -92,37 +96,37 @@ pub(super) fn all(objects: &Objects, params: &Params, diagnostics: &mut Vec<Diag
     });
     services
         .into_iter()
-        .for_each(|service| facts.service(service));
+        .for_each(|service| extracted.service(service));
     let pods = each(&objects.pods, Object::Pod, diagnostics, |o, f| {
         pod::read(o, params, f)
     });
-    pods.into_iter().for_each(|pod| facts.pod(pod));
-    facts
+    pods.into_iter().for_each(|pod| extracted.pod(pod));
+    extracted
 }
 
 fn policies(
     objects: &Objects,
     params: &Params,
     diagnostics: &mut Vec<Diagnostic>,
-) -> Vec<Fact<Arc<ParsedPolicy>>> {
+) -> Vec<Extracted<Arc<ParsedPolicy>>> {
     let context = Context::new(params);
     let kinds = [
         &objects.authorization_policies,
         &objects.network_policies,
         &objects.peer_authentications,
     ];
-    let mut facts = Vec::new();
+    let mut extracted = Vec::new();
     for kind in kinds {
-        facts.extend(each(kind, Object::Policy, diagnostics, |policy, found| {
+        extracted.extend(each(kind, Object::Policy, diagnostics, |policy, found| {
             let read = policy.read(&context);
             found.extend(&read.diagnostics);
             Some(read)
         }));
     }
-    facts
+    extracted
 }
 
-fn of_policy(diagnostic: &Diagnostic) -> bool {
+fn is_of_policy(diagnostic: &Diagnostic) -> bool {
     let kinds = [
         PolicyKind::Authorization,
         PolicyKind::PeerAuthentication,
@@ -132,36 +136,38 @@ fn of_policy(diagnostic: &Diagnostic) -> bool {
     object.is_some_and(|object| kinds.iter().any(|kind| *object.kind == *kind.as_str()))
 }
 
-impl Facts {
-    fn service(&mut self, service: Fact<ServiceRead>) {
-        let Fact {
+impl ExtractedObjects {
+    fn service(&mut self, service: Extracted<ServiceExtraction>) {
+        let Extracted {
             value,
             reference,
             origin,
         } = service;
         match value {
-            ServiceRead::Usable(value) => self.services.push(Fact {
+            ServiceExtraction::Usable(value) => self.services.push(Extracted {
                 value: *value,
                 reference,
                 origin,
             }),
-            ServiceRead::Unreadable { vips } => self.refuse(vips, AddressRefusal::InvalidService),
+            ServiceExtraction::Unreadable { vips } => {
+                self.refuse(vips, AddressRefusal::InvalidService)
+            }
         }
     }
 
-    fn pod(&mut self, pod: Fact<PodRead>) {
-        let Fact {
+    fn pod(&mut self, pod: Extracted<PodExtraction>) {
+        let Extracted {
             value,
             reference,
             origin,
         } = pod;
         match value {
-            PodRead::Live(value) => self.pods.push(Fact {
+            PodExtraction::Live(value) => self.pods.push(Extracted {
                 value: *value,
                 reference,
                 origin,
             }),
-            PodRead::Unreadable { ips } => self.refuse(ips, AddressRefusal::InvalidWorkload),
+            PodExtraction::Unreadable { ips } => self.refuse(ips, AddressRefusal::InvalidWorkload),
         }
     }
 
@@ -195,20 +201,20 @@ fn each<T, F>(
     object: fn(Arc<T>) -> Object,
     diagnostics: &mut Vec<Diagnostic>,
     mut read: impl FnMut(&T, &mut Diagnostics) -> Option<F>,
-) -> Vec<Fact<F>> {
-    let mut facts = Vec::with_capacity(kind.len());
+) -> Vec<Extracted<F>> {
+    let mut extracted = Vec::with_capacity(kind.len());
     for sourced in kind.values() {
         let mut found = Diagnostics::default();
         let value = read(&sourced.object, &mut found);
         let reference = object(sourced.object.clone()).reference();
         report(found, &reference, sourced, diagnostics);
-        facts.extend(value.map(|value| Fact {
+        extracted.extend(value.map(|value| Extracted {
             value,
             reference,
             origin: sourced.origin.clone(),
         }));
     }
-    facts
+    extracted
 }
 
 fn report<T>(

@@ -1,4 +1,4 @@
-//! The second step: facts put together.
+//! The second step: combines the extracted objects into the model.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,117 +6,122 @@ use std::sync::Arc;
 use crate::diagnostic::Diagnostic;
 use crate::id::ServiceName;
 use crate::model::{
-    AddressRefusal, Distribution, Endpoint, EndpointTarget, Load, Locality, Mode, Model, Namespace,
-    Node, Workload,
+    AddressRefusal, Distribution, Endpoint, EndpointTarget, Load, Locality, Model, Namespace, Node,
+    Workload,
 };
 
-use super::addresses::{self, Ownership};
-use super::endpoints::{Draft, Drafts, Finder, Target};
-use super::extract::{Facts, PodFacts, ServiceFacts};
-use super::{Fact, Map, policies};
+use super::addresses::{self, AddressIndex};
+use super::endpoints::{EndpointBuilder, EndpointBuilders, EndpointIndex, Target};
+use super::extract::{ExtractedObjects, ExtractedPod, ExtractedService};
+use super::{Extracted, Map, opt_in, policies};
 
-/// Puts the facts together.
-pub(super) fn join(mut facts: Facts) -> (Model, Vec<Diagnostic>) {
+/// Builds the model of these objects.
+pub(super) fn join(mut objects: ExtractedObjects) -> (Model, Vec<Diagnostic>) {
     let mut diagnostics = Vec::new();
-    drop_shared_uids(&mut facts, &mut diagnostics);
+    drop_shared_uids(&mut objects, &mut diagnostics);
     let mut model = Model {
-        namespaces: by_name(std::mem::take(&mut facts.namespaces), |n: &Namespace| {
+        namespaces: by_name(std::mem::take(&mut objects.namespaces), |n: &Namespace| {
             n.name.clone()
         }),
-        nodes: by_name(std::mem::take(&mut facts.nodes), |n: &Node| n.name.clone()),
+        nodes: by_name(std::mem::take(&mut objects.nodes), |n: &Node| {
+            n.name.clone()
+        }),
         ..Model::default()
     };
-    for pod in &mut facts.pods {
-        place(&mut pod.value, &model, &facts.excluded_namespaces);
+    for pod in &mut objects.pods {
+        set_mode_and_locality(&mut pod.value, &model, &objects.excluded_namespaces);
     }
-    let reports = policies::assign(&mut facts);
-    let ownership = addresses::settle(
-        &facts.pods,
-        &facts.services,
-        &facts.refused,
+    let reports = policies::assign(&mut objects);
+    let addresses = addresses::resolve_conflicts(
+        &objects.pods,
+        &objects.services,
+        &objects.refused,
         &mut diagnostics,
     );
-    let finder = Finder::new(&facts.pods, &facts.slices, &ownership);
-    let drafts: Vec<Drafts> = facts
+    let index = EndpointIndex::new(&objects.pods, &objects.slices, &addresses);
+    let builders: Vec<EndpointBuilders> = objects
         .services
         .iter()
-        .map(|service| finder.find(service, &mut diagnostics))
+        .map(|service| index.find(service, &mut diagnostics))
         .collect();
-    enlist(&mut facts.pods, &facts.services, &drafts);
-    let workloads: Vec<Arc<Workload>> = facts
+    set_services_of_pods(&mut objects.pods, &objects.services, &builders);
+    let workloads: Vec<Arc<Workload>> = objects
         .pods
         .into_iter()
         .map(|pod| Arc::new(pod.value.workload))
         .collect();
-    add_services(&mut model, facts.services, drafts, &workloads, &ownership);
-    model.by_ip = ownership
+    add_services(
+        &mut model,
+        objects.services,
+        builders,
+        &workloads,
+        &addresses,
+    );
+    model.by_ip = addresses
         .pods
         .iter()
         .map(|(ip, i)| (*ip, workloads[*i].clone()))
         .collect();
     model.workloads = workloads.into_iter().map(|w| (w.uid.clone(), w)).collect();
-    model.refused_addresses = ownership.refused;
+    model.refused_addresses = addresses.refused;
     model.policies = reports.into();
     (model, diagnostics)
 }
 
-/// A pod's uid leads to its network namespace. If two pods have the same one, either might be
-/// given the other's identity: both are left out.
-fn drop_shared_uids(facts: &mut Facts, diagnostics: &mut Vec<Diagnostic>) {
+/// Removes pods that share a uid. The uid identifies the network namespace of a pod, so each of them
+/// might get the identity of the other.
+fn drop_shared_uids(objects: &mut ExtractedObjects, diagnostics: &mut Vec<Diagnostic>) {
     let mut count: Map<Arc<str>, usize> = Map::default();
-    for pod in &facts.pods {
+    for pod in &objects.pods {
         *count
             .entry(pod.value.workload.kube_uid.clone())
             .or_default() += 1;
     }
-    let (shared, unique): (Vec<_>, Vec<_>) = std::mem::take(&mut facts.pods)
+    let (shared, unique): (Vec<_>, Vec<_>) = std::mem::take(&mut objects.pods)
         .into_iter()
         .partition(|pod| count[&pod.value.workload.kube_uid] > 1);
-    facts.pods = unique;
+    objects.pods = unique;
     for pod in shared {
         let uid = &pod.value.workload.kube_uid;
         let message = format!("{uid} is the uid of another pod too; both are left out");
         diagnostics.push(pod.diagnostic("metadata.uid", "duplicate_uid", message));
         if !pod.value.workload.host_network {
             let ips = pod.value.workload.ips.iter();
-            facts
+            objects
                 .refused
                 .extend(ips.map(|ip| (*ip, AddressRefusal::InvalidWorkload)));
         }
     }
 }
 
-fn by_name<T>(facts: Vec<Fact<T>>, name: impl Fn(&T) -> Arc<str>) -> Map<Arc<str>, Arc<T>> {
-    facts
+fn by_name<T>(
+    extracted: Vec<Extracted<T>>,
+    name: impl Fn(&T) -> Arc<str>,
+) -> Map<Arc<str>, Arc<T>> {
+    extracted
         .into_iter()
-        .map(|fact| (name(&fact.value), Arc::new(fact.value)))
+        .map(|one| (name(&one.value), Arc::new(one.value)))
         .collect()
 }
 
-/// Fills in what depends on namespace and node.
-fn place(pod: &mut PodFacts, model: &Model, excluded: &[Arc<str>]) {
+/// Sets what depends on the pod's namespace and node.
+fn set_mode_and_locality(pod: &mut ExtractedPod, model: &Model, excluded: &[Arc<str>]) {
     let namespace = model.namespace(&pod.workload.namespace).map(|n| n.mode);
-    pod.workload.mode = mode(pod, namespace.unwrap_or_default(), excluded);
+    pod.workload.mode = opt_in::mode(pod, namespace.unwrap_or_default(), excluded);
     if let Some(node) = model.node(&pod.workload.node) {
         pod.workload.locality = node.locality.clone();
     }
 }
 
-/// Istio's precedence: the pod's own label wins over its namespace's; some pods never.
-fn mode(pod: &PodFacts, namespace: Mode, excluded: &[Arc<str>]) -> Mode {
-    let never =
-        pod.workload.host_network || pod.has_sidecar || excluded.contains(&pod.workload.namespace);
-    match never {
-        true => Mode::Plain,
-        false => pod.mode.unwrap_or(namespace),
-    }
-}
-
-/// Tells each pod of which services it is an endpoint.
-fn enlist(pods: &mut [Fact<PodFacts>], services: &[Fact<ServiceFacts>], drafts: &[Drafts]) {
-    for (service, drafts) in services.iter().zip(drafts) {
+/// Sets the services of which each pod is an endpoint.
+fn set_services_of_pods(
+    pods: &mut [Extracted<ExtractedPod>],
+    services: &[Extracted<ExtractedService>],
+    builders: &[EndpointBuilders],
+) {
+    for (service, builders) in services.iter().zip(builders) {
         let name: ServiceName = service.value.service.key();
-        for target in drafts.keys() {
+        for target in builders.keys() {
             if let Target::Pod(i) = target {
                 pods[*i].value.workload.services.push(name.clone());
             }
@@ -129,13 +134,13 @@ fn enlist(pods: &mut [Fact<PodFacts>], services: &[Fact<ServiceFacts>], drafts: 
 
 fn add_services(
     model: &mut Model,
-    services: Vec<Fact<ServiceFacts>>,
-    drafts: Vec<Drafts>,
+    services: Vec<Extracted<ExtractedService>>,
+    builders: Vec<EndpointBuilders>,
     workloads: &[Arc<Workload>],
-    ownership: &Ownership,
+    addresses: &AddressIndex,
 ) {
     let mut finished = Vec::with_capacity(services.len());
-    for (Fact { value, .. }, drafts) in services.into_iter().zip(drafts) {
+    for (Extracted { value, .. }, builders) in services.into_iter().zip(builders) {
         let mut service = value.service;
         let inherited = model
             .namespace(&service.namespace)
@@ -144,14 +149,14 @@ fn add_services(
             .distribution
             .or(inherited)
             .unwrap_or(Distribution::Any);
-        let endpoint = |(target, draft)| Arc::new(endpoint(target, draft, workloads, model));
-        service.endpoints = drafts.into_iter().map(endpoint).collect();
+        let endpoint = |(target, builder)| Arc::new(endpoint(target, builder, workloads, model));
+        service.endpoints = builders.into_iter().map(endpoint).collect();
         service
             .endpoints
             .sort_unstable_by_key(|endpoint| endpoint.key());
         finished.push(Arc::new(service));
     }
-    let owned: Map<IpAddr, _> = ownership
+    let owned: Map<IpAddr, _> = addresses
         .services
         .iter()
         .map(|(ip, i)| (*ip, finished[*i].clone()))
@@ -161,14 +166,19 @@ fn add_services(
     model.services = finished.into_iter().map(|s| (s.key(), s)).collect();
 }
 
-fn endpoint(target: Target, draft: Draft, workloads: &[Arc<Workload>], model: &Model) -> Endpoint {
-    let Draft {
+fn endpoint(
+    target: Target,
+    builder: EndpointBuilder,
+    workloads: &[Arc<Workload>],
+    model: &Model,
+) -> Endpoint {
+    let EndpointBuilder {
         addresses,
         ports,
         health,
         node,
         zone,
-    } = draft;
+    } = builder;
     match target {
         Target::Pod(i) => {
             let workload = workloads[i].clone();

@@ -1,4 +1,4 @@
-//! Which policies hold for which pod, and the report of each policy.
+//! Which policies apply to which pod, and the report of each policy.
 
 use std::sync::Arc;
 
@@ -7,25 +7,26 @@ use crate::id::ObjectRef;
 use crate::id::WorkloadUid;
 use crate::policy::{Assigner, ParsedPolicy, PolicyReport, SelectedWorkloads};
 
-use super::extract::Facts;
-use super::{Fact, Map};
+use super::extract::ExtractedObjects;
+use super::{Extracted, Map};
 
-/// Gives every pod its policies. Comes after it is known which pods are in the mesh.
-pub(super) fn assign(facts: &mut Facts) -> Vec<Arc<PolicyReport>> {
-    let policies: Vec<Arc<ParsedPolicy>> = facts.policies.iter().map(|p| p.value.clone()).collect();
+/// Sets the policies of every pod. Needs the mode of every pod.
+pub(super) fn assign(objects: &mut ExtractedObjects) -> Vec<Arc<PolicyReport>> {
+    let policies: Vec<Arc<ParsedPolicy>> =
+        objects.policies.iter().map(|p| p.value.clone()).collect();
     if policies.is_empty() {
         return Vec::new();
     }
-    let mut assigner = Assigner::new(&policies, facts.network_policy);
+    let mut assigner = Assigner::new(&policies, objects.network_policy);
     let mut lists = Lists::default();
     lists.selectors.resize_with(policies.len(), Vec::new);
-    let mut order: Vec<usize> = (0..facts.pods.len()).collect();
+    let mut order: Vec<usize> = (0..objects.pods.len()).collect();
     order.sort_unstable_by(|a, b| {
-        let uid = |i: &usize| &facts.pods[*i].value.workload.uid;
+        let uid = |i: &usize| &objects.pods[*i].value.workload.uid;
         uid(a).cmp(uid(b))
     });
     for i in order {
-        let workload = &mut facts.pods[i].value.workload;
+        let workload = &mut objects.pods[i].value.workload;
         let meshed = workload.is_meshed();
         let uid = &workload.uid;
         let set = assigner.assign(&workload.namespace, &workload.labels, |policy| {
@@ -38,28 +39,31 @@ pub(super) fn assign(facts: &mut Facts) -> Vec<Arc<PolicyReport>> {
         }
         workload.policies = set;
     }
-    reports(facts, &lists.finish())
+    reports(objects, &lists.finish())
 }
 
-fn reports(facts: &Facts, lists: &Finished) -> Vec<Arc<PolicyReport>> {
+fn reports(objects: &ExtractedObjects, lists: &Finished) -> Vec<Arc<PolicyReport>> {
     let mut rejected: Map<&ObjectRef, Vec<&Diagnostic>> = Map::default();
-    for diagnostic in &facts.rejected {
+    for diagnostic in &objects.rejected {
         if let Some(object) = &diagnostic.object {
             rejected.entry(object).or_default().push(diagnostic);
         }
     }
-    let report = |(i, fact): (usize, &Fact<Arc<ParsedPolicy>>)| {
-        let diagnostics = rejected.get(&fact.reference).map_or(&[][..], Vec::as_slice);
-        let object = fact.reference.clone();
+    let report = |(i, policy): (usize, &Extracted<Arc<ParsedPolicy>>)| {
+        let diagnostics = rejected
+            .get(&policy.reference)
+            .map_or(&[][..], Vec::as_slice);
+        let object = policy.reference.clone();
         Arc::new(
-            fact.value
-                .report(object, i, lists, diagnostics, facts.network_policy),
+            policy
+                .value
+                .report(object, i, lists, diagnostics, objects.network_policy),
         )
     };
-    facts.policies.iter().enumerate().map(report).collect()
+    objects.policies.iter().enumerate().map(report).collect()
 }
 
-/// Workloads by what selects them, in the order of their uids.
+/// Workloads by scope, in the order of their uids.
 #[derive(Default)]
 struct Lists {
     all: Vec<WorkloadUid>,

@@ -1,4 +1,4 @@
-//! The new model built from as much of the old one as says the same.
+//! Builds the next model: keeps the old allocation of every equal entry, and lists the changes.
 
 mod policies;
 
@@ -15,8 +15,8 @@ use super::Changes;
 type Map<K, V> = FxHashMap<K, V>;
 type Workloads = Map<WorkloadUid, Arc<Workload>>;
 
-/// Replaces every entry of `new` that equals its old version by that version, and hands load
-/// counters on. Workloads come first: services and the address index point to them.
+/// Replaces every entry of `new` that equals its old version by that version, and moves load counters.
+/// Workloads come first, because services and the address index point to them.
 pub(super) fn reconcile(old: &Model, mut new: Model) -> (Model, Changes) {
     let mut changes = Changes::default();
     reconcile_workloads(old, &mut new.workloads, &mut changes);
@@ -27,9 +27,9 @@ pub(super) fn reconcile(old: &Model, mut new: Model) -> (Model, Changes) {
         *service = reconcile_service(old.services.get(name), service, &new.workloads);
     }
     let external = &mut new.external;
-    let from_outside = external.by_address.values_mut();
-    let from_outside = from_outside.chain(external.by_node_port.values_mut());
-    for service in new.by_vip.values_mut().chain(from_outside) {
+    let by_external = external.by_address.values_mut();
+    let by_external = by_external.chain(external.by_node_port.values_mut());
+    for service in new.by_vip.values_mut().chain(by_external) {
         *service = new.services.get(&service.key()).unwrap_or(service).clone();
     }
     keep_equal(&old.nodes, &mut new.nodes);
@@ -38,7 +38,7 @@ pub(super) fn reconcile(old: &Model, mut new: Model) -> (Model, Changes) {
     changes.nodes = different(&old.nodes, &new.nodes);
     changes.namespaces = different(&old.namespaces, &new.namespaces);
     changes.policies = policies::reconcile(&old.policies, &mut new.policies);
-    // Who owns which address follows from the workloads, the services and these.
+    // The owners of all other addresses follow from the workloads and services.
     changes.refusals = old.refused_addresses != new.refused_addresses;
     (new, changes)
 }
@@ -78,7 +78,7 @@ fn reconcile_service(
     new: &Arc<Service>,
     workloads: &Workloads,
 ) -> Arc<Service> {
-    // Equal services have equal workloads behind them, and equal workloads are the old ones.
+    // Equal services have equal workloads, and equal workloads are the old allocations already.
     if let Some(old) = old.filter(|old| *old == new) {
         return old.clone();
     }
@@ -129,7 +129,7 @@ fn keep_equal<K: Eq + Hash, V: PartialEq>(old: &Map<K, Arc<V>>, new: &mut Map<K,
     }
 }
 
-/// Keys whose entries are not the same allocation in both.
+/// The keys whose entries are not the same allocation in both.
 fn different<K: Clone + Eq + Hash + Ord, V>(old: &Map<K, Arc<V>>, new: &Map<K, Arc<V>>) -> Vec<K> {
     let same = |key, value| old.get(key).is_some_and(|old| Arc::ptr_eq(old, value));
     let changed = new

@@ -1,3 +1,5 @@
+//! Updates of the store: changes, kept allocations, load counters.
+
 use std::sync::Arc;
 
 use serde_json::json;
@@ -46,7 +48,7 @@ fn changes_list_added_removed_and_changed_entries() {
     assert_eq!(names(&changes.added), ["new"]);
     assert_eq!(names(&changes.removed), ["web-2"]);
     assert_eq!(names(&changes.changed), ["web-1"]);
-    assert_eq!(changes.services.len(), 1, "its endpoints are others");
+    assert_eq!(changes.services.len(), 1, "its endpoints changed");
     assert!(changes.nodes.is_empty() && changes.namespaces.is_empty());
 }
 
@@ -55,7 +57,7 @@ fn recreated_pod_is_removed_and_added() {
     let store = Store::new();
     apply(&store, &world());
     let mut docs = world();
-    docs[5] = pod("db", "10.0.0.3").set("metadata.uid", "second-life");
+    docs[5] = pod("db", "10.0.0.3").set("metadata.uid", "second");
     let changes = apply(&store, &docs);
     assert_eq!(
         (names(&changes.added), names(&changes.removed)),
@@ -131,7 +133,10 @@ fn load_counter_survives_updates() {
         (workload(&model, "db").load.active(), bare(&model).active()),
         (1, 1)
     );
-    assert!(!workload(&model, "db").health.ready, "it is a new version");
+    assert!(
+        !workload(&model, "db").health.ready,
+        "the workload is updated"
+    );
 }
 
 #[test]

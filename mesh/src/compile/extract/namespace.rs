@@ -1,4 +1,4 @@
-//! Namespaces: the opt-in that their pods inherit.
+//! Extracts namespaces: the mode and traffic distribution that pods and services inherit.
 
 use std::sync::Arc;
 

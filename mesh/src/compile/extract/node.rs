@@ -1,4 +1,4 @@
-//! Nodes: where they are, and by which addresses.
+//! Extracts nodes: locality and addresses.
 
 use k8s_openapi::api::core::v1 as core;
 

@@ -1,11 +1,11 @@
-//! What a pod belongs to, derived as Istio derives it, so that telemetry names the same things.
+//! Derives the workload that owns a pod, as Istio does, so that telemetry has the same names.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::values::label;
 use crate::model::WorkloadType;
 
-/// Type and name of the workload behind a pod.
+/// Type and name of the workload that owns a pod.
 ///
 /// A ReplicaSet whose name ends in the pod's template hash is a Deployment's; a Job whose name
 /// ends in a CronJob's time stamp is a CronJob's. The label `service.istio.io/workload-name`

@@ -1,4 +1,4 @@
-//! Pods.
+//! Extracts pods: identity, addresses, mode and health.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,32 +15,32 @@ use crate::names::{self, Form, Scope};
 use crate::params::Params;
 use crate::policy::PolicySet;
 
-/// What a pod says by itself.
+/// What a pod contains.
 #[derive(Clone, Debug)]
-pub(in crate::compile) struct PodFacts {
+pub(in crate::compile) struct ExtractedPod {
     /// Complete but for mode, locality and services, which depend on other objects.
     pub(in crate::compile) workload: Workload,
-    /// What its own label says.
+    /// The mode of its own label.
     pub(in crate::compile) mode: Option<Mode>,
-    /// Istio's sidecar is in it, so it is in the mesh by other means.
+    /// It has Istio's sidecar, which meshes it already.
     pub(in crate::compile) has_sidecar: bool,
 }
 
-/// The outcome of reading a pod that has not ended.
-pub(in crate::compile) enum PodRead {
-    Live(Box<PodFacts>),
-    /// It is not certain who it is. Its addresses are, so they can be refused.
+/// The result for a pod that is not finished.
+pub(in crate::compile) enum PodExtraction {
+    Live(Box<ExtractedPod>),
+    /// Its identity is not certain, but its addresses are, so they are refused.
     Unreadable {
         ips: Vec<IpAddr>,
     },
 }
 
-/// `None` for a pod that has ended: its address may be another's by now.
+/// Reads a pod; `None` if it is finished, because its address may belong to another pod already.
 pub(super) fn read(
     pod: &core::Pod,
     params: &Params,
     diagnostics: &mut Diagnostics,
-) -> Option<PodRead> {
+) -> Option<PodExtraction> {
     let status = pod.status.clone().unwrap_or_default();
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
@@ -54,11 +54,11 @@ pub(super) fn read(
         diagnostics.error("spec.hostNetwork", "host_network", message);
     }
     let Some(workload) = workload(pod, &spec, &status, ips.clone(), params, diagnostics) else {
-        // The addresses of a host-network pod are its node's, which others use as well.
+        // Other pods share the addresses of a host-network pod.
         let ips = if host_network { Vec::new() } else { ips };
-        return Some(PodRead::Unreadable { ips });
+        return Some(PodExtraction::Unreadable { ips });
     };
-    Some(PodRead::Live(Box::new(PodFacts {
+    Some(PodExtraction::Live(Box::new(ExtractedPod {
         workload,
         mode,
         has_sidecar: values::annotation(&pod.metadata, "sidecar.istio.io/status").is_some(),
@@ -140,8 +140,8 @@ fn service_account(spec: &core::PodSpec) -> &str {
         .map_or("default", String::as_str)
 }
 
-/// Namespace and account are checked before they become segments of a path, so that no name can
-/// spell another identity.
+/// Checks namespace and account before they become path segments, so that no name can forge another
+/// identity.
 fn identity(
     params: &Params,
     namespace: &str,
@@ -164,7 +164,7 @@ fn identity(
         .ok()
 }
 
-/// Primary first; a second of the same family is not one that Kubernetes gives.
+/// The addresses, primary first. Kubernetes assigns one per family; a second one is an error.
 fn addresses(status: &core::PodStatus, diagnostics: &mut Diagnostics) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten().enumerate();
     let listed = listed.map(|(i, ip)| (format!("status.podIPs[{i}].ip"), Some(ip.ip.as_str())));
@@ -184,7 +184,7 @@ fn addresses(status: &core::PodStatus, diagnostics: &mut Diagnostics) -> Vec<IpA
                 diagnostics.error(
                     field,
                     "bad_ip",
-                    format!("{ip} beside {known}: one per family"),
+                    format!("{ip} and {known}: only one per family"),
                 );
             }
         }

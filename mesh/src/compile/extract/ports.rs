@@ -1,4 +1,4 @@
-//! The ports that a pod declares, and those that the kubelet calls.
+//! Extracts the ports that a pod declares, and the ports of the kubelet's probes and hooks.
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -7,8 +7,8 @@ use super::values::port_at;
 use crate::diagnostic::Diagnostics;
 use crate::id::NamedPort;
 
-/// The containers that run as long as the pod: the ordinary ones, and init containers that stay
-/// (`restartPolicy: Always`), each with the path of its field.
+/// The containers that run as long as the pod, each with the path of its field: ordinary ones, and
+/// init containers with `restartPolicy: Always`.
 fn containers(spec: &core::PodSpec) -> impl Iterator<Item = (String, &core::Container)> {
     let ordinary = spec.containers.iter().enumerate();
     let ordinary = ordinary.map(|(i, c)| (format!("spec.containers[{i}]"), c));
@@ -19,7 +19,7 @@ fn containers(spec: &core::PodSpec) -> impl Iterator<Item = (String, &core::Cont
     ordinary.chain(staying)
 }
 
-/// TCP ports with names. Of two ports of one name the first counts, as for Kubernetes.
+/// Named TCP ports. Of two ports with one name the first counts, as in Kubernetes.
 pub(super) fn named(spec: &core::PodSpec, diagnostics: &mut Diagnostics) -> Vec<NamedPort> {
     let mut named: Vec<NamedPort> = Vec::new();
     for (path, container) in containers(spec) {
@@ -43,7 +43,7 @@ pub(super) fn is_tcp(protocol: &Option<String>) -> bool {
     matches!(protocol.as_deref(), None | Some("" | "TCP"))
 }
 
-/// Ports that the kubelet connects to: probes and HTTP hooks. Sorted, without duplicates.
+/// The ports that the kubelet connects to, for probes and HTTP hooks. Sorted, without duplicates.
 pub(super) fn probed(spec: &core::PodSpec, diagnostics: &mut Diagnostics) -> Vec<u16> {
     let mut ports = Vec::new();
     for (path, container) in containers(spec) {
@@ -56,7 +56,7 @@ pub(super) fn probed(spec: &core::PodSpec, diagnostics: &mut Diagnostics) -> Vec
     ports
 }
 
-/// Something that the kubelet calls.
+/// A port that the kubelet connects to.
 enum Call<'a> {
     Number(i32),
     NumberOrName(&'a IntOrString),
@@ -145,7 +145,7 @@ fn calls(container: &core::Container) -> Vec<(&'static str, Call<'_>)> {
     calls
 }
 
-/// A call with a host of its own goes there and not to the pod.
+/// A call with a host goes there and not to the pod.
 fn http(action: &core::HTTPGetAction) -> Option<Call<'_>> {
     to_pod(&action.host).then_some(Call::NumberOrName(&action.port))
 }

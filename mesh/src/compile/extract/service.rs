@@ -1,4 +1,4 @@
-//! Services.
+//! Extracts services: addresses, ports and traffic policies.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,23 +14,23 @@ use crate::names::namespace_of;
 use crate::names::{self, Form, Scope};
 use crate::params::Params;
 
-/// What a service says by itself.
+/// What a service contains.
 #[derive(Clone, Debug)]
-pub(in crate::compile) struct ServiceFacts {
+pub(in crate::compile) struct ExtractedService {
     /// Complete but for the endpoints, and the namespace's distribution.
     pub(in crate::compile) service: Service,
-    /// `None` when its endpoints are written by somebody else.
+    /// `None` if its endpoints are managed elsewhere.
     pub(in crate::compile) selector: Option<BTreeMap<String, String>>,
     /// Where each of `service.ports` leads, in the same order, with the path of its field.
     pub(in crate::compile) targets: Vec<(String, TargetPort)>,
-    /// What the service itself says of traffic distribution.
+    /// The service's own traffic distribution.
     pub(in crate::compile) distribution: Option<Distribution>,
 }
 
-/// The outcome of reading a service that is more than a name in DNS.
-pub(in crate::compile) enum ServiceRead {
-    Usable(Box<ServiceFacts>),
-    /// It is not certain which one it is. Its addresses are, so they can be refused.
+/// The result for a service that is not an `ExternalName`.
+pub(in crate::compile) enum ServiceExtraction {
+    Usable(Box<ExtractedService>),
+    /// Its name is not certain, but its addresses are, so they are refused.
     Unreadable {
         vips: Vec<IpAddr>,
     },
@@ -43,12 +43,12 @@ pub(in crate::compile) enum TargetPort {
     Name(Arc<str>),
 }
 
-/// `None` for `ExternalName`, which is a name in DNS and no more.
+/// Reads a service; `None` for `ExternalName`, which is only a DNS name.
 pub(super) fn read(
     object: &core::Service,
     params: &Params,
     diagnostics: &mut Diagnostics,
-) -> Option<ServiceRead> {
+) -> Option<ServiceExtraction> {
     let (meta, spec) = (&object.metadata, object.spec.clone().unwrap_or_default());
     if spec.type_.as_deref() == Some("ExternalName") {
         return None;
@@ -72,8 +72,8 @@ pub(super) fn read(
     let distribution = distribution(object, &spec, diagnostics);
     let selector = spec.selector.filter(|selector| !selector.is_empty());
     Some(match diagnostics.is_fatal() {
-        true => ServiceRead::Unreadable { vips: service.vips },
-        false => ServiceRead::Usable(Box::new(ServiceFacts {
+        true => ServiceExtraction::Unreadable { vips: service.vips },
+        false => ServiceExtraction::Usable(Box::new(ExtractedService {
             service,
             selector,
             targets,
@@ -96,8 +96,8 @@ fn vips(spec: &core::ServiceSpec, diagnostics: &mut Diagnostics) -> Vec<IpAddr> 
     vips
 }
 
-/// The addresses of a load balancer are somebody else's report, and one that cannot be used leads
-/// nowhere. With `ipMode: Proxy` it is the balancer that wants to see the connection.
+/// External IPs and load balancer IPs. A load balancer reports its addresses in the status, so an
+/// unusable one is ignored. With `ipMode: Proxy` connections must go through the load balancer.
 fn external(
     object: &core::Service,
     spec: &core::ServiceSpec,
@@ -162,7 +162,7 @@ fn target_port(
 ) -> Option<TargetPort> {
     let field = format!("{path}.targetPort");
     match &port.target_port {
-        // Zero and the empty name are what clients write for "not given".
+        // Clients write zero or the empty name for "not set".
         None | Some(IntOrString::Int(0)) => {
             values::port_at(port.port, field, &mut Diagnostics::default()).map(TargetPort::Number)
         }
@@ -188,7 +188,7 @@ fn affinity(spec: &core::ServiceSpec, diagnostics: &mut Diagnostics) -> Affinity
     }
 }
 
-/// A value that is not known is read as the narrower one.
+/// An unknown value is read as the narrower one.
 fn node_local(spec: &core::ServiceSpec, diagnostics: &mut Diagnostics) -> bool {
     match spec.internal_traffic_policy.as_deref() {
         None | Some("" | "Cluster") => false,
@@ -201,7 +201,7 @@ fn node_local(spec: &core::ServiceSpec, diagnostics: &mut Diagnostics) -> bool {
     }
 }
 
-/// The field wins over the annotation (Istio's order); the namespace's comes later.
+/// The field overrides the annotation (Istio's order); the namespace's annotation comes last.
 fn distribution(
     object: &core::Service,
     spec: &core::ServiceSpec,

@@ -1,4 +1,4 @@
-//! EndpointSlices.
+//! Extracts EndpointSlices.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use crate::model::Health;
 use crate::names::namespace_of;
 use crate::names::{self, Form, Scope};
 
-/// What an EndpointSlice says by itself.
+/// What an EndpointSlice contains.
 #[derive(Clone, Debug)]
-pub(in crate::compile) struct SliceFacts {
+pub(in crate::compile) struct ExtractedSlice {
     pub(in crate::compile) service: ServiceName,
     /// Target port by name of the service port.
     pub(in crate::compile) ports: Vec<(Arc<str>, u16)>,
@@ -26,7 +26,7 @@ pub(in crate::compile) struct SliceFacts {
 pub(in crate::compile) struct SliceEndpoint {
     /// Path of its field.
     pub(in crate::compile) field: String,
-    /// Its first address: Kubernetes treats the others as the same backend, and never uses them.
+    /// Its first address: Kubernetes treats the others as the same backend and never uses them.
     pub(in crate::compile) ip: IpAddr,
     pub(in crate::compile) health: Health,
     pub(in crate::compile) node: Arc<str>,
@@ -38,7 +38,7 @@ pub(in crate::compile) struct SliceEndpoint {
 pub(super) fn read(
     object: &discovery::EndpointSlice,
     diagnostics: &mut Diagnostics,
-) -> Option<SliceFacts> {
+) -> Option<ExtractedSlice> {
     const SERVICE: &str = "kubernetes.io/service-name";
     let meta = &object.metadata;
     names::check(meta, Scope::Namespaced(Form::Subdomain), diagnostics);
@@ -66,7 +66,7 @@ pub(super) fn read(
         .filter_map(|(i, e)| endpoint(i, e, v6, diagnostics))
         .collect();
     let service = ServiceName::new(namespace_of(meta), service);
-    (!diagnostics.is_fatal()).then_some(SliceFacts {
+    (!diagnostics.is_fatal()).then_some(ExtractedSlice {
         service,
         ports,
         endpoints,

@@ -1,4 +1,4 @@
-//! Values that several kinds share: addresses, ports, modes, preferences.
+//! Values shared by several kinds: addresses, ports, modes, traffic distribution, locality.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,24 +23,24 @@ fn value<'a>(map: Option<&'a BTreeMap<String, String>>, key: &str) -> Option<&'a
     map?.get(key).map(String::as_str)
 }
 
-/// Reads an address that another machine may be reached by. The rest (loopback, link-local ...)
-/// is refused as the API server refuses it for endpoints: it would lead back into the pod.
+/// Parses an address by which another host can be reached. Loopback, link-local and similar addresses
+/// are rejected, as the API server rejects them for endpoints: they lead back into the pod.
 pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
     let ip: IpAddr = text
         .parse()
-        .map_err(|_| format!("{text:?} is no IP address"))?;
+        .map_err(|_| format!("{text:?} is not an IP address"))?;
     let ip = ip.to_canonical();
     let special = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     match special || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
-        true => Err(format!("{ip} cannot be the address of another machine")),
+        true => Err(format!("{ip} cannot be the address of another host")),
         false => Ok(ip),
     }
 }
 
-/// Reads an address, or reports it.
+/// Parses an address, or reports it.
 pub(super) fn ip_at(
     text: &str,
     field: impl Into<String>,
@@ -51,7 +51,7 @@ pub(super) fn ip_at(
         .ok()
 }
 
-/// Reads a port, or reports it.
+/// Parses a port, or reports it.
 pub(super) fn port_at(
     port: i32,
     field: impl Into<String>,
@@ -60,13 +60,17 @@ pub(super) fn port_at(
     match u16::try_from(port) {
         Ok(port) if port > 0 => Some(port),
         _ => {
-            diagnostics.error(field, "bad_port", format!("{port} is no port (1 to 65535)"));
+            diagnostics.error(
+                field,
+                "bad_port",
+                format!("{port} is not a port (1 to 65535)"),
+            );
             None
         }
     }
 }
 
-/// The opt-in label: `ambient` is in, `none` is out, anything else says nothing and is reported.
+/// The opt-in label: `ambient` is in, `none` is out, anything else is ignored and reported.
 pub(super) fn dataplane_mode(meta: &ObjectMeta, diagnostics: &mut Diagnostics) -> Option<Mode> {
     match label(meta, DATAPLANE_MODE)? {
         "ambient" => Some(Mode::Mesh),
@@ -95,7 +99,7 @@ pub(super) fn distribution_annotation(
         diagnostics.error(
             field,
             "bad_annotation_value",
-            format!("{text:?} is no traffic distribution"),
+            format!("{text:?} is not a traffic distribution"),
         );
     }
     distribution

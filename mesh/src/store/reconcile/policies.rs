@@ -1,4 +1,4 @@
-//! Reports of policies, as many of the old ones as say the same.
+//! Keeps the old allocation of every equal policy report.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::policy::PolicyReport;
 
 type List = Arc<[WorkloadUid]>;
 
-/// Replaces every report that equals its old version by that version, and says which are others.
+/// Replaces every report that equals its old version by that version. Returns the changed policies.
 pub(super) fn reconcile(
     old: &Arc<[Arc<PolicyReport>]>,
     new: &mut Arc<[Arc<PolicyReport>]>,
@@ -22,7 +22,7 @@ pub(super) fn reconcile(
     let mut reports = Vec::with_capacity(new.len());
     for report in new.iter() {
         match known.remove(&report.object) {
-            Some(old) if says_the_same(old, report, &mut lists) => reports.push(old.clone()),
+            Some(old) if is_equal(old, report, &mut lists) => reports.push(old.clone()),
             _ => {
                 changed.push(report.object.clone());
                 reports.push(report.clone());
@@ -38,7 +38,7 @@ pub(super) fn reconcile(
     changed
 }
 
-fn says_the_same(old: &PolicyReport, new: &PolicyReport, lists: &mut EqualLists) -> bool {
+fn is_equal(old: &PolicyReport, new: &PolicyReport, lists: &mut EqualLists) -> bool {
     let PolicyReport {
         object: _,
         state,
@@ -55,14 +55,14 @@ fn says_the_same(old: &PolicyReport, new: &PolicyReport, lists: &mut EqualLists)
         && lists.equal(&old.selects, selects)
 }
 
-/// Policies share their lists of workloads. Each pair of lists is compared once: 10,000 policies
-/// for 1,000 workloads would be ten million comparisons of names.
+/// Compares lists of workloads, each pair once. Policies share their lists: 10,000 policies for 1,000
+/// workloads would otherwise be ten million comparisons of names.
 #[derive(Default)]
 struct EqualLists(FxHashMap<(*const WorkloadUid, *const WorkloadUid), bool>);
 
 impl EqualLists {
     fn equal(&mut self, old: &List, new: &List) -> bool {
-        // Both lists live as long as this does, so an address stands for one list.
+        // Both lists outlive this cache, so an address identifies a list.
         let key = (old.as_ptr(), new.as_ptr());
         old.len() == new.len() && *self.0.entry(key).or_insert_with(|| old == new)
     }
