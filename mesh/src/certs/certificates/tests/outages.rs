@@ -101,7 +101,7 @@ async fn stale_requests_are_repeated_when_the_source_recovers() {
         names.iter().for_each(|name| {
             fixture
                 .certificates
-                .prioritize(&id(name), Priority::Connection)
+                .prioritize(&id(name), Priority::Connection);
         });
         advance(SECOND).await;
     }
