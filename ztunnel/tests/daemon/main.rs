@@ -241,10 +241,11 @@ fn descriptor_exhaustion_is_reported_and_connections_survive() {
     let open = open.expect("the daemon");
     let (accepted, _) = accept(&app);
     assert_carries(&open, &accepted, b"before");
-    let mut admin = daemon.admin();
     // Without a free descriptor, not even the path of the pod's namespace can be read, nor its rules.
     // With one, the namespace is opened and cannot be inspected.
     for (free, reason) in [(0, "capture_"), (1, "netns_unusable")] {
+        // One per case: the daemon closes an admin connection after 30 s.
+        let mut admin = daemon.admin();
         let mut limited_at: Option<Instant> = None;
         eventually(reason, || {
             // The daemon may open and close other descriptors, which changes the number of free ones.
