@@ -1,7 +1,7 @@
 //! The daemon's configuration: flags and environment variables, checked together at the start.
 //!
-//! Flags and variables have Istio's names where the meaning is the same. All mistakes are reported at
-//! once, so that an operator corrects a manifest in one go instead of one restart per mistake.
+//! Flags and variables have Istio's names where the meaning is the same. All mistakes are reported
+//! at once, so that an operator corrects a manifest in one go instead of one restart per mistake.
 
 mod arguments;
 mod parse;
@@ -27,10 +27,10 @@ pub use provider::IdentityProvider;
 
 /// Istio's default trust domain.
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
-/// Istio's default: long enough for requests to finish, well below the kubelet's grace period of 30 s.
+/// Istio's default: long enough for requests to finish, far below the kubelet's 30 s grace period.
 const TERMINATION_DEADLINE: Duration = Duration::from_secs(5);
-/// Istio's default: a leaked key is valid for a day at most, and an outage of the certificate authority
-/// is noticed long before certificates expire.
+/// Istio's default: a leaked key is valid for a day at most, and an outage of the certificate
+/// authority is noticed long before certificates expire.
 const CERT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Shortest lifetime of a certificate that can be renewed in time, after half of it.
 const MIN_CERT_TTL: Duration = Duration::from_secs(10);
@@ -42,8 +42,8 @@ const MIN_TUNNEL_MAX_AGE: Duration = Duration::from_secs(1);
 const VERIFY_INTERVAL: Duration = Duration::from_secs(2);
 /// Below this, the control thread would spend most of its time on verification.
 const MIN_VERIFY_INTERVAL: Duration = Duration::from_millis(100);
-/// Upper bound of the default. One thread per core is fastest, but each thread has three listeners in
-/// every pod: with 110 pods and this many threads there are 5,280.
+/// Upper bound of the default. One thread per core is fastest, but each thread has three listeners
+/// in every pod: with 110 pods and this many threads there are 5,280.
 const MAX_DEFAULT_WORKERS: usize = 16;
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), ADMIN_PORT);
 const STATS: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), STATS_PORT);

@@ -21,8 +21,8 @@ pub const STATS_PORT: u16 = 15020;
 /// Default port of the readiness check.
 pub const READINESS_PORT: u16 = 15021;
 
-/// `SO_MARK` of every socket that the daemon opens in a pod (1337 in decimal). The pod's rules do not
-/// redirect packets that carry it.
+/// `SO_MARK` of every socket that the daemon opens in a pod (1337 in decimal). The pod's rules do
+/// not redirect packets that carry it.
 pub const DAEMON_MARK: u32 = 0x539;
 /// Packet and connection mark of connections that the daemon opens to the application from the
 /// client's address. Policy routing delivers the replies to the daemon.

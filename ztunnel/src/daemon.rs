@@ -1,9 +1,9 @@
 //! How the daemon starts, runs and stops, and which part owns which task.
 //!
-//! One control thread runs the tasks of this module on a current-thread runtime. The data plane and the
-//! work inside pods' namespaces have threads of their own. [`run`] owns all tasks and stops them in this
-//! order: the control tasks with enrolment, whose rules remain in the kernel; the data plane, which
-//! drains; the admin, metrics and readiness ports, so that the drain can be observed.
+//! One control thread runs the tasks of this module on a current-thread runtime. The data plane and
+//! the work inside pods' namespaces have threads of their own. [`run`] owns all tasks and stops
+//! them in this order: the control tasks with enrolment, whose rules remain in the kernel; the data
+//! plane, which drains; the admin, metrics and readiness ports, so that the drain can be observed.
 
 mod follow;
 mod identities;
@@ -93,8 +93,8 @@ pub enum Error {
     TaskEnded(&'static str),
 }
 
-/// Runs the daemon until a signal or a request to the admin port stops it, then drains. A second signal
-/// ends the process at once. Must run in a `LocalSet`.
+/// Runs the daemon until a signal or a request to the admin port stops it, then drains. A second
+/// signal ends the process at once. Must run in a `LocalSet`.
 ///
 /// # Errors
 /// Fails if the daemon cannot start, or if one of its tasks ends unexpectedly.
@@ -143,8 +143,8 @@ impl Daemon {
         let ports = Ports::open(config)?;
         let telemetry = Arc::new(Telemetry::new(Some(log.clone()))?);
         let readiness = Readiness::new();
-        // The data plane serves readiness as soon as it runs. This task is pending until the others are
-        // registered.
+        // The data plane serves readiness as soon as it runs. This task is pending until the others
+        // are registered.
         let _starting = readiness.register_task("the daemon is starting");
         let store = Store::new();
         let (certificates, renewal) = identities::certificates(config)?;
@@ -274,8 +274,8 @@ fn data_plane_config(
     }
 }
 
-/// Threads for work in pods' namespaces. Replacing a pod's rules takes 15 ms, most of it the kernel's
-/// wait for readers of the old rules. 100 pods take 2.1 s on one thread and 1.2 s on four.
+/// Threads for work in pods' namespaces. Replacing a pod's rules takes 15 ms, most of it the
+/// kernel's wait for readers of the old rules. 100 pods take 2.1 s on one thread and 1.2 s on four.
 const NETNS_THREADS: usize = 4;
 
 fn enrolment(

@@ -1,5 +1,5 @@
-//! The TLS configurations of this node's identities: built once per certificate, read by the workers
-//! without a lock.
+//! The TLS configurations of this node's identities: built once per certificate, read by the
+//! workers without a lock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
@@ -19,15 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
-/// How long a connection waits for the first certificate of its pod's identity. A certificate is issued
-/// when the pod is enrolled, before its applications start. If there is none after this time, the
-/// certificate authority is most likely down.
+/// How long a connection waits for the first certificate of its pod's identity. A certificate is
+/// issued when the pod is enrolled, before its applications start. If there is none after this
+/// time, the certificate authority is most likely down.
 const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a waiting connection or pod renews its request. Certificates without a waiter are requested
-/// less often.
+/// How often a waiting connection or pod renews its request. Certificates without a waiter are
+/// requested less often.
 const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
-/// TLS configurations built before the task yields. A new trust bundle rebuilds that of every identity,
-/// and each takes 0.1 ms.
+/// TLS configurations built before the task yields. A new trust bundle rebuilds that of every
+/// identity, and each takes 0.1 ms.
 const BUILDS_PER_YIELD: usize = 32;
 
 /// The TLS configurations of one identity.
@@ -88,8 +88,8 @@ struct Inner {
 type Ready = HashMap<SpiffeId, Result<Arc<Identity>, IdentityError>>;
 
 impl Identities {
-    /// Creates an empty set. Certificates come from `certificates`; TLS rejects peers whose certificate
-    /// is in `revocations`.
+    /// Creates an empty set. Certificates come from `certificates`; TLS rejects peers whose
+    /// certificate is in `revocations`.
     pub fn new(certificates: Certificates, revocations: Revocations) -> Self {
         let (ready, changed) = (ArcSwap::default(), watch::Sender::new(()));
         Self(Arc::new(Inner {
@@ -132,14 +132,14 @@ impl Identities {
         Ok(found.clone())
     }
 
-    /// The TLS of an identity, for a connection. Waits up to [`CERTIFICATE_TIMEOUT`] for a certificate,
-    /// which is requested with the highest priority.
+    /// The TLS of an identity, for a connection. Waits up to [`CERTIFICATE_TIMEOUT`] for a
+    /// certificate, which is requested with the highest priority.
     pub(crate) async fn ready(&self, identity: &SpiffeId) -> Result<Arc<Identity>, IdentityError> {
         self.wait_for(identity, Priority::Connection).await
     }
 
-    /// The TLS of an identity, for a pod that is being enrolled. Waits like [`Self::ready`], with a lower
-    /// priority.
+    /// The TLS of an identity, for a pod that is being enrolled. Waits like [`Self::ready`], with a
+    /// lower priority.
     pub(crate) async fn ready_for_pod(
         &self,
         identity: &SpiffeId,
@@ -249,7 +249,11 @@ impl Identities {
             })),
             Err(error) => {
                 let identity = &certificate.identity;
-                tracing::error!(%identity, error = &error as &dyn Error, "cannot use a new certificate: the old one is kept while it is valid");
+                tracing::error!(
+                    %identity,
+                    error = &error as &dyn Error,
+                    "cannot use a new certificate: the old one is kept while it is valid"
+                );
                 None
             }
         }

@@ -2,10 +2,11 @@
 //!
 //! The daemon has two halves, which meet in [`dataplane`]:
 //!
-//! - The **control side** is one thread. It reads the cluster's objects (`mesh`), decides which pods
-//!   of this node are in the mesh ([`enrolment`]) and redirects their TCP inside their own network
-//!   namespaces ([`capture`]). Rules in the node's namespace ([`guard`]) drop plaintext between meshed
-//!   pods, so that a gap in a pod's rules refuses connections instead of leaking them.
+//! - The **control side** is one thread. It reads the cluster's objects (`mesh`), decides which
+//!   pods of this node are in the mesh ([`enrolment`]) and redirects their TCP inside their own
+//!   network namespaces ([`capture`]). Rules in the node's namespace ([`guard`]) drop plaintext
+//!   between meshed pods, so that a gap in a pod's rules refuses connections instead of leaking
+//!   them.
 //! - The **data side** is one thread per core. It accepts the redirected connections and forwards
 //!   them through `hbone` ([`proxy`]). A connection stays on the thread that accepted it.
 //!

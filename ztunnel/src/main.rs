@@ -50,8 +50,8 @@ fn run(config: Config) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Raises the soft limit of open files to the hard one. A connection takes two descriptors and a pod
-/// a dozen; the usual soft limit of 1024 exists for programs that use `select`.
+/// Raises the soft limit of open files to the hard one. A connection takes two descriptors and a
+/// pod a dozen; the usual soft limit of 1024 exists for programs that use `select`.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));

@@ -2,8 +2,8 @@
 //! calling thread.
 //!
 //! A netlink socket belongs to the namespace in which it was opened. Requests block the calling
-//! thread: the kernel answers in microseconds, and [`REPLY_TIMEOUT`] bounds the case in which it does
-//! not.
+//! thread: the kernel answers in microseconds, and [`REPLY_TIMEOUT`] bounds the case in which it
+//! does not.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -53,8 +53,8 @@ impl Netlink {
         Ok(Self(fd))
     }
 
-    /// Opens a non-blocking socket that receives the notifications of multicast `groups` (numbers, from
-    /// 1).
+    /// Opens a non-blocking socket that receives the notifications of multicast `groups` (numbers,
+    /// from 1).
     pub(crate) fn subscribe(protocol: SockProtocol, groups: &[u32]) -> io::Result<OwnedFd> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
@@ -63,8 +63,8 @@ impl Netlink {
         Ok(fd)
     }
 
-    /// Sends a request of `kind` and calls `on_reply` with the type and payload of every reply, up to
-    /// the end of the dump or the acknowledgement.
+    /// Sends a request of `kind` and calls `on_reply` with the type and payload of every reply, up
+    /// to the end of the dump or the acknowledgement.
     pub(crate) fn request(
         &self,
         kind: u16,
@@ -143,8 +143,8 @@ fn split_message(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, payload, next))
 }
 
-/// Outcome in an `NLMSG_ERROR` message. `struct nlmsgerr` begins with the negative error number; zero
-/// is an acknowledgement.
+/// Outcome in an `NLMSG_ERROR` message. `struct nlmsgerr` begins with the negative error number;
+/// zero is an acknowledgement.
 fn acknowledgement(payload: &[u8]) -> io::Result<()> {
     let code = payload
         .get(..4)

@@ -26,8 +26,8 @@ use tokio::sync::{mpsc, oneshot};
 /// `linux/magic.h`).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
-/// Identity of a network namespace. The kernel reuses the inode only after the last reference to the
-/// namespace is closed.
+/// Identity of a network namespace. The kernel reuses the inode only after the last reference to
+/// the namespace is closed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId {
     device: u64,
@@ -63,8 +63,8 @@ impl Netns {
     /// Opens the namespace at `path`: a bind mount or a link under `/proc`.
     ///
     /// # Errors
-    /// Fails if `path` cannot be opened. Fails with `NotFound` if it is an ordinary file, which is what
-    /// remains when the namespace's bind mount is gone.
+    /// Fails if `path` cannot be opened. Fails with `NotFound` if it is an ordinary file, which is
+    /// what remains when the namespace's bind mount is gone.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
@@ -117,8 +117,8 @@ impl Netns {
     }
 
     /// Runs `f` on this thread inside the namespace, then restores the thread's own namespace. A
-    /// socket stays in the namespace in which it was opened. `f` must not wait for other threads, and
-    /// must not call `enter`.
+    /// socket stays in the namespace in which it was opened. `f` must not wait for other threads,
+    /// and must not call `enter`.
     ///
     /// # Errors
     /// Fails if the namespace cannot be entered (needs `CAP_SYS_ADMIN`), or with the error of `f`.
@@ -183,7 +183,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// empty.
 #[derive(Clone, Debug)]
 pub struct NetnsThreads {
-    // Field order matters: the threads end when the last sender is dropped, and are joined after that.
+    // Field order matters: the threads end when the last sender is dropped, and are joined after
+    // that.
     jobs: mpsc::Sender<Job>,
     _threads: Arc<JoinOnDrop>,
 }
@@ -229,8 +230,8 @@ impl NetnsThreads {
         })
     }
 
-    /// Runs `job` on one of the threads, in order of arrival. A queued job runs to its end even if the
-    /// returned future is dropped.
+    /// Runs `job` on one of the threads, in order of arrival. A queued job runs to its end even if
+    /// the returned future is dropped.
     ///
     /// # Errors
     /// Fails if the job panics, or the threads have ended.
@@ -257,8 +258,8 @@ fn spawn(name: &str, queue: &Arc<Mutex<mpsc::Receiver<Job>>>) -> io::Result<Join
     std::thread::Builder::new()
         .name(name.into())
         .spawn(move || {
-            // Opened now, so that a job needs no descriptor to enter a namespace when none is left. After
-            // a failure, the first job opens it.
+            // Opened now, so that a job needs no descriptor to enter a namespace when none is left.
+            // After a failure, the first job opens it.
             let _ = with_origin(|_| Ok(()));
             while let Some(job) = next_job() {
                 // A panic fails this job only: the unwinding has dropped what the job owned and

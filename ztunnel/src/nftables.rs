@@ -1,7 +1,8 @@
 //! nftables in the network namespace of the calling thread.
 //!
-//! Scripts and listings go through `nft`, which applies each script as one transaction. The ruleset's
-//! generation comes from the kernel by one system call and shows whether anything has changed.
+//! Scripts and listings go through `nft`, which applies each script as one transaction. The
+//! ruleset's generation comes from the kernel by one system call and shows whether anything has
+//! changed.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -18,12 +19,12 @@ use nix::sys::socket::SockProtocol;
 
 use crate::netlink::{ACK, Netlink};
 
-/// How long one `nft` may run. Replacing a pod's table takes 15 ms, listing it 3 ms, and filling a set
-/// with 100,000 addresses 0.8 s.
+/// How long one `nft` may run. Replacing a pod's table takes 15 ms, listing it 3 ms, and filling a
+/// set with 100,000 addresses 0.8 s.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Largest output of `nft` that is read. The listing of a guard of a million pods takes 20 MB; anything
-/// larger has content from elsewhere.
+/// Largest output of `nft` that is read. The listing of a guard of a million pods takes 20 MB;
+/// anything larger has content from elsewhere.
 const MAX_OUTPUT_BYTES: usize = 64 * 1024 * 1024;
 
 /// How often to check whether an `nft` that has closed its outputs has exited.
@@ -47,7 +48,8 @@ pub enum Error {
     Deadline,
     /// `nft` printed more than the daemon's own rules can account for, and was killed.
     #[error(
-        "nft printed more than {MAX_OUTPUT_BYTES} bytes: does another program add to the daemon's table?"
+        "nft printed more than {MAX_OUTPUT_BYTES} bytes: does another program add to the daemon's \
+         table?"
     )]
     OutputTooLarge,
     /// `nft` refused the script. None of it was applied.
@@ -58,7 +60,8 @@ pub enum Error {
         "the table vanished right after it was applied: does another program change the rules here?"
     )]
     Vanished,
-    /// Each time the rules were applied, another program changed the ruleset before they were read back.
+    /// Each time the rules were applied, another program changed the ruleset before they were read
+    /// back.
     #[error(
         "the rules changed between applying and reading them, {MAX_ATTEMPTS} times in a row: \
          does another program change the rules here all the time?"
@@ -86,8 +89,8 @@ pub(crate) fn apply(script: &str) -> Result<(), Error> {
     }
 }
 
-/// Listing of an `inet` table, or `None` if there is no such table. It has neither handles nor counter
-/// values, so that two listings are equal if and only if the rules are.
+/// Listing of an `inet` table, or `None` if there is no such table. It has neither handles nor
+/// counter values, so that two listings are equal if and only if the rules are.
 pub(crate) fn list(table: &str) -> Result<Option<String>, Error> {
     let output = nft(&["-s", "list", "table", "inet", table], "")?;
     if output.success {
@@ -99,8 +102,8 @@ pub(crate) fn list(table: &str) -> Result<Option<String>, Error> {
     }
 }
 
-/// Packets that a named counter of an `inet` table has counted since the table was created, or `None`
-/// if there is no such counter.
+/// Packets that a named counter of an `inet` table has counted since the table was created, or
+/// `None` if there is no such counter.
 pub(crate) fn counter_packets(table: &str, counter: &str) -> Result<Option<u64>, Error> {
     let output = nft(&["list", "counter", "inet", table, counter], "")?;
     if output.success {
@@ -121,9 +124,9 @@ fn parse_counter(listing: &str) -> Option<u64> {
 /// How often rules are applied again because another program changed the ruleset in between.
 const MAX_ATTEMPTS: usize = 5;
 
-/// Applies a script and returns the resulting generation and listing of `table`. A concurrent change by
-/// another program must not be taken for what was applied, or it would never be repaired. The
-/// generations before and after show that there was none.
+/// Applies a script and returns the resulting generation and listing of `table`. A concurrent
+/// change by another program must not be taken for what was applied, or it would never be repaired.
+/// The generations before and after show that there was none.
 pub(crate) fn apply_and_list(script: &str, table: &str) -> Result<(u32, String), Error> {
     for _ in 0..MAX_ATTEMPTS {
         let before = generation()?;
@@ -150,8 +153,8 @@ pub(crate) fn list_in_scratch_netns(script: &str, table: &str) -> Result<String,
     thread::scope(|scope| scope.spawn(apply_and_list).join().unwrap_or_else(panicked))
 }
 
-/// Generation of the namespace's ruleset, which every transaction increments. It is 1 until nftables is
-/// used for the first time.
+/// Generation of the namespace's ruleset, which every transaction increments. It is 1 until
+/// nftables is used for the first time.
 pub(crate) fn generation() -> Result<u32, Error> {
     let request = || -> io::Result<u32> {
         let mut generation = None;
@@ -186,9 +189,9 @@ struct Output {
     stderr: String,
 }
 
-/// Runs `nft` with `input`, for [`DEADLINE`] at most. The child inherits the namespace of this thread.
-/// Its input is a file in memory instead of a pipe, so that a child that does not read cannot block the
-/// caller.
+/// Runs `nft` with `input`, for [`DEADLINE`] at most. The child inherits the namespace of this
+/// thread. Its input is a file in memory instead of a pipe, so that a child that does not read
+/// cannot block the caller.
 fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
     let mut stdin = File::from(
         memfd_create(c"nft", MFdFlags::MFD_CLOEXEC).map_err(|error| Error::Run(error.into()))?,
@@ -295,8 +298,8 @@ fn read_some(from: &mut impl Read, into: &mut Vec<u8>) -> Result<bool, Error> {
     Ok(read > 0)
 }
 
-/// The first two lines of an error of `nft`, which say what is wrong. The script line that it quotes may
-/// be long and is cut.
+/// The first two lines of an error of `nft`, which say what is wrong. The script line that it
+/// quotes may be long and is cut.
 fn first_lines(message: &str) -> String {
     const MAX_LINE_CHARS: usize = 200;
     let lines = message

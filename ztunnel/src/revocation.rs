@@ -10,8 +10,8 @@ use std::time::Duration;
 use hbone::{CrlError, Revocations};
 use tokio_util::sync::CancellationToken;
 
-/// How often the file is read. It is read whole and compared, which detects every way of replacing it:
-/// in place, by a rename, and by the symbolic links of mounted volumes.
+/// How often the file is read. It is read whole and compared, which detects every way of replacing
+/// it: in place, by a rename, and by the symbolic links of mounted volumes.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Largest file that is read: room for 300,000 certificates.
@@ -49,8 +49,8 @@ pub struct RevocationFile {
 }
 
 impl RevocationFile {
-    /// Reads the file for the first time. The daemon does not start without it: to ignore a file that
-    /// the operator has named would accept revoked certificates.
+    /// Reads the file for the first time. The daemon does not start without it: to ignore a file
+    /// that the operator has named would accept revoked certificates.
     ///
     /// # Errors
     /// Fails if the file cannot be read or holds no valid revocation lists.
@@ -69,8 +69,8 @@ impl RevocationFile {
         &self.revocations
     }
 
-    /// Reloads the file when it changes, until cancelled. While it is missing or invalid, the last good
-    /// lists stay in force. Each error is logged once.
+    /// Reloads the file when it changes, until cancelled. While it is missing or invalid, the last
+    /// good lists stay in force. Each error is logged once.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut last_error = None;
         while stop

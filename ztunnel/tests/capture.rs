@@ -324,7 +324,8 @@ fn changes_of_rules_and_routes_are_notified() {
 fn return_path_keeps_connections_and_removal_restores_the_namespace() {
     let mut node = Node::new();
     let (pod, client) = (node.pod(), node.pod());
-    // The table of another program loads conntrack, so that the state before and after is comparable.
+    // The table of another program loads conntrack, so that the state before and after is
+    // comparable.
     pod.inside
         .run("nft", &["add", "table", "inet", "other_program"]);
     let before = pod.inside.rules_and_routes();

@@ -1,5 +1,5 @@
-//! A private key is wiped from memory when the last pod of its identity is gone. The test searches all
-//! writable memory of its process, and therefore has a process of its own.
+//! A private key is wiped from memory when the last pod of its identity is gone. The test searches
+//! all writable memory of its process, and therefore has a process of its own.
 #![allow(clippy::expect_used)]
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! The three listeners of a pod, one set per data-plane worker: how they are opened inside the pod's
-//! namespace, and whether they are open.
+//! The three listeners of a pod, one set per data-plane worker: how they are opened inside the
+//! pod's namespace, and whether they are open.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -13,8 +13,8 @@ use crate::netlink::{DUMP, Netlink};
 use crate::netns::Netns;
 
 /// Connections that may wait to be accepted, per listener. A burst of a thousand connections of one
-/// pod must fit: with a full queue each would lose a second to a retransmitted SYN. The kernel limits
-/// it to `net.core.somaxconn`.
+/// pod must fit: with a full queue each would lose a second to a retransmitted SYN. The kernel
+/// limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// `SOCK_DIAG_BY_FAMILY` (`linux/sock_diag.h`).
@@ -81,8 +81,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    // Each worker has a socket of its own. After a restart, connections of the previous daemon may be
-    // in TIME_WAIT.
+    // Each worker has a socket of its own. After a restart, connections of the previous daemon may
+    // be in TIME_WAIT.
     socket.set_reuse_port(true)?;
     socket.set_reuse_address(true)?;
     socket.set_mark(DAEMON_MARK)?;
@@ -102,8 +102,8 @@ pub(super) fn are_open() -> io::Result<bool> {
             DUMP,
             &diag_request(family),
             |_, reply| {
-                // struct inet_diag_msg: family, state, timer, retransmissions, then the source port in
-                // network byte order.
+                // struct inet_diag_msg: family, state, timer, retransmissions, then the source port
+                // in network byte order.
                 if let Some(port) = reply
                     .get(4..6)
                     .and_then(|port| port.try_into().ok())

@@ -1,10 +1,10 @@
 //! Redirection of a pod's TCP to the daemon, inside the pod's own network namespace.
 //!
-//! One nftables table, applied in one transaction, redirects connections of both IP families. Policy
-//! routing delivers the replies to connections that the daemon opens from a client's address.
-//! [`Capture`] keeps the kernel's listing of what was applied, so that [`Capture::verify`] can compare:
-//! by the ruleset's generation, which costs microseconds, and by the listing only after something in
-//! the namespace has changed.
+//! One nftables table, applied in one transaction, redirects connections of both IP families.
+//! Policy routing delivers the replies to connections that the daemon opens from a client's
+//! address. [`Capture`] keeps the kernel's listing of what was applied, so that [`Capture::verify`]
+//! can compare: by the ruleset's generation, which costs microseconds, and by the listing only
+//! after something in the namespace has changed.
 //!
 //! Calls block as long as the kernel or `nft` takes. Run them on [`crate::netns::NetnsThreads`].
 
@@ -97,12 +97,12 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Replaces the content of the table by `rules` in one transaction, and sets the routing and the
-    /// kernel options that they need.
+    /// Replaces the content of the table by `rules` in one transaction, and sets the routing and
+    /// the kernel options that they need.
     ///
     /// # Errors
-    /// Fails if the kernel or `nft` refuses. The previous rules are still in force then. The routing
-    /// may be set in part, which has no effect without the rules.
+    /// Fails if the kernel or `nft` refuses. The previous rules are still in force then. The
+    /// routing may be set in part, which has no effect without the rules.
     pub fn apply(netns: Arc<Netns>, rules: Rules) -> Result<Self, Error> {
         let (families, listing, generation) = inside(&netns, || Self::apply_here(&rules))?;
         Ok(Self {
@@ -127,11 +127,12 @@ impl Capture {
         &self.rules
     }
 
-    /// Compares the namespace with what was applied. With `expect_listeners`, this includes listening
-    /// sockets on the three ports.
+    /// Compares the namespace with what was applied. With `expect_listeners`, this includes
+    /// listening sockets on the three ports.
     ///
     /// # Errors
-    /// Fails if the namespace or the kernel cannot be queried. The state of the rules is unknown then.
+    /// Fails if the namespace or the kernel cannot be queried. The state of the rules is unknown
+    /// then.
     pub fn verify(&mut self, expect_listeners: bool) -> Result<Option<Drift>, Error> {
         let netns = self.netns.clone();
         inside(&netns, || self.verify_here(expect_listeners))
@@ -163,8 +164,8 @@ impl Capture {
         Ok(None)
     }
 
-    /// Removes from a namespace everything that [`Capture::apply`] adds. It is no error if nothing is
-    /// there.
+    /// Removes from a namespace everything that [`Capture::apply`] adds. It is no error if nothing
+    /// is there.
     ///
     /// # Errors
     /// Fails if the namespace cannot be entered, or the kernel or `nft` refuses.

@@ -1,5 +1,5 @@
-//! Policy routing in a pod's namespace: packets with the return mark are delivered locally, whatever
-//! their destination address is.
+//! Policy routing in a pod's namespace: packets with the return mark are delivered locally,
+//! whatever their destination address is.
 
 use std::io;
 

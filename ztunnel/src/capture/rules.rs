@@ -15,8 +15,8 @@ use crate::contract::{
 pub struct Redirection {
     /// The node's own addresses, from which the kubelet sends probes.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// The ports that the pod declares for probes. Connections to them from the node's addresses are
-    /// not redirected.
+    /// The ports that the pod declares for probes. Connections to them from the node's addresses
+    /// are not redirected.
     pub probe_ports: BTreeSet<u16>,
 }
 
@@ -25,9 +25,9 @@ pub struct Redirection {
 pub enum Rules {
     /// For a pod in the mesh: redirects every new connection from it and to it to the daemon.
     Redirect(Redirection),
-    /// For a pod that has left the mesh and still has connections. Redirects nothing new. Established
-    /// connections need the NAT chains to exist, even empty, for their address translation, and the
-    /// marks that route replies to the daemon.
+    /// For a pod that has left the mesh and still has connections. Redirects nothing new.
+    /// Established connections need the NAT chains to exist, even empty, for their address
+    /// translation, and the marks that route replies to the daemon.
     ReturnPath,
 }
 
@@ -82,8 +82,8 @@ impl Redirection {
         )
     }
 
-    /// Only a SYN is redirected. Conntrack may see an older connection for the first time, which must
-    /// not be redirected midway.
+    /// Only a SYN is redirected. Conntrack may see an older connection for the first time, which
+    /// must not be redirected midway.
     fn chains(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let syn = "tcp flags & (fin | syn | rst | ack) == syn";
         let own = format!("meta mark & {MARK_MASK:#x} == {DAEMON_MARK:#x} accept");
@@ -114,14 +114,14 @@ impl Redirection {
     }
 }
 
-/// Rules that deliver replies to the daemon. The daemon connects to the application from the client's
-/// address, so the reply's destination is outside the pod. The connection is marked when it arrives at
-/// the application, and policy routing delivers packets with that mark locally.
+/// Rules that deliver replies to the daemon. The daemon connects to the application from the
+/// client's address, so the reply's destination is outside the pod. The connection is marked when
+/// it arrives at the application, and policy routing delivers packets with that mark locally.
 ///
-/// Such a connection may have the same addresses and ports as the client's own connection, which was
-/// redirected to the daemon. Therefore its original direction is tracked in a separate conntrack zone.
-/// Without the zone the kernel takes the daemon's SYN for part of the client's connection and resets
-/// both.
+/// Such a connection may have the same addresses and ports as the client's own connection, which
+/// was redirected to the daemon. Therefore its original direction is tracked in a separate
+/// conntrack zone. Without the zone the kernel takes the daemon's SYN for part of the client's
+/// connection and resets both.
 fn return_path(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let own = format!("meta mark & {MARK_MASK:#x} == {DAEMON_MARK:#x}");
     let ports = format!("{{ {OUTBOUND_PORT}, {INBOUND_PLAIN_PORT}, {HBONE_PORT} }}");

@@ -5,8 +5,8 @@ use std::{fs, io};
 
 /// Whether IPv6 is off on the loopback device, where redirected connections arrive.
 const DISABLE_IPV6: &str = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
-/// Whether a connection in the queue of a closing listener moves to another listener of the same port
-/// instead of being reset (Linux 5.14).
+/// Whether a connection in the queue of a closing listener moves to another listener of the same
+/// port instead of being reset (Linux 5.14).
 const MIGRATE_REQUESTS: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 /// How long conntrack keeps the entry of an idle open connection, in seconds. Default: 5 days.
 const ESTABLISHED_TIMEOUT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
@@ -34,8 +34,8 @@ pub(super) fn families() -> io::Result<Families> {
     }
 }
 
-/// Sets the options that redirected connections need. Capture works without them except in edge cases,
-/// so a failure (a read-only `/proc/sys`, an older kernel) is logged and ignored.
+/// Sets the options that redirected connections need. Capture works without them except in edge
+/// cases, so a failure (a read-only `/proc/sys`, an older kernel) is logged and ignored.
 pub(super) fn set_options() {
     write(MIGRATE_REQUESTS, "1");
     match fs::read_to_string(ESTABLISHED_TIMEOUT) {
@@ -44,7 +44,8 @@ pub(super) fn set_options() {
             tracing::warn!(
                 option = ESTABLISHED_TIMEOUT,
                 %error,
-                "cannot read a kernel option: half-closed connections may break after a minute without data"
+                "cannot read a kernel option: half-closed connections may break after a minute \
+                 without data"
             );
         }
     }

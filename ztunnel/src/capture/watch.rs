@@ -1,5 +1,5 @@
-//! When rules or routes in a pod's namespace change: netlink multicast notifications, so that repair
-//! does not wait for the next periodic verification.
+//! When rules or routes in a pod's namespace change: netlink multicast notifications, so that
+//! repair does not wait for the next periodic verification.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,8 +17,8 @@ use crate::nftables;
 /// (`linux/rtnetlink.h`).
 const ROUTING_GROUPS: [u32; 4] = [7, 8, 11, 19];
 
-/// Watches one namespace for changes of nftables rules and of policy routing. A notification is only a
-/// reason to verify, so a lost one delays a repair and loses nothing.
+/// Watches one namespace for changes of nftables rules and of policy routing. A notification is
+/// only a reason to verify, so a lost one delays a repair and loses nothing.
 #[derive(Debug)]
 pub struct NetnsWatch {
     rules: AsyncFd<OwnedFd>,
@@ -39,8 +39,8 @@ impl NetnsWatch {
                 Netlink::subscribe(SockProtocol::NetlinkRoute, &ROUTING_GROUPS)?,
             ))
         })?;
-        // Deprecated for types whose descriptor may change while it is registered. That of an `OwnedFd`
-        // does not.
+        // Deprecated for types whose descriptor may change while it is registered. That of an
+        // `OwnedFd` does not.
         #[allow(deprecated)]
         let register = |fd: OwnedFd| AsyncFd::try_with_interest(fd, Interest::READABLE);
         Ok(Self {

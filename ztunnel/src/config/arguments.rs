@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use component::flags::FlagErrors;
 
-/// The unparsed command line. Values are text, so that the mistakes of all can be reported together.
+/// The unparsed command line. Values are text, so that the mistakes of all can be reported
+/// together.
 #[derive(Debug, Default, Parser)]
 #[command(name = "ztunnel", version, about = "The node daemon of the Ambit mesh")]
 pub struct Arguments {
@@ -51,7 +52,8 @@ pub struct Arguments {
     /// Namespace whose policies apply to the whole mesh [default: istio-system]
     #[arg(long, env = "AMBIT_ROOT_NAMESPACE")]
     pub(super) root_namespace: Option<String>,
-    /// Whether Kubernetes NetworkPolicies are enforced inside the mesh: enforce or off [default: enforce]
+    /// Whether Kubernetes NetworkPolicies are enforced inside the mesh: enforce or off [default:
+    /// enforce]
     #[arg(long, env = "AMBIT_NETWORK_POLICY")]
     pub(super) network_policy: Option<String>,
     /// DNS suffix of services [default: cluster.local]

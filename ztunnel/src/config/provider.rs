@@ -44,8 +44,8 @@ const ISTIO: &str = "--ca-address (CA_ADDRESS)";
 const SPIRE: &str = "--spire-socket (AMBIT_SPIRE_SOCKET)";
 
 impl IdentityProvider {
-    /// The provider that the flags select. None and more than one are mistakes: with two, a pod's issuer
-    /// would be ambiguous.
+    /// The provider that the flags select. None and more than one are mistakes: with two, a pod's
+    /// issuer would be ambiguous.
     pub(super) fn from_arguments(arguments: &Arguments, errors: &mut FlagErrors) -> Self {
         let flags = [
             (LOCAL, arguments.ca_dir.is_some()),

@@ -1,5 +1,5 @@
-//! Tasks that follow the model: one purges the tunnels to deleted workloads, one publishes the number of
-//! problems in the objects.
+//! Tasks that follow the model: one purges the tunnels to deleted workloads, one publishes the
+//! number of problems in the objects.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -34,14 +34,14 @@ pub(super) async fn purge_deleted(
         for uid in deleted {
             if let Err(error) = data_plane.purge(&uid).await {
                 let error = &error as &dyn Error;
-                tracing::error!(workload = %uid, error, "cannot close the tunnels to a deleted workload");
+                tracing::error!(workload = %uid, error, "cannot close tunnels to a deleted workload");
             }
         }
     }
 }
 
-/// Publishes the number of problems in the objects as a metric, until cancelled. The source logs the
-/// problems themselves.
+/// Publishes the number of problems in the objects as a metric, until cancelled. The source logs
+/// the problems themselves.
 pub(super) async fn count_problems(
     store: Store,
     telemetry: Arc<Telemetry>,

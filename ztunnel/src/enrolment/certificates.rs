@@ -72,8 +72,8 @@ impl FirstCertificates {
         }
     }
 
-    /// Starts to wait for a certificate of this pod's identity, until there is one or the returned value
-    /// is dropped.
+    /// Starts to wait for a certificate of this pod's identity, until there is one or the returned
+    /// value is dropped.
     pub(super) fn wait(&mut self, uid: &WorkloadUid, identity: &SpiffeId) -> FirstCertificate {
         let stop = CancellationToken::new();
         let (stopped, identities) = (stop.clone(), self.identities.clone());

@@ -11,13 +11,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::capture::NetnsWatch;
 use crate::netns::Netns;
 
-/// Changes in one namespace within this time count as one: the kernel sends several notifications for
-/// one transaction.
+/// Changes in one namespace within this time count as one: the kernel sends several notifications
+/// for one transaction.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// Pause after a change before the next one of the same namespace is reported, so that a program that
-/// changes rules in a pod all the time cannot keep the daemon busy. A verification with a listing
-/// takes 5 ms.
+/// Pause after a change before the next one of the same namespace is reported, so that a program
+/// that changes rules in a pod all the time cannot keep the daemon busy. A verification with a
+/// listing takes 5 ms.
 const COOLDOWN: Duration = Duration::from_millis(250);
 
 /// Changed pods that may be queued for the reconciler. A full queue delays the reports.
@@ -40,8 +40,8 @@ impl ChangeListener {
         }
     }
 
-    /// Reports changes in the pod's namespace until the returned guard is dropped. A pod without a guard
-    /// is only verified periodically.
+    /// Reports changes in the pod's namespace until the returned guard is dropped. A pod without a
+    /// guard is only verified periodically.
     pub(super) fn listen(&mut self, netns: &Netns, uid: &WorkloadUid) -> Option<DropGuard> {
         let watch = match NetnsWatch::new(netns) {
             Ok(watch) => watch,

@@ -179,7 +179,8 @@ impl Entry {
         }
     }
 
-    /// Whether a step has finished at least once, and the wait for the certificate has had an outcome.
+    /// Whether a step has finished at least once, and the wait for the certificate has had an
+    /// outcome.
     pub(super) fn is_attempted(&self) -> bool {
         let certificate = self.certificate.as_ref();
         self.attempted && certificate.is_none_or(FirstCertificate::is_reported)
@@ -198,8 +199,8 @@ impl Entry {
         }
     }
 
-    /// Records the outcome of the wait for a certificate. Ignores one of an identity that is no longer
-    /// awaited.
+    /// Records the outcome of the wait for a certificate. Ignores one of an identity that is no
+    /// longer awaited.
     pub(super) fn record_certificate(
         &mut self,
         uid: &WorkloadUid,
@@ -220,7 +221,10 @@ impl Entry {
             Ok(()) => tracing::info!(pod = %uid, "the pod's identity has a certificate"),
             Err(error) => {
                 let (reason, consequence) = (error.code(), "its connections through the mesh fail");
-                tracing::warn!(pod = %uid, reason, %error, consequence, "the pod's identity has no certificate");
+                tracing::warn!(
+                    pod = %uid, reason, %error, consequence,
+                    "the pod's identity has no certificate"
+                );
             }
         }
     }
@@ -328,7 +332,7 @@ impl Entry {
         match outcome {
             Ok(Verification::Intact) => self.succeed(context, Some(desired)),
             Ok(Verification::Repaired(reason)) => {
-                tracing::warn!(pod = %uid, reason, "the pod's capture was changed or removed: repaired");
+                tracing::warn!(pod = %uid, reason, "capture was changed or removed: repaired");
                 context.telemetry.record_capture_repair(reason);
                 self.repairs += 1;
                 self.succeed(context, Some(desired));
@@ -379,8 +383,8 @@ impl Entry {
         self.enrolled_as = desired;
     }
 
-    /// Records a failure and schedules the retry. Logs only a failure that differs from the previous
-    /// one.
+    /// Records a failure and schedules the retry. Logs only a failure that differs from the
+    /// previous one.
     fn fail(&mut self, uid: &WorkloadUid, error: &StepError, failed_as: Option<Arc<DesiredPod>>) {
         let message = ErrorChain(error as &dyn Error).to_string();
         let failure = (error.code(), message);
@@ -427,7 +431,7 @@ async fn run(
         Step::Forget => {
             if let Err(error) = steps::forget(&context, &uid, enrolled).await {
                 let error = &error as &dyn Error;
-                tracing::error!(pod = %uid, error, "cannot remove a deleted pod from the data plane");
+                tracing::error!(pod = %uid, error, "cannot remove a deleted pod's connections");
             }
             Finished::Forgotten
         }

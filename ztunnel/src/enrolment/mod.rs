@@ -1,13 +1,14 @@
 //! Which pods of this node are in the mesh, and the reconciler that enrols and removes them.
 //!
 //! The reconciler is level-triggered. A pure function ([`plan`]) compares the desired state (the
-//! [model's][mesh::Model] opted-in pods of this node) with the actual state and returns the next step of
-//! each pod. Steps run as tasks, one per pod at a time. A pod counts as enrolled only while periodic
-//! verification finds its rules and its listeners in its own network namespace.
+//! [model's][mesh::Model] opted-in pods of this node) with the actual state and returns the next
+//! step of each pod. Steps run as tasks, one per pod at a time. A pod counts as enrolled only while
+//! periodic verification finds its rules and its listeners in its own network namespace.
 //!
-//! A failed step is retried with exponential backoff up to [`RETRY_MAX`], as long as the pod exists. It
-//! delays neither other pods nor the daemon's readiness. A missing certificate does not prevent a pod's
-//! capture: the pod is captured and counts as pending, with that reason, until it has a certificate.
+//! A failed step is retried with exponential backoff up to [`RETRY_MAX`], as long as the pod
+//! exists. It delays neither other pods nor the daemon's readiness. A missing certificate does not
+//! prevent a pod's capture: the pod is captured and counts as pending, with that reason, until it
+//! has a certificate.
 
 mod certificates;
 mod changes;
@@ -41,8 +42,8 @@ use plan::{Action, ActualPod, DesiredState, plan};
 use pod_netns::NetnsLeases;
 use steps::Context;
 
-/// Backoff after the first failure. Short, because a pod's namespace often appears a moment after its
-/// object.
+/// Backoff after the first failure. Short, because a pod's namespace often appears a moment after
+/// its object.
 pub const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest backoff between two attempts.
 pub const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -138,11 +139,11 @@ impl Enrolment {
         self.settled.subscribe()
     }
 
-    /// Reconciles until cancelled. Call it after the store was filled for the first time: in an empty
-    /// store no pod is in the mesh, and the guard would drop nothing.
+    /// Reconciles until cancelled. Call it after the store was filled for the first time: in an
+    /// empty store no pod is in the mesh, and the guard would drop nothing.
     ///
-    /// All rules remain after it returns, so that a meshed pod never sends plaintext while no daemon
-    /// runs.
+    /// All rules remain after it returns, so that a meshed pod never sends plaintext while no
+    /// daemon runs.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut changed = self.store.subscribe();
         loop {

@@ -28,8 +28,8 @@ pub(super) struct DesiredState {
 }
 
 impl DesiredState {
-    /// The pods of `node` in a model. Pods on the host's network have no namespace of their own and are
-    /// left out.
+    /// The pods of `node` in a model. Pods on the host's network have no namespace of their own and
+    /// are left out.
     pub(super) fn from_model(model: &Model, node: &str) -> Self {
         let node_addresses: BTreeSet<IpAddr> = model
             .node(node)
@@ -99,7 +99,8 @@ pub(super) struct ActualPod {
 pub(super) enum Action {
     /// The pod was deleted: reset its connections and drop its record.
     Forget,
-    /// Cancel the wait for the last connections of a leaving pod, which opted in again or was deleted.
+    /// Cancel the wait for the last connections of a leaving pod, which opted in again or was
+    /// deleted.
     Interrupt,
     /// Find its namespace, open listeners, redirect.
     Enrol,
@@ -161,8 +162,8 @@ fn existing(desired_state: &DesiredState, uid: &WorkloadUid, actual: &ActualPod)
     }
 }
 
-/// Whether a deleted pod still holds an address of this one. The old pod's connections must end before
-/// the new pod is enrolled, or bytes for the one could reach the other.
+/// Whether a deleted pod still holds an address of this one. The old pod's connections must end
+/// before the new pod is enrolled, or bytes for the one could reach the other.
 fn address_is_taken(
     desired_state: &DesiredState,
     actual: &BTreeMap<WorkloadUid, ActualPod>,

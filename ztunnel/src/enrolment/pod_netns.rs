@@ -13,11 +13,11 @@ use crate::netns::NetnsId;
 /// Longest path that the kernel accepts, in bytes.
 const PATH_MAX: u64 = 4096;
 
-/// Looks up the path of a pod's network namespace. Enrolment verifies by the addresses inside that the
-/// namespace is the pod's.
+/// Looks up the path of a pod's network namespace. Enrolment verifies by the addresses inside that
+/// the namespace is the pod's.
 pub trait NetnsSource: Send + Sync {
-    /// The path of the namespace of the pod with this `metadata.uid`, or `None` if it is not known (yet).
-    /// May block as long as a read of a local file takes.
+    /// The path of the namespace of the pod with this `metadata.uid`, or `None` if it is not known
+    /// (yet). May block as long as a read of a local file takes.
     ///
     /// # Errors
     /// Fails if the lookup fails.

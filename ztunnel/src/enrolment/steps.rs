@@ -1,5 +1,6 @@
-//! The steps of one pod's enrolment. Each ends in bounded time, except the wait of [`leave`] for the
-//! pod's connections. A failed step leaves no partial state that would make the next attempt fail.
+//! The steps of one pod's enrolment. Each ends in bounded time, except the wait of [`leave`] for
+//! the pod's connections. A failed step leaves no partial state that would make the next attempt
+//! fail.
 
 use std::io;
 use std::net::IpAddr;
@@ -89,8 +90,8 @@ impl StepError {
         matches!(self, Self::NoAddress | Self::NetnsUnknown)
     }
 
-    /// Whether it shows that the namespace is not the pod's, or no longer exists. Other errors mean that
-    /// the check itself failed.
+    /// Whether it shows that the namespace is not the pod's, or no longer exists. Other errors mean
+    /// that the check itself failed.
     fn is_definitive(&self) -> bool {
         match self {
             Self::NetnsIsNodes(_) | Self::NotItsAddresses { .. } => true,
@@ -128,13 +129,13 @@ pub(super) enum Verification {
     Intact,
     /// The capture differed and was repaired.
     Repaired(&'static str),
-    /// The pod was removed from the data plane and must be enrolled again: its namespace, its addresses
-    /// or its listeners have changed.
+    /// The pod was removed from the data plane and must be enrolled again: its namespace, its
+    /// addresses or its listeners have changed.
     MustReenrol(&'static str),
 }
 
-/// Opens the pod's namespace and verifies that it is the pod's: it has one of the pod's addresses and is
-/// not the node's.
+/// Opens the pod's namespace and verifies that it is the pod's: it has one of the pod's addresses
+/// and is not the node's.
 fn locate(
     source: &dyn NetnsSource,
     desired: &Arc<DesiredPod>,
@@ -167,10 +168,10 @@ fn locate(
 }
 
 /// Enrols a pod. The listeners accept before the first connection is redirected, so that none is
-/// refused. Rules of an earlier process stay in force until one transaction replaces them, so that none
-/// is sent in plaintext. Capture does not wait for the pod's certificate, which is requested in parallel
-/// ([`FirstCertificates`][super::certificates::FirstCertificates]). A connection that needs it waits for
-/// it.
+/// refused. Rules of an earlier process stay in force until one transaction replaces them, so that
+/// none is sent in plaintext. Capture does not wait for the pod's certificate, which is requested
+/// in parallel ([`FirstCertificates`][super::certificates::FirstCertificates]). A connection that
+/// needs it waits for it.
 pub(super) async fn enrol(
     context: &Context,
     uid: &WorkloadUid,
@@ -232,8 +233,8 @@ async fn redirect(
     context.threads.run(apply).await?
 }
 
-/// Verifies the pod's namespace, capture and listeners, and repairs the capture in place. Removes a pod
-/// that cannot be repaired from the data plane.
+/// Verifies the pod's namespace, capture and listeners, and repairs the capture in place. Removes a
+/// pod that cannot be repaired from the data plane.
 pub(super) async fn verify(
     context: &Context,
     uid: &WorkloadUid,
@@ -265,14 +266,14 @@ fn verify_here(
         Ok(netns) if netns.id() != current.netns.id() => {
             Ok(Verification::MustReenrol("netns_replaced"))
         }
-        // Without a path, keep the namespace that is open: the source may be late, or the pod about to
-        // be deleted.
+        // Without a path, keep the namespace that is open: the source may be late, or the pod about
+        // to be deleted.
         Ok(_) | Err(StepError::NoAddress | StepError::NetnsUnknown | StepError::NetnsSource(_)) => {
             verify_capture(&mut current, desired)
         }
         Err(error) if error.is_definitive() => Ok(Verification::MustReenrol(error.code())),
-        // The check itself failed, for instance without free descriptors. This must not cost the pod
-        // its connections.
+        // The check itself failed, for instance without free descriptors. This must not cost the
+        // pod its connections.
         Err(error) => match verify_capture(&mut current, desired) {
             Ok(Verification::Intact) => Err(error),
             verification => verification,
@@ -305,8 +306,8 @@ pub(super) enum LeaveOutcome {
     Interrupted,
 }
 
-/// Removes a running pod from the mesh. New connections are no longer redirected; established ones keep
-/// the rules that they need until the last of them has ended.
+/// Removes a running pod from the mesh. New connections are no longer redirected; established ones
+/// keep the rules that they need until the last of them has ended.
 pub(super) async fn leave(
     context: &Context,
     uid: &WorkloadUid,
@@ -392,8 +393,9 @@ pub(super) async fn forget(
 /// How long resetting the connections of a deleted pod may take.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Resets the pod's connections, and releases the lease of its namespace when its last socket is closed
-/// or [`RESET_TIMEOUT`] has passed, so that a stuck connection does not keep the next pod out.
+/// Resets the pod's connections, and releases the lease of its namespace when its last socket is
+/// closed or [`RESET_TIMEOUT`] has passed, so that a stuck connection does not keep the next pod
+/// out.
 async fn release(
     context: &Context,
     uid: &WorkloadUid,

@@ -1,4 +1,5 @@
-//! How a listing of the guard's table is parsed: the rules as text, the elements of sets as addresses.
+//! How a listing of the guard's table is parsed: the rules as text, the elements of sets as
+//! addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,8 +14,8 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Parses a listing. Elements that are no addresses are skipped, so that such a set differs from the
-    /// applied one.
+    /// Parses a listing. Elements that are no addresses are skipped, so that such a set differs
+    /// from the applied one.
     pub(super) fn parse(text: &str) -> Self {
         let mut listing = Self::default();
         let (mut set, mut in_elements) = (String::new(), false);

@@ -1,13 +1,14 @@
 //! Rules in the node's namespace that drop plaintext between meshed pods which capture has missed.
 //!
-//! Capture is in the pod's own namespace, where a privileged container can flush it and where no rules
-//! exist yet while the pod is new. The guard is on the node's forward path. It drops and counts TCP from
-//! a meshed pod of this node to any meshed pod, except HBONE and connections that were established
-//! before. It is applied before the first pod is enrolled, and remains after the daemon exits or is
-//! killed.
+//! Capture is in the pod's own namespace, where a privileged container can flush it and where no
+//! rules exist yet while the pod is new. The guard is on the node's forward path. It drops and
+//! counts TCP from a meshed pod of this node to any meshed pod, except HBONE and connections that
+//! were established before. It is applied before the first pod is enrolled, and remains after the
+//! daemon exits or is killed.
 //!
-//! The guard sees packets that the node forwards. A CNI that switches packets between pods of one node
-//! on a bridge must pass them to netfilter (`br_netfilter`), which Kubernetes requires as well.
+//! The guard sees packets that the node forwards. A CNI that switches packets between pods of one
+//! node on a bridge must pass them to netfilter (`br_netfilter`), which Kubernetes requires as
+//! well.
 
 mod listing;
 mod rules;
@@ -28,9 +29,9 @@ use listing::Listing;
 /// Name of the table in the node's namespace. Only the daemon uses it.
 pub const TABLE: &str = "ambit-guard";
 
-/// Limits the time spent on listing the whole table to one part in this many. The table is listed only
-/// after the node's ruleset has changed, but on some nodes it changes all the time, and listing 100,000
-/// addresses takes `nft` 0.4 s.
+/// Limits the time spent on listing the whole table to one part in this many. The table is listed
+/// only after the node's ruleset has changed, but on some nodes it changes all the time, and
+/// listing 100,000 addresses takes `nft` 0.4 s.
 const LISTING_TIME_SHARE: u32 = 50;
 
 /// How often the counter of dropped packets is read, which takes 3 ms: more often than usual scrape
@@ -69,8 +70,8 @@ struct Applied {
 }
 
 impl Guard {
-    /// A guard that has not been applied. `thread` must be in the node's namespace and must run nothing
-    /// else, so that slow work in a pod's namespace does not delay the guard.
+    /// A guard that has not been applied. `thread` must be in the node's namespace and must run
+    /// nothing else, so that slow work in a pod's namespace does not delay the guard.
     pub fn new(thread: NetnsThreads) -> Self {
         Self {
             thread,
@@ -113,8 +114,9 @@ impl Guard {
         Ok(())
     }
 
-    /// Packets dropped since the previous call. Returns 0 if [`COUNT_INTERVAL`] has not passed since the
-    /// counter was read. Packets between the last read and a replacement of the table are not counted.
+    /// Packets dropped since the previous call. Returns 0 if [`COUNT_INTERVAL`] has not passed
+    /// since the counter was read. Packets between the last read and a replacement of the table are
+    /// not counted.
     ///
     /// # Errors
     /// Fails if `nft` fails.
@@ -131,8 +133,8 @@ impl Guard {
         Ok(packets.checked_sub(before).unwrap_or(packets))
     }
 
-    /// Compares the table with what was applied, and replaces it if it differs. Returns whether it was
-    /// replaced.
+    /// Compares the table with what was applied, and replaces it if it differs. Returns whether it
+    /// was replaced.
     ///
     /// # Errors
     /// Fails if the kernel cannot be queried or the rules cannot be applied.
@@ -178,8 +180,8 @@ pub fn sets(model: &Model, node: &str) -> Sets {
 }
 
 /// Replaces the whole table in one transaction. `rules` is the kernel's listing of the rules. It is
-/// never taken from the node's own table: a concurrent change by another program would be taken for the
-/// daemon's from then on, and on a busy node there may be no moment without changes.
+/// never taken from the node's own table: a concurrent change by another program would be taken for
+/// the daemon's from then on, and on a busy node there may be no moment without changes.
 fn replace_table(sets: Arc<Sets>, rules: Option<Arc<str>>) -> Result<Applied, nftables::Error> {
     let rules = match rules {
         Some(rules) => rules,
@@ -204,8 +206,8 @@ fn replace_table(sets: Arc<Sets>, rules: Option<Arc<str>>) -> Result<Applied, nf
     })
 }
 
-/// Changes the elements. Returns `None` if that fails, because the table is not the applied one and must
-/// be replaced.
+/// Changes the elements. Returns `None` if that fails, because the table is not the applied one and
+/// must be replaced.
 fn change_elements(before: &Applied, sets: Arc<Sets>) -> Option<Applied> {
     nftables::apply(&sets.changes(&before.sets)).ok()?;
     // After a change by another program, the next verification must list the table.

@@ -33,8 +33,8 @@ impl Sets {
         script
     }
 
-    /// The script that changes the elements from `before` to these, or an empty one if nothing differs.
-    /// A change of one pod is one line per set, whatever the size of the mesh.
+    /// The script that changes the elements from `before` to these, or an empty one if nothing
+    /// differs. A change of one pod is one line per set, whatever the size of the mesh.
     pub(super) fn changes(&self, before: &Sets) -> String {
         let difference =
             |a: &BTreeSet<IpAddr>, b: &BTreeSet<IpAddr>| a.difference(b).copied().collect();
@@ -79,8 +79,8 @@ impl Sets {
 }
 
 /// The table without elements. Connections that are older than the pod's enrolment are established
-/// for conntrack and are accepted. Any other TCP between two meshed pods is either HBONE or plaintext
-/// that capture has missed.
+/// for conntrack and are accepted. Any other TCP between two meshed pods is either HBONE or
+/// plaintext that capture has missed.
 fn table() -> String {
     format!(
         "table inet {TABLE} {{

@@ -122,7 +122,8 @@ impl Fixture {
         self.node.inside.run(program, arguments)
     }
 
-    /// Deletes the pod's object and the file of its namespace. Dropping the pod deletes the namespace.
+    /// Deletes the pod's object and the file of its namespace. Dropping the pod deletes the
+    /// namespace.
     pub(crate) fn delete(&self, pod: &NamedPod) {
         fs::remove_file(self.folder.path().join(format!("objects/{}.yaml", pod.uid)))
             .expect("its object");
@@ -160,7 +161,8 @@ impl Daemon {
         Self::start_with(fixture, &[source, arguments].concat())
     }
 
-    /// Starts the binary without a source folder, with these arguments in addition to the usual ones.
+    /// Starts the binary without a source folder, with these arguments in addition to the usual
+    /// ones.
     pub(crate) fn start_with(fixture: &Fixture, arguments: &[&str]) -> Self {
         let folder = |name: &str| fixture.folder.path().join(name).display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
@@ -248,8 +250,8 @@ impl Daemon {
         let timeout = stream.set_read_timeout(Some(namespaces::TIMEOUT));
         timeout.expect("a socket option");
         let mut admin = AdminClient(BufReader::new(stream));
-        // Connecting does not wait for the daemon to accept, so send a request: later it may have no
-        // descriptor left to accept with.
+        // Connecting does not wait for the daemon to accept, so send a request: later it may have
+        // no descriptor left to accept with.
         admin.dump().expect("the admin page");
         admin
     }

@@ -1,5 +1,5 @@
-//! The daemon as operators run it: the binary with a folder of objects, pods in network namespaces, and
-//! signals.
+//! The daemon as operators run it: the binary with a folder of objects, pods in network namespaces,
+//! and signals.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -241,14 +241,15 @@ fn descriptor_exhaustion_is_reported_and_connections_survive() {
     let open = open.expect("the daemon");
     let (accepted, _) = accept(&app);
     assert_carries(&open, &accepted, b"before");
-    // Without a free descriptor, not even the path of the pod's namespace can be read, nor its rules.
-    // With one, the namespace is opened and cannot be inspected.
+    // Without a free descriptor, not even the path of the pod's namespace can be read, nor its
+    // rules. With one, the namespace is opened and cannot be inspected.
     for (free, reason) in [(0, "capture_"), (1, "netns_unusable")] {
         // One per case: the daemon closes an admin connection after 30 s.
         let mut admin = daemon.admin();
         let mut limited_at: Option<Instant> = None;
         eventually(reason, || {
-            // The daemon may open and close other descriptors, which changes the number of free ones.
+            // The daemon may open and close other descriptors, which changes the number of free
+            // ones.
             if limited_at.is_none_or(|at| at.elapsed() > RELIMIT_INTERVAL) {
                 daemon.leave_descriptors(free);
                 limited_at = Some(Instant::now());

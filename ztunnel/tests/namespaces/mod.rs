@@ -1,5 +1,5 @@
-//! A node and its pods as network namespaces, connected as by a CNI: each pod's interface ends in the
-//! node's namespace, which routes. Needs root; tests fail without it.
+//! A node and its pods as network namespaces, connected as by a CNI: each pod's interface ends in
+//! the node's namespace, which routes. Needs root; tests fail without it.
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
@@ -176,8 +176,8 @@ impl Node {
         self.pod_at(self.pods)
     }
 
-    /// Adds a pod with the addresses of this number. Routes to an earlier pod of the same number are
-    /// replaced.
+    /// Adds a pod with the addresses of this number. Routes to an earlier pod of the same number
+    /// are replaced.
     pub(crate) fn pod_at(&mut self, number: u8) -> Pod {
         let pod = Namespace::new("pod");
         let (host, v4, v6) = (
@@ -231,8 +231,8 @@ impl Node {
     }
 }
 
-/// Polls until a condition returns a value, and fails the test after [`TIMEOUT`]. For changes of other
-/// processes and of the kernel that have no event.
+/// Polls until a condition returns a value, and fails the test after [`TIMEOUT`]. For changes of
+/// other processes and of the kernel that have no event.
 #[track_caller]
 #[allow(clippy::disallowed_methods)]
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
