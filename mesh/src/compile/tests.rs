@@ -1,4 +1,4 @@
-//! What the objects mean, one sentence at a time.
+//! The model that objects compile to.
 
 mod addresses;
 mod endpoints;

@@ -23,7 +23,7 @@ use crate::objects::Policy;
 use matching::Rule;
 use rules::{HttpAttributes, RuleReader};
 
-/// The versions of the API, which say the same.
+/// The API versions, which are equivalent.
 const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 const SPEC: [&str; 6] = [
     "selector",
@@ -93,11 +93,11 @@ pub(super) fn read(
     let read = rules.read(&spec, action.unwrap_or(Action::Allow));
     let http = rules.into_http();
     let (action, rules) = match (action, read) {
-        // What it should do, or what to, is not certain: it denies everything.
+        // The action or the version is unknown: the policy denies everything.
         (None, _) => (Action::Deny, vec![Rule::default()]),
         (Some(_), _) if !known_version => (Action::Deny, vec![Rule::default()]),
         (Some(Action::Allow), _) if reader.has_error() => (Action::Allow, Vec::new()),
-        // An unknown field may be another way to say what matches.
+        // An unknown field may be a misspelt constraint.
         (Some(Action::Deny), _) if !known_fields => (Action::Deny, vec![Rule::default()]),
         (Some(action), rules) => (action, rules),
     };
@@ -114,7 +114,8 @@ pub(super) fn read(
     (authorization, scope)
 }
 
-/// Whether it is bound to a waypoint or gateway. A reference that cannot be read binds to nothing.
+/// Whether the policy is attached to a waypoint or gateway. An invalid reference attaches it to
+/// nothing.
 fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
     let (mut attached, mut certain) = (false, true);
     for key in ["targetRef", "targetRefs"] {
@@ -149,7 +150,7 @@ fn is_attached(spec: &Field<'_>, reader: &mut Reader<'_>) -> bool {
     attached
 }
 
-/// A reference to something: without knowing what, nobody can say that it is not this daemon's.
+/// Checks a reference. With an invalid reference the policy may be meant for pods.
 fn target(field: &Field<'_>, reader: &mut Reader<'_>) {
     if !field.value.is_object() {
         return field.error("bad_field", "is not a reference".to_owned(), reader);
@@ -166,7 +167,7 @@ fn target(field: &Field<'_>, reader: &mut Reader<'_>) {
     }
 }
 
-/// `None` if it is not certain.
+/// Reads the action; `None` if it is unknown.
 fn action(policy: &Policy, spec: &Field<'_>, reader: &mut Reader<'_>) -> Option<Action> {
     let value = spec.value.get("action");
     let action = match value {
@@ -182,18 +183,18 @@ fn action(policy: &Policy, spec: &Field<'_>, reader: &mut Reader<'_>) -> Option<
     action
 }
 
-/// A policy without an action allows, unless its action may be what could not be read: a spec that
-/// is none or has another name, or an unknown field with a text in it.
+/// A policy without an action allows, unless an invalid field may be its action: a spec that is not an
+/// object or is misspelt, or an unknown field with a string value.
 fn may_be_misspelt(policy: &Policy, spec: &Field<'_>) -> bool {
-    let beside = policy.document.iter();
-    let mut beside = beside.filter(|(key, _)| !envelope::DOCUMENT.contains(&key.as_str()));
+    let unknown = policy.document.iter();
+    let mut unknown = unknown.filter(|(key, _)| !envelope::DOCUMENT.contains(&key.as_str()));
     match spec.value {
         Value::Object(fields) => {
             let mut within = fields.iter();
-            beside.any(|(_, value)| value.is_string())
+            unknown.any(|(_, value)| value.is_string())
                 || within.any(|(key, value)| !SPEC.contains(&key.as_str()) && value.is_string())
         }
-        _ => policy.document.contains_key("spec") || beside.next().is_some(),
+        _ => policy.document.contains_key("spec") || unknown.next().is_some(),
     }
 }
 
@@ -206,7 +207,7 @@ fn known_action(spec: &Field<'_>, value: &Value, reader: &mut Reader<'_>) -> Opt
         _ => None,
     };
     if action.is_none() {
-        let message = format!("{value} is none of ALLOW, DENY, AUDIT and CUSTOM; taken as DENY");
+        let message = format!("{value} is none of ALLOW, DENY, AUDIT and CUSTOM; read as DENY");
         let field = spec.get_or_null("action");
         field.error("unknown_action", message, reader);
     }
@@ -232,7 +233,7 @@ fn dry_run(policy: &Policy, reader: &mut Reader<'_>) -> bool {
     }
 }
 
-/// What the author should know of a policy that does less, or more, than it says.
+/// Adds notes about a policy that denies less, or more, than it says.
 fn note(policy: &Authorization, attached: bool, http: &HttpAttributes, reader: &mut Reader<'_>) {
     if attached {
         let message =
@@ -246,7 +247,7 @@ fn note(policy: &Authorization, attached: bool, http: &HttpAttributes, reader: &
         );
         return reader.note("spec.action", "not_enforced", message);
     }
-    // Beside a fault it would not be true: then the rules are not what they say.
+    // After an error the rules are not evaluated as written, so the note would be wrong.
     let Some(found) = http.list().filter(|_| !reader.has_error()) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! A walk through a document that knows where it is.
+//! Access to the fields of a document, with the path of each field for diagnostics.
 
 use std::fmt;
 
@@ -33,19 +33,19 @@ impl<'f> Reader<'f> {
         self.diagnostics.error(field, code, message);
     }
 
-    /// Says something that is not against the policy.
+    /// Adds a note.
     pub(super) fn note(&mut self, field: impl Into<String>, code: &'static str, message: String) {
         self.diagnostics.note(field, code, message);
     }
 
-    /// Whoever wrote a field that nobody reads meant something by it.
+    /// Reports an unknown field: it may be a misspelt known one.
     pub(super) fn unknown_field(&mut self, path: String) {
-        let message = "is no field that the mesh knows".to_owned();
+        let message = "is not a known field".to_owned();
         self.error(path, "unknown_field", message);
     }
 }
 
-/// A value and where it stands. The path is only spelled out for a fault.
+/// A value and its position. The path is only formatted for a diagnostic.
 #[derive(Clone, Copy)]
 pub(super) struct Field<'a> {
     pub(super) value: &'a Value,
@@ -61,7 +61,7 @@ enum Step<'a> {
 }
 
 impl<'a> Field<'a> {
-    /// A field of the document itself.
+    /// A top-level field of the document.
     pub(super) fn top(key: &'a str, value: Option<&'a Value>) -> Self {
         Self {
             value: value.unwrap_or(&Value::Null),
@@ -78,7 +78,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A field of an object; `None` if it is absent or null, which is the same to Kubernetes.
+    /// A field of an object; `None` if it is absent or null, which are equal in Kubernetes.
     pub(super) fn get(&'a self, key: &'a str) -> Option<Self> {
         let field = self.get_or_null(key);
         (!field.value.is_null()).then_some(field)
@@ -112,7 +112,7 @@ impl<'a> Field<'a> {
             .map(move |(i, item)| self.child(item, Step::Item(key, i)))
     }
 
-    /// An empty list or object.
+    /// Whether the value is an empty list or object.
     pub(super) fn is_empty(&self) -> bool {
         match self.value {
             Value::Array(items) => items.is_empty(),
@@ -121,21 +121,21 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A text that has to be there.
+    /// The value of a required string.
     pub(super) fn text(&self, reader: &mut Reader<'_>) -> Option<&'a str> {
         let text = self.value.as_str();
         if text.is_none() {
             let message = match self.value {
                 Value::Null => "is missing".to_owned(),
-                other => format!("{other} is not a text"),
+                other => format!("{other} is not a string"),
             };
             self.error("bad_field", message, reader);
         }
         text
     }
 
-    /// Reports what is not an object, for which it says no, and the fields that nobody reads. Absent
-    /// is as good as empty.
+    /// Reports unknown fields, and a value that is not an object; false for the latter. A missing value is
+    /// an empty object.
     pub(super) fn expect_keys(&self, known: &[&str], reader: &mut Reader<'_>) -> bool {
         match self.value {
             Value::Null => true,
@@ -152,7 +152,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Reports an item that is null. It reads as the empty one, and that one admits everything.
+    /// Reports an item that is null. It must not count as the empty item, which admits everything.
     pub(super) fn expect_present(&self, reader: &mut Reader<'_>) -> bool {
         if self.value.is_null() {
             self.error("empty_item", "is empty".to_owned(), reader);

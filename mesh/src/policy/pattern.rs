@@ -1,4 +1,4 @@
-//! How policies compare texts: exactly, by prefix, by suffix, or "there is one".
+//! String patterns of AuthorizationPolicies: exact, prefix, suffix or presence.
 
 use serde::Serialize;
 
@@ -8,13 +8,13 @@ pub(super) enum Pattern {
     Exact(Box<str>),
     Prefix(Box<str>),
     Suffix(Box<str>),
-    /// Any text that is not empty. A list without items, as the dump of the peer has it.
+    /// Any string that is not empty. A list without items, as in the config dump of Istio's ztunnel.
     Presence([(); 0]),
 }
 
 impl Pattern {
-    /// Reads a pattern. A star elsewhere than at one end would be taken literally by Istio and
-    /// match nothing, so it is refused.
+    /// Parses a pattern. Istio reads a star elsewhere than at one end literally, so it would never
+    /// match; it is rejected.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
             (Some(""), _) => Pattern::Presence([]),
@@ -25,13 +25,13 @@ impl Pattern {
         match pattern.literal() {
             "" if text.is_empty() => Err("is empty".to_owned()),
             literal if literal.contains('*') => {
-                Err(format!("{text:?}: a star may stand at one end only"))
+                Err(format!("{text:?}: a star is allowed at one end only"))
             }
             _ => Ok(pattern),
         }
     }
 
-    /// What of it is no star.
+    /// The pattern without its star.
     pub(super) fn literal(&self) -> &str {
         match self {
             Pattern::Exact(text) | Pattern::Prefix(text) | Pattern::Suffix(text) => text,
@@ -43,7 +43,7 @@ impl Pattern {
         self.matches_joined(text, "")
     }
 
-    /// Whether it matches `head` and `tail` put together, without putting them together.
+    /// Whether it matches the concatenation of `head` and `tail`, without building it.
     pub(super) fn matches_joined(&self, head: &str, tail: &str) -> bool {
         let (head, tail) = (head.as_bytes(), tail.as_bytes());
         match self {

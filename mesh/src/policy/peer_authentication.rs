@@ -19,7 +19,7 @@ use super::report::PolicyScope;
 use super::{Context, Denial};
 use crate::objects::Policy;
 
-/// The versions of the API, which say the same.
+/// The API versions, which are equivalent.
 const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 
 /// The mode of a workload or port.
@@ -122,7 +122,7 @@ fn mode(field: &Field<'_>, reader: &mut Reader<'_>) -> Mode {
         Some("STRICT") => Mode::Strict,
         _ => {
             let message = format!(
-                "{value} is none of UNSET, DISABLE, PERMISSIVE and STRICT; taken as STRICT"
+                "{value} is not one of UNSET, DISABLE, PERMISSIVE and STRICT; read as STRICT"
             );
             field
                 .get_or_null("mode")
@@ -152,7 +152,7 @@ fn ports(spec: &Field<'_>, scope: &Scope, reader: &mut Reader<'_>) -> Vec<(u16, 
         match key.parse::<u16>() {
             Ok(port) if digits && port > 0 => ports.push((port, mode(&entry, reader))),
             _ => {
-                let message = format!("{key:?} is no port (1 to 65535)");
+                let message = format!("{key:?} is not a port (1 to 65535)");
                 entry.error("bad_port", message, reader);
             }
         }

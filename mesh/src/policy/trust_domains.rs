@@ -1,12 +1,12 @@
-//! Trust-domain aliases: one mesh under several names.
+//! Trust domain aliases: the mesh under several names.
 //!
-//! A principal that names the trust domain, one of its aliases, or `cluster.local`, which guides
-//! use for "the mesh's own", means the same account under each of these names (Istio's trust
-//! domain migration). Other principals are left as they are.
+//! A principal with the trust domain, an alias or `cluster.local` (which documentation uses for the
+//! mesh's own trust domain) matches the same account under each of these names (Istio's trust domain
+//! migration). Other principals are unchanged.
 
 use spiffe::TrustDomain;
 
-/// What guides write where the mesh's own trust domain is meant.
+/// The placeholder that documentation uses for the mesh's own trust domain.
 const OWN: &str = "cluster.local";
 
 /// The trust domain of the mesh and its aliases; never empty.
@@ -24,7 +24,7 @@ impl TrustDomains {
         Self(names)
     }
 
-    /// The principals that a principal of a policy stands for.
+    /// Expands a principal of a policy to all names of the trust domain.
     pub(super) fn principals(&self, principal: &str) -> Vec<String> {
         let as_is = || vec![principal.to_owned()];
         // Only the full form, `<trust domain>/ns/<namespace>/sa/<account>`, names a trust domain.
@@ -55,7 +55,7 @@ impl TrustDomains {
         principals
     }
 
-    /// The trust domains that a trust domain of a policy stands for.
+    /// Expands a trust domain of a policy to all names of it.
     pub(super) fn trust_domains(&self, trust_domain: &str) -> Vec<String> {
         match self.0.iter().any(|name| **name == *trust_domain) {
             true => self.0.iter().map(|name| name.to_string()).collect(),
@@ -87,20 +87,20 @@ mod tests {
                 "td2/ns/foo/sa/*",
                 &["td2/ns/foo/sa/*", "td1/ns/foo/sa/*"],
             ),
-            // The guides' name for the mesh's own.
+            // The placeholder of documentation.
             (
                 &["td2", "td1"],
                 "cluster.local/ns/foo/sa/bar",
                 &["td2/ns/foo/sa/bar", "td1/ns/foo/sa/bar"],
             ),
-            // Somebody else's.
+            // A foreign trust domain.
             (&["td2", "td1"], "td9/ns/foo/sa/bar", &["td9/ns/foo/sa/bar"]),
-            // No trust domain is named.
+            // No trust domain.
             (&["td2", "td1"], "*/ns/foo/sa/bar", &["*/ns/foo/sa/bar"]),
             (&["td2", "td1"], "*/sa/bar", &["*/sa/bar"]),
             (&["td2", "td1"], "*", &["*"]),
             (&["td2", "td1"], "td1/ns/foo/*", &["td1/ns/foo/*"]),
-            // The end of a trust domain.
+            // A suffix of a trust domain.
             (
                 &["old-td", "new-td"],
                 "*-td/ns/foo/sa/bar",

@@ -204,7 +204,7 @@ fn refused_address_is_neither_meshed_nor_passed_through() {
         service("fake", "10.1.0.1"),
         service("odd", "10.0.0.3"),
         pod("odd", "10.0.0.3").ambient(),
-        pod("broken", "10.0.0.4")
+        pod("invalid", "10.0.0.4")
             .ambient()
             .set("spec.serviceAccountName", "a/b"),
     ];

@@ -101,15 +101,15 @@ fn address_of_a_pod_and_a_service_is_refused() {
 
 #[test]
 fn invalid_pod_takes_no_address_from_a_valid_one() {
-    let broken = pod("broken", "10.0.0.1").set("spec.serviceAccountName", "a/b");
-    let (model, _) = compiled(&[broken, pod("web", "10.0.0.1")]);
+    let invalid = pod("invalid", "10.0.0.1").set("spec.serviceAccountName", "a/b");
+    let (model, _) = compiled(&[invalid, pod("web", "10.0.0.1")]);
     assert_eq!(&*model.workload_by_ip(ip("10.0.0.1")).unwrap().name, "web");
 }
 
 #[test]
 fn addresses_of_an_invalid_service_are_refused() {
-    let broken = service("web", "10.1.0.1").set("metadata.name", "Web!");
-    let (model, _) = compiled(&[broken]);
+    let invalid = service("web", "10.1.0.1").set("metadata.name", "Web!");
+    let (model, _) = compiled(&[invalid]);
     assert_eq!(
         model.address_refusal(ip("10.1.0.1")),
         Some(AddressRefusal::InvalidService)

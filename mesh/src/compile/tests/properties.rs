@@ -1,4 +1,4 @@
-//! What holds for any objects: proptest draws the worlds.
+//! Properties of arbitrary objects (proptest).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::objects::{Objects, parse};
 use crate::testing::{Doc, compiled, namespace, node, objects, params, pod, service, slice};
 use crate::{AddressRefusal, Diagnostic, EndpointKey, Model, Route, Store, compile, route};
 
-/// Few names and few addresses, so that everything meets everything.
+/// Few names and addresses, so that conflicts are frequent.
 fn any_pod() -> impl Strategy<Value = Doc> {
     let mode = prop_oneof![Just("ambient"), Just("none"), Just("typo"), Just("")];
     (0..8u8, 0..6u8, mode, any::<[bool; 5]>(), 0..3u8).prop_map(|(name, ip, mode, flags, node)| {
@@ -93,7 +93,7 @@ fn any_slice() -> impl Strategy<Value = Doc> {
     })
 }
 
-/// Objects with distinct names; conflicts of addresses and uids are wanted.
+/// Objects with distinct names, and with conflicting addresses and uids.
 fn any_world() -> impl Strategy<Value = Vec<Doc>> {
     let pods = prop::collection::vec(any_pod(), 0..8);
     let services = prop::collection::vec(any_service(), 0..4);
@@ -122,8 +122,8 @@ fn any_world() -> impl Strategy<Value = Vec<Doc>> {
     })
 }
 
-/// Objects that nobody can read, or whose identity is not certain.
-fn any_broken() -> impl Strategy<Value = Doc> {
+/// Objects that cannot be read, or whose identity is not certain.
+fn any_invalid() -> impl Strategy<Value = Doc> {
     prop_oneof![
         any_pod().prop_map(|doc| doc.set("spec.serviceAccountName", "../admin")),
         any_pod().prop_map(|doc| doc.set("metadata.uid", "../x")),
@@ -150,12 +150,12 @@ fn spread(docs: &[Doc], files: usize) -> Objects {
 }
 
 fn sorted(diagnostics: &[Diagnostic]) -> Vec<String> {
-    let mut said: Vec<_> = diagnostics
+    let mut texts: Vec<_> = diagnostics
         .iter()
         .map(|p| format!("{:?} {} {}", p.object, p.code, p.message))
         .collect();
-    said.sort();
-    said
+    texts.sort();
+    texts
 }
 
 fn newly_refused(before: &Model, after: &Model) -> Vec<IpAddr> {
@@ -191,18 +191,18 @@ proptest! {
 
     #[test]
     fn invalid_object_does_not_affect_others(
-        world in any_world(), broken in any_broken(),
+        world in any_world(), invalid in any_invalid(),
     ) {
         let (mut before, _) = compiled(&world);
-        let (mut after, _) = compiled(&[&world[..], &[broken]].concat());
-        // It may only refuse addresses that nobody owned before. If one of those is a bare
-        // endpoint, that goes too: it may be the broken pod, which may be meshed.
+        let (mut after, _) = compiled(&[&world[..], &[invalid]].concat());
+        // It may only refuse addresses without an owner. An endpoint with such an address is removed
+        // too: it may be the invalid pod, which may be meshed.
         let refused = newly_refused(&before, &after);
         prop_assert!(refused.iter().all(|ip| before.workload_by_ip(*ip).is_none()));
         prop_assert!(refused.iter().all(|ip| before.service_by_vip(*ip).is_none()));
         after.refused_addresses.retain(|ip, _| !refused.contains(ip));
         prop_assert!(before.refused_addresses.keys().all(|ip| after.refused_addresses.contains_key(ip)));
-        // Why an address is refused may be said in another way; that it is, stays.
+        // The reason of a refusal may change, but not the refusal.
         after.refused_addresses.clone_from(&before.refused_addresses);
         drop_bare_endpoints(&mut before, &refused);
         prop_assert_eq!(before, after);
@@ -287,7 +287,7 @@ proptest! {
         let parsed = parse(&"cut.yaml".into(), &text.as_bytes()[..cut]);
         let whole = objects(&world);
         prop_assert!(parsed.objects.len() <= whole.len());
-        prop_assert!(parsed.errors.len() <= 1, "only the last can be broken");
+        prop_assert!(parsed.errors.len() <= 1, "only the last document can be invalid");
     }
 }
 
@@ -382,7 +382,7 @@ fn check_service(
     Ok(())
 }
 
-/// Whatever way leads to an entry, it is the same allocation.
+/// Every lookup of an entry returns the same allocation.
 fn check_arcs(model: &Model) -> Result<(), TestCaseError> {
     for workload in model.by_ip.values() {
         prop_assert!(Arc::ptr_eq(workload, &model.workloads[&workload.uid]));

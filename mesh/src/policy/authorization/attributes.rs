@@ -1,4 +1,4 @@
-//! What the fields of a rule compare, and how their values are written.
+//! Which attributes the fields and conditions of a rule match, and how their values are parsed.
 
 use super::matching::{ServiceAccount, Values};
 use crate::names;
@@ -6,7 +6,7 @@ use crate::policy::cidr::Cidr;
 use crate::policy::pattern::Pattern;
 use crate::policy::trust_domains::TrustDomains;
 
-/// Something that a connection has and a rule can ask for.
+/// An attribute of a connection that a rule can match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attribute {
     Principals,
@@ -18,7 +18,7 @@ pub(super) enum Attribute {
     DestinationPorts,
 }
 
-/// The fields of `from.source` that connections have: listed, and listed as excluded.
+/// The fields of `from.source` that apply to connections: positive name, negative name, attribute.
 pub(super) const SOURCE: [(&str, &str, Attribute); 5] = [
     ("principals", "notPrincipals", Attribute::Principals),
     ("namespaces", "notNamespaces", Attribute::Namespaces),
@@ -31,7 +31,7 @@ pub(super) const SOURCE: [(&str, &str, Attribute); 5] = [
     ("ipBlocks", "notIpBlocks", Attribute::SourceIps),
 ];
 
-/// Those that only requests have.
+/// The fields of `from.source` that apply to requests only.
 pub(super) const HTTP_SOURCE: [&str; 4] = [
     "requestPrincipals",
     "notRequestPrincipals",
@@ -39,11 +39,11 @@ pub(super) const HTTP_SOURCE: [&str; 4] = [
     "notRemoteIpBlocks",
 ];
 
-/// The fields of `to.operation` that connections have.
+/// The fields of `to.operation` that apply to connections.
 pub(super) const OPERATION: [(&str, &str, Attribute); 1] =
     [("ports", "notPorts", Attribute::DestinationPorts)];
 
-/// Those that only requests have.
+/// The fields of `to.operation` that apply to requests only.
 pub(super) const HTTP_OPERATION: [&str; 6] = [
     "hosts",
     "notHosts",
@@ -53,7 +53,7 @@ pub(super) const HTTP_OPERATION: [&str; 6] = [
     "notPaths",
 ];
 
-/// What the `key` of a condition asks for.
+/// The meaning of the `key` of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
     Known(Attribute),
@@ -87,7 +87,7 @@ pub(super) fn key(key: &str) -> Key {
 }
 
 impl Attribute {
-    /// Without a value yet.
+    /// An empty list of values.
     pub(super) fn no_values(self) -> Values {
         match self {
             Attribute::Principals => Values::Principals(Vec::new()),
@@ -102,8 +102,11 @@ impl Attribute {
 }
 
 impl Values {
-    /// Reads one value of a policy in this namespace. Says what is wrong with it: a value that can
-    /// match nothing was meant to match something.
+    /// Parses one value of a policy in this namespace and adds it.
+    ///
+    /// # Errors
+    ///
+    /// The value is invalid, or can never match.
     pub(super) fn add(
         &mut self,
         text: &str,
@@ -116,7 +119,9 @@ impl Values {
                 let pattern = pattern(text, "a namespace", is_of_label)?;
                 match is_part_of_name(&pattern, names::is_namespace) {
                     true => patterns.push(pattern),
-                    false => return Err(format!("{text:?}: no namespace can be called like this")),
+                    false => {
+                        return Err(format!("{text:?}: is not part of a valid namespace name"));
+                    }
                 }
             }
             Values::ServiceAccounts(accounts) => accounts.push(service_account(text, namespace)?),
@@ -132,7 +137,7 @@ impl Values {
         Ok(())
     }
 
-    /// Whether it says who the source is.
+    /// Whether the attribute identifies the source.
     pub(super) fn is_identity(&self) -> bool {
         matches!(
             self,
@@ -161,10 +166,10 @@ fn principals(text: &str, trust_domains: &TrustDomains) -> Result<Vec<Pattern>, 
     let parsed = pattern(text, "a principal", is_of_principal)?;
     if !can_match_principal(&parsed) {
         return Err(format!(
-            "{text:?} matches nobody; a principal is <trust domain>/ns/<namespace>/sa/<account>"
+            "{text:?} can never match; a principal is <trust domain>/ns/<namespace>/sa/<account>"
         ));
     }
-    // Trust domains are lower case, whatever their certificate says.
+    // Trust domains are compared in lower case.
     let text = match text.split_once('/') {
         Some((trust_domain, path)) => format!("{}/{path}", trust_domain.to_ascii_lowercase()),
         None => text.to_owned(),
@@ -177,27 +182,27 @@ fn pattern(text: &str, what: &str, admits: fn(u8) -> bool) -> Result<Pattern, St
     let pattern = Pattern::parse(text)?;
     match pattern.literal().bytes().all(admits) {
         true => Ok(pattern),
-        false => Err(format!("{text:?} can be no part of {what}")),
+        false => Err(format!("{text:?} cannot be part of {what}")),
     }
 }
 
-/// Whether something that has such a name can match the pattern.
+/// Whether a valid name can match the pattern.
 fn is_part_of_name(pattern: &Pattern, is_name: fn(&str) -> bool) -> bool {
     match pattern {
         Pattern::Exact(text) => is_name(text),
-        // What the rest can be is of no interest, so the shortest will do.
+        // The shortest completion is enough.
         Pattern::Prefix(text) => is_name(text) || is_name(&format!("{text}0")),
         Pattern::Suffix(text) => is_name(text) || is_name(&format!("0{text}")),
         Pattern::Presence(_) => true,
     }
 }
 
-/// Whether any identity can match: `<trust domain>/<path>`, of which no segment is empty, and in
-/// Istio's form the third and fifth are names of Kubernetes. A value that none can match was meant
-/// for somebody, whom a DENY rule would spare.
+/// Whether any identity can match: `<trust domain>/<path>` without empty segments; in Istio's form the
+/// third and fifth segments are Kubernetes names. A DENY rule with a value that never matches would
+/// silently deny nothing.
 fn can_match_principal(pattern: &Pattern) -> bool {
     let segments: Vec<&str> = pattern.literal().split('/').collect();
-    // The segments that are there in full.
+    // The complete segments.
     let (first, last) = match pattern {
         Pattern::Exact(_) => (0, segments.len()),
         Pattern::Prefix(_) => (0, segments.len() - 1),
@@ -205,7 +210,7 @@ fn can_match_principal(pattern: &Pattern) -> bool {
         Pattern::Presence(_) => return true,
     };
     let is_legal = |segment: &&str| !matches!(*segment, "" | "." | "..");
-    // Of one segment only the end is there, which may be the end of any.
+    // An incomplete single segment may be the end of any segment.
     let is_whole = match pattern {
         Pattern::Exact(_) => segments.len() > 1,
         Pattern::Prefix(_) => true,
@@ -218,7 +223,7 @@ fn can_match_principal(pattern: &Pattern) -> bool {
         && has_legal_names(pattern, &segments, first, last)
 }
 
-/// Namespace and account of Istio's form, as far as they are there.
+/// Whether namespace and account of Istio's form are valid, as far as the pattern has them.
 fn has_legal_names(pattern: &Pattern, segments: &[&str], first: usize, last: usize) -> bool {
     let is_name = |i: usize, is_name: fn(&str) -> bool| match segments.get(i) {
         None | Some(&"") => true,
@@ -261,25 +266,27 @@ fn service_account(text: &str, namespace: &str) -> Result<ServiceAccount, String
             name: name.into(),
         }),
         false => Err(format!(
-            "{text:?} is neither an account nor namespace/account"
+            "{text:?} is neither an account name nor namespace/account"
         )),
     }
 }
 
-/// A block, or one address.
+/// Parses a block or a single address.
 fn block(text: &str) -> Result<Cidr, String> {
     match text.contains('/') {
         true => Cidr::parse(text),
         false if text.contains(':') => Cidr::parse(&format!("{text}/128")),
         false => Cidr::parse(&format!("{text}/32")),
     }
-    .map_err(|_| format!("{text:?} is no address, and no block such as 10.0.0.0/8 or fd00::/8"))
+    .map_err(|_| {
+        format!("{text:?} is neither an address nor a block such as 10.0.0.0/8 or fd00::/8")
+    })
 }
 
 fn port(text: &str) -> Result<u16, String> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {
         Ok(port) if digits && port > 0 => Ok(port),
-        _ => Err(format!("{text:?} is no port (1 to 65535)")),
+        _ => Err(format!("{text:?} is not a port (1 to 65535)")),
     }
 }

@@ -1,8 +1,8 @@
-//! The rules of a policy, from the document.
+//! Reads the rules of an AuthorizationPolicy.
 //!
-//! "Nothing" has two meanings here that must not be mixed up: a constraint that is in doubt is left
-//! out, and a match without constraints matches everything; a match that asks for HTTP only is left
-//! out, and a clause without matches matches nothing.
+//! Two kinds of "empty" must not be confused: an invalid constraint is left out, and a match without
+//! constraints matches everything; a match of HTTP attributes only is left out, and a clause without
+//! matches matches nothing.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::policy::trust_domains::TrustDomains;
 use super::Action;
 use super::attributes::{self, Attribute, Key};
 
-/// The HTTP attributes that rules ask for.
+/// The HTTP attributes that the rules use.
 #[derive(Debug, Default)]
 pub(super) struct HttpAttributes {
     found: BTreeSet<String>,
-    /// A DENY rule has a clause that asks for nothing else, so it refuses nothing.
+    /// A DENY rule has a clause of HTTP attributes only, so it denies nothing.
     pub(super) leave_nothing: bool,
 }
 
@@ -36,8 +36,8 @@ pub(super) struct RuleReader<'r, 'f> {
     namespace: Arc<str>,
     trust_domains: &'r TrustDomains,
     http: HttpAttributes,
-    /// How many HTTP attributes were asked for so far.
-    asked_http: usize,
+    /// The number of HTTP attributes read so far.
+    http_count: usize,
 }
 
 impl<'r, 'f> RuleReader<'r, 'f> {
@@ -51,7 +51,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
             namespace: namespace.clone(),
             trust_domains,
             http: HttpAttributes::default(),
-            asked_http: 0,
+            http_count: 0,
         }
     }
 
@@ -59,8 +59,8 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         self.http
     }
 
-    /// The rules of a DENY policy as far as they are certain. Those of an ALLOW policy are only to
-    /// be used if no fault was found.
+    /// Reads the valid parts of the rules of a DENY policy. The rules of an ALLOW policy may only be
+    /// used if there is no error.
     pub(super) fn read(&mut self, spec: &Field<'_>, action: Action) -> Vec<Rule> {
         let written = spec.value.get("rules");
         let none = written.is_none_or(|rules| rules.as_array().is_some_and(Vec::is_empty));
@@ -81,13 +81,13 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         rules.collect()
     }
 
-    /// `None` for an ALLOW rule that asks for HTTP: it is left out as a whole.
+    /// Reads a rule; `None` for an ALLOW rule with HTTP attributes, which is left out.
     fn rule(&mut self, field: &Field<'_>, action: Action) -> Option<Rule> {
         if !self.is_object(field) {
             return Some(Rule::default());
         }
         field.expect_keys(&["from", "to", "when"], self.reader);
-        let asked_http = self.asked_http;
+        let http_count = self.http_count;
         let mut clauses = Vec::new();
         clauses.extend(self.alternatives(field, "to", "operation", Self::operation));
         clauses.extend(self.alternatives(field, "from", "source", Self::source));
@@ -96,15 +96,14 @@ impl<'r, 'f> RuleReader<'r, 'f> {
                 clauses.extend(self.condition(&condition));
             }
         }
-        if action == Action::Allow && self.asked_http > asked_http {
+        if action == Action::Allow && self.http_count > http_count {
             return None;
         }
         self.http.leave_nothing |= clauses.iter().any(|clause| clause.0.is_empty());
         Some(Rule(clauses))
     }
 
-    /// `from` and `to`: one of the entries matches. `None` if there is no such clause, or it is in
-    /// doubt.
+    /// Reads `from` or `to`: one of the entries must match. `None` if the clause is missing or invalid.
     fn alternatives(
         &mut self,
         rule: &Field<'_>,
@@ -137,7 +136,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         if !accounts || !has(&others) {
             return found;
         }
-        let message = "serviceAccounts cannot stand beside principals or namespaces".to_owned();
+        let message = "serviceAccounts cannot be combined with principals or namespaces".to_owned();
         field.error("bad_field", message, self.reader);
         found.map(|mut found| {
             found
@@ -151,23 +150,23 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         self.one_match(field, &attributes::OPERATION, &attributes::HTTP_OPERATION)
     }
 
-    /// All fields of an entry hold. `None` if it asks for HTTP and nothing else.
+    /// Reads an entry, all of whose fields must match. `None` if it has HTTP attributes only.
     fn one_match(
         &mut self,
         field: &Field<'_>,
         known: &[(&str, &str, Attribute)],
         http: &[&str],
     ) -> Option<Match> {
-        let (before, asked_http) = (self.reader.count(), self.asked_http);
+        let (before, http_count) = (self.reader.count(), self.http_count);
         let keys = known.iter().flat_map(|(key, not, _)| [*key, *not]);
         let keys: Vec<&str> = keys.chain(http.iter().copied()).collect();
         field.expect_keys(&keys, self.reader);
-        let mut asked = false;
+        let mut has_field = false;
         let mut constraints = Vec::new();
         for (key, not, attribute) in known {
             for (key, negated) in [(*key, false), (*not, true)] {
                 if field.value.get(key).is_some() {
-                    asked = true;
+                    has_field = true;
                     constraints.extend(self.constraint(field, key, *attribute, negated));
                 }
             }
@@ -175,8 +174,8 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         for key in http {
             self.http(field, key, key);
         }
-        if !asked && self.reader.count() == before {
-            if self.asked_http > asked_http {
+        if !has_field && self.reader.count() == before {
+            if self.http_count > http_count {
                 return None;
             }
             let message = "matches nothing in particular; leave it out to match everything";
@@ -185,7 +184,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         Some(Match(constraints))
     }
 
-    /// One entry of `when`. `None` if it is in doubt.
+    /// Reads one entry of `when`; `None` if it is invalid.
     fn condition(&mut self, field: &Field<'_>) -> Option<Clause> {
         if !self.is_object(field) {
             return None;
@@ -215,14 +214,14 @@ impl<'r, 'f> RuleReader<'r, 'f> {
                 (self.reader.count() == before).then(|| Clause(Vec::new()))
             }
             Key::Unknown => {
-                let message = format!("{key:?} is no attribute that the mesh knows");
+                let message = format!("{key:?} is not a known attribute");
                 key_field.error("unknown_attribute", message, self.reader);
                 None
             }
         }
     }
 
-    /// `None` if it is in doubt. Of values that are excluded, those that are certain still are.
+    /// Reads a constraint; `None` if it is invalid. A negated constraint keeps its valid values.
     fn constraint(
         &mut self,
         parent: &Field<'_>,
@@ -249,12 +248,12 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         usable.then_some(Constraint { values, negated })
     }
 
-    /// Checks a list of texts that no connection is compared with.
+    /// Checks a list of HTTP attribute values, which no connection is compared with.
     fn http(&mut self, parent: &Field<'_>, list: &str, name: &str) {
         if parent.value.get(list).is_none() {
             return;
         }
-        self.asked_http += 1;
+        self.http_count += 1;
         self.http.found.insert(name.to_owned());
         for item in self.list(parent, list).unwrap_or_default() {
             if item.text(self.reader) == Some("") {
@@ -263,7 +262,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         }
     }
 
-    /// A field that is there and has to be a list with items.
+    /// The items of a field that must be a list with items.
     fn list<'a>(&mut self, parent: &'a Field<'a>, key: &'a str) -> Option<Vec<Field<'a>>> {
         match parent.value.get(key).and_then(|value| value.as_array()) {
             Some(items) if !items.is_empty() => Some(parent.items(key, self.reader).collect()),

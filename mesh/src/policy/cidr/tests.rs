@@ -1,4 +1,4 @@
-//! Blocks of addresses.
+//! Parsing and matching of CIDR blocks.
 
 use std::net::IpAddr;
 
@@ -95,12 +95,12 @@ fn strictly_contained_block_is_smaller_and_inside() {
         ("::/0", "10.0.0.0/8", false),
         ("0.0.0.0/0", "fd00::/8", false),
     ];
-    for (block, hole, expected) in table {
-        let [block, hole] = [block, hole].map(|text| Cidr::parse(text).expect("a block"));
+    for (block, except, expected) in table {
+        let [block, except] = [block, except].map(|text| Cidr::parse(text).expect("a block"));
         assert_eq!(
-            block.strictly_contains(&hole),
+            block.strictly_contains(&except),
             expected,
-            "{hole} in {block}"
+            "{except} in {block}"
         );
     }
 }

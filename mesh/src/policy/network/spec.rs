@@ -140,14 +140,13 @@ fn peer(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
             })
         }
         (Some(_), true) => {
-            let message = "ipBlock stands alone: beside it there may be no selector".to_owned();
+            let message = "ipBlock cannot be combined with a selector".to_owned();
             field.error("ambiguous_peer", message, reader);
             None
         }
         (None, false) => {
-            let message = "names nobody; one of podSelector, namespaceSelector and ipBlock is \
-                           needed"
-                .to_owned();
+            let message =
+                "is empty; needs one of podSelector, namespaceSelector and ipBlock".to_owned();
             field.error("empty_peer", message, reader);
             None
         }
@@ -166,7 +165,7 @@ fn ip_block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Peer> {
             continue;
         };
         if cidr.is_some_and(|cidr| !cidr.strictly_contains(&hole)) {
-            let message = format!("{hole} is not a part of the block it is an exception of");
+            let message = format!("{hole} is not a part of the block that it excepts from");
             item.error("bad_except", message, reader);
         }
         except.push(hole);
@@ -184,7 +183,7 @@ fn block(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Cidr> {
         .ok()
 }
 
-/// What an entry of `ports` speaks of.
+/// The protocol and port of an entry of `ports`.
 enum Protocol {
     /// `None` for all ports.
     Tcp(Option<Port>),
@@ -219,7 +218,7 @@ fn port(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Protocol> {
             Some("TCP") => true,
             Some("UDP" | "SCTP") => false,
             _ => {
-                let message = format!("{} is none of TCP, UDP and SCTP", protocol.value);
+                let message = format!("{} is not one of TCP, UDP and SCTP", protocol.value);
                 protocol.error("bad_protocol", message, reader);
                 return None;
             }
@@ -259,13 +258,13 @@ fn number(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<u16> {
     let number = field.value.as_u64().and_then(|n| u16::try_from(n).ok());
     let number = number.filter(|number| *number > 0);
     if number.is_none() {
-        let message = format!("{} is no port (1 to 65535)", field.value);
+        let message = format!("{} is not a port (1 to 65535)", field.value);
         field.error("bad_port", message, reader);
     }
     number
 }
 
-/// A name that no container port can have matches nothing; it is a number in quotes or a mistake.
+/// Reads a port name. An invalid name would match no container port; it may be a quoted number.
 fn name(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str>> {
     let name = field.text(reader)?;
     let legal = (1..=15).contains(&name.len())
@@ -277,7 +276,7 @@ fn name(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<Box<str>> {
         && !name.ends_with('-')
         && !name.contains("--");
     if !legal {
-        let message = format!("{name:?} is no name of a port; a number is written without quotes");
+        let message = format!("{name:?} is not a valid port name; write a number without quotes");
         field.error("bad_port", message, reader);
         return None;
     }

@@ -144,7 +144,7 @@ impl World {
         everyone().filter(reach).collect()
     }
 
-    /// These pods are reached on every port by those, and by nobody else: `x/b y/*`.
+    /// Exactly these sources reach the targets, on every port. Both are lists such as `x/b y/*`.
     pub(super) fn expect(&self, targets: &str, sources: &str) {
         for to in pods(targets) {
             for port in PORTS {

@@ -48,7 +48,7 @@ fn dry_run_allows_report_what_none_of_them_matches() {
         (dry_run_denial(&two, BANK), dry_run_denial(&two, WEB)),
         (None, None)
     );
-    // What an ALLOW in force lets in would still be let in.
+    // An enforced ALLOW policy still allows the connection.
     let forced = authz("shop/c", "rules: [{from: [{source: {principals: ['*']}}]}]");
     assert_eq!(dry_run_denial(&world(&[shop, forced]), BANK), None);
 }

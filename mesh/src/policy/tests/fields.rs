@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A rule, what it matches and what it does not.
+/// A rule, connections that it matches and connections that it does not match.
 type Case = (
     &'static str,
     &'static [&'static str],
@@ -62,7 +62,7 @@ const FROM: [Case; 29] = [
         &[PLAIN, "cluster.local/workload/x 10.9.9.9 1"],
     ),
     ("notNamespaces: [shop]", &[BANK, PLAIN], &[WEB]),
-    // Service accounts: of the policy's namespace, or of another; of any trust domain.
+    // Service accounts: of the policy's namespace or another one, in any trust domain.
     (
         "serviceAccounts: [web]",
         &[WEB, "other.org/ns/shop/sa/web 10.9.9.9 1"],
@@ -109,7 +109,7 @@ const FROM: [Case; 29] = [
         &[WEB, "- fd00::2 1"],
         &["- fd00::1 1"],
     ),
-    // All fields of a source hold.
+    // All fields of a source must match.
     (
         "{namespaces: [shop], notPrincipals: ['*/sa/web']}",
         &["cluster.local/ns/shop/sa/db 10.0.0.2 1"],
@@ -259,13 +259,13 @@ const RULES: [Case; 29] = [
         &["- 192.0.2.7 1", "- 192.0.2.7 65535"],
         &[WEB],
     ),
-    // A trust domain is lower case, whatever the policy says.
+    // A trust domain is compared in lower case.
     (
         "from: [{source: {principals: [Cluster.Local/ns/shop/sa/web]}}]",
         &[WEB],
         &[BANK],
     ),
-    // An identity that has not Istio's form has no namespace and no account.
+    // An identity in another form than Istio's has no namespace and no account.
     (
         "from: [{source: {namespaces: [shop]}}]",
         &[],
@@ -298,7 +298,7 @@ fn rule_matches_by_each_of_its_parts() {
     }
 }
 
-/// ALLOW lets in what the rule matches and nothing else; DENY the other way round.
+/// Checks a rule as ALLOW and as DENY.
 fn check(rule: &str, matching: &[&str], others: &[&str]) {
     let rule = rule
         .strip_prefix('{')

@@ -1,4 +1,4 @@
-//! Rules that ask for what connections do not have (Istio's conversion for ztunnel).
+//! Rules with HTTP attributes, which connections do not have (Istio's conversion for ztunnel).
 
 use super::*;
 
@@ -33,20 +33,20 @@ fn allow_rule_with_http_attributes_is_left_out() {
             ["http_attributes@spec.rules"],
             "{rule}"
         );
-        let beside = format!("rules: [{rule}, {{from: [{{source: {{namespaces: [bank]}}}}]}}]");
-        let beside = world(&[authz("shop/p", &beside)]);
+        let with_other = format!("rules: [{rule}, {{from: [{{source: {{namespaces: [bank]}}}}]}}]");
+        let with_other = world(&[authz("shop/p", &with_other)]);
         assert!(
-            !beside.allows("shop/db", WEB) && beside.allows("shop/db", BANK),
+            !with_other.allows("shop/db", WEB) && with_other.allows("shop/db", BANK),
             "{rule}"
         );
     }
 }
 
-/// A rule of a DENY policy, what it denies, and whether it is said to deny nothing.
+/// A rule of a DENY policy, what it denies, and whether it is reported to deny nothing.
 #[test]
 fn deny_rule_applies_without_its_http_attributes() {
     let cases: [(&str, &[&str], bool); 10] = [
-        // What is in one source or operation is ANDed: without it the rest denies more.
+        // Fields of one source or operation are ANDed: without one the rest denies more.
         (
             "{from: [{source: {namespaces: [shop], requestPrincipals: [a]}}]}",
             &[WEB],
@@ -62,13 +62,13 @@ fn deny_rule_applies_without_its_http_attributes() {
             &[BANK],
             false,
         ),
-        // An alternative that asks for nothing else is no alternative.
+        // An alternative of HTTP attributes only is left out.
         (
             "{to: [{operation: {methods: [GET]}}, {operation: {ports: ['8080']}}]}",
             &[WEB, BANK, PLAIN],
             false,
         ),
-        // A clause that asks for nothing else never matches, and its rule with it.
+        // A clause of HTTP attributes only never matches, and neither does its rule.
         ("{to: [{operation: {methods: [GET]}}]}", &[], true),
         (
             "{from: [{source: {requestPrincipals: [a]}}], to: [{operation: {paths: [/a], methods: [b]}}]}",
@@ -108,11 +108,11 @@ fn deny_rule_applies_without_its_http_attributes() {
         assert_eq!(found, denied, "{rule}");
         let report = world.report("shop/p");
         assert_eq!(report.state, PolicyState::Accepted);
-        let said = report
+        let is_reported = report
             .messages
             .iter()
             .any(|m| m.message.contains("REFUSES NOTHING"));
-        assert_eq!(said, nothing, "{rule}");
+        assert_eq!(is_reported, nothing, "{rule}");
     }
 }
 

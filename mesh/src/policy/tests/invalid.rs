@@ -1,4 +1,4 @@
-//! What cannot be understood never widens access.
+//! Invalid AuthorizationPolicies never widen access.
 
 use super::*;
 
@@ -133,7 +133,7 @@ const RULES: [(&str, &str, bool); 49] = [
         "bad_value@spec.rules[0].from[0].source.ipBlocks[1]",
         false,
     ),
-    // What is excluded for certain stays excluded.
+    // Valid negated values stay excluded.
     (
         "from: [{source: {notIpBlocks: [garbage, 10.0.0.3]}}]",
         "bad_value@spec.rules[0].from[0].source.notIpBlocks[0]",
@@ -416,7 +416,7 @@ fn wholly_invalid_policy_denies_everything_it_selects() {
     }
 }
 
-/// A DENY rule for nobody would look as if it denied somebody.
+/// A DENY rule that never matches would only look like protection.
 #[test]
 fn value_that_can_never_match_is_an_error() {
     let verdicts = [
@@ -503,7 +503,7 @@ fn envelope_of_a_policy_is_checked() {
             "unknown_version@apiVersion",
             true,
         ),
-        // Of another version even the constraints may mean something else.
+        // In another version the constraints may mean something else.
         (
             deny().set("apiVersion", "security.istio.io/v1alpha1"),
             "unknown_version@apiVersion",
@@ -551,7 +551,7 @@ fn envelope_of_a_policy_is_checked() {
     }
 }
 
-/// Beside a policy that allows everything, one whose DENY may have been lost.
+/// A policy whose DENY action may be misspelt, together with one that allows everything.
 #[test]
 fn possibly_misspelt_action_denies() {
     let open = authz("shop/open", "rules: [{}]");
@@ -569,7 +569,7 @@ fn possibly_misspelt_action_denies() {
     let mut renamed = authz("shop/p", "{}").set("specs", json!({"action": "DENY"}));
     renamed.0.as_object_mut().unwrap().remove("spec");
     assert!(!world(&[open.clone(), renamed]).allows("shop/db", WEB));
-    // An unknown field that can be no action does not take from the other policies.
+    // An unknown field that cannot be an action does not affect other policies.
     let future = authz("shop/p", "{rules: [{}], future: [1]}");
     assert!(world(&[open, future]).allows("shop/db", WEB));
 }

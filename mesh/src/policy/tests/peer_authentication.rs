@@ -1,4 +1,4 @@
-//! PeerAuthentication: which policy counts, and what it says of a port.
+//! PeerAuthentication: which policy decides, and the modes of single ports.
 
 use super::*;
 
@@ -37,10 +37,10 @@ fn narrowest_level_with_a_mode_decides() {
                     (namespace, "shop/n"),
                     (mesh, "istio-system/m"),
                 ];
-                let said = levels
+                let set = levels
                     .into_iter()
                     .find(|(mode, _)| !matches!(*mode, "-" | "UNSET"));
-                let expected = said
+                let expected = set
                     .filter(|(mode, _)| *mode == "STRICT")
                     .map(|(_, name)| format!("PeerAuthentication {name}"));
                 let world = world(&policies);
@@ -52,7 +52,7 @@ fn narrowest_level_with_a_mode_decides() {
                 assert_eq!(
                     world.denial("shop/db", WEB),
                     None,
-                    "an identity is never asked for more"
+                    "a verified identity is always accepted"
                 );
             }
         }
@@ -176,7 +176,7 @@ fn each_of_several_strict_ports_is_strict() {
     }
 }
 
-/// The mirror image: exceptions to STRICT, however many, leave every other port strict.
+/// The opposite: any number of exceptions to STRICT leaves every other port strict.
 #[test]
 fn each_of_several_permissive_ports_is_permissive() {
     for policies in [

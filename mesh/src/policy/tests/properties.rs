@@ -1,11 +1,11 @@
-//! What holds for any policies: proptest draws them.
+//! Properties of arbitrary policies (proptest).
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::objects::{Objects, parse};
 
-const ASKS: [&str; 9] = [
+const CONNECTIONS: [&str; 9] = [
     WEB,
     BANK,
     PLAIN,
@@ -98,7 +98,7 @@ fn selector() -> BoxedStrategy<Value> {
     ])
 }
 
-/// A policy as people write them; it may be invalid (an empty match, ports without a selector).
+/// A typical policy; it may be invalid (an empty match, ports without a selector).
 fn any_policy() -> impl Strategy<Value = Doc> {
     let rules = prop::collection::vec(rule(), 1..3).prop_map(Value::from);
     let authorization = some(vec![("selector", selector())]);
@@ -170,7 +170,7 @@ fn junk() -> BoxedStrategy<Value> {
     ])
 }
 
-/// Every place in a value, as JSON pointers.
+/// Every position in a value, as JSON pointers.
 fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     found.push(at.to_owned());
     match value {
@@ -188,7 +188,7 @@ fn places(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// One field of the spec becomes something else, or is called something else.
+/// One field of the spec gets another value or another name.
 fn mutilate(doc: &Doc, place: usize, junk: &Value, rename: bool) -> Doc {
     let mut doc = doc.clone();
     let mut found = Vec::new();
@@ -210,10 +210,12 @@ fn mutilate(doc: &Doc, place: usize, junk: &Value, rename: bool) -> Doc {
 }
 
 fn denials(world: &World) -> Vec<bool> {
-    let asks = PODS
+    let connections = PODS
         .iter()
-        .flat_map(|pod| ASKS.iter().map(move |ask| (pod, ask)));
-    asks.map(|(pod, ask)| !world.allows(pod, ask)).collect()
+        .flat_map(|pod| CONNECTIONS.iter().map(move |connection| (pod, connection)));
+    connections
+        .map(|(pod, connection)| !world.allows(pod, connection))
+        .collect()
 }
 
 fn is_invalid(world: &World, doc: &Doc) -> bool {
@@ -231,7 +233,7 @@ fn is_invalid(world: &World, doc: &Doc) -> bool {
         .is_some_and(|report| report.state == PolicyState::Invalid)
 }
 
-/// Every denial of the first is one of the second.
+/// Whether every denial of the first is one of the second.
 fn at_least(before: &[bool], after: &[bool]) -> bool {
     before
         .iter()
@@ -239,13 +241,13 @@ fn at_least(before: &[bool], after: &[bool]) -> bool {
         .all(|(before, after)| !before || *after)
 }
 
-/// A mistake around the spec.
+/// An error around the spec.
 #[derive(Clone, Debug)]
 struct Spoil {
-    /// `None` to take it away.
+    /// `None` to remove it.
     value: Option<Value>,
     field: &'static str,
-    /// It can still be read where the policy holds.
+    /// The namespace is still readable.
     keeps_namespace: bool,
 }
 
@@ -306,15 +308,15 @@ impl Spoil {
     }
 }
 
-/// A daemon that starts with these policies, of which one may not be readable.
-fn read_world(others: &[Doc], victim: &Doc) -> World {
-    let stray = in_namespace("stray", "default", "10.0.0.9");
+/// A daemon that starts with these policies, one of which may be unreadable.
+fn read_world(others: &[Doc], target: &Doc) -> World {
+    let plain = in_namespace("plain", "default", "10.0.0.9");
     let docs: Vec<Doc> = pods()
         .into_iter()
-        .chain([stray])
+        .chain([plain])
         .chain(others.iter().cloned())
         .collect();
-    let text = crate::testing::text(&docs) + &crate::testing::text(std::slice::from_ref(victim));
+    let text = crate::testing::text(&docs) + &crate::testing::text(std::slice::from_ref(target));
     let parsed = parse(&"p.yaml".into(), text.as_bytes());
     let mut objects = Objects::default();
     for (object, origin) in parsed.objects.into_iter().chain(parsed.placeholders) {
@@ -334,10 +336,10 @@ proptest! {
     #[test]
     fn adding_an_invalid_policy_allows_nothing_new(
         others in prop::collection::vec(any_policy(), 0..4),
-        victim in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
+        target in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
     ) {
         let before = world(&others);
-        let invalid = named(mutilate(&victim, place, &junk, rename), "new");
+        let invalid = named(mutilate(&target, place, &junk, rename), "new");
         let mut docs = others;
         docs.push(invalid.clone());
         let after = world(&docs);
@@ -346,48 +348,47 @@ proptest! {
         }
     }
 
-    /// What a policy denied it still denies when one field of it cannot be understood any more.
+    /// A policy with one field made invalid still denies what it denied before.
     #[test]
     fn making_one_field_invalid_allows_nothing_new(
         others in prop::collection::vec(any_policy(), 0..3),
-        victim in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
+        target in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
     ) {
-        let victim = named(victim, "victim");
-        let spoilt = mutilate(&victim, place, &junk, rename);
+        let target = named(target, "target");
+        let changed = mutilate(&target, place, &junk, rename);
         let with = |doc: &Doc| world(&others.iter().chain([doc]).cloned().collect::<Vec<_>>());
-        let (before, after) = (with(&victim), with(&spoilt));
-        // One that had a error before has still when its selector selects others.
-        if !is_invalid(&before, &victim) && is_invalid(&after, &spoilt) {
-            prop_assert!(at_least(&denials(&before), &denials(&after)), "{} -> {}", victim.0, spoilt.0);
+        let (before, after) = (with(&target), with(&changed));
+        // A policy that was invalid before stays invalid with another selector.
+        if !is_invalid(&before, &target) && is_invalid(&after, &changed) {
+            prop_assert!(at_least(&denials(&before), &denials(&after)), "{} -> {}", target.0, changed.0);
         }
     }
 
-    /// The same for what is around the spec, as long as the document says by its kind or by its group
-    /// that it is a policy.
+    /// The same for the envelope, as long as the kind or the group identifies a policy.
     #[test]
     fn making_the_envelope_invalid_allows_nothing_new(
         others in prop::collection::vec(any_policy(), 0..3),
-        victim in any_policy(), spoil in spoil(), namespaced: bool,
+        target in any_policy(), spoil in spoil(), namespaced: bool,
     ) {
-        let mut victim = named(victim, "victim");
+        let mut target = named(target, "target");
         if !namespaced {
-            victim = victim.set("metadata.namespace", "default");
+            target = target.set("metadata.namespace", "default");
         }
-        let spoilt = spoil.of(&victim);
-        let (before, after) = (read_world(&others, &victim), read_world(&others, &spoilt));
-        if !is_invalid(&before, &victim) && spoil.keeps_namespace {
+        let changed = spoil.of(&target);
+        let (before, after) = (read_world(&others, &target), read_world(&others, &changed));
+        if !is_invalid(&before, &target) && spoil.keeps_namespace {
             prop_assert!(
-                at_least(&denials(&before), &denials(&after)), "{} -> {}", victim.0, spoilt.0
+                at_least(&denials(&before), &denials(&after)), "{} -> {}", target.0, changed.0
             );
         }
-        // Nobody knows where it holds: `default` is denied, where `stray` lives.
-        let denies_default = !after.allows("default/stray", PLAIN);
-        prop_assert!(spoil.keeps_namespace || denies_default, "{}", spoilt.0);
+        // The namespace is unknown: the placeholder denies `default`, the namespace of `plain`.
+        let denies_default = !after.allows("default/plain", PLAIN);
+        prop_assert!(spoil.keeps_namespace || denies_default, "{}", changed.0);
         let errors = after.model.policies().iter().filter(|r| r.state == PolicyState::Invalid);
-        prop_assert!(errors.count() > 0, "it is said: {}", spoilt.0);
+        prop_assert!(errors.count() > 0, "not reported: {}", changed.0);
     }
 
-    /// Neither its place among the others nor the place in the files counts.
+    /// The order of policies in the files has no effect.
     #[test]
     fn order_of_policies_does_not_change_the_decision(
         docs in prop::collection::vec(any_policy(), 0..6), turn in 0..6usize, reverse: bool,
@@ -401,14 +402,14 @@ proptest! {
         let (one, other) = (world(&docs), world(&turned));
         prop_assert_eq!(&one.model, &other.model);
         for pod in PODS {
-            for ask in ASKS {
-                prop_assert_eq!(one.decide(pod, ask), other.decide(pod, ask));
+            for connection in CONNECTIONS {
+                prop_assert_eq!(one.decide(pod, connection), other.decide(pod, connection));
             }
         }
     }
 
     #[test]
-    fn any_spec_can_be_asked(kind in 0..3usize, spec in any_value(), meta in any_value()) {
+    fn any_spec_can_be_evaluated(kind in 0..3usize, spec in any_value(), meta in any_value()) {
         let kind = ["AuthorizationPolicy", "PeerAuthentication", "NetworkPolicy"][kind];
         let mut doc = policy(kind, "shop/p", "{}");
         doc.0["spec"] = spec;
@@ -432,7 +433,7 @@ proptest! {
     }
 }
 
-/// Any shape, of the words that mean something.
+/// Any structure of meaningful keys and values.
 fn any_value() -> impl Strategy<Value = Value> {
     let words = pick(&[
         "ALLOW",

@@ -1,4 +1,4 @@
-//! What the dump says of policies.
+//! Policy reports and their form in the config dump.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn report_lists_the_selected_workloads() {
         })
         .collect::<Vec<_>>()
     };
-    // `shop/stray` is not in the mesh: nothing is enforced there.
+    // `shop/plain` is not in the mesh: nothing is enforced there.
     assert_eq!(
         selects("istio-system/mesh"),
         ["bank/web", "istio-system/gate", "shop/db", "shop/web"]
@@ -63,7 +63,7 @@ fn reports_are_sorted_by_kind_namespace_and_name() {
     assert_eq!(names, expected);
 }
 
-/// The peer's names, so that its tools can read the dump.
+/// Istio's names, so that its tools can read the dump.
 #[test]
 fn rules_are_dumped_in_the_shape_of_istio_ztunnel() {
     let spec = "{action: DENY, rules: [
@@ -79,7 +79,7 @@ fn rules_are_dumped_in_the_shape_of_istio_ztunnel() {
            "notNamespaces": [{"Exact": "b"}]}]],
         [[{"destinationPorts": [80], "notDestinationPorts": [81]}],
          [{"principals": [{"Exact": "a/b"}, {"Suffix": "/sa/a"}], "sourceIps": ["10.0.0.1/32"]}]],
-        // What matches nothing is an empty match to the peer.
+        // In Istio's ztunnel an empty match matches nothing.
         [[{}]],
         [[{"destinationIps": ["fd00::/8"]}]],
         [],

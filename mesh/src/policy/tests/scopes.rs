@@ -1,4 +1,4 @@
-//! For whom a policy holds, and which of several counts.
+//! Which workloads a policy applies to, and which of several policies decides.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const ALLOW_SHOP: &str = "rules: [{from: [{source: {namespaces: [shop]}}]}]";
 const DENY_ALL: &str = "{action: DENY, rules: [{}]}";
 const ALL: [&str; 4] = ["shop/web", "shop/db", "bank/web", "istio-system/gate"];
 
-/// The pods at which `BANK` is denied.
+/// The pods that deny `BANK`.
 fn denied(policies: &[Doc]) -> Vec<&'static str> {
     let world = world(policies);
     ALL.into_iter()
@@ -34,7 +34,7 @@ fn policy_applies_to_its_namespace_its_selector_or_the_mesh() {
         ("shop/p", "{app: web}", &["shop/web"]),
         ("shop/p", "{app: web, version: v2}", &[]),
         ("bank/p", "{version: v1}", &[]),
-        // In the root namespace a selector is asked of all pods.
+        // In the root namespace a selector matches pods of all namespaces.
         ("istio-system/p", "{app: web}", &["shop/web", "bank/web"]),
         ("shop/p", "{}", &["shop/web", "shop/db"]),
     ];
@@ -126,7 +126,7 @@ fn denial_names_the_first_policy_by_scope_and_name() {
     assert_eq!(name(&policies[..2]), "AuthorizationPolicy shop/a");
 }
 
-/// Strict at one port, denied by a rule, not allowed, not admitted: the order in which it is asked.
+/// Strict port, DENY rule, no matching ALLOW, no matching ingress rule: the order of the checks.
 #[test]
 fn checks_run_in_order_peer_deny_allow_network() {
     let strict = policy("PeerAuthentication", "shop/strict", "mtls: {mode: STRICT}");

@@ -18,8 +18,8 @@ use super::last_good::{Previous, is_good, merge, reuse};
 use super::listing::{Listing, list};
 
 /// Two scans this far apart must find the same changes before they count. Between a writer's
-/// truncation and its last write, or between the two halves of a move, the folder is in a state that
-/// nobody intends.
+/// truncation and its last write, or between the two halves of a move, the folder is in an
+/// unintended state.
 pub(super) const STABLE_FOR: Duration = Duration::from_millis(20);
 
 /// The result of a scan.

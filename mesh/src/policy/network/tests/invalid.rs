@@ -1,8 +1,8 @@
-//! A policy that cannot be understood denies what it selects, and says why.
+//! An invalid NetworkPolicy denies what it selects, and its errors are reported.
 
 use super::{World, read_value, yaml};
 
-/// Each of these has one error, at this field. The rest of the policy would admit everyone.
+/// Policies with one error, at this field. The rest of each policy would admit every source.
 const INVALID: [(&str, &str); 66] = [
     ("spec: []", "bad_field@spec"),
     ("spec: text", "bad_field@spec"),
@@ -322,7 +322,7 @@ spec:
 
 #[test]
 fn egress_only_policy_does_not_restrict_ingress_after_an_error_in_unused_fields() {
-    // It says itself that it is not about ingress, and that much can be read.
+    // `policyTypes` is valid and does not list ingress.
     let table = [
         "spec: {policyTypes: [Egress], podSelector: {app: web}}",
         "spec: {policyTypes: [Egress], ingress: [null]}",
@@ -331,7 +331,7 @@ fn egress_only_policy_does_not_restrict_ingress_after_an_error_in_unused_fields(
         assert_eq!(read_value(yaml(text)).1.len(), 1, "{text}");
         World::with_errors(&[text]).expect_open("x/a");
     }
-    // What is unknown may be about ingress.
+    // An unknown field may be about ingress.
     let table = [
         "spec: {policyTypes: [Egress], direction: both}",
         "spec: {policyTypes: [Egress, Everything]}",

@@ -1,4 +1,4 @@
-//! `ports`: to which of its ports a rule admits.
+//! `ports`: which ports a rule admits.
 
 use super::World;
 use serde_json::json;
@@ -44,7 +44,7 @@ fn each_form_of_a_port_admits_its_ports() {
         ("[{port: 79, endPort: 82, protocol: SCTP}]", &[]),
         ("[{protocol: UDP}, {port: 81}]", &[81]),
         ("[{port: 81}, {protocol: TCP}]", all),
-        // The tunnel's port is a port like any other; what is asked is the application's.
+        // The tunnel's port has no special meaning: the application's port is checked.
         ("[{port: 15008}]", &[15008]),
     ];
     for (text, expected) in table {

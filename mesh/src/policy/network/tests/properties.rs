@@ -1,4 +1,4 @@
-//! What holds for any policies: proptest draws them.
+//! Properties of arbitrary NetworkPolicies (proptest).
 
 use std::net::IpAddr;
 
@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::{PORTS, World, cluster, everyone, read_value, yaml};
 
-/// Few names, few labels and few blocks, so that everything meets everything. Absent, null and
-/// empty are drawn wherever the API server knows the difference, or does not.
+/// Few names, labels and blocks, so that they often match. Absent, null and empty values are generated
+/// everywhere, whether or not the API server distinguishes them.
 fn any_selector() -> impl Strategy<Value = Value> {
     let key = prop_oneof![Just("pod"), Just("ns"), Just("other")];
     let value = prop_oneof![Just("a"), Just("b"), Just("x"), Just("y")];
@@ -103,8 +103,8 @@ fn any_policy() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The definition of Kubernetes, word by word and as slow as it comes. It shares nothing with the
-/// code under test but the documents.
+/// A literal, slow implementation of the Kubernetes definition. Shares only the documents with the code
+/// under test.
 mod reference {
     use super::*;
 
@@ -226,7 +226,7 @@ mod reference {
     }
 }
 
-/// Every pod by both of its addresses, and two addresses of nobody.
+/// Every pod by both of its addresses, and two addresses without a pod.
 fn sources(world: &World) -> Vec<(Option<reference::Pod>, IpAddr)> {
     let mut sources = Vec::new();
     for name in everyone() {
@@ -262,8 +262,8 @@ fn verdicts(world: &World) -> Vec<(String, bool)> {
     verdicts
 }
 
-/// A mistake at any place of a policy: a field too many, or a value of any kind in place of another
-/// one. Some mistakes yield another policy that is right.
+/// An error at any place of a policy: an additional field, or a value of any kind instead of another.
+/// Some yield another valid policy.
 fn with_mistake(policy: &Value, place: usize, junk: &Value, add: bool) -> Value {
     let mut policy = policy.clone();
     let mut pointers = Vec::new();

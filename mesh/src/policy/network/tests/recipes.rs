@@ -1,5 +1,5 @@
-//! Policies as people write them, and who then reaches whom: the cases of Kubernetes' own
-//! NetworkPolicy suite, and the recipes of the guides.
+//! Common policies and the resulting reachability: the cases of Kubernetes' NetworkPolicy conformance
+//! suite, and recipes of guides.
 
 use super::World;
 

@@ -83,11 +83,11 @@ fn disabled_network_policies_restrict_nothing_and_are_reported() {
         network_policy: false,
         ..params()
     };
-    let policies = [named("closed", "{}"), named("broken", "{ingress: 7}")];
+    let policies = [named("closed", "{}"), named("invalid", "{ingress: 7}")];
     assert!(denial(&model(&policies, &params())).is_some());
     let model = model(&policies, &off);
     assert_eq!(denial(&model), None);
-    for name in ["closed", "broken"] {
+    for name in ["closed", "invalid"] {
         let report = report(&model, name);
         assert_eq!(report.state, PolicyState::NotEnforcedHere, "{name}");
         assert!(report.messages.iter().any(|m| m.code == "not_enforced"));
@@ -99,11 +99,11 @@ fn disabled_network_policies_restrict_nothing_and_are_reported() {
 fn report_has_the_state_of_the_policy() {
     let policies = [
         named("fine", "{podSelector: {matchLabels: {pod: a}}}"),
-        named("broken", "{ingress: [{from: [{ipBlock: {cidr: x}}]}]}"),
+        named("invalid", "{ingress: [{from: [{ipBlock: {cidr: x}}]}]}"),
         named("outgoing", "{policyTypes: [Egress]}"),
         named("both", "{ingress: [{}], egress: [{}]}"),
     ];
-    // Reports tell of workloads of the mesh.
+    // Reports list meshed workloads only.
     let meshed: Vec<Doc> = cluster()
         .into_iter()
         .map(|doc| match doc.0["kind"] == "Pod" {
@@ -115,7 +115,7 @@ fn report_has_the_state_of_the_policy() {
     let table = [
         ("fine", PolicyState::Accepted, vec![], 1),
         (
-            "broken",
+            "invalid",
             PolicyState::Invalid,
             vec!["bad_cidr@spec.ingress[0].from[0].ipBlock.cidr"],
             3,
@@ -149,7 +149,7 @@ fn error_is_a_diagnostic_with_object_and_field() {
     let diagnostic = world.diagnostics.first().expect("a diagnostic");
     assert_eq!(
         diagnostic.to_string(),
-        "test.yaml#12: NetworkPolicy x/policy-0: spec.ingress[0].ports[0].port: bad_port: 0 is no \
-         port (1 to 65535)"
+        "test.yaml#12: NetworkPolicy x/policy-0: spec.ingress[0].ports[0].port: bad_port: 0 is not \
+         a port (1 to 65535)"
     );
 }

@@ -76,9 +76,9 @@ fn policy_types_decide_whether_ingress_is_restricted() {
         ("{policyTypes: [Ingress, Egress]}", true),
         ("{policyTypes: [Egress, Ingress]}", true),
         ("{policyTypes: [Egress]}", false),
-        // Rules of a direction that the policy is not about mean nothing.
+        // Rules of a direction outside policyTypes are ignored.
         ("{policyTypes: [Egress], ingress: []}", false),
-        // A policy with egress rules and without types is about both.
+        // A policy with egress rules and without types restricts both.
         (&format!("{{{egress}}}"), true),
         (&format!("{{policyTypes: [Egress], {egress}}}"), false),
     ];
@@ -128,7 +128,7 @@ fn policies_of_one_pod_add_up() {
     World::new(&[&b, &c]).expect("x/a", "x/b x/c");
     World::new(&[&b, "spec: {}"]).expect("x/a", "x/b");
     World::new(&[&b, "spec: {ingress: [{}]}"]).expect("x/a", "x/* y/* z/*");
-    // A policy that is about egress does not restrict ingress, nor does it open it.
+    // An egress-only policy neither restricts nor opens ingress.
     World::new(&[&b, "spec: {policyTypes: [Egress]}"]).expect("x/a", "x/b");
     World::new(&["spec: {policyTypes: [Egress]}"]).expect_open("x/a");
 }

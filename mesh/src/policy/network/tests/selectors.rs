@@ -1,8 +1,8 @@
-//! Label selectors, in the three places where there is one.
+//! Label selectors in podSelector of the spec, podSelector of a peer and namespaceSelector.
 
 use super::{World, read_value, yaml};
 
-/// Which pods of namespace `x` a selector selects, asked in all three places.
+/// The pods of namespace `x` that a selector selects; the same in all three fields.
 fn selected(selector: &str) -> String {
     let pods = World::new(&[&format!("spec: {{podSelector: {selector}}}")]);
     let restricted: Vec<&str> = ["a", "b", "c"]

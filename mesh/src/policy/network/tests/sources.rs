@@ -1,4 +1,4 @@
-//! `from`: whom a rule admits.
+//! `from`: which sources a rule admits.
 
 use super::World;
 use crate::testing::{namespace, pod};
@@ -38,7 +38,7 @@ fn selectors_of_one_peer_are_anded_and_peers_are_ored() {
 
 #[test]
 fn namespace_selector_also_decides_for_the_own_namespace() {
-    // podSelector beside namespaceSelector does not speak of the policy's namespace any more.
+    // With a namespaceSelector, the podSelector is not limited to the policy's namespace.
     from(&format!("[{{{NS_Y}, {POD_B}}}]")).expect("x/a", "y/b");
     from("[{namespaceSelector: {matchLabels: {ns: x}}}]").expect("x/a", "x/*");
 }
@@ -131,7 +131,7 @@ fn ipv4_mapped_address_matches_as_ipv4() {
 
 #[test]
 fn overlapping_ip_blocks_add_up() {
-    // The exception of one peer takes nothing from another one.
+    // The exception of one peer does not affect another peer.
     let world = from(
         "[{ipBlock: {cidr: 10.0.2.0/24, except: [10.0.2.2/32]}}, {ipBlock: {cidr: 10.0.2.2/32}}]",
     );
@@ -158,7 +158,7 @@ fn host_network_pod_is_matched_as_its_node() {
         })
     };
     assert!(!host("[{namespaceSelector: {}}]").admits("192.168.0.1", "x/a", 80));
-    // Not even if somebody takes the pod for the one at that address.
+    // Not even if the caller passes the pod as the source workload.
     assert!(!host("[{namespaceSelector: {}}]").admits("x/agent", "x/a", 80));
     assert!(!host("[{podSelector: {}}]").admits("x/agent", "x/a", 80));
     assert!(host("[{ipBlock: {cidr: 192.168.0.0/24}}]").admits("192.168.0.1", "x/a", 80));

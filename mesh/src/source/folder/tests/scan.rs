@@ -136,7 +136,7 @@ fn unreadable_version_keeps_the_last_good_one() {
             ]),
         ),
     ];
-    for (case, broken) in cases {
+    for (case, invalid) in cases {
         let mut folder = Folder::new();
         folder.write("a.yaml", &good);
         assert_eq!(
@@ -144,7 +144,7 @@ fn unreadable_version_keeps_the_last_good_one() {
             (vec!["db".into(), "web".into()], vec![]),
             "{case}"
         );
-        folder.write("a.yaml", &broken);
+        folder.write("a.yaml", &invalid);
         let (names, diagnostics) = folder.state();
         assert_eq!(names, ["db", "web"], "{case}");
         assert_eq!(diagnostics.len(), 1, "{case}: {diagnostics:?}");
@@ -282,7 +282,7 @@ impl Folder {
 #[test]
 fn policy_with_an_invalid_spec_keeps_its_last_good_version() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
-    let broken = [
+    let invalid = [
         deny("{action: DENY, rules: [{to: [{operation: {ports: ['x']}}]}]}"),
         deny("{action: DENY, rulez: [{to: [{operation: {ports: ['2']}}]}]}"),
         deny("{action: PERHAPS}"),
@@ -290,21 +290,21 @@ fn policy_with_an_invalid_spec_keeps_its_last_good_version() {
         good.replace("name: deny", "name: deny, labels: 5"),
         good.replace("spec", "\tspec"),
     ];
-    for broken in broken {
+    for invalid in invalid {
         let mut folder = Folder::new();
         folder.write("pods.yaml", &text(&both()));
         folder.write("policy.yaml", &good);
         assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
-        folder.write("policy.yaml", &broken);
+        folder.write("policy.yaml", &invalid);
         let (open, state) = folder.open();
-        assert_eq!(open, [2, 3], "{broken}");
-        if !broken.contains('\t') {
-            assert_eq!(state, Some(PolicyState::Invalid), "{broken}");
+        assert_eq!(open, [2, 3], "{invalid}");
+        if !invalid.contains('\t') {
+            assert_eq!(state, Some(PolicyState::Invalid), "{invalid}");
         }
         folder.write("policy.yaml", &good.replace("'1'", "'3'"));
         assert_eq!(folder.open(), (vec![1, 2], Some(PolicyState::Accepted)));
         fs::remove_file(folder.dir.path().join("policy.yaml")).unwrap();
-        assert_eq!(folder.open(), (vec![1, 2, 3], None), "{broken}");
+        assert_eq!(folder.open(), (vec![1, 2, 3], None), "{invalid}");
     }
 }
 
@@ -312,7 +312,7 @@ fn policy_with_an_invalid_spec_keeps_its_last_good_version() {
 #[test]
 fn policy_with_an_invalid_envelope_keeps_its_last_good_version() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
-    let broken = [
+    let invalid = [
         good.replace("istio.io/v1", "istio.io"),
         good.replace("security.istio.io/v1", "v1"),
         good.replace("security.istio.io/v1", "security.istio.oi/v1"),
@@ -329,21 +329,21 @@ fn policy_with_an_invalid_envelope_keeps_its_last_good_version() {
         good.replace("namespace: shop", "namespace: 5"),
         good.replace("{name: deny, namespace: shop}", "deny"),
     ];
-    for broken in broken {
+    for invalid in invalid {
         let mut folder = Folder::new();
         folder.write("pods.yaml", &text(&both()));
         folder.write("policy.yaml", &good);
         assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
         for _ in 0..2 {
-            folder.write("policy.yaml", &broken);
-            assert_eq!(folder.open().0, [2, 3], "{broken}");
-            folder.write("policy.yaml", &(broken.clone() + "# still invalid"));
+            folder.write("policy.yaml", &invalid);
+            assert_eq!(folder.open().0, [2, 3], "{invalid}");
+            folder.write("policy.yaml", &(invalid.clone() + "# still invalid"));
         }
-        assert_eq!(folder.open().0, [2, 3], "{broken}");
+        assert_eq!(folder.open().0, [2, 3], "{invalid}");
         folder.write("policy.yaml", &good.replace("'1'", "'3'"));
         assert_eq!(folder.open(), (vec![1, 2], Some(PolicyState::Accepted)));
         fs::remove_file(folder.dir.path().join("policy.yaml")).unwrap();
-        assert_eq!(folder.open(), (vec![1, 2, 3], None), "{broken}");
+        assert_eq!(folder.open(), (vec![1, 2, 3], None), "{invalid}");
     }
 }
 
@@ -382,14 +382,14 @@ fn policy_without_a_readable_name_or_namespace_gets_a_placeholder_at_start() {
         ),
         (in_default(&good).replace("name: deny, ", ""), &[1, 2, 3]),
     ];
-    for (broken, open) in cases {
+    for (invalid, open) in cases {
         let mut folder = Folder::new();
         folder.write("pods.yaml", &text(&both()));
-        folder.write("policy.yaml", &broken);
+        folder.write("policy.yaml", &invalid);
         assert_eq!(
             folder.open(),
             (open.to_vec(), Some(PolicyState::Invalid)),
-            "{broken}"
+            "{invalid}"
         );
         let (model, _) = compile(&folder.files.objects(), &params());
         let report = &model.policies()[0];
@@ -412,8 +412,8 @@ fn placeholder_of_unknown_namespace_denies_only_the_default_namespace() {
     let mut folder = Folder::new();
     let in_default = pod("db", "10.0.0.2").set("metadata.namespace", "default");
     folder.write("pods.yaml", &text(&[pod("web", "10.0.0.1"), in_default]));
-    let broken = deny("{rules: [{}]}").replace("namespace: shop", "namespace: 5");
-    folder.write("policy.yaml", &broken);
+    let invalid = deny("{rules: [{}]}").replace("namespace: shop", "namespace: 5");
+    folder.write("policy.yaml", &invalid);
     assert_eq!(folder.open(), (vec![], Some(PolicyState::Invalid)));
     let (model, _) = compile(&folder.files.objects(), &params());
     assert!(crate::testing::workload(&model, "web").policies.is_empty());
@@ -422,7 +422,7 @@ fn placeholder_of_unknown_namespace_denies_only_the_default_namespace() {
 #[test]
 fn policy_that_becomes_invalid_in_a_renamed_file_keeps_its_last_good_version() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
-    for broken in [
+    for invalid in [
         good.replace("spec", "\tspec"),
         good.replace("name: deny, ", ""),
     ] {
@@ -431,11 +431,11 @@ fn policy_that_becomes_invalid_in_a_renamed_file_keeps_its_last_good_version() {
         folder.write("a.yaml", &good);
         folder.scan();
         fs::remove_file(folder.dir.path().join("a.yaml")).unwrap();
-        folder.write("b.yaml", &broken);
-        assert_eq!(folder.open().0, [2, 3], "{broken}");
+        folder.write("b.yaml", &invalid);
+        assert_eq!(folder.open().0, [2, 3], "{invalid}");
         let dir = folder.dir.path().to_owned();
         fs::rename(dir.join("b.yaml"), dir.join("c.yaml")).unwrap();
-        assert_eq!(folder.open().0, [2, 3], "{broken}");
+        assert_eq!(folder.open().0, [2, 3], "{invalid}");
     }
 }
 
@@ -568,23 +568,23 @@ fn invalid_policy_without_a_good_version_denies_what_it_selects() {
 #[test]
 fn policy_that_is_not_yaml_denies_its_namespace_without_a_previous_version() {
     let good = deny("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}");
-    let broken = good.replace("spec", "\tspec");
+    let invalid = good.replace("spec", "\tspec");
     let mut folder = Folder::new();
     folder.write("pods.yaml", &text(&both()));
-    folder.write("policy.yaml", &broken);
-    let invalid = Some(PolicyState::Invalid);
-    assert_eq!(folder.open(), (vec![], invalid));
+    folder.write("policy.yaml", &invalid);
+    let is_invalid = Some(PolicyState::Invalid);
+    assert_eq!(folder.open(), (vec![], is_invalid));
     // The rest of the document is unknown.
     folder.write("policy.yaml", &good.replace("]}]}", "]}]"));
-    assert_eq!(folder.open(), (vec![], invalid));
+    assert_eq!(folder.open(), (vec![], is_invalid));
     folder.write("policy.yaml", &good);
     assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
-    folder.write("policy.yaml", &broken);
+    folder.write("policy.yaml", &invalid);
     assert_eq!(folder.open(), (vec![2, 3], Some(PolicyState::Accepted)));
     // A second policy that was never valid, next to a valid one.
     folder.write(
         "policy.yaml",
-        &format!("{good}---\n{}", broken.replace("deny", "other")),
+        &format!("{good}---\n{}", invalid.replace("deny", "other")),
     );
     assert_eq!(folder.open().0, Vec::<u16>::new());
 
@@ -592,7 +592,7 @@ fn policy_that_is_not_yaml_denies_its_namespace_without_a_previous_version() {
     folder.write("pods.yaml", &text(&both()));
     let of_another = "{kind: AuthorizationPolicy, metadata: {namespace: bank, name: x}";
     folder.write("policy.yaml", of_another);
-    assert_eq!(folder.open(), (vec![1, 2, 3], invalid));
+    assert_eq!(folder.open(), (vec![1, 2, 3], is_invalid));
 }
 
 #[test]
