@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const CODE_PREFIXES: [&str; 6] = [
     ".stop(\"",
     ".abort(\"",
-    "Found::Replaced(\"",
+    "Verification::MustReenrol(\"",
     "record_capture_repair(\"",
     "refuse(None, \"",
     ".reason().unwrap_or(\"",
