@@ -175,7 +175,7 @@ impl ConnectionTracker {
                 by: Side::Downstream,
             } => self.record(None, "reset_by_downstream", None),
             RelayOutcome::Reset { by: Side::Upstream } => {
-                self.record(None, "reset_by_upstream", None)
+                self.record(None, "reset_by_upstream", None);
             }
             RelayOutcome::Stopped { reason } => self.record_failure(&self.stop_error(reason)),
             RelayOutcome::Failed(error) => {
