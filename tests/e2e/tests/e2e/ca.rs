@@ -399,7 +399,7 @@ fn weak_request() -> Result<String> {
 }
 
 #[test]
-fn thousand_concurrent_requests_are_each_resulted_for_their_own_key() -> Result<()> {
+fn thousand_concurrent_requests_are_each_answered_for_their_own_key() -> Result<()> {
     const REQUESTS: usize = 1000;
     let lab = ca_only(&[])?;
     let token = token(&lab, NODE, &["shop/web"])?;
