@@ -150,19 +150,30 @@ impl<S: TunnelService + 'static> Server<S> {
                             *streams += 1;
                             tasks.spawn_local(self.serve_request(request, respond));
                         }
-                        Some(Err(e)) => {
-                            while tasks.try_join_next().is_some() {}
-                            // A peer without open streams may close the connection without GOAWAY.
-                            let is_closed = e.is_io() && tasks.is_empty();
-                            self.status.set_error(self.status.convert_error(e));
-                            break if is_closed { closed(is_draining) } else { ServeOutcome::Failed };
-                        }
+                        Some(Err(e)) => break self.on_connection_error(e, &mut tasks, is_draining),
                         None => break closed(is_draining),
                     },
                 }
             }
         };
         self.finish(outcome, connection, tasks).await
+    }
+
+    fn on_connection_error(
+        &self,
+        error: h2::Error,
+        tasks: &mut JoinSet<()>,
+        is_draining: bool,
+    ) -> ServeOutcome {
+        while tasks.try_join_next().is_some() {}
+        // A peer without open streams may close the connection without GOAWAY.
+        let is_closed = error.is_io() && tasks.is_empty();
+        self.status.set_error(self.status.convert_error(error));
+        if is_closed {
+            closed(is_draining)
+        } else {
+            ServeOutcome::Failed
+        }
     }
 
     fn serve_request(

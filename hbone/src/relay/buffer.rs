@@ -22,21 +22,21 @@ const COPY_BELOW_BYTES: usize = 64 * 1024;
 const MAX_FREE_BUFFERS: usize = 8;
 
 thread_local! {
-    static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static FREE_BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Bytes that were read and are to be written. A leased buffer returns to its thread when they are written.
+/// Bytes that were read and are to be passed on. A leased buffer returns to its thread when the chunk is dropped.
 #[derive(Default)]
 pub(crate) struct Chunk {
     bytes: Vec<u8>,
-    written: usize,
+    consumed: usize,
     tracker: Option<Rc<PendingWrites>>,
 }
 
 impl Chunk {
-    /// The bytes that are not written yet.
+    /// The bytes that are not consumed yet.
     pub(crate) fn as_slice(&self) -> &[u8] {
-        self.bytes.get(self.written..).unwrap_or_default()
+        self.bytes.get(self.consumed..).unwrap_or_default()
     }
 
     /// Reads once, up to `max` bytes. Empty at the end of the stream. Leases no buffer while there is nothing to read.
@@ -66,7 +66,7 @@ impl From<Vec<u8>> for Chunk {
     fn from(bytes: Vec<u8>) -> Self {
         Self {
             bytes,
-            written: 0,
+            consumed: 0,
             tracker: None,
         }
     }
@@ -74,7 +74,7 @@ impl From<Vec<u8>> for Chunk {
 
 impl Buf for Chunk {
     fn remaining(&self) -> usize {
-        self.bytes.len() - self.written
+        self.bytes.len() - self.consumed
     }
 
     fn chunk(&self) -> &[u8] {
@@ -83,7 +83,7 @@ impl Buf for Chunk {
 
     fn advance(&mut self, n: usize) {
         assert!(n <= self.remaining(), "advance past the end");
-        self.written += n;
+        self.consumed += n;
     }
 }
 
@@ -131,7 +131,8 @@ impl PendingWrites {
 }
 
 fn lease_buffer() -> Vec<u8> {
-    FREE.try_with(|free| free.borrow_mut().pop())
+    FREE_BUFFERS
+        .try_with(|free| free.borrow_mut().pop())
         .ok()
         .flatten()
         .unwrap_or_else(|| Vec::with_capacity(READ_BUFFER_BYTES))
@@ -143,7 +144,7 @@ fn return_buffer(mut bytes: Vec<u8>) {
     }
     bytes.clear();
     // Fails only when the thread ends.
-    let _thread_ends = FREE.try_with(|free| {
+    let _thread_ends = FREE_BUFFERS.try_with(|free| {
         let mut free = free.borrow_mut();
         if free.len() < MAX_FREE_BUFFERS {
             free.push(bytes);
@@ -158,7 +159,7 @@ mod tests {
     use std::pin::pin;
 
     fn free_buffers() -> usize {
-        FREE.with(|free| free.borrow().len())
+        FREE_BUFFERS.with(|free| free.borrow().len())
     }
 
     async fn read(from: &[u8], max: usize) -> Chunk {

@@ -79,7 +79,9 @@ pub async fn relay_tcp(
         }
         RelayOutcome::Reset {
             by: Side::Downstream,
-        } if !uplink_state.has_pending.get() => flush_before_reset(&down, &up, &counters.sent),
+        } if !uplink_state.has_pending.get() => {
+            flush_before_reset(&down, &up, &counters.sent);
+        }
         RelayOutcome::Reset { by: Side::Upstream } if !downlink_state.has_pending.get() => {
             flush_before_reset(&up, &down, &counters.received);
         }
