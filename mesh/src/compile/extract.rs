@@ -150,7 +150,7 @@ impl ExtractedObjects {
                 origin,
             }),
             ServiceExtraction::Unreadable { vips } => {
-                self.refuse(vips, AddressRefusal::InvalidService)
+                self.refuse(vips, AddressRefusal::InvalidService);
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::diagnostic::Diagnostic;
 /// What a document's `apiVersion` and `kind` mean to the mesh.
 pub(super) enum Support {
     /// The mesh reads it with this function.
-    Typed(fn(Value) -> Result<Object, Diagnostic>),
+    Typed(fn(Value) -> Result<Object, Box<Diagnostic>>),
     /// The mesh reads it, whatever its content.
     Policy(PolicyKind),
     /// A `List`, whose items are documents of their own. Items of a list of policies may omit
@@ -72,16 +72,20 @@ fn restricts_traffic(api_version: &str, kind: &str) -> bool {
         || kind == "MeshTLSAuthentication"
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, Diagnostic> {
+fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, Box<Diagnostic>> {
     read(value).map(Arc::new)
 }
 
 /// Deserializes a value; the error names the field that has another type.
-pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Diagnostic> {
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Box<Diagnostic>> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         // serde_path_to_error writes "." for the whole value.
         let field = if path == "." { String::new() } else { path };
-        Diagnostic::new(field, "bad_field", error.into_inner().to_string())
+        Box::new(Diagnostic::new(
+            field,
+            "bad_field",
+            error.into_inner().to_string(),
+        ))
     })
 }

@@ -261,7 +261,7 @@ fn read_object(location: &Location<'_>, value: Value, parsed: &mut Parsed) {
 fn read_typed(
     location: &Location<'_>,
     reference: ObjectRef,
-    object: Result<Object, Diagnostic>,
+    object: Result<Object, Box<Diagnostic>>,
     parsed: &mut Parsed,
 ) {
     match object {
@@ -272,17 +272,17 @@ fn read_typed(
         Ok(object) => parsed.objects.push((object, location.origin())),
         Err(error) => {
             let reference = Some(reference).filter(|r| !r.name.is_empty());
-            parsed.errors.push(location.locate(reference, error));
+            parsed.errors.push(location.locate(reference, *error));
         }
     }
 }
 
 fn read_as_policy(location: &Location<'_>, kind: PolicyKind, value: Value, parsed: &mut Parsed) {
     match read_policy(kind, value, &location.name()) {
-        Ok(object) => parsed.objects.push((object, location.origin())),
-        Err((placeholder, error)) => {
+        (policy, None) => parsed.objects.push((policy, location.origin())),
+        (placeholder, Some(error)) => {
             parsed.placeholders.push((placeholder, location.origin()));
-            parsed.errors.push(location.locate(None, error));
+            parsed.errors.push(location.locate(None, *error));
         }
     }
 }

@@ -19,26 +19,26 @@ use crate::names;
 /// The namespace of a policy that names none, as for kubectl.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// A policy whose name and namespace can be read; else its placeholder, and why. `location` makes
-/// the placeholder's name unique.
+/// A policy whose name and namespace can be read; else its placeholder, with the error. `location`
+/// makes the placeholder's name unique.
 pub(super) fn read_policy(
     kind: PolicyKind,
     value: Value,
     location: &str,
-) -> Result<Object, (Object, Diagnostic)> {
+) -> (Object, Option<Box<Diagnostic>>) {
     let object = |policy| Object::Policy(Arc::new(policy));
     let document = match namespace(value) {
         Ok(document) => document,
         Err(error) => {
             let policy = Policy::deny_all(kind, DEFAULT_NAMESPACE, &unnamed(location), &error);
-            return Err((object(policy), error));
+            return (object(policy), Some(error));
         }
     };
     match name(&document) {
-        Ok(()) => Ok(object(Policy::new(kind, document))),
+        Ok(()) => (object(Policy::new(kind, document)), None),
         Err(error) => {
             let policy = Policy::unnamed(kind, document, unnamed(location), &error);
-            Err((object(policy), error))
+            (object(policy), Some(error))
         }
     }
 }
@@ -49,8 +49,8 @@ fn unnamed(location: &str) -> String {
 }
 
 /// The document, if its namespace can be read.
-fn namespace(value: Value) -> Result<Map<String, Value>, Diagnostic> {
-    let error = |field, message| Err(Diagnostic::new(field, "bad_field", message));
+fn namespace(value: Value) -> Result<Map<String, Value>, Box<Diagnostic>> {
+    let error = |field, message| Err(Box::new(Diagnostic::new(field, "bad_field", message)));
     let Value::Object(document) = value else {
         return error("", "is not an object");
     };
@@ -64,13 +64,14 @@ fn namespace(value: Value) -> Result<Map<String, Value>, Diagnostic> {
         Some(Value::String(text)) if text.is_empty() || names::is_namespace(text) => Ok(document),
         Some(Value::String(text)) => {
             let message = format!("{text:?} is not a valid namespace name");
-            Err(Diagnostic::new("metadata.namespace", "bad_name", message))
+            let error = Diagnostic::new("metadata.namespace", "bad_name", message);
+            Err(Box::new(error))
         }
         Some(_) => error("metadata.namespace", "is not a string"),
     }
 }
 
-fn name(document: &Map<String, Value>) -> Result<(), Diagnostic> {
+fn name(document: &Map<String, Value>) -> Result<(), Box<Diagnostic>> {
     let metadata = document.get("metadata");
     let (code, message) = match metadata.and_then(|metadata| metadata.get("name")) {
         None | Some(Value::Null) => ("missing_field", "is missing".to_owned()),
@@ -82,7 +83,7 @@ fn name(document: &Map<String, Value>) -> Result<(), Diagnostic> {
         ),
         Some(_) => ("bad_field", "is not a string".to_owned()),
     };
-    Err(Diagnostic::new("metadata.name", code, message))
+    Err(Box::new(Diagnostic::new("metadata.name", code, message)))
 }
 
 /// Placeholders for the policies that an unreadable document seems to hold. Each denies its

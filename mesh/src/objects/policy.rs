@@ -124,7 +124,7 @@ impl Policy {
         let metadata = document.get("metadata").cloned().unwrap_or_default();
         let (metadata, error) = match super::kind::read::<ObjectMeta>(metadata) {
             Ok(metadata) => (metadata, None),
-            Err(error) => (name_of(&document), Some(error)),
+            Err(error) => (name_of(&document), Some(*error)),
         };
         let in_metadata = |mut error: Diagnostic| {
             error.field = match &*error.field {

@@ -159,7 +159,7 @@ fn identity(
     let segments = ["ns", namespace, "sa", service_account];
     SpiffeId::from_segments(params.trust_domain.clone(), &segments)
         .map_err(|error| {
-            diagnostics.fatal("spec.serviceAccountName", "bad_identity", error.to_string())
+            diagnostics.fatal("spec.serviceAccountName", "bad_identity", error.to_string());
         })
         .ok()
 }
