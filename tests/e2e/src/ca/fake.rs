@@ -211,7 +211,7 @@ impl IstioCertificateService for Service {
                 .by_identity
                 .get(&identity)
                 .copied()
-                .unwrap_or(CaResponse::Good)
+                .unwrap_or(CaResponse::Valid)
         };
         match response.to(&request, &self.0.authority, self.0.ttl) {
             Some(result) => result.map(Response::new),

@@ -21,7 +21,7 @@ const BACKDATE: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CaResponse {
     /// The requested certificate.
-    Good,
+    Valid,
     /// Text that is not a certificate.
     Garbage,
     /// A certificate for another identity.

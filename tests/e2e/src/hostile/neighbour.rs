@@ -64,11 +64,11 @@ impl Neighbour {
             (now.0 > before.0 && now.1 > before.1).then_some(())
         })?;
         let stdout = String::from_utf8_lossy(&self.requests.stdout()).into_owned();
-        let bad: Vec<_> = stdout.lines().filter(|line| *line != "200").collect();
+        let failed: Vec<_> = stdout.lines().filter(|line| *line != "200").collect();
         ensure!(
-            bad.is_empty(),
-            "{} of the neighbour's {} requests failed: {bad:?}; its failed connections: {:#?}",
-            bad.len(),
+            failed.is_empty(),
+            "{} of the neighbour's {} requests failed: {failed:?}; its failed connections: {:#?}",
+            failed.len(),
             before.0,
             failures(lab)
         );

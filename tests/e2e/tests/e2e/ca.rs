@@ -146,7 +146,7 @@ fn walk(folder: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
 }
 
 /// Invalid tokens, each with its refusal reason. `folder` takes the keys of another authority.
-fn bad_tokens(lab: &Lab, folder: &Path) -> Result<Vec<(&'static str, Option<String>)>> {
+fn invalid_tokens(lab: &Lab, folder: &Path) -> Result<Vec<(&'static str, Option<String>)>> {
     let key = lab.token_file("key.pem");
     let own = |change: &dyn Fn(&mut ambit::ca::Claims)| -> Result<Option<String>> {
         let mut claims = token_claims(NODE, &["shop/*"])?;
@@ -186,9 +186,9 @@ const NOT_ALLOWED: [(&str, &str); 3] = [
 #[test]
 fn requests_need_a_valid_token_that_allows_the_identity() -> Result<()> {
     let lab = ca_only(&[])?;
-    let good = token(&lab, NODE, &["shop/web", "other/*"])?;
+    let valid = token(&lab, NODE, &["shop/web", "other/*"])?;
     let folder = tempfile::tempdir()?;
-    let bad = bad_tokens(&lab, folder.path())?;
+    let invalid = invalid_tokens(&lab, folder.path())?;
     let any = "spiffe://cluster.local/ns/other/sa/any";
     let own = "spiffe://cluster.local/ns/istio-system/sa/ztunnel";
     with_ca_client(&lab, async |client| {
@@ -202,16 +202,16 @@ fn requests_need_a_valid_token_that_allows_the_identity() -> Result<()> {
             };
             client.request_certificate(request).await
         };
-        for (reason, token) in &bad {
+        for (reason, token) in &invalid {
             let result = send(token.as_deref(), Some(WEB)).await;
             check_refused(result, Code::Unauthenticated, reason)?;
         }
         for (reason, identity) in NOT_ALLOWED {
-            let result = send(Some(good.as_str()), Some(identity)).await;
+            let result = send(Some(valid.as_str()), Some(identity)).await;
             check_refused(result, Code::PermissionDenied, reason)?;
         }
         for (requested, expected) in [(Some(WEB), WEB), (Some(any), any), (None, own)] {
-            let chain = send(Some(good.as_str()), requested).await?;
+            let chain = send(Some(valid.as_str()), requested).await?;
             let (names, is_ca) = leaf_names(&chain[0])?;
             ensure!(
                 names == [expected] && !is_ca,
@@ -220,10 +220,10 @@ fn requests_need_a_valid_token_that_allows_the_identity() -> Result<()> {
         }
         Ok(())
     })?;
-    let reasons = bad.iter().map(|(reason, _)| *reason);
+    let reasons = invalid.iter().map(|(reason, _)| *reason);
     check_refusals_reported(&lab, reasons.chain(NOT_ALLOWED.map(|(reason, _)| reason)))?;
-    let tokens = bad.into_iter().filter_map(|(_, token)| token);
-    check_no_secrets(&lab, tokens.chain([good]))
+    let tokens = invalid.into_iter().filter_map(|(_, token)| token);
+    check_no_secrets(&lab, tokens.chain([valid]))
 }
 
 /// Checks that each reason is counted and logged.

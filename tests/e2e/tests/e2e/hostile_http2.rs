@@ -17,17 +17,17 @@ const END_HEADERS: u8 = 0x4;
 #[test]
 fn malformed_connect_is_refused_and_the_tunnel_stays_usable() -> Result<()> {
     let mut fixture = AttackFixture::up()?;
-    let good = SocketAddr::new(fixture.target, PORT).to_string();
+    let authority = SocketAddr::new(fixture.target, PORT).to_string();
     let long = format!("{}:80", "a".repeat(5000));
     let get = [
         (":method", "GET"),
         (":scheme", "https"),
-        (":authority", &good),
+        (":authority", &authority),
         (":path", "/"),
     ];
     let with_path = [
         (":method", "CONNECT"),
-        (":authority", &good),
+        (":authority", &authority),
         (":scheme", "https"),
         (":path", "/"),
     ];
@@ -76,7 +76,7 @@ fn malformed_connect_is_refused_and_the_tunnel_stays_usable() -> Result<()> {
             );
             ensure!(refused, "{request:?}: {result:?}");
         }
-        let result = tunnel.connect(&good).await?;
+        let result = tunnel.connect(&authority).await?;
         ensure!(
             result == ConnectResult::Status(200),
             "a valid request after the malformed ones: {result:?}"
@@ -88,7 +88,7 @@ fn malformed_connect_is_refused_and_the_tunnel_stays_usable() -> Result<()> {
 #[test]
 fn forged_headers_do_not_reach_the_log() -> Result<()> {
     let mut fixture = AttackFixture::up()?;
-    let good = SocketAddr::new(fixture.target, PORT).to_string();
+    let authority = SocketAddr::new(fixture.target, PORT).to_string();
     let big = "x".repeat(30_000);
     // An accepted stream ends with this reason when its tunnel is closed.
     let accepted = "tunnel_closed";
@@ -110,7 +110,11 @@ fn forged_headers_do_not_reach_the_log() -> Result<()> {
     ] {
         fixture.attack_in_tunnel(&[reason], async |tunnel| {
             let stream = tunnel.next_stream_id();
-            let request = [(":method", "CONNECT"), (":authority", &good), (name, value)];
+            let request = [
+                (":method", "CONNECT"),
+                (":authority", &authority),
+                (name, value),
+            ];
             let result = tunnel
                 .request(stream, &headers(stream, &request, false))
                 .await?;

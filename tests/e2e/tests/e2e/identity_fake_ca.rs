@@ -82,14 +82,14 @@ fn invalid_ca_responses_are_refused_and_the_last_certificate_stays_in_use() -> R
     let lab = up(&mut ca)?;
     let to = url(lab.pod_ip("shop/web", IpFamily::V4)?, PORT);
     let request = |pod: &str| curl(&lab, &Location::pod(&format!("shop/{pod}")), &to, &[]);
-    let mut first = Vec::new();
+    let mut first_serials = Vec::new();
     for (response, _, pod) in CASES {
         let status = lab.wait_until(&format!("the certificate of {pod}"), TTL, || {
             status_of(&lab, pod)
                 .ok()
                 .filter(|status| !status.serial.is_empty())
         })?;
-        first.push(status.serial);
+        first_serials.push(status.serial);
         ca.set_response(&identity(pod), response);
     }
     for (_, reason, pod) in CASES {
@@ -102,7 +102,7 @@ fn invalid_ca_responses_are_refused_and_the_last_certificate_stays_in_use() -> R
         );
     }
     let log = lab.daemon_log("a")?;
-    for ((_, reason, pod), serial) in CASES.iter().zip(&first) {
+    for ((_, reason, pod), serial) in CASES.iter().zip(&first_serials) {
         // The pod's first connection, so a new handshake with the certificate that was kept.
         ensure!(request(pod)?.body == "web", "{pod} got another response");
         let now = status_of(&lab, pod)?;
@@ -119,9 +119,9 @@ fn invalid_ca_responses_are_refused_and_the_last_certificate_stays_in_use() -> R
     }
     check_pod_without_certificate(&lab, &ca)?;
     for (_, _, pod) in CASES {
-        ca.set_response(&identity(pod), CaResponse::Good);
+        ca.set_response(&identity(pod), CaResponse::Valid);
     }
-    for ((_, _, pod), serial) in CASES.iter().zip(&first) {
+    for ((_, _, pod), serial) in CASES.iter().zip(&first_serials) {
         lab.wait_until(
             &format!("the next certificate of {pod}"),
             RENEWAL_DEADLINE,
@@ -141,7 +141,7 @@ fn invalid_ca_responses_are_refused_and_the_last_certificate_stays_in_use() -> R
 fn check_pod_without_certificate(lab: &Lab, ca: &FakeCa) -> Result<()> {
     ca.set_response(&identity("late"), CaResponse::Denied);
     lab.apply(String::from(Pod::new("shop", "late").on("a")))?;
-    let refused = lab.wait_until("its identity to be refused", RENEWAL_DEADLINE, || {
+    let refused = lab.wait_until("the identity to be refused", RENEWAL_DEADLINE, || {
         status_of(lab, "late")
             .ok()
             .filter(|status| status.state.contains("ca_denied"))
@@ -157,14 +157,14 @@ fn check_pod_without_certificate(lab: &Lab, ca: &FakeCa) -> Result<()> {
     let status = lab.status()?;
     let pod = status.pod("shop/late")?;
     ensure!(!pod.ready && pod.message.contains("pending"), "{pod:?}");
-    ca.set_response(&identity("late"), CaResponse::Good);
+    ca.set_response(&identity("late"), CaResponse::Valid);
     lab.wait_ready()?;
     ensure!(
         curl(lab, &client, &to, &[])?.body == "web",
-        "it got another response"
+        "the pod got another response"
     );
     lab.delete("Pod", "shop/late")?;
-    lab.wait_until("its identity to be removed", RENEWAL_DEADLINE, || {
+    lab.wait_until("the identity to be removed", RENEWAL_DEADLINE, || {
         is_removed(lab, "late").then_some(())
     })
 }

@@ -64,13 +64,13 @@ impl Fixture {
     /// Checks that traffic to pod and service succeeds, encrypted, and that no request has failed.
     fn check_traffic(&self) -> Result<()> {
         self.traffic.flows(&self.lab, DEADLINE)?;
-        let bad: Vec<_> = self
+        let failed: Vec<_> = self
             .traffic
             .answers()
             .into_iter()
             .filter(|answer| !answer.starts_with(MARKER))
             .collect();
-        ensure!(bad.is_empty(), "requests failed: {bad:?}");
+        ensure!(failed.is_empty(), "requests failed: {failed:?}");
         let vip = self.lab.service_ip("shop/web", IpFamily::V4)?;
         let response = curl(&self.lab, &Location::pod("client"), &url(vip, PORT), &[])?;
         ensure!(response.body.ends_with("web"), "{}", response.body);
