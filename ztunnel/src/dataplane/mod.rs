@@ -203,51 +203,54 @@ impl DataPlane {
     /// # Errors
     /// Fails if a worker does not reply or cannot use its listeners; then no worker serves the pod.
     pub async fn add(&self, pod: Pod) -> Result<(), Error> {
-        let Pod {
-            workload,
-            netns,
-            listeners,
-        } = pod;
-        if listeners.len() != self.workers.len() {
+        if pod.listeners.len() != self.workers.len() {
             return Err(Error::Listeners {
-                uid: workload,
-                listeners: listeners.len(),
+                listeners: pod.listeners.len(),
                 workers: self.workers.len(),
+                uid: pod.workload,
             });
         }
+        let uid = pod.workload.clone();
         let connections = Arc::new(ConnectionRegistry::new(
             self.workers.len(),
             self.max_connections_per_pod,
         ));
-        let sent = listeners
+        if let Err(error) = self.add_on_workers(pod, &connections).await {
+            // Not all workers serve the pod, so none may. The first failure is the one to report.
+            let _ = self.remove(&uid, Removal::Gone).await;
+            return Err(error);
+        }
+        self.lock_connections().insert(uid, connections);
+        Ok(())
+    }
+
+    /// Adds a pod on every worker, and waits for all of them. Fails with the failure of the lowest
+    /// worker.
+    async fn add_on_workers(
+        &self,
+        pod: Pod,
+        connections: &Arc<ConnectionRegistry>,
+    ) -> Result<(), Error> {
+        let uid = pod.workload;
+        let requests = pod
+            .listeners
             .into_iter()
             .enumerate()
             .map(|(worker, listeners)| {
-                let (uid, netns, connections) =
-                    (workload.clone(), netns.clone(), connections.clone());
                 self.request(worker, |reply| Command::Add {
-                    uid,
-                    netns,
+                    uid: uid.clone(),
+                    netns: pod.netns.clone(),
                     listeners,
-                    connections,
+                    connections: connections.clone(),
                     reply,
                 })
             });
-        let replies = join_all(sent).await;
-        let failure = replies.into_iter().find_map(|reply| match reply {
-            Ok(Ok(())) => None,
-            Ok(Err(source)) => Some(Error::Accept {
-                uid: workload.clone(),
+        for reply in join_all(requests).await {
+            reply?.map_err(|source| Error::Accept {
+                uid: uid.clone(),
                 source,
-            }),
-            Err(error) => Some(error),
-        });
-        if let Some(error) = failure {
-            // Not all workers serve the pod, so none may. The first failure is the one to report.
-            let _ = self.remove(&workload, Removal::Gone).await;
-            return Err(error);
+            })?;
         }
-        self.lock_connections().insert(workload, connections);
         Ok(())
     }
 

@@ -14,8 +14,8 @@
 //! are in [`crate::dataplane`].
 
 mod authorize;
-pub(crate) mod connections;
-pub(crate) mod context;
+mod connections;
+mod context;
 mod error;
 mod handshakes;
 pub(crate) mod inbound;
