@@ -1,13 +1,12 @@
-//! End-to-end suites: real programs in pods of a lab, through the shipped binaries.
+//! Helpers of the end-to-end suites, which run real programs in pods of a lab against the shipped binaries.
 //!
-//! A test brings up a [`lab::Lab`] from manifests, runs curl, nginx, socat and the like in its pods,
-//! and judges by what a user can see: the answer, the source address that the server saw, the access
-//! log and metrics of the daemons, and the packets on the wire. This library holds what several
-//! suites need: manifests in a few words ([`manifest`]), the programs that run in pods
-//! ([`programs`]), and readers of what the daemons say ([`access_log`], [`metrics`]) and of what
-//! crossed the wire ([`detector`]).
+//! A test brings up a [`lab::Lab`] from manifests, runs curl, nginx, socat and the like in its pods, and checks what a
+//! user can observe: responses, source addresses, access log and metrics of the daemons, and packets on the wire. This
+//! library has what several suites need: short manifests ([`manifest`]), programs that run in pods ([`programs`]),
+//! readers of the daemons' output ([`access_log`], [`metrics`]), and a search for unencrypted bytes on the wire
+//! ([`detector`]).
 //!
-//! Every suite needs root, and says so if it is not; none passes silently where it cannot run.
+//! Every suite needs root and fails without it.
 
 pub mod access_log;
 pub mod ca;

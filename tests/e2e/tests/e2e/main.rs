@@ -1,5 +1,4 @@
-//! The end-to-end suites, one module each, in one binary: real programs in pods of a lab, through the shipped
-//! binaries. `ambit_e2e` holds what several suites share.
+//! The end-to-end suites, one module each, in one binary. `ambit_e2e` has the helpers that several suites share.
 
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
