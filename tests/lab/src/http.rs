@@ -1,6 +1,5 @@
 //! HTTP GET for kubelet probes and for the admin ports of the lab's programs.
 
-use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -59,21 +58,18 @@ pub(crate) fn get(
     for (name, value) in headers {
         request = request.header(name, value);
     }
-    let response = request.call()?;
-    let status = response.status().as_u16();
-    let body = read_body(response.into_body()).context("response body")?;
-    Ok(Response { status, body })
-}
-
-fn read_body(body: ureq::Body) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    let mut reader = body.into_with_config().limit(MAX_BODY_BYTES).reader();
-    match reader.read_to_end(&mut bytes) {
-        // A server that exits without reading the request resets the connection after its response.
-        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
-        _ => {}
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let mut response = request.call()?;
+    let body = response
+        .body_mut()
+        .with_config()
+        .limit(MAX_BODY_BYTES)
+        .lossy_utf8(true)
+        .read_to_string()
+        .context("response body")?;
+    Ok(Response {
+        status: response.status().as_u16(),
+        body,
+    })
 }
 
 /// The state that a daemon's configuration dump reports for the workload with this Kubernetes uid.

@@ -78,6 +78,8 @@ pub(super) async fn create_pod(dir: &LabDir, entry: &PodEntry, node_netns: &str)
             ],
         )?;
     }
+    // The kernel has these sysctls only once conntrack is loaded.
+    let _ = netns::set_sysctls(&entry.netns, topology::POD_CONNTRACK_SYSCTLS);
     let veth = topology::veth(&entry.uid);
     let link = topology::veth_pair("eth0", (&veth, node_netns));
     ip_batch(&entry.netns, &(link + &topology::pod(&entry.ips))).await?;

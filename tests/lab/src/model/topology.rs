@@ -79,6 +79,11 @@ pub(crate) const POD_SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/default/rp_filter", "0"),
 ];
 
+/// Conntrack sysctls of a pod, in seconds. The default of 60 s would make a test of half-closed
+/// connections wait for longer than that. A daemon raises the timeout when it enrols the pod.
+pub(crate) const POD_CONNTRACK_SYSCTLS: &[(&str, &str)] =
+    &[("net/netfilter/nf_conntrack_tcp_timeout_close_wait", "20")];
+
 /// The prefix of a single address.
 pub(crate) fn host_prefix(ip: IpAddr) -> String {
     format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })
