@@ -299,7 +299,7 @@ fn down(name: &str, all: bool) -> Result<()> {
             bail!("no lab {name} is up");
         }
         lifecycle::take_down(&dir)?;
-        return registry::remove_dead_labs().map(drop);
+        return registry::remove_orphaned_labs().map(drop);
     }
     for dir in registry::all()? {
         lifecycle::take_down(&dir)?;

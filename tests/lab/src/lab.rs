@@ -92,7 +92,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Removes dead labs, brings a lab up and, unless the options disable it, waits until all
+    /// Removes orphaned labs, brings a lab up and, unless the options disable it, waits until all
     /// daemons and pods are ready.
     ///
     /// # Errors
@@ -171,7 +171,7 @@ impl Lab {
         self.client.send(&Request::Apply { yaml }).map(drop)
     }
 
-    /// Deletes an object (`Pod`, `shop/web`) and waits until it is gone, as `kubectl delete` does.
+    /// Deletes an object (`Pod`, `shop/web`) and waits until it is removed, as `kubectl delete` does.
     ///
     /// # Errors
     /// There is no such object.

@@ -56,7 +56,7 @@ pub use options::{Clock, IdentitySource, IpFamily, LaunchOptions, Options};
 pub use poll::wait_until;
 pub use process::{Output, Process};
 pub use protocol::{CaStatus, NodeStatus, PodStatus, ProgramState, ServiceStatus, Status};
-pub use registry::remove_dead_labs;
+pub use registry::remove_orphaned_labs;
 
 /// Manifest of two empty nodes, `a` and `b`: the base of most tests.
 pub const TWO_NODES: &str = "\

@@ -20,7 +20,7 @@ const AGENT_EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A killed process exits within milliseconds, unless it is blocked in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Removes dead labs, claims the name and starts an agent. Returns when the agent listens.
+/// Removes orphaned labs, claims the name and starts an agent. Returns when the agent listens.
 pub(crate) fn launch(name: &str, options: &Options) -> Result<(LabDir, Child)> {
     tools::check()?;
     let binary = tools::binary("lab", options.bin_dir.as_deref())?;
@@ -56,7 +56,7 @@ pub(crate) fn take_down(dir: &LabDir) -> Result<()> {
     // Without a response from the agent, the lines below remove the lab.
     let _ = Client::new(dir).send(&Request::Down);
     let _base = registry::lock_base()?;
-    let exited = || (!dir.root().exists() || dir.is_dead()).then_some(());
+    let exited = || (!dir.root().exists() || dir.is_orphaned()).then_some(());
     if poll::until(AGENT_EXIT_TIMEOUT, poll::FAST_INTERVAL, exited).is_none() {
         registry::kill_agent(dir);
         poll::until(KILL_TIMEOUT, poll::FAST_INTERVAL, exited)

@@ -13,7 +13,7 @@ use crate::options::{IpFamily, LaunchOptions};
 pub(crate) enum Request {
     /// Create or update the objects of a multi-document manifest: all of them or none.
     Apply { yaml: String },
-    /// Delete one object. Pods are terminated gracefully; the response follows when they are gone.
+    /// Delete one object. Pods are terminated gracefully; the response follows when they are removed.
     Delete {
         kind: String,
         name: String,
@@ -43,7 +43,7 @@ pub(crate) enum Request {
     Own,
     /// Keep the lab when the owning connection closes.
     Keep,
-    /// Remove everything. The response follows when it is gone.
+    /// Remove everything. The response follows when it is removed.
     Down,
 }
 

@@ -1,8 +1,8 @@
-//! Which labs exist on this machine, and removal of what a dead lab left behind.
+//! Which labs exist on this machine, and removal of what a orphaned lab left behind.
 //!
 //! A lab is a folder in `/run/ambit-lab`. Its agent holds a lock on a file in the folder until it
 //! exits, and registers the name of each network namespace before it creates the namespace. A lab
-//! whose lock is free is dead, and its folder lists what it left. Neither names nor process ids
+//! whose lock is free is orphaned, and its folder lists what it left. Neither names nor process ids
 //! have to be guessed.
 
 use std::collections::HashSet;
@@ -149,7 +149,7 @@ impl LabDir {
     }
 
     /// Whether no agent holds the lock.
-    pub(crate) fn is_dead(&self) -> bool {
+    pub(crate) fn is_orphaned(&self) -> bool {
         match File::open(self.lock()) {
             Ok(lock) => lock.try_lock().is_ok(),
             Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -157,11 +157,11 @@ impl LabDir {
     }
 }
 
-/// Removes dead labs and claims the name. The returned file is the lock, which the agent must hold.
+/// Removes orphaned labs and claims the name. The returned file is the lock, which the agent must hold.
 pub(crate) fn claim(name: &str) -> Result<(LabDir, File)> {
     let dir = LabDir::new(name)?;
     let _base = lock_base()?;
-    remove_dead()?;
+    remove_orphaned()?;
     if dir.root.exists() {
         bail!("lab {name} is up already; `lab down --name {name}` takes it down");
     }
@@ -181,16 +181,16 @@ pub(crate) fn claim(name: &str) -> Result<(LabDir, File)> {
     Ok((dir, lock))
 }
 
-/// Removes the labs whose agent is dead. Returns their names.
+/// Removes the labs whose agent has exited. Returns their names.
 ///
 /// # Errors
 /// The caller is not root, or something cannot be removed.
-pub fn remove_dead_labs() -> Result<Vec<String>> {
+pub fn remove_orphaned_labs() -> Result<Vec<String>> {
     let _base = lock_base()?;
-    remove_dead()
+    remove_orphaned()
 }
 
-/// Every lab on this machine, running or dead.
+/// Every lab on this machine, running or orphaned.
 pub(crate) fn all() -> Result<Vec<LabDir>> {
     let entries = match fs::read_dir(BASE) {
         Ok(entries) => entries,
@@ -213,8 +213,8 @@ pub(crate) fn all() -> Result<Vec<LabDir>> {
     Ok(labs)
 }
 
-/// The lock of the registry. It is held while dead labs are removed and while a name is claimed, so
-/// that a lab whose agent is not yet started is not removed as dead.
+/// The lock of the registry. It is held while orphaned labs are removed and while a name is claimed, so
+/// that a lab whose agent is not yet started is not removed as orphaned.
 pub(crate) fn lock_base() -> Result<File> {
     fs::create_dir_all(BASE).with_context(|| format!("cannot create {BASE} (root?)"))?;
     let lock =
@@ -223,11 +223,11 @@ pub(crate) fn lock_base() -> Result<File> {
     Ok(lock)
 }
 
-fn remove_dead() -> Result<Vec<String>> {
+fn remove_orphaned() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for dir in all()? {
-        if dir.is_dead() {
-            remove_all(&dir).with_context(|| format!("cannot remove dead lab {}", dir.name))?;
+        if dir.is_orphaned() {
+            remove_all(&dir).with_context(|| format!("cannot remove orphaned lab {}", dir.name))?;
             removed.push(dir.name);
         }
     }

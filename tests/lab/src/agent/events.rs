@@ -23,7 +23,7 @@ use crate::protocol::{ExecInfo, ProgramAction, ProgramState, Request};
 /// 30 s, every test with a program that ignores SIGTERM would take that long.
 const DEFAULT_GRACE_SECONDS: u64 = 2;
 
-/// Where the response to a request goes.
+/// The channel for the response to a request.
 pub(super) type ReplySender = oneshot::Sender<Result<Value, String>>;
 
 /// An event of the agent's loop.
@@ -40,8 +40,8 @@ pub(super) enum Event {
         uid: String,
         status: KubeletStatus,
     },
-    /// A pod's processes and its namespace are gone.
-    PodGone { key: Key, uid: String },
+    /// A pod's processes and its namespace are removed.
+    PodRemoved { key: Key, uid: String },
     /// The state of a program has changed.
     Program {
         program: Program,
@@ -50,7 +50,7 @@ pub(super) enum Event {
     },
 }
 
-/// A deletion that is completed when its pods are gone.
+/// A deletion that is completed when its pods are removed.
 pub(super) struct PendingDeletion {
     pods: BTreeSet<Key>,
     /// Kind and name of the object that is deleted after the pods.
@@ -74,7 +74,7 @@ impl Agent {
                     entry.status = status;
                 }
             }
-            Event::PodGone { key, uid } => {
+            Event::PodRemoved { key, uid } => {
                 if self
                     .cluster
                     .pods

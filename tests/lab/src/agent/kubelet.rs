@@ -19,7 +19,7 @@ use crate::model::Key;
 use crate::model::pod::{KubeletStatus, Phase, PodEntry};
 use crate::netns;
 
-/// Interval at which the daemon is asked whether it has enrolled a pod.
+/// Interval at which the daemon is polled until it has enrolled a pod.
 const ENROLMENT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The interval once [`ENROLMENT_TIMEOUT`] has passed.
@@ -186,11 +186,11 @@ impl Pod {
             }
         }
         let _ = std::fs::remove_dir_all(self.dir());
-        let gone = Event::PodGone {
+        let removed = Event::PodRemoved {
             key: self.key.clone(),
             uid: self.entry.uid.clone(),
         };
-        let _ = self.context.events.send(gone).await;
+        let _ = self.context.events.send(removed).await;
     }
 
     /// The pod's working directory, and its TMPDIR.

@@ -42,7 +42,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Deletes a namespace with everything in it. Its pods must be gone already.
+    /// Deletes a namespace with everything in it. Its pods must be removed already.
     fn delete_namespace(&mut self, name: &str) -> Result<()> {
         self.namespaces
             .remove(name)
