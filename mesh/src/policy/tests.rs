@@ -27,7 +27,7 @@ const ROOT: &str = "istio-system";
 
 /// A model of some policies and a few pods: `shop/web`, `shop/db`, `bank/web` (of two versions) and
 /// `istio-system/gate`.
-pub(super) struct World {
+pub(super) struct Fixture {
     pub(super) model: Model,
     pub(super) diagnostics: Vec<crate::Diagnostic>,
 }
@@ -67,17 +67,17 @@ pub(super) fn authz(name: &str, spec: &str) -> Doc {
     policy("AuthorizationPolicy", name, spec)
 }
 
-pub(super) fn world(policies: &[Doc]) -> World {
-    world_with(policies, &params())
+pub(super) fn fixture(policies: &[Doc]) -> Fixture {
+    fixture_with(policies, &params())
 }
 
-pub(super) fn world_with(policies: &[Doc], params: &Params) -> World {
+pub(super) fn fixture_with(policies: &[Doc], params: &Params) -> Fixture {
     let docs: Vec<Doc> = pods().into_iter().chain(policies.iter().cloned()).collect();
     let (model, diagnostics) = compile(&objects(&docs), params);
-    World { model, diagnostics }
+    Fixture { model, diagnostics }
 }
 
-impl World {
+impl Fixture {
     /// The decision about a connection `<principal or -> <source ip> <port>` to a pod
     /// `namespace/name`.
     pub(super) fn decide(&self, pod: &str, connection: &str) -> Decision {

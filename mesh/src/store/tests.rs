@@ -18,7 +18,7 @@ fn names(uids: &[WorkloadUid]) -> Vec<&str> {
         .collect()
 }
 
-fn world() -> Vec<Doc> {
+fn fixture() -> Vec<Doc> {
     let mut docs = vec![
         namespace("shop"),
         node("a", "eu", "eu-1"),
@@ -35,12 +35,12 @@ fn world() -> Vec<Doc> {
 #[test]
 fn changes_list_added_removed_and_changed_entries() {
     let store = Store::new();
-    let changes = apply(&store, &world());
+    let changes = apply(&store, &fixture());
     assert_eq!(names(&changes.added), ["db", "web-1", "web-2"]);
     assert_eq!(changes.services.len(), 1);
     assert_eq!((changes.nodes.len(), changes.namespaces.len()), (1, 1));
 
-    let mut docs = world();
+    let mut docs = fixture();
     docs[3] = pod("web-1", "10.0.0.1").not_ready();
     docs.remove(4);
     docs.push(pod("new", "10.0.0.4"));
@@ -55,8 +55,8 @@ fn changes_list_added_removed_and_changed_entries() {
 #[test]
 fn recreated_pod_is_removed_and_added() {
     let store = Store::new();
-    apply(&store, &world());
-    let mut docs = world();
+    apply(&store, &fixture());
+    let mut docs = fixture();
     docs[5] = pod("db", "10.0.0.3").set("metadata.uid", "second");
     let changes = apply(&store, &docs);
     assert_eq!(
@@ -69,9 +69,9 @@ fn recreated_pod_is_removed_and_added() {
 #[test]
 fn unchanged_entries_are_the_same_allocation() {
     let store = Store::new();
-    apply(&store, &world());
+    apply(&store, &fixture());
     let old = store.model();
-    let mut docs = world();
+    let mut docs = fixture();
     docs.push(pod("new", "10.0.0.9"));
     apply(&store, &docs);
     let new = store.model();
@@ -88,8 +88,8 @@ fn unchanged_entries_are_the_same_allocation() {
 #[test]
 fn every_lookup_of_a_workload_returns_the_same_allocation() {
     let store = Store::new();
-    apply(&store, &world());
-    let mut docs = world();
+    apply(&store, &fixture());
+    let mut docs = fixture();
     docs[3] = pod("web-1", "10.0.0.1").not_ready();
     apply(&store, &docs);
     let model = store.model();
@@ -143,11 +143,11 @@ fn load_counter_survives_updates() {
 fn unchanged_model_notifies_no_subscriber() {
     let store = Store::new();
     let mut version = store.subscribe();
-    apply(&store, &world());
+    apply(&store, &fixture());
     assert!(version.has_changed().unwrap());
     version.mark_unchanged();
     let before = store.model();
-    assert!(apply(&store, &world()).is_empty());
+    assert!(apply(&store, &fixture()).is_empty());
     assert!(!version.has_changed().unwrap());
     assert!(Arc::ptr_eq(&before, &store.model()));
 }
@@ -180,7 +180,7 @@ fn added_and_removed_refusals_are_changes() {
 #[test]
 fn snapshot_does_not_change() {
     let store = Store::new();
-    apply(&store, &world());
+    apply(&store, &fixture());
     let snapshot = store.load();
     apply(&store, &[]);
     assert_eq!(snapshot.workloads().len(), 3);
@@ -199,9 +199,9 @@ fn policy(port: &str) -> Doc {
 #[test]
 fn changed_policy_changes_the_workloads_it_selects() {
     let store = Store::new();
-    apply(&store, &world());
+    apply(&store, &fixture());
     let mut version = store.subscribe();
-    let mut docs = world();
+    let mut docs = fixture();
     docs.push(policy("80"));
     let changes = apply(&store, &docs);
     assert!(version.has_changed().unwrap());
@@ -232,8 +232,8 @@ fn changed_policy_changes_the_workloads_it_selects() {
 #[test]
 fn policy_without_selected_workloads_is_a_change() {
     let store = Store::new();
-    apply(&store, &world());
-    let mut docs = world();
+    apply(&store, &fixture());
+    let mut docs = fixture();
     docs.push(policy("80").set("spec.selector.matchLabels.app", "nobody"));
     let changes = apply(&store, &docs);
     assert!(changes.changed.is_empty() && !changes.is_empty());
@@ -247,7 +247,7 @@ fn policy_without_selected_workloads_is_a_change() {
 #[test]
 fn changed_labels_of_pods_and_namespaces_are_changes() {
     let store = Store::new();
-    let mut docs = world();
+    let mut docs = fixture();
     docs.push(policy("80"));
     apply(&store, &docs);
     docs[0] = namespace("shop").label("team", "a");
@@ -265,7 +265,7 @@ fn changed_labels_of_pods_and_namespaces_are_changes() {
 #[test]
 fn entries_unaffected_by_a_policy_are_the_same_allocation() {
     let store = Store::new();
-    let mut docs = world();
+    let mut docs = fixture();
     docs.push(policy("80"));
     apply(&store, &docs);
     let old = store.model();

@@ -94,31 +94,31 @@ fn any_slice() -> impl Strategy<Value = Doc> {
 }
 
 /// Objects with distinct names, and with conflicting addresses and uids.
-fn any_world() -> impl Strategy<Value = Vec<Doc>> {
+fn any_fixture() -> impl Strategy<Value = Vec<Doc>> {
     let pods = prop::collection::vec(any_pod(), 0..8);
     let services = prop::collection::vec(any_service(), 0..4);
     let slices = prop::collection::vec(any_slice(), 0..4);
     (pods, services, slices, any::<bool>()).prop_map(|(pods, services, slices, ambient)| {
-        let mut world = vec![
+        let mut fixture = vec![
             namespace("shop"),
             node("n0", "eu", "a"),
             node("n1", "eu", "b"),
         ];
-        world[0] = if ambient {
-            world[0].clone().ambient()
+        fixture[0] = if ambient {
+            fixture[0].clone().ambient()
         } else {
-            world[0].clone()
+            fixture[0].clone()
         };
         for doc in pods.into_iter().chain(services).chain(slices) {
             let known = |other: &Doc| {
                 other.0["kind"] == doc.0["kind"]
                     && other.0["metadata"]["name"] == doc.0["metadata"]["name"]
             };
-            if !world.iter().any(known) {
-                world.push(doc);
+            if !fixture.iter().any(known) {
+                fixture.push(doc);
             }
         }
-        world
+        fixture
     })
 }
 
@@ -181,20 +181,20 @@ proptest! {
 
     #[test]
     fn model_does_not_depend_on_files_and_order(
-        world in any_world().prop_shuffle(), files in 1..5usize,
+        fixture in any_fixture().prop_shuffle(), files in 1..5usize,
     ) {
-        let (model, diagnostics) = compiled(&world);
-        let (other, others) = compile(&spread(&world, files), &params());
+        let (model, diagnostics) = compiled(&fixture);
+        let (other, others) = compile(&spread(&fixture, files), &params());
         prop_assert_eq!(&model, &other);
         prop_assert_eq!(sorted(&diagnostics), sorted(&others));
     }
 
     #[test]
     fn invalid_object_does_not_affect_others(
-        world in any_world(), invalid in any_invalid(),
+        fixture in any_fixture(), invalid in any_invalid(),
     ) {
-        let (mut before, _) = compiled(&world);
-        let (mut after, _) = compiled(&[&world[..], &[invalid]].concat());
+        let (mut before, _) = compiled(&fixture);
+        let (mut after, _) = compiled(&[&fixture[..], &[invalid]].concat());
         // It may only refuse addresses without an owner. An endpoint with such an address is removed
         // too: it may be the invalid pod, which may be meshed.
         let refused = newly_refused(&before, &after);
@@ -209,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn updated_store_equals_a_fresh_one(first in any_world(), second in any_world()) {
+    fn updated_store_equals_a_fresh_one(first in any_fixture(), second in any_fixture()) {
         let store = Store::new();
         let (model, diagnostics) = compiled(&first);
         store.apply(model, diagnostics);
@@ -231,8 +231,8 @@ proptest! {
     }
 
     #[test]
-    fn no_address_has_two_identities(world in any_world()) {
-        let (model, _) = compiled(&world);
+    fn no_address_has_two_identities(fixture in any_fixture()) {
+        let (model, _) = compiled(&fixture);
         for (ip, owner) in &model.by_ip {
             prop_assert!(owner.ips.contains(ip) && !owner.host_network);
             prop_assert!(model.address_refusal(*ip).is_none() && model.service_by_vip(*ip).is_none());
@@ -256,11 +256,11 @@ proptest! {
 
     #[test]
     fn route_never_violates_its_rules(
-        world in any_world(), ip in 0..12u8, port in prop_oneof![Just(80u16), Just(8080), Just(81)],
+        fixture in any_fixture(), ip in 0..12u8, port in prop_oneof![Just(80u16), Just(8080), Just(81)],
         seed in any::<u64>(),
     ) {
         let client = pod("client", "10.0.1.1").ambient();
-        let (model, _) = compiled(&[&world[..], &[client]].concat());
+        let (model, _) = compiled(&[&fixture[..], &[client]].concat());
         let destination = SocketAddr::from(([10, 0, 0, ip], port));
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut tried = Vec::new();
@@ -280,12 +280,12 @@ proptest! {
 
     #[test]
     fn truncated_file_never_fails_as_a_whole(
-        world in any_world(), cut in 0..4000usize,
+        fixture in any_fixture(), cut in 0..4000usize,
     ) {
-        let text = crate::testing::text(&world);
+        let text = crate::testing::text(&fixture);
         let cut = text.floor_char_boundary(cut.min(text.len()));
         let parsed = parse(&"cut.yaml".into(), &text.as_bytes()[..cut]);
-        let whole = objects(&world);
+        let whole = objects(&fixture);
         prop_assert!(parsed.objects.len() <= whole.len());
         prop_assert!(parsed.errors.len() <= 1, "only the last document can be invalid");
     }
@@ -295,7 +295,7 @@ fn decide(model: &Model, to: SocketAddr, tried: &[EndpointKey], rng: &mut fastra
     let client = model.workloads().find(|w| &*w.name == "client");
     route(
         model,
-        client.expect("every world has the client"),
+        client.expect("every fixture has the client"),
         to,
         tried,
         rng,

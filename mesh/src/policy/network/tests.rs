@@ -24,7 +24,7 @@ use crate::{Diagnostic, InboundConnection, Model, Workload};
 /// Three namespaces `x`, `y` and `z` with the label `ns: <name>`, in each of them the pods `a`, `b`
 /// and `c` with the label `pod: <name>` and the container ports `serve-80` and `serve-81`. Pod
 /// `y/b` is 10.0.2.2 and fd00::2:2.
-pub(super) struct World {
+pub(super) struct Fixture {
     pub(super) model: Model,
     pub(super) diagnostics: Vec<Diagnostic>,
 }
@@ -64,7 +64,7 @@ pub(super) fn cluster() -> Vec<Doc> {
     docs
 }
 
-impl World {
+impl Fixture {
     /// The cluster with these policies, each a YAML document without its `apiVersion` and `kind`,
     /// all valid.
     pub(super) fn new(policies: &[&str]) -> Self {
@@ -76,17 +76,17 @@ impl World {
         let mut docs = cluster();
         change(&mut docs);
         let policies = policies.iter().map(|text| yaml(text)).collect();
-        let (world, errors) = Self::of(policies, &docs);
+        let (fixture, errors) = Self::of(policies, &docs);
         assert!(errors.is_empty(), "{errors:?}");
-        world
+        fixture
     }
 
     /// The cluster with these policies, some of which are invalid.
     pub(super) fn with_errors(policies: &[&str]) -> Self {
         let policies = policies.iter().map(|text| yaml(text)).collect();
-        let (world, errors) = Self::of(policies, &cluster());
+        let (fixture, errors) = Self::of(policies, &cluster());
         assert!(!errors.is_empty());
-        world
+        fixture
     }
 
     /// The cluster with these policies, and their errors. A policy without a name gets one of its

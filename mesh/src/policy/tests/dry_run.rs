@@ -6,8 +6,8 @@ fn dry_run(doc: Doc) -> Doc {
     doc.annotation("istio.io/dry-run", "true")
 }
 
-fn dry_run_denial(world: &World, connection: &str) -> Option<String> {
-    let decision = world.decide("shop/db", connection);
+fn dry_run_denial(fixture: &Fixture, connection: &str) -> Option<String> {
+    let decision = fixture.decide("shop/db", connection);
     assert_eq!(decision.denial, None, "{connection}");
     decision.dry_run.map(|denial| denial.to_string())
 }
@@ -18,13 +18,13 @@ fn dry_run_deny_is_reported_and_not_enforced() {
         "shop/p",
         "{action: DENY, rules: [{from: [{source: {namespaces: [bank]}}]}]}",
     );
-    let world = world(&[dry_run(deny)]);
+    let fixture = fixture(&[dry_run(deny)]);
     assert_eq!(
-        dry_run_denial(&world, BANK).as_deref(),
+        dry_run_denial(&fixture, BANK).as_deref(),
         Some("AuthorizationPolicy shop/p")
     );
-    assert_eq!(dry_run_denial(&world, WEB), None);
-    assert!(world.report("shop/p").dry_run);
+    assert_eq!(dry_run_denial(&fixture, WEB), None);
+    assert!(fixture.report("shop/p").dry_run);
 }
 
 #[test]
@@ -37,30 +37,30 @@ fn dry_run_allows_report_what_none_of_them_matches() {
         "shop/b",
         "rules: [{from: [{source: {namespaces: [bank]}}]}]",
     ));
-    let one = world(std::slice::from_ref(&shop));
+    let one = fixture(std::slice::from_ref(&shop));
     assert_eq!(
         dry_run_denial(&one, BANK).as_deref(),
         Some("AuthorizationPolicy: no ALLOW matched")
     );
     assert_eq!(dry_run_denial(&one, WEB), None);
-    let two = world(&[shop.clone(), bank]);
+    let two = fixture(&[shop.clone(), bank]);
     assert_eq!(
         (dry_run_denial(&two, BANK), dry_run_denial(&two, WEB)),
         (None, None)
     );
     // An enforced ALLOW policy still allows the connection.
     let forced = authz("shop/c", "rules: [{from: [{source: {principals: ['*']}}]}]");
-    assert_eq!(dry_run_denial(&world(&[shop, forced]), BANK), None);
+    assert_eq!(dry_run_denial(&fixture(&[shop, forced]), BANK), None);
 }
 
 #[test]
 fn denied_connection_has_no_dry_run_denial() {
     let deny = authz("shop/p", "{action: DENY, rules: [{}]}");
-    let world = world(&[
+    let fixture = fixture(&[
         dry_run(authz("shop/o", "{action: DENY, rules: [{}]}")),
         deny,
     ]);
-    let decision = world.decide("shop/db", WEB);
+    let decision = fixture.decide("shop/db", WEB);
     assert_eq!(
         decision.denial.unwrap().to_string(),
         "AuthorizationPolicy shop/p"
@@ -73,15 +73,15 @@ fn dry_run_annotation_is_parsed_as_in_istio() {
     let deny = || authz("shop/p", "{action: DENY, rules: [{}]}");
     for yes in ["true", "True", "TRUE", "t", "T", "1"] {
         assert!(
-            world(&[deny().annotation("istio.io/dry-run", yes)]).allows("shop/db", WEB),
+            fixture(&[deny().annotation("istio.io/dry-run", yes)]).allows("shop/db", WEB),
             "{yes}"
         );
     }
     for no in ["false", "0", "", "yes", "tRUE"] {
-        let world = world(&[deny().annotation("istio.io/dry-run", no)]);
-        assert!(!world.allows("shop/db", WEB), "{no}");
-        assert_eq!(world.report("shop/p").state, PolicyState::Accepted);
-        let messages = world.messages("shop/p").len();
+        let fixture = fixture(&[deny().annotation("istio.io/dry-run", no)]);
+        assert!(!fixture.allows("shop/db", WEB), "{no}");
+        assert_eq!(fixture.report("shop/p").state, PolicyState::Accepted);
+        let messages = fixture.messages("shop/p").len();
         assert_eq!(messages, usize::from(matches!(no, "yes" | "tRUE")), "{no}");
     }
 }

@@ -305,29 +305,41 @@ fn check(rule: &str, matching: &[&str], others: &[&str]) {
         .and_then(|r| r.strip_suffix('}'))
         .unwrap_or(rule);
     let spec = |action: &str| format!("{{action: {action}, rules: [{{{rule}}}]}}");
-    let allow = world(&[authz("shop/p", &spec("ALLOW"))]);
-    let deny = world(&[authz("shop/p", &spec("DENY"))]);
-    for world in [&allow, &deny] {
+    let allow = fixture(&[authz("shop/p", &spec("ALLOW"))]);
+    let deny = fixture(&[authz("shop/p", &spec("DENY"))]);
+    for fixture in [&allow, &deny] {
         assert_eq!(
-            world.report("shop/p").state,
+            fixture.report("shop/p").state,
             PolicyState::Accepted,
             "{rule}: {:?}",
-            world.diagnostics
+            fixture.diagnostics
         );
     }
     let no_allow = Some("AuthorizationPolicy: no ALLOW matched".to_owned());
     let denied = Some("AuthorizationPolicy shop/p".to_owned());
-    for ask in matching {
-        assert_eq!(allow.denial("shop/db", ask), None, "ALLOW {rule}: {ask}");
-        assert_eq!(deny.denial("shop/db", ask), denied, "DENY {rule}: {ask}");
-    }
-    for ask in others {
+    for connection in matching {
         assert_eq!(
-            allow.denial("shop/db", ask),
-            no_allow,
-            "ALLOW {rule}: {ask}"
+            allow.denial("shop/db", connection),
+            None,
+            "ALLOW {rule}: {connection}"
         );
-        assert_eq!(deny.denial("shop/db", ask), None, "DENY {rule}: {ask}");
+        assert_eq!(
+            deny.denial("shop/db", connection),
+            denied,
+            "DENY {rule}: {connection}"
+        );
+    }
+    for connection in others {
+        assert_eq!(
+            allow.denial("shop/db", connection),
+            no_allow,
+            "ALLOW {rule}: {connection}"
+        );
+        assert_eq!(
+            deny.denial("shop/db", connection),
+            None,
+            "DENY {rule}: {connection}"
+        );
     }
 }
 
@@ -335,18 +347,18 @@ fn check(rule: &str, matching: &[&str], others: &[&str]) {
 fn one_matching_rule_of_several_is_enough() {
     let rules =
         "rules: [{from: [{source: {namespaces: [shop]}}]}, {to: [{operation: {ports: ['9']}}]}]";
-    let allow = world(&[authz("shop/p", &format!("{{{rules}}}"))]);
+    let allow = fixture(&[authz("shop/p", &format!("{{{rules}}}"))]);
     assert!(allow.allows("shop/db", WEB) && allow.allows("shop/db", "- 192.0.2.7 9"));
     assert!(!allow.allows("shop/db", PLAIN));
 }
 
 #[test]
 fn ipv4_mapped_source_matches_as_ipv4() {
-    let world = world(&[authz(
+    let fixture = fixture(&[authz(
         "shop/p",
         "rules: [{from: [{source: {ipBlocks: [10.0.0.0/8]}}]}]",
     )]);
-    assert!(world.allows("shop/db", "- ::ffff:10.0.0.1 1"));
+    assert!(fixture.allows("shop/db", "- ::ffff:10.0.0.1 1"));
 }
 
 #[test]
@@ -357,14 +369,14 @@ fn principals_match_under_each_trust_domain_alias() {
     params.trust_domain_aliases = vec![name("old.org")];
     let of = |principal: &str| {
         let spec = format!("rules: [{{from: [{{source: {{principals: ['{principal}']}}}}]}}]");
-        world_with(&[authz("shop/p", &spec)], &params)
+        fixture_with(&[authz("shop/p", &spec)], &params)
     };
     for written in ["new.org", "old.org", "cluster.local"] {
-        let world = of(&format!("{written}/ns/shop/sa/web"));
+        let fixture = of(&format!("{written}/ns/shop/sa/web"));
         for named in ["new.org", "old.org"] {
-            assert!(world.allows("shop/db", &format!("{named}/ns/shop/sa/web 10.0.0.1 1")));
+            assert!(fixture.allows("shop/db", &format!("{named}/ns/shop/sa/web 10.0.0.1 1")));
         }
-        assert!(!world.allows("shop/db", "third.org/ns/shop/sa/web 10.0.0.1 1"));
+        assert!(!fixture.allows("shop/db", "third.org/ns/shop/sa/web 10.0.0.1 1"));
     }
     let foreign = of("third.org/ns/shop/sa/web");
     assert!(foreign.allows("shop/db", "third.org/ns/shop/sa/web 10.0.0.1 1"));

@@ -21,7 +21,7 @@ fn allow_rule_with_http_attributes_is_left_out() {
         "{from: [{source: {notRemoteIpBlocks: [10.0.0.1]}}]}",
     ];
     for rule in http {
-        let alone = world(&[authz("shop/p", &format!("rules: [{rule}]"))]);
+        let alone = fixture(&[authz("shop/p", &format!("rules: [{rule}]"))]);
         assert!(!alone.allows("shop/db", WEB), "{rule}");
         assert_eq!(
             alone.report("shop/p").state,
@@ -34,7 +34,7 @@ fn allow_rule_with_http_attributes_is_left_out() {
             "{rule}"
         );
         let with_other = format!("rules: [{rule}, {{from: [{{source: {{namespaces: [bank]}}}}]}}]");
-        let with_other = world(&[authz("shop/p", &with_other)]);
+        let with_other = fixture(&[authz("shop/p", &with_other)]);
         assert!(
             !with_other.allows("shop/db", WEB) && with_other.allows("shop/db", BANK),
             "{rule}"
@@ -97,16 +97,16 @@ fn deny_rule_applies_without_its_http_attributes() {
         ),
     ];
     for (rule, denied, nothing) in cases {
-        let world = world(&[authz(
+        let fixture = fixture(&[authz(
             "shop/p",
             &format!("{{action: DENY, rules: [{rule}]}}"),
         )]);
         let found: Vec<&str> = [WEB, BANK, PLAIN]
             .into_iter()
-            .filter(|ask| !world.allows("shop/db", ask))
+            .filter(|connection| !fixture.allows("shop/db", connection))
             .collect();
         assert_eq!(found, denied, "{rule}");
-        let report = world.report("shop/p");
+        let report = fixture.report("shop/p");
         assert_eq!(report.state, PolicyState::Accepted);
         let is_reported = report
             .messages
@@ -134,17 +134,17 @@ fn policy_for_a_waypoint_or_authorizer_is_reported_as_not_enforced() {
         ("{action: AUDIT, rules: [{}]}", "not_enforced@spec.action"),
     ];
     for (spec, message) in policies {
-        let world = world(&[authz("shop/p", spec)]);
-        assert!(world.allows("shop/db", PLAIN), "{spec}");
-        let report = world.report("shop/p");
+        let fixture = fixture(&[authz("shop/p", spec)]);
+        assert!(fixture.allows("shop/db", PLAIN), "{spec}");
+        let report = fixture.report("shop/p");
         assert_eq!(report.state, PolicyState::NotEnforcedHere, "{spec}");
         assert!(report.selects.is_empty());
         assert!(
-            world.messages("shop/p").contains(&message.to_owned()),
+            fixture.messages("shop/p").contains(&message.to_owned()),
             "{spec}"
         );
         assert!(
-            world
+            fixture
                 .diagnostics
                 .iter()
                 .any(|p| p.message.contains("NOT enforced"))

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A rule that holds for `shop`, spoilt in one place, and the error. `true` where what is left of
+/// A rule that holds for `shop`, changed in one place, and the error. `true` where what is left of
 /// it as DENY still spares `BANK`.
 const RULES: [(&str, &str, bool); 49] = [
     (
@@ -244,20 +244,27 @@ fn invalid_allow_rule_never_matches_and_invalid_deny_constraint_is_ignored() {
             .strip_prefix('{')
             .and_then(|r| r.strip_suffix('}'))
             .unwrap_or(rule);
-        let allow = world(&[authz("shop/p", &format!("{{rules: [{{{rule}}}, {{}}]}}"))]);
-        let deny = world(&[authz(
+        let allow = fixture(&[authz("shop/p", &format!("{{rules: [{{{rule}}}, {{}}]}}"))]);
+        let deny = fixture(&[authz(
             "shop/p",
             &format!("{{action: DENY, rules: [{{{rule}}}]}}"),
         )]);
-        for ask in [WEB, BANK, PLAIN] {
-            assert!(!allow.allows("shop/db", ask), "ALLOW {rule}: {ask}");
+        for connection in [WEB, BANK, PLAIN] {
+            assert!(
+                !allow.allows("shop/db", connection),
+                "ALLOW {rule}: {connection}"
+            );
         }
         assert!(!deny.allows("shop/db", WEB), "DENY {rule}");
         assert_eq!(deny.allows("shop/db", BANK), spares_bank, "DENY {rule}");
-        for world in [&allow, &deny] {
-            assert_eq!(world.report("shop/p").state, PolicyState::Invalid, "{rule}");
-            assert_eq!(world.messages("shop/p").join(","), error, "{rule}");
-            assert!(world.allows("bank/web", WEB), "{rule}");
+        for fixture in [&allow, &deny] {
+            assert_eq!(
+                fixture.report("shop/p").state,
+                PolicyState::Invalid,
+                "{rule}"
+            );
+            assert_eq!(fixture.messages("shop/p").join(","), error, "{rule}");
+            assert!(fixture.allows("bank/web", WEB), "{rule}");
         }
     }
 }
@@ -269,11 +276,11 @@ fn invalid_allow_policy_does_not_affect_other_allow_policies() {
         "shop/good",
         "rules: [{from: [{source: {namespaces: [shop]}}]}]",
     );
-    let world = world(&[bad, good]);
-    assert!(world.allows("shop/db", WEB) && !world.allows("shop/db", BANK));
+    let fixture = fixture(&[bad, good]);
+    assert!(fixture.allows("shop/db", WEB) && !fixture.allows("shop/db", BANK));
 }
 
-/// A policy that would let everything in, spoilt as a whole: it denies everything, of the pods
+/// A policy that would let everything in, changed as a whole: it denies everything, of the pods
 /// `shop/web`, `shop/db` and `bank/web` those that are listed.
 #[test]
 fn wholly_invalid_policy_denies_everything_it_selects() {
@@ -405,14 +412,18 @@ fn wholly_invalid_policy_denies_everything_it_selects() {
         ),
     ];
     for (spec, denied, error) in cases {
-        let world = world(&[authz("shop/p", spec)]);
+        let fixture = fixture(&[authz("shop/p", spec)]);
         let found: Vec<&str> = ["shop/web", "shop/db", "bank/web"]
             .into_iter()
-            .filter(|pod| !world.allows(pod, WEB))
+            .filter(|pod| !fixture.allows(pod, WEB))
             .collect();
         assert_eq!(found, denied, "{spec}");
-        assert_eq!(world.report("shop/p").state, PolicyState::Invalid, "{spec}");
-        assert_eq!(world.messages("shop/p").join(","), error, "{spec}");
+        assert_eq!(
+            fixture.report("shop/p").state,
+            PolicyState::Invalid,
+            "{spec}"
+        );
+        assert_eq!(fixture.messages("shop/p").join(","), error, "{spec}");
     }
 }
 
@@ -456,13 +467,13 @@ fn value_that_can_never_match_is_an_error() {
     ];
     for (principal, good) in verdicts {
         let source = format!("[{{source: {{principals: ['{principal}']}}}}]");
-        let world = world(&[authz(
+        let fixture = fixture(&[authz(
             "shop/p",
             &format!("{{action: DENY, rules: [{{from: {source}}}]}}"),
         )]);
-        let state = world.report("shop/p").state;
+        let state = fixture.report("shop/p").state;
         assert_eq!(state == PolicyState::Accepted, good, "{principal}");
-        assert!(good || !world.allows("shop/db", BANK), "{principal}");
+        assert!(good || !fixture.allows("shop/db", BANK), "{principal}");
     }
     for (namespace, good) in [
         ("s*", true),
@@ -472,19 +483,19 @@ fn value_that_can_never_match_is_an_error() {
         ("*-", false),
     ] {
         let rule = format!("rules: [{{from: [{{source: {{namespaces: ['{namespace}']}}}}]}}]");
-        let world = world(&[authz("shop/p", &rule)]);
-        let state = world.report("shop/p").state;
+        let fixture = fixture(&[authz("shop/p", &rule)]);
+        let state = fixture.report("shop/p").state;
         assert_eq!(state == PolicyState::Accepted, good, "{namespace}");
     }
 }
 
 #[test]
 fn invalid_selector_in_the_root_namespace_selects_the_mesh() {
-    let world = world(&[authz("istio-system/p", "{rules: [{}], selector: 5}")]);
+    let fixture = fixture(&[authz("istio-system/p", "{rules: [{}], selector: 5}")]);
     assert!(
         ["shop/web", "bank/web", "istio-system/gate"]
             .iter()
-            .all(|pod| !world.allows(pod, WEB))
+            .all(|pod| !fixture.allows(pod, WEB))
     );
 }
 
@@ -544,10 +555,10 @@ fn envelope_of_a_policy_is_checked() {
         (open().set("spec", json!("allow")), "bad_field@spec", true),
     ];
     for (doc, error, denied) in cases {
-        let world = world(std::slice::from_ref(&doc));
-        assert_eq!(!world.allows("shop/db", WEB), denied, "{}", doc.0);
-        assert_eq!(world.report("shop/p").state, PolicyState::Invalid);
-        assert_eq!(world.messages("shop/p"), [error], "{}", doc.0);
+        let fixture = fixture(std::slice::from_ref(&doc));
+        assert_eq!(!fixture.allows("shop/db", WEB), denied, "{}", doc.0);
+        assert_eq!(fixture.report("shop/p").state, PolicyState::Invalid);
+        assert_eq!(fixture.messages("shop/p"), [error], "{}", doc.0);
     }
 }
 
@@ -562,22 +573,22 @@ fn possibly_misspelt_action_denies() {
         authz("shop/p", "{}").set("spec", json!([{"action": "DENY"}])),
     ];
     for lost in lost {
-        let world = world(&[open.clone(), lost.clone()]);
-        assert!(!world.allows("shop/db", WEB), "{}", lost.0);
-        assert_eq!(world.report("shop/p").action, "Deny");
+        let fixture = fixture(&[open.clone(), lost.clone()]);
+        assert!(!fixture.allows("shop/db", WEB), "{}", lost.0);
+        assert_eq!(fixture.report("shop/p").action, "Deny");
     }
     let mut renamed = authz("shop/p", "{}").set("specs", json!({"action": "DENY"}));
     renamed.0.as_object_mut().unwrap().remove("spec");
-    assert!(!world(&[open.clone(), renamed]).allows("shop/db", WEB));
+    assert!(!fixture(&[open.clone(), renamed]).allows("shop/db", WEB));
     // An unknown field that cannot be an action does not affect other policies.
     let future = authz("shop/p", "{rules: [{}], future: [1]}");
-    assert!(world(&[open, future]).allows("shop/db", WEB));
+    assert!(fixture(&[open, future]).allows("shop/db", WEB));
 }
 
 #[test]
 fn both_api_versions_are_equal() {
     let doc = authz("shop/p", "rules: [{}]").set("apiVersion", "security.istio.io/v1beta1");
-    let world = world(&[doc]);
-    assert_eq!(world.report("shop/p").state, PolicyState::Accepted);
-    assert!(world.allows("shop/db", PLAIN));
+    let fixture = fixture(&[doc]);
+    assert_eq!(fixture.report("shop/p").state, PolicyState::Accepted);
+    assert!(fixture.allows("shop/db", PLAIN));
 }

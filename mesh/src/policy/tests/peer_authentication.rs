@@ -43,14 +43,14 @@ fn narrowest_level_with_a_mode_decides() {
                 let expected = set
                     .filter(|(mode, _)| *mode == "STRICT")
                     .map(|(_, name)| format!("PeerAuthentication {name}"));
-                let world = world(&policies);
+                let fixture = fixture(&policies);
                 assert_eq!(
-                    world.denial("shop/db", PLAIN),
+                    fixture.denial("shop/db", PLAIN),
                     expected,
                     "{mesh} {namespace} {workload}"
                 );
                 assert_eq!(
-                    world.denial("shop/db", WEB),
+                    fixture.denial("shop/db", WEB),
                     None,
                     "a verified identity is always accepted"
                 );
@@ -61,11 +61,11 @@ fn narrowest_level_with_a_mode_decides() {
 
 #[test]
 fn level_applies_only_to_its_own_pods() {
-    let world = world(&[
+    let fixture = fixture(&[
         peer("shop/n", &at("STRICT")),
         peer("bank/w", &selecting("STRICT")),
     ]);
-    let strict = |pod| !world.allows(pod, PLAIN);
+    let strict = |pod| !fixture.allows(pod, PLAIN);
     assert!(strict("shop/web") && strict("shop/db"));
     assert!(!strict("bank/web") && !strict("istio-system/gate"));
 }
@@ -88,7 +88,7 @@ fn oldest_policy_of_a_level_counts_then_first_by_name() {
                 "2025-01-01T00:00:00Z",
             )
         };
-        let strict = |policies: &[Doc]| !world(policies).allows("shop/db", PLAIN);
+        let strict = |policies: &[Doc]| !fixture(policies).allows("shop/db", PLAIN);
         assert!(strict(&[old("z", "STRICT"), new("a", "PERMISSIVE")]));
         assert!(!strict(&[old("z", "PERMISSIVE"), new("a", "STRICT")]));
         assert!(strict(&[old("a", "STRICT"), old("b", "PERMISSIVE")]));
@@ -126,8 +126,8 @@ fn port_mode_overrides_the_workload_mode() {
             if namespace != "-" {
                 policies.push(peer("shop/n", &at(namespace)));
             }
-            let world = world(&policies);
-            let refused = |port: u16| !world.allows("shop/db", &format!("- 192.0.2.7 {port}"));
+            let fixture = fixture(&policies);
+            let refused = |port: u16| !fixture.allows("shop/db", &format!("- 192.0.2.7 {port}"));
             assert_eq!(
                 refused(9090),
                 mode.unwrap_or(strict),
@@ -138,7 +138,7 @@ fn port_mode_overrides_the_workload_mode() {
                 strict,
                 "{workload} {namespace}: another port"
             );
-            assert!(world.allows("shop/db", "cluster.local/ns/x/sa/y 192.0.2.7 9090"));
+            assert!(fixture.allows("shop/db", "cluster.local/ns/x/sa/y 192.0.2.7 9090"));
         }
     }
 }
@@ -157,18 +157,18 @@ fn each_of_several_strict_ports_is_strict() {
             "{{selector: {{matchLabels: {{app: db}}}}, {top}portLevelMtls: \
              {{8080: {{mode: STRICT}}, 9090: {{mode: STRICT}}, 7070: {{mode: PERMISSIVE}}}}}}"
         );
-        let world = world(&[peer("shop/w", &spec)]);
+        let fixture = fixture(&[peer("shop/w", &spec)]);
         let denial = Some("PeerAuthentication shop/w".to_owned());
         for port in [8080, 9090] {
             assert_eq!(
-                world.denial("shop/db", &format!("- 192.0.2.7 {port}")),
+                fixture.denial("shop/db", &format!("- 192.0.2.7 {port}")),
                 denial,
                 "{top}{port}"
             );
         }
         for port in [7070, 80] {
             assert_eq!(
-                world.denial("shop/db", &format!("- 192.0.2.7 {port}")),
+                fixture.denial("shop/db", &format!("- 192.0.2.7 {port}")),
                 None,
                 "{top}{port}"
             );
@@ -192,10 +192,10 @@ fn each_of_several_permissive_ports_is_permissive() {
             ),
         ],
     ] {
-        let world = world(&policies);
+        let fixture = fixture(&policies);
         let open: Vec<u16> = [80, 7070, 8080, 9090]
             .into_iter()
-            .filter(|port| world.allows("shop/db", &format!("- 192.0.2.7 {port}")))
+            .filter(|port| fixture.allows("shop/db", &format!("- 192.0.2.7 {port}")))
             .collect();
         assert_eq!(open, [8080, 9090]);
     }
@@ -204,10 +204,10 @@ fn each_of_several_permissive_ports_is_permissive() {
 #[test]
 fn selector_in_the_root_namespace_selects_nothing_and_is_reported() {
     let spec = "{selector: {matchLabels: {app: gate}}, mtls: {mode: STRICT}}";
-    let world = world(&[peer("istio-system/s", spec)]);
-    assert!(world.allows("istio-system/gate", PLAIN));
+    let fixture = fixture(&[peer("istio-system/s", spec)]);
+    assert!(fixture.allows("istio-system/gate", PLAIN));
     assert_eq!(
-        world.report("istio-system/s").state,
+        fixture.report("istio-system/s").state,
         PolicyState::NotEnforcedHere
     );
 }
@@ -285,14 +285,18 @@ fn invalid_policy_is_strict_and_overrides_the_others() {
     ];
     for (spec, error) in errors {
         let policy = peer("shop/z", &spec.replace("SELECT", select));
-        let world = world(&[&permissive[..], &[policy]].concat());
+        let fixture = fixture(&[&permissive[..], &[policy]].concat());
         assert_eq!(
-            world.denial("shop/db", PLAIN).as_deref(),
+            fixture.denial("shop/db", PLAIN).as_deref(),
             Some("PeerAuthentication shop/z"),
             "{spec}"
         );
-        assert_eq!(world.report("shop/z").state, PolicyState::Invalid, "{spec}");
-        assert_eq!(world.messages("shop/z"), [error], "{spec}");
-        assert!(world.allows("bank/web", PLAIN), "{spec}");
+        assert_eq!(
+            fixture.report("shop/z").state,
+            PolicyState::Invalid,
+            "{spec}"
+        );
+        assert_eq!(fixture.messages("shop/z"), [error], "{spec}");
+        assert!(fixture.allows("bank/web", PLAIN), "{spec}");
     }
 }

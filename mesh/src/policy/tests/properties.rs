@@ -209,22 +209,22 @@ fn mutilate(doc: &Doc, place: usize, junk: &Value, rename: bool) -> Doc {
     doc
 }
 
-fn denials(world: &World) -> Vec<bool> {
+fn denials(fixture: &Fixture) -> Vec<bool> {
     let connections = PODS
         .iter()
         .flat_map(|pod| CONNECTIONS.iter().map(move |connection| (pod, connection)));
     connections
-        .map(|(pod, connection)| !world.allows(pod, connection))
+        .map(|(pod, connection)| !fixture.allows(pod, connection))
         .collect()
 }
 
-fn is_invalid(world: &World, doc: &Doc) -> bool {
+fn is_invalid(fixture: &Fixture, doc: &Doc) -> bool {
     let kind = doc.0["kind"].as_str().expect("it has a kind");
     let name = doc.0["metadata"]["name"].as_str().expect("it has a name");
     let namespace = doc.0["metadata"]["namespace"]
         .as_str()
         .expect("and a namespace");
-    let mut reports = world.model.policies().iter();
+    let mut reports = fixture.model.policies().iter();
     let this = |r: &&Arc<PolicyReport>| {
         (&*r.object.kind, &*r.object.namespace, &*r.object.name) == (kind, namespace, name)
     };
@@ -243,7 +243,7 @@ fn at_least(before: &[bool], after: &[bool]) -> bool {
 
 /// An error around the spec.
 #[derive(Clone, Debug)]
-struct Spoil {
+struct Mutation {
     /// `None` to remove it.
     value: Option<Value>,
     field: &'static str,
@@ -251,11 +251,11 @@ struct Spoil {
     keeps_namespace: bool,
 }
 
-fn spoil() -> impl Strategy<Value = Spoil> {
+fn mutation() -> impl Strategy<Value = Mutation> {
     let junk =
         || prop::option::of(junk().prop_filter("it says nothing", |v| *v != json!({"a": "b"})));
     let of = |field, keeps_namespace| {
-        move |value| Spoil {
+        move |value| Mutation {
             value,
             field,
             keeps_namespace,
@@ -275,7 +275,7 @@ fn spoil() -> impl Strategy<Value = Spoil> {
         pick(&["5", "[]", "x"])
             .prop_map(Some)
             .prop_map(of("metadata", false)),
-        Just(Spoil {
+        Just(Mutation {
             value: None,
             field: "kind",
             keeps_namespace: true
@@ -283,7 +283,7 @@ fn spoil() -> impl Strategy<Value = Spoil> {
     ]
 }
 
-impl Spoil {
+impl Mutation {
     fn of(&self, doc: &Doc) -> Doc {
         let mut doc = match (&self.value, self.field) {
             (_, "kind") => {
@@ -309,7 +309,7 @@ impl Spoil {
 }
 
 /// A daemon that starts with these policies, one of which may be unreadable.
-fn read_world(others: &[Doc], target: &Doc) -> World {
+fn read_fixture(others: &[Doc], target: &Doc) -> Fixture {
     let plain = in_namespace("plain", "default", "10.0.0.9");
     let docs: Vec<Doc> = pods()
         .into_iter()
@@ -323,7 +323,7 @@ fn read_world(others: &[Doc], target: &Doc) -> World {
         objects.insert(object, origin);
     }
     let (model, diagnostics) = compile(&objects, &params());
-    World { model, diagnostics }
+    Fixture { model, diagnostics }
 }
 
 fn named(doc: Doc, name: &str) -> Doc {
@@ -338,11 +338,11 @@ proptest! {
         others in prop::collection::vec(any_policy(), 0..4),
         target in any_policy(), place in any::<usize>(), junk in junk(), rename: bool,
     ) {
-        let before = world(&others);
+        let before = fixture(&others);
         let invalid = named(mutilate(&target, place, &junk, rename), "new");
         let mut docs = others;
         docs.push(invalid.clone());
-        let after = world(&docs);
+        let after = fixture(&docs);
         if is_invalid(&after, &invalid) {
             prop_assert!(at_least(&denials(&before), &denials(&after)), "{}", invalid.0);
         }
@@ -356,7 +356,7 @@ proptest! {
     ) {
         let target = named(target, "target");
         let changed = mutilate(&target, place, &junk, rename);
-        let with = |doc: &Doc| world(&others.iter().chain([doc]).cloned().collect::<Vec<_>>());
+        let with = |doc: &Doc| fixture(&others.iter().chain([doc]).cloned().collect::<Vec<_>>());
         let (before, after) = (with(&target), with(&changed));
         // A policy that was invalid before stays invalid with another selector.
         if !is_invalid(&before, &target) && is_invalid(&after, &changed) {
@@ -368,22 +368,22 @@ proptest! {
     #[test]
     fn making_the_envelope_invalid_allows_nothing_new(
         others in prop::collection::vec(any_policy(), 0..3),
-        target in any_policy(), spoil in spoil(), namespaced: bool,
+        target in any_policy(), mutation in mutation(), namespaced: bool,
     ) {
         let mut target = named(target, "target");
         if !namespaced {
             target = target.set("metadata.namespace", "default");
         }
-        let changed = spoil.of(&target);
-        let (before, after) = (read_world(&others, &target), read_world(&others, &changed));
-        if !is_invalid(&before, &target) && spoil.keeps_namespace {
+        let changed = mutation.of(&target);
+        let (before, after) = (read_fixture(&others, &target), read_fixture(&others, &changed));
+        if !is_invalid(&before, &target) && mutation.keeps_namespace {
             prop_assert!(
                 at_least(&denials(&before), &denials(&after)), "{} -> {}", target.0, changed.0
             );
         }
         // The namespace is unknown: the placeholder denies `default`, the namespace of `plain`.
         let denies_default = !after.allows("default/plain", PLAIN);
-        prop_assert!(spoil.keeps_namespace || denies_default, "{}", changed.0);
+        prop_assert!(mutation.keeps_namespace || denies_default, "{}", changed.0);
         let errors = after.model.policies().iter().filter(|r| r.state == PolicyState::Invalid);
         prop_assert!(errors.count() > 0, "not reported: {}", changed.0);
     }
@@ -399,7 +399,7 @@ proptest! {
         if reverse {
             turned.reverse();
         }
-        let (one, other) = (world(&docs), world(&turned));
+        let (one, other) = (fixture(&docs), fixture(&turned));
         prop_assert_eq!(&one.model, &other.model);
         for pod in PODS {
             for connection in CONNECTIONS {
@@ -414,9 +414,9 @@ proptest! {
         let mut doc = policy(kind, "shop/p", "{}");
         doc.0["spec"] = spec;
         doc.0["metadata"]["annotations"] = meta;
-        let world = world(&[doc]);
-        denials(&world);
-        for report in world.model.policies() {
+        let fixture = fixture(&[doc]);
+        denials(&fixture);
+        for report in fixture.model.policies() {
             prop_assert!(serde_json::to_string(&**report).is_ok());
         }
     }

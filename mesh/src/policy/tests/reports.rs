@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn report_lists_the_selected_workloads() {
-    let world = world(&[
+    let fixture = fixture(&[
         authz("istio-system/mesh", "{}"),
         authz("shop/all", "{}"),
         authz("shop/one", "selector: {matchLabels: {app: db}}"),
@@ -13,7 +13,7 @@ fn report_lists_the_selected_workloads() {
         policy("PeerAuthentication", "bank/strict", "mtls: {mode: STRICT}"),
     ]);
     let selects = |name: &str| {
-        let uids = world.report(name).selects.iter();
+        let uids = fixture.report(name).selects.iter();
         uids.map(|uid| {
             uid.as_str()
                 .split('/')
@@ -34,7 +34,7 @@ fn report_lists_the_selected_workloads() {
     assert_eq!(selects("istio-system/webs"), ["bank/web", "shop/web"]);
     assert!(selects("shop/none").is_empty());
     assert_eq!(selects("bank/strict"), ["bank/web"]);
-    let scope = |name: &str| world.report(name).scope;
+    let scope = |name: &str| fixture.report(name).scope;
     assert_eq!(scope("istio-system/mesh"), PolicyScope::Global);
     assert_eq!(scope("shop/all"), PolicyScope::Namespace);
     assert_eq!(scope("shop/one"), PolicyScope::WorkloadSelector);
@@ -42,13 +42,13 @@ fn report_lists_the_selected_workloads() {
 
 #[test]
 fn reports_are_sorted_by_kind_namespace_and_name() {
-    let world = world(&[
+    let fixture = fixture(&[
         policy("PeerAuthentication", "a/a", "{}"),
         authz("b/a", "{}"),
         policy("NetworkPolicy", "a/a", "{podSelector: {}}"),
         authz("a/z", "{}"),
     ]);
-    let names: Vec<String> = world
+    let names: Vec<String> = fixture
         .model
         .policies()
         .iter()
@@ -73,7 +73,7 @@ fn rules_are_dumped_in_the_shape_of_istio_ztunnel() {
         {to: [{operation: {paths: [/x]}}]},
         {when: [{key: destination.ip, values: ['fd00::/8']}]},
         {}]}";
-    let dump = serde_json::to_value(world(&[authz("shop/p", spec)]).report("shop/p")).unwrap();
+    let dump = serde_json::to_value(fixture(&[authz("shop/p", spec)]).report("shop/p")).unwrap();
     let expected = json!([
         [[{"principals": [{"Suffix": "/sa/a"}, {"Prefix": "x/ns/"}, {"Presence": []}],
            "notNamespaces": [{"Exact": "b"}]}]],
@@ -96,14 +96,14 @@ fn rules_are_dumped_in_the_shape_of_istio_ztunnel() {
 
 #[test]
 fn policy_errors_and_notes_are_diagnostics_of_their_file() {
-    let world = world(&[
+    let fixture = fixture(&[
         authz("shop/bad", "action: NO"),
         authz(
             "shop/http",
             "rules: [{to: [{operation: {methods: [GET]}}]}]",
         ),
     ]);
-    let codes = crate::testing::codes(&world.diagnostics);
+    let codes = crate::testing::codes(&fixture.diagnostics);
     assert!(
         codes.contains(&"unknown_action@spec.action".to_owned()),
         "{codes:?}"

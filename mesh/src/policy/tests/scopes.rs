@@ -8,17 +8,17 @@ const ALL: [&str; 4] = ["shop/web", "shop/db", "bank/web", "istio-system/gate"];
 
 /// The pods that deny `BANK`.
 fn denied(policies: &[Doc]) -> Vec<&'static str> {
-    let world = world(policies);
+    let fixture = fixture(policies);
     ALL.into_iter()
-        .filter(|pod| !world.allows(pod, BANK))
+        .filter(|pod| !fixture.allows(pod, BANK))
         .collect()
 }
 
 #[test]
 fn without_policies_everything_is_allowed() {
-    let world = world(&[]);
-    assert!(ALL.iter().all(|pod| world.allows(pod, PLAIN)));
-    assert!(world.workload("shop/web").policies.is_empty());
+    let fixture = fixture(&[]);
+    assert!(ALL.iter().all(|pod| fixture.allows(pod, PLAIN)));
+    assert!(fixture.workload("shop/web").policies.is_empty());
 }
 
 #[test]
@@ -58,8 +58,8 @@ fn policy_applies_to_its_namespace_its_selector_or_the_mesh() {
 fn root_namespace_is_configurable() {
     let mut params = params();
     params.root_namespace = "bank".into();
-    let world = world_with(&[authz("bank/p", DENY_ALL)], &params);
-    assert!(ALL.iter().all(|pod| !world.allows(pod, WEB)));
+    let fixture = fixture_with(&[authz("bank/p", DENY_ALL)], &params);
+    assert!(ALL.iter().all(|pod| !fixture.allows(pod, WEB)));
 }
 
 /// Three scopes times two actions: every pair of policies at one pod.
@@ -79,24 +79,24 @@ fn deny_overrides_allow_and_allows_add_up_across_scopes() {
         for (second, b) in scopes {
             let allow = authz(&format!("{first}a"), &spec(a, "ALLOW", "'*'"));
             let deny = authz(&format!("{second}b"), &spec(b, "DENY", "bank"));
-            let world = world(&[allow.clone(), deny]);
+            let fixture = fixture(&[allow.clone(), deny]);
             let denial = Some(format!("AuthorizationPolicy {second}b"));
-            assert_eq!(world.denial("shop/db", BANK), denial);
-            assert_eq!(world.denial("shop/db", WEB), None);
+            assert_eq!(fixture.denial("shop/db", BANK), denial);
+            assert_eq!(fixture.denial("shop/db", WEB), None);
 
             let shop = authz(&format!("{first}a"), &spec(a, "ALLOW", "shop"));
             let bank = authz(&format!("{second}b"), &spec(b, "ALLOW", "bank"));
-            let world = super::world(&[shop, bank]);
-            assert!(world.allows("shop/db", WEB) && world.allows("shop/db", BANK));
-            assert!(!world.allows("shop/db", PLAIN));
+            let fixture = super::fixture(&[shop, bank]);
+            assert!(fixture.allows("shop/db", WEB) && fixture.allows("shop/db", BANK));
+            assert!(!fixture.allows("shop/db", PLAIN));
         }
     }
 }
 
 #[test]
 fn allow_policy_of_another_scope_has_no_effect() {
-    let world = world(&[authz("bank/p", ALLOW_SHOP)]);
-    assert!(world.allows("shop/web", BANK) && !world.allows("bank/web", BANK));
+    let fixture = fixture(&[authz("bank/p", ALLOW_SHOP)]);
+    assert!(fixture.allows("shop/web", BANK) && !fixture.allows("bank/web", BANK));
 }
 
 #[test]
@@ -108,9 +108,9 @@ fn empty_spec_allows_nothing() {
         authz("shop/p", "rules: []"),
         without_spec,
     ] {
-        let world = world(&[policy]);
-        assert_eq!(world.report("shop/p").state, PolicyState::Accepted);
-        assert!(!world.allows("shop/web", WEB) && world.allows("bank/web", WEB));
+        let fixture = fixture(&[policy]);
+        assert_eq!(fixture.report("shop/p").state, PolicyState::Accepted);
+        assert!(!fixture.allows("shop/web", WEB) && fixture.allows("bank/web", WEB));
     }
 }
 
@@ -121,7 +121,7 @@ fn denial_names_the_first_policy_by_scope_and_name() {
         authz("shop/a", DENY_ALL),
         authz("istio-system/z", DENY_ALL),
     ];
-    let name = |policies: &[Doc]| world(policies).denial("shop/web", WEB).unwrap();
+    let name = |policies: &[Doc]| fixture(policies).denial("shop/web", WEB).unwrap();
     assert_eq!(name(&policies), "AuthorizationPolicy istio-system/z");
     assert_eq!(name(&policies[..2]), "AuthorizationPolicy shop/a");
 }
@@ -140,7 +140,7 @@ fn checks_run_in_order_peer_deny_allow_network() {
     let mut policies = vec![network, allow, deny, strict];
     let mut names = Vec::new();
     while !policies.is_empty() {
-        names.extend(world(&policies).denial("shop/web", PLAIN));
+        names.extend(fixture(&policies).denial("shop/web", PLAIN));
         policies.pop();
     }
     assert_eq!(
@@ -163,23 +163,23 @@ fn disabled_network_policies_are_not_enforced() {
     );
     let mut params = params();
     params.network_policy = false;
-    let world = world_with(&[network], &params);
-    assert!(world.allows("shop/web", PLAIN));
-    let report = world.report("shop/net");
+    let fixture = fixture_with(&[network], &params);
+    assert!(fixture.allows("shop/web", PLAIN));
+    let report = fixture.report("shop/net");
     assert_eq!(report.state, PolicyState::NotEnforcedHere);
-    assert_eq!(world.messages("shop/net"), ["not_enforced@"]);
+    assert_eq!(fixture.messages("shop/net"), ["not_enforced@"]);
 }
 
 #[test]
 fn workloads_with_the_same_policies_share_one_set() {
-    let world = world(&[
+    let fixture = fixture(&[
         authz("istio-system/p", ALLOW_SHOP),
         authz("shop/q", ALLOW_SHOP),
         authz("shop/r", "{selector: {matchLabels: {app: db}}}"),
         authz("shop/s", "{selector: {matchLabels: {app: nobody}}}"),
     ]);
     let names = |pod: &str| {
-        world
+        fixture
             .workload(pod)
             .policies
             .names()
@@ -193,10 +193,10 @@ fn workloads_with_the_same_policies_share_one_set() {
     assert_eq!(names("bank/web"), "AuthorizationPolicy istio-system/p");
     assert!(names("shop/db").ends_with("AuthorizationPolicy shop/r"));
     let same = |a: &str, b: &str| {
-        world
+        fixture
             .workload(a)
             .policies
-            .is_same(&world.workload(b).policies)
+            .is_same(&fixture.workload(b).policies)
     };
     assert!(same("bank/web", "istio-system/gate"));
     assert!(!same("bank/web", "shop/web"));

@@ -110,7 +110,7 @@ fn affinity_is_the_same_in_every_build() {
     docs[0] = service("web", "10.1.0.1").set("spec.sessionAffinity", "ClientIP");
     assert_eq!(
         names(&connect(&model(&docs), "client", 5, false)),
-        ["web-1"]
+        ["web-2"]
     );
 }
 

@@ -1,6 +1,6 @@
 //! An invalid NetworkPolicy denies what it selects, and its errors are reported.
 
-use super::{World, read_value, yaml};
+use super::{Fixture, read_value, yaml};
 
 /// Policies with one error, at this field. The rest of each policy would admit every source.
 const INVALID: [(&str, &str); 66] = [
@@ -263,10 +263,10 @@ fn each_error_is_reported_with_its_field() {
 #[test]
 fn invalid_policy_admits_nothing() {
     for (text, _) in INVALID {
-        let world = World::with_errors(&[text]);
-        world.expect("x/a", "");
-        assert!(!world.admits("203.0.113.9", "x/a", 80), "{text}");
-        world.expect_open("y/* z/*");
+        let fixture = Fixture::with_errors(&[text]);
+        fixture.expect("x/a", "");
+        assert!(!fixture.admits("203.0.113.9", "x/a", 80), "{text}");
+        fixture.expect_open("y/* z/*");
     }
 }
 
@@ -274,26 +274,26 @@ fn invalid_policy_admits_nothing() {
 fn invalid_policy_does_not_affect_other_policies() {
     let other = "spec: {ingress: [{from: [{podSelector: {matchLabels: {pod: b}}}]}]}";
     for (text, _) in INVALID {
-        World::with_errors(&[text, other]).expect("x/a", "x/b");
+        Fixture::with_errors(&[text, other]).expect("x/a", "x/b");
     }
 }
 
 #[test]
 fn invalid_policy_keeps_a_valid_selector() {
-    let world = World::with_errors(&[
+    let fixture = Fixture::with_errors(&[
         "spec: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{ipBlock: {cidr: x}}]}]}",
     ]);
-    world.expect("x/a", "");
-    world.expect_open("x/b x/c");
+    fixture.expect("x/a", "");
+    fixture.expect_open("x/b x/c");
 }
 
 #[test]
 fn invalid_selector_selects_the_namespace() {
-    let world = World::with_errors(&[
+    let fixture = Fixture::with_errors(&[
         "spec: {podSelector: {matchLabels: {pod: a}, matchFields: {}}, ingress: [{}]}",
     ]);
-    world.expect("x/*", "");
-    world.expect_open("y/* z/*");
+    fixture.expect("x/*", "");
+    fixture.expect_open("y/* z/*");
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn egress_only_policy_does_not_restrict_ingress_after_an_error_in_unused_fields(
     ];
     for text in table {
         assert_eq!(read_value(yaml(text)).1.len(), 1, "{text}");
-        World::with_errors(&[text]).expect_open("x/a");
+        Fixture::with_errors(&[text]).expect_open("x/a");
     }
     // An unknown field may be about ingress.
     let table = [
@@ -338,7 +338,7 @@ fn egress_only_policy_does_not_restrict_ingress_after_an_error_in_unused_fields(
         "{apiVersion: networking.k8s.io/v9, spec: {policyTypes: [Egress]}}",
     ];
     for text in table {
-        World::with_errors(&[text]).expect("x/a", "");
+        Fixture::with_errors(&[text]).expect("x/a", "");
     }
 }
 
@@ -347,5 +347,5 @@ fn egress_rules_are_not_read() {
     let text = "spec: {policyTypes: [Ingress, Egress], ingress: [{}], egress: [{to: [{x: 1}]}]}";
     let (_, errors) = read_value(yaml(text));
     assert!(errors.is_empty(), "{errors:?}");
-    World::new(&[text]).expect_open("x/*");
+    Fixture::new(&[text]).expect_open("x/*");
 }

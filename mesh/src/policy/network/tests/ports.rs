@@ -1,11 +1,11 @@
 //! `ports`: which ports a rule admits.
 
-use super::World;
+use super::Fixture;
 use serde_json::json;
 
 /// A policy for `x/a` that admits anyone to these ports.
-fn ports(ports: &str) -> World {
-    World::new(&[&policy(ports)])
+fn ports(ports: &str) -> Fixture {
+    Fixture::new(&[&policy(ports)])
 }
 
 fn policy(ports: &str) -> String {
@@ -13,9 +13,9 @@ fn policy(ports: &str) -> String {
 }
 
 /// Which of some ports are open.
-fn open(world: &World) -> Vec<u16> {
+fn open(fixture: &Fixture) -> Vec<u16> {
     let candidates = [1, 79, 80, 81, 82, 443, 8080, 15008, 65535];
-    let open = |port: &u16| world.admits("y/a", "x/a", *port);
+    let open = |port: &u16| fixture.admits("y/a", "x/a", *port);
     candidates.into_iter().filter(open).collect()
 }
 
@@ -55,7 +55,7 @@ fn each_form_of_a_port_admits_its_ports() {
 #[test]
 fn port_name_is_resolved_at_the_destination_pod() {
     let named = |first: u16, second: u16| {
-        World::changed(
+        Fixture::changed(
             &["spec: {ingress: [{ports: [{port: http}]}]}"],
             move |docs| {
                 for (pod, port) in [("a", first), ("b", second)] {
@@ -68,8 +68,8 @@ fn port_name_is_resolved_at_the_destination_pod() {
             },
         )
     };
-    let world = named(80, 81);
-    let reached = |to: &str, port| world.admits("y/a", to, port);
+    let fixture = named(80, 81);
+    let reached = |to: &str, port| fixture.admits("y/a", to, port);
     assert!(reached("x/a", 80) && !reached("x/a", 81));
     assert!(reached("x/b", 81) && !reached("x/b", 80));
     assert!(!reached("x/c", 80), "it has no port of that name");
@@ -77,18 +77,18 @@ fn port_name_is_resolved_at_the_destination_pod() {
 
 #[test]
 fn name_of_a_udp_port_admits_no_tcp_port() {
-    let world = World::changed(&[&policy("[{port: dns}]")], |docs| {
+    let fixture = Fixture::changed(&[&policy("[{port: dns}]")], |docs| {
         for doc in docs.iter_mut().filter(|doc| doc.0["kind"] == "Pod") {
             doc.0["spec"]["containers"][0]["ports"] =
                 json!([{"name": "dns", "containerPort": 53, "protocol": "UDP"}]);
         }
     });
-    assert!(!world.admits("y/a", "x/a", 53));
+    assert!(!fixture.admits("y/a", "x/a", 53));
 }
 
 #[test]
 fn from_and_ports_of_one_rule_are_anded_and_rules_are_ored() {
-    let world = World::new(&["
+    let fixture = Fixture::new(&["
 spec:
   podSelector: {matchLabels: {pod: a}}
   ingress:
@@ -97,6 +97,6 @@ spec:
   - from: [{podSelector: {}}]
     ports: [{port: 81}]
 "]);
-    world.expect_on("x/a", 80, "y/*");
-    world.expect_on("x/a", 81, "x/*");
+    fixture.expect_on("x/a", 80, "y/*");
+    fixture.expect_on("x/a", 81, "x/*");
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{PORTS, World, cluster, everyone, read_value, yaml};
+use super::{Fixture, PORTS, cluster, everyone, read_value, yaml};
 
 /// Few names, labels and blocks, so that they often match. Absent, null and empty values are generated
 /// everywhere, whether or not the API server distinguishes them.
@@ -227,10 +227,10 @@ mod reference {
 }
 
 /// Every pod by both of its addresses, and two addresses without a pod.
-fn sources(world: &World) -> Vec<(Option<reference::Pod>, IpAddr)> {
+fn sources(fixture: &Fixture) -> Vec<(Option<reference::Pod>, IpAddr)> {
     let mut sources = Vec::new();
     for name in everyone() {
-        for ip in &world.workload(&name).ips {
+        for ip in &fixture.workload(&name).ips {
             sources.push((Some(reference_pod(&name)), *ip));
         }
     }
@@ -248,14 +248,14 @@ fn reference_pod(name: &str) -> reference::Pod {
     }
 }
 
-/// For each source, pod and port, whether the world admits it.
-fn verdicts(world: &World) -> Vec<(String, bool)> {
+/// For each source, pod and port, whether the fixture admits it.
+fn verdicts(fixture: &Fixture) -> Vec<(String, bool)> {
     let mut verdicts = Vec::new();
-    for (_, ip) in sources(world) {
+    for (_, ip) in sources(fixture) {
         for to in everyone() {
             for port in PORTS {
                 let case = format!("{ip} to {to}:{port}");
-                verdicts.push((case, world.admits(&ip.to_string(), &to, port)));
+                verdicts.push((case, fixture.admits(&ip.to_string(), &to, port)));
             }
         }
     }
@@ -323,14 +323,14 @@ proptest! {
 
     #[test]
     fn decision_equals_the_reference_definition(policies in prop::collection::vec(any_policy(), 0..5)) {
-        let (world, errors) = World::of(policies.clone(), &cluster());
+        let (fixture, errors) = Fixture::of(policies.clone(), &cluster());
         prop_assert!(errors.is_empty(), "{errors:?}");
-        for (from, ip) in sources(&world) {
+        for (from, ip) in sources(&fixture) {
             for to in everyone() {
                 for port in PORTS {
                     let expected = reference::admits(
                         &policies, from.as_ref(), ip, &reference_pod(&to), port);
-                    let found = world.admits(&ip.to_string(), &to, port);
+                    let found = fixture.admits(&ip.to_string(), &to, port);
                     prop_assert_eq!(found, expected, "{} to {}:{}", ip, to, port);
                 }
             }
@@ -348,8 +348,8 @@ proptest! {
         let more = with_mistake(&more, place, &junk, add);
         let (_, errors) = read_value(more.clone());
         prop_assume!(!errors.is_empty());
-        let (before, _) = World::of(policies.clone(), &cluster());
-        let (after, _) = World::of([policies, vec![more]].concat(), &cluster());
+        let (before, _) = Fixture::of(policies.clone(), &cluster());
+        let (after, _) = Fixture::of([policies, vec![more]].concat(), &cluster());
         for ((case, before), (_, after)) in verdicts(&before).into_iter().zip(verdicts(&after)) {
             prop_assert!(before || !after, "{} was refused and is admitted", case);
         }
@@ -366,8 +366,8 @@ proptest! {
         let worse = with_mistake(&policy, place, &junk, add);
         let (_, errors) = read_value(worse.clone());
         prop_assume!(!errors.is_empty());
-        let (before, _) = World::of([others.clone(), vec![policy]].concat(), &cluster());
-        let (after, _) = World::of([others, vec![worse]].concat(), &cluster());
+        let (before, _) = Fixture::of([others.clone(), vec![policy]].concat(), &cluster());
+        let (after, _) = Fixture::of([others, vec![worse]].concat(), &cluster());
         let mut verdicts = verdicts(&before).into_iter().zip(verdicts(&after));
         prop_assert!(
             verdicts.all(|((_, before), (_, after))| before || !after),
@@ -379,10 +379,10 @@ proptest! {
     fn order_of_policies_does_not_change_the_decision(
         policies in prop::collection::vec(any_policy(), 1..4),
     ) {
-        let (world, _) = World::of(policies.clone(), &cluster());
+        let (fixture, _) = Fixture::of(policies.clone(), &cluster());
         let mut reversed = policies;
         reversed.reverse();
-        let (other, _) = World::of(reversed, &cluster());
-        prop_assert_eq!(verdicts(&world), verdicts(&other));
+        let (other, _) = Fixture::of(reversed, &cluster());
+        prop_assert_eq!(verdicts(&fixture), verdicts(&other));
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::json;
 
-use super::{World, cluster, yaml};
+use super::{Fixture, cluster, yaml};
 use crate::policy::{PolicyReport, PolicyState};
 use crate::testing::{Doc, objects, params};
 use crate::{InboundConnection, Model, Params, compile};
@@ -145,8 +145,8 @@ fn report_has_the_state_of_the_policy() {
 
 #[test]
 fn error_is_a_diagnostic_with_object_and_field() {
-    let world = World::with_errors(&["spec: {ingress: [{ports: [{port: 0}]}]}"]);
-    let diagnostic = world.diagnostics.first().expect("a diagnostic");
+    let fixture = Fixture::with_errors(&["spec: {ingress: [{ports: [{port: 0}]}]}"]);
+    let diagnostic = fixture.diagnostics.first().expect("a diagnostic");
     assert_eq!(
         diagnostic.to_string(),
         "test.yaml#12: NetworkPolicy x/policy-0: spec.ingress[0].ports[0].port: bad_port: 0 is not \

@@ -1,17 +1,17 @@
 //! Which pods a policy restricts.
 
-use super::{World, read_value, yaml};
+use super::{Fixture, read_value, yaml};
 
 #[test]
 fn pod_without_a_policy_accepts_everything() {
-    World::new(&[]).expect_open("x/* y/* z/*");
+    Fixture::new(&[]).expect_open("x/* y/* z/*");
 }
 
 #[test]
 fn policy_selects_pods_of_its_own_namespace_only() {
-    let world = World::new(&["spec: {podSelector: {}}"]);
-    world.expect("x/*", "");
-    world.expect_open("y/* z/*");
+    let fixture = Fixture::new(&["spec: {podSelector: {}}"]);
+    fixture.expect("x/*", "");
+    fixture.expect_open("y/* z/*");
 }
 
 #[test]
@@ -24,24 +24,24 @@ fn policy_without_a_namespace_is_in_default() {
 #[test]
 fn missing_or_empty_pod_selector_selects_all_pods_of_the_namespace() {
     for spec in ["{}", "{podSelector: null}", "{podSelector: {}}", "null"] {
-        let world = World::new(&[&format!("spec: {spec}")]);
-        world.expect("x/*", "");
-        world.expect_open("y/* z/*");
+        let fixture = Fixture::new(&[&format!("spec: {spec}")]);
+        fixture.expect("x/*", "");
+        fixture.expect_open("y/* z/*");
     }
 }
 
 #[test]
 fn pod_selector_selects_by_label() {
-    let world = World::new(&["spec: {podSelector: {matchLabels: {pod: a}}}"]);
-    world.expect("x/a", "");
-    world.expect_open("x/b x/c y/* z/*");
+    let fixture = Fixture::new(&["spec: {podSelector: {matchLabels: {pod: a}}}"]);
+    fixture.expect("x/a", "");
+    fixture.expect_open("x/b x/c y/* z/*");
 }
 
 #[test]
 fn pod_always_reaches_itself() {
-    let world = World::new(&["spec: {podSelector: {}}"]);
-    assert!(world.admits("x/a", "x/a", 80));
-    assert!(!world.admits("x/b", "x/a", 80));
+    let fixture = Fixture::new(&["spec: {podSelector: {}}"]);
+    assert!(fixture.admits("x/a", "x/a", 80));
+    assert!(!fixture.admits("x/b", "x/a", 80));
 }
 
 #[test]
@@ -55,10 +55,10 @@ fn no_rule_admits_nothing_and_an_empty_rule_admits_everything() {
         ("{ingress: [{from: null, ports: null}]}", "x/* y/* z/*"),
     ];
     for (spec, sources) in table {
-        let world = World::new(&[&format!("spec: {spec}")]);
-        world.expect("x/a", sources);
+        let fixture = Fixture::new(&[&format!("spec: {spec}")]);
+        fixture.expect("x/a", sources);
         assert_eq!(
-            world.admits("203.0.113.9", "x/a", 80),
+            fixture.admits("203.0.113.9", "x/a", 80),
             !sources.is_empty(),
             "{spec}"
         );
@@ -83,8 +83,8 @@ fn policy_types_decide_whether_ingress_is_restricted() {
         (&format!("{{policyTypes: [Egress], {egress}}}"), false),
     ];
     for (spec, restricts) in table {
-        let world = World::new(&[&format!("spec: {spec}")]);
-        assert_eq!(!world.admits("y/a", "x/a", 80), restricts, "{spec}");
+        let fixture = Fixture::new(&[&format!("spec: {spec}")]);
+        assert_eq!(!fixture.admits("y/a", "x/a", 80), restricts, "{spec}");
     }
 }
 
@@ -106,7 +106,7 @@ fn egress_is_not_enforced_and_reported() {
         ),
     ];
     for (spec, expected) in table {
-        let diagnostics = World::new(&[&format!("spec: {spec}")]).diagnostics;
+        let diagnostics = Fixture::new(&[&format!("spec: {spec}")]).diagnostics;
         let message = diagnostics
             .first()
             .map(|diagnostic| diagnostic.message.as_str());
@@ -124,13 +124,13 @@ fn policies_of_one_pod_add_up() {
         )
     };
     let (b, c) = (from("b"), from("c"));
-    World::new(&[&b]).expect("x/a", "x/b");
-    World::new(&[&b, &c]).expect("x/a", "x/b x/c");
-    World::new(&[&b, "spec: {}"]).expect("x/a", "x/b");
-    World::new(&[&b, "spec: {ingress: [{}]}"]).expect("x/a", "x/* y/* z/*");
+    Fixture::new(&[&b]).expect("x/a", "x/b");
+    Fixture::new(&[&b, &c]).expect("x/a", "x/b x/c");
+    Fixture::new(&[&b, "spec: {}"]).expect("x/a", "x/b");
+    Fixture::new(&[&b, "spec: {ingress: [{}]}"]).expect("x/a", "x/* y/* z/*");
     // An egress-only policy neither restricts nor opens ingress.
-    World::new(&[&b, "spec: {policyTypes: [Egress]}"]).expect("x/a", "x/b");
-    World::new(&["spec: {policyTypes: [Egress]}"]).expect_open("x/a");
+    Fixture::new(&[&b, "spec: {policyTypes: [Egress]}"]).expect("x/a", "x/b");
+    Fixture::new(&["spec: {policyTypes: [Egress]}"]).expect_open("x/a");
 }
 
 #[test]
@@ -141,8 +141,8 @@ fn denial_names_the_policies_of_the_pod() {
             .map(|name| format!("{{metadata: {{namespace: x, name: {name}}}, spec: {{}}}}"))
             .collect();
         let policies: Vec<&str> = policies.iter().map(String::as_str).collect();
-        let world = World::new(&policies);
-        let denial = world.decide("y/a", "x/a", 80).expect_err("it is denied");
+        let fixture = Fixture::new(&policies);
+        let denial = fixture.decide("y/a", "x/a", 80).expect_err("it is denied");
         denial.policy.to_string()
     };
     assert_eq!(

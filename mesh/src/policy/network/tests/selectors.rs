@@ -1,16 +1,16 @@
 //! Label selectors in podSelector of the spec, podSelector of a peer and namespaceSelector.
 
-use super::{World, read_value, yaml};
+use super::{Fixture, read_value, yaml};
 
 /// The pods of namespace `x` that a selector selects; the same in all three fields.
 fn selected(selector: &str) -> String {
-    let pods = World::new(&[&format!("spec: {{podSelector: {selector}}}")]);
+    let pods = Fixture::new(&[&format!("spec: {{podSelector: {selector}}}")]);
     let restricted: Vec<&str> = ["a", "b", "c"]
         .into_iter()
         .filter(|pod| !pods.admits("y/a", &format!("x/{pod}"), 80))
         .collect();
     let peers = format!("spec: {{ingress: [{{from: [{{podSelector: {selector}}}]}}]}}");
-    let peers = World::new(&[&peers]);
+    let peers = Fixture::new(&[&peers]);
     for pod in ["a", "b", "c"] {
         let admitted = ["x/a", "x/b"].iter().all(|to| {
             let from = format!("x/{pod}");
@@ -28,9 +28,9 @@ fn selected(selector: &str) -> String {
         .replace("b]", "y]");
     let namespaces = namespaces.replace(": a}", ": x}").replace(": b}", ": y}");
     let policy = format!("spec: {{ingress: [{{from: [{{namespaceSelector: {namespaces}}}]}}]}}");
-    let world = World::new(&[&policy]);
+    let fixture = Fixture::new(&[&policy]);
     for (pod, namespace) in [("a", "x"), ("b", "y"), ("c", "z")] {
-        let admitted = world.admits(&format!("{namespace}/b"), "x/a", 80);
+        let admitted = fixture.admits(&format!("{namespace}/b"), "x/a", 80);
         assert_eq!(
             admitted,
             restricted.contains(&pod),

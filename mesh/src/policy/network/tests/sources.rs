@@ -1,11 +1,11 @@
 //! `from`: which sources a rule admits.
 
-use super::World;
+use super::Fixture;
 use crate::testing::{namespace, pod};
 
 /// A policy for `x/a` that admits these peers.
-fn from(peers: &str) -> World {
-    World::new(&[&policy(peers)])
+fn from(peers: &str) -> Fixture {
+    Fixture::new(&[&policy(peers)])
 }
 
 fn policy(peers: &str) -> String {
@@ -53,13 +53,13 @@ fn namespace_name_label_always_exists() {
         docs.retain(|doc: &crate::testing::Doc| doc.0["metadata"]["name"] != "z");
         docs.push(liar);
     };
-    World::changed(&[&policy(&by_name)], lies).expect("x/a", "y/*");
+    Fixture::changed(&[&policy(&by_name)], lies).expect("x/a", "y/*");
 }
 
 #[test]
 fn namespace_without_an_object_matches_only_by_name() {
     let without_y = |peers: &str| {
-        World::changed(&[&policy(peers)], |docs| {
+        Fixture::changed(&[&policy(peers)], |docs| {
             docs.retain(|doc| doc.0["kind"] != "Namespace" || doc.0["metadata"]["name"] != "y");
         })
     };
@@ -80,7 +80,7 @@ fn namespace_without_an_object_matches_only_by_name() {
 fn current_labels_are_matched() {
     let relabelled = |namespace: &str, pod: &str| {
         let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
-        World::changed(&[&policy(&format!("[{{{NS_Y}, {POD_B}}}]"))], move |docs| {
+        Fixture::changed(&[&policy(&format!("[{{{NS_Y}, {POD_B}}}]"))], move |docs| {
             for doc in docs {
                 if doc.0["metadata"]["namespace"] == "z" && doc.0["metadata"]["name"] == "c" {
                     doc.0["metadata"]["labels"]["pod"] = pod.clone().into();
@@ -98,16 +98,16 @@ fn current_labels_are_matched() {
 
 #[test]
 fn ip_block_admits_its_addresses_without_the_exceptions() {
-    let world = from("[{ipBlock: {cidr: 10.0.0.0/16, except: [10.0.2.0/24, 10.0.3.2/32]}}]");
-    world.expect("x/a", "x/* z/a z/c");
-    assert!(world.admits("10.0.200.1", "x/a", 80));
-    assert!(!world.admits("10.1.0.1", "x/a", 80));
-    assert!(!world.admits("fd00::1:2", "x/a", 80));
+    let fixture = from("[{ipBlock: {cidr: 10.0.0.0/16, except: [10.0.2.0/24, 10.0.3.2/32]}}]");
+    fixture.expect("x/a", "x/* z/a z/c");
+    assert!(fixture.admits("10.0.200.1", "x/a", 80));
+    assert!(!fixture.admits("10.1.0.1", "x/a", 80));
+    assert!(!fixture.admits("fd00::1:2", "x/a", 80));
 }
 
 #[test]
 fn ip_blocks_work_in_both_families() {
-    let world = from("[{ipBlock: {cidr: 'fd00::/16', except: ['fd00::2:0/112']}}]");
+    let fixture = from("[{ipBlock: {cidr: 'fd00::/16', except: ['fd00::2:0/112']}}]");
     let table = [
         ("fd00::1:2", true),
         ("fd00::2:2", false),
@@ -117,25 +117,25 @@ fn ip_blocks_work_in_both_families() {
         ("203.0.113.9", false),
     ];
     for (from, admitted) in table {
-        assert_eq!(world.admits(from, "x/a", 80), admitted, "{from}");
+        assert_eq!(fixture.admits(from, "x/a", 80), admitted, "{from}");
     }
 }
 
 #[test]
 fn ipv4_mapped_address_matches_as_ipv4() {
-    let world = from("[{ipBlock: {cidr: 203.0.113.0/24}}]");
-    assert!(world.admits("::ffff:203.0.113.9", "x/a", 80));
-    assert!(!world.admits("::ffff:203.0.114.9", "x/a", 80));
+    let fixture = from("[{ipBlock: {cidr: 203.0.113.0/24}}]");
+    assert!(fixture.admits("::ffff:203.0.113.9", "x/a", 80));
+    assert!(!fixture.admits("::ffff:203.0.114.9", "x/a", 80));
     assert!(!from("[{ipBlock: {cidr: '::/0'}}]").admits("::ffff:203.0.113.9", "x/a", 80));
 }
 
 #[test]
 fn overlapping_ip_blocks_add_up() {
     // The exception of one peer does not affect another peer.
-    let world = from(
+    let fixture = from(
         "[{ipBlock: {cidr: 10.0.2.0/24, except: [10.0.2.2/32]}}, {ipBlock: {cidr: 10.0.2.2/32}}]",
     );
-    world.expect("x/a", "y/*");
+    fixture.expect("x/a", "y/*");
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn source_without_a_pod_is_matched_by_ip_block_only() {
 #[test]
 fn host_network_pod_is_matched_as_its_node() {
     let host = |peers: &str| {
-        World::changed(&[&policy(peers)], |docs| {
+        Fixture::changed(&[&policy(peers)], |docs| {
             let pod = pod("agent", "192.168.0.1")
                 .set("metadata.namespace", "x")
                 .set("spec.hostNetwork", true);
@@ -167,10 +167,10 @@ fn host_network_pod_is_matched_as_its_node() {
 
 #[test]
 fn address_claimed_by_two_pods_is_matched_as_no_pod() {
-    let world = World::changed(&[&policy("[{namespaceSelector: {}}]")], |docs| {
+    let fixture = Fixture::changed(&[&policy("[{namespaceSelector: {}}]")], |docs| {
         let twin = pod("twin", "10.0.2.2").set("metadata.namespace", "y");
         docs.push(twin);
     });
-    assert!(!world.admits("10.0.2.2", "x/a", 80));
-    assert!(world.admits("10.0.2.1", "x/a", 80));
+    assert!(!fixture.admits("10.0.2.2", "x/a", 80));
+    assert!(fixture.admits("10.0.2.1", "x/a", 80));
 }
