@@ -13,7 +13,7 @@ const DAY: f64 = 86_400.0;
 
 /// One line: a connection that has ended.
 #[derive(Debug, Clone)]
-pub struct Access {
+pub struct Entry {
     /// `info`, or `error` for a connection that failed.
     pub level: String,
     /// The line's message.
@@ -24,7 +24,7 @@ pub struct Access {
     pub line: String,
 }
 
-impl Access {
+impl Entry {
     /// The value of a field; empty if the line does not have it.
     pub fn field(&self, key: &str) -> &str {
         self.fields
@@ -34,14 +34,14 @@ impl Access {
     }
 
     /// When it was written, in seconds since midnight UTC.
-    pub fn since_midnight(&self) -> Option<f64> {
-        since_midnight(&self.line)
+    pub fn seconds_since_midnight(&self) -> Option<f64> {
+        seconds_since_midnight(&self.line)
     }
 
     /// How many seconds after this time it was written; negative if before. Half a day at most.
-    pub fn after(&self, time: SystemTime) -> Option<f64> {
+    pub fn seconds_after(&self, time: SystemTime) -> Option<f64> {
         let time = time.duration_since(UNIX_EPOCH).ok()?.as_secs_f64();
-        let apart = (self.since_midnight()? - time).rem_euclid(DAY);
+        let apart = (self.seconds_since_midnight()? - time).rem_euclid(DAY);
         Some(if apart < DAY / 2.0 {
             apart
         } else {
@@ -50,7 +50,7 @@ impl Access {
     }
 
     /// How many seconds the connection was open.
-    pub fn lasted(&self) -> Option<f64> {
+    pub fn duration_seconds(&self) -> Option<f64> {
         let millis: f64 = self.field("duration").strip_suffix("ms")?.parse().ok()?;
         Some(millis / 1000.0)
     }
@@ -62,7 +62,7 @@ impl Access {
 }
 
 /// The time at the beginning of a line of any log of ours, in seconds since midnight UTC.
-pub fn since_midnight(line: &str) -> Option<f64> {
+pub fn seconds_since_midnight(line: &str) -> Option<f64> {
     let (date_and_time, _) = line.split_once(char::is_whitespace)?;
     let (_, time) = date_and_time.split_once('T')?;
     let parts = time.trim_end_matches('Z').split(':').map(str::parse::<f64>);
@@ -74,11 +74,11 @@ pub fn since_midnight(line: &str) -> Option<f64> {
 }
 
 /// The access-log lines of a daemon's log in its plain format; other lines are left out.
-pub fn parse(log: &str) -> Vec<Access> {
+pub fn parse(log: &str) -> Vec<Entry> {
     log.lines().filter_map(access).collect()
 }
 
-fn access(line: &str) -> Option<Access> {
+fn access(line: &str) -> Option<Entry> {
     let mut columns = line.splitn(5, '\t').skip(1);
     let (level, scope) = (columns.next()?, columns.next()?);
     if scope != "access" {
@@ -86,7 +86,7 @@ fn access(line: &str) -> Option<Access> {
     }
     let (message, fields) = (columns.next()?, columns.next()?);
     let (level, message) = (level.to_owned(), message.to_owned());
-    Some(Access {
+    Some(Entry {
         level,
         message,
         fields: pairs(fields),
@@ -129,7 +129,7 @@ fn unquote(quoted: &str) -> (String, &str) {
 ///
 /// # Errors
 /// The node has no log.
-pub fn lines(lab: &Lab, node: &str) -> Result<Vec<Access>> {
+pub fn lines(lab: &Lab, node: &str) -> Result<Vec<Entry>> {
     Ok(parse(&lab.daemon_log(node)?))
 }
 
@@ -137,7 +137,7 @@ pub fn lines(lab: &Lab, node: &str) -> Result<Vec<Access>> {
 ///
 /// # Errors
 /// There is none after 15 s; the error shows the lines that there are.
-pub fn wait(lab: &Lab, node: &str, fields: &[(&str, &str)]) -> Result<Access> {
+pub fn wait(lab: &Lab, node: &str, fields: &[(&str, &str)]) -> Result<Entry> {
     let what = format!("an access-log line of node {node} with {fields:?}");
     lab.wait_until(&what, DEADLINE, || {
         lines(lab, node)
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(all[0].field("error"), "a \"b\" c");
         assert_eq!(all[0].field("dst.addr"), "");
         assert_eq!(
-            all[0].since_midnight(),
+            all[0].seconds_since_midnight(),
             Some(3.0 * 3600.0 + 4.0 * 60.0 + 5.000_006)
         );
     }
@@ -188,8 +188,8 @@ mod tests {
         // 2026-01-02 began 20,455 days after the epoch.
         let midnight = UNIX_EPOCH + Duration::from_secs(20_455 * 86_400);
         let second = Duration::from_secs(1);
-        assert_eq!(line.after(midnight - second), Some(2.0));
-        assert_eq!(line.after(midnight + 3 * second), Some(-2.0));
-        assert_eq!(line.lasted(), Some(1.5));
+        assert_eq!(line.seconds_after(midnight - second), Some(2.0));
+        assert_eq!(line.seconds_after(midnight + 3 * second), Some(-2.0));
+        assert_eq!(line.duration_seconds(), Some(1.5));
     }
 }

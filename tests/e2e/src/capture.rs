@@ -10,10 +10,10 @@ use crate::manifest;
 use crate::programs::{PORT, curl, nginx, url, words};
 
 /// The port of [`server`] that echoes; [`PORT`] answers HTTP.
-pub const ECHO: u16 = 7000;
+pub const ECHO_PORT: u16 = 7000;
 
 /// Rules are verified every 2 s; this leaves room for a busy machine and for TCP's retransmissions.
-pub const REPAIR: Duration = Duration::from_secs(10);
+pub const REPAIR_DEADLINE: Duration = Duration::from_secs(10);
 
 /// In every request and in every answer.
 pub const MARKER: &str = "marker-4d61726b6572";
@@ -24,10 +24,10 @@ const IMPATIENT: u32 = 2;
 /// Answers that prove that traffic flows, and not only that one packet got through.
 const FLOWING: usize = 3;
 
-/// A server for [`Traffic`]: HTTP on [`PORT`] that answers with the client's marker and `name`, and an echo on [`ECHO`].
+/// A server for [`Traffic`]: HTTP on [`PORT`] that answers with the client's marker and `name`, and an echo on [`ECHO_PORT`].
 pub fn server(name: &str) -> Vec<String> {
     let script = format!(
-        "socat TCP6-LISTEN:{ECHO},ipv6only=0,reuseaddr,fork,backlog=128 EXEC:cat & exec \"$@\""
+        "socat TCP6-LISTEN:{ECHO_PORT},ipv6only=0,reuseaddr,fork,backlog=128 EXEC:cat & exec \"$@\""
     );
     let mut command = words(&["sh", "-c", &script, "sh"]);
     command.extend(nginx(&[PORT], &format!("$http_x_marker {name}")));
@@ -48,14 +48,20 @@ impl Traffic {
     /// # Errors
     /// One of them does not within 10 s.
     pub fn start(lab: &Lab, pod: &str, to: IpAddr, marker: &str) -> Result<Self> {
-        Self::patient(lab, pod, to, marker, IMPATIENT)
+        Self::start_with_timeout(lab, pod, to, marker, IMPATIENT)
     }
 
     /// The same with requests that may take so many seconds, for where none may fail.
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn patient(lab: &Lab, pod: &str, to: IpAddr, marker: &str, seconds: u32) -> Result<Self> {
+    pub fn start_with_timeout(
+        lab: &Lab,
+        pod: &str,
+        to: IpAddr,
+        marker: &str,
+        seconds: u32,
+    ) -> Result<Self> {
         let place = Location::pod(pod);
         let url = url(to, PORT);
         // Each line is one request: the answer, or curl's complaint.
@@ -63,7 +69,7 @@ impl Traffic {
             "while :; do curl -sS -m {seconds} -H 'Connection: close' -H 'X-Marker: {marker}' '{url}' 2>&1; echo; \
              sleep 0.05; done"
         );
-        let echo = SocketAddr::new(to, ECHO);
+        let echo = SocketAddr::new(to, ECHO_PORT);
         let socat =
             format!("while echo {marker}; do sleep 0.05; done | exec socat -t5 - TCP:{echo}");
         let traffic = Self {
@@ -71,12 +77,12 @@ impl Traffic {
             requests: lab.spawn_in(&place, &["sh", "-c", &curl])?,
             established: lab.spawn_in(&place, &["sh", "-c", &socat])?,
         };
-        traffic.flows(lab, Duration::from_secs(10))?;
+        traffic.wait_flowing(lab, Duration::from_secs(10))?;
         Ok(traffic)
     }
 
     /// The answers to requests so far, good and bad, oldest first; the last one may be incomplete.
-    pub fn answers(&self) -> Vec<String> {
+    pub fn responses(&self) -> Vec<String> {
         let said = String::from_utf8_lossy(&self.requests.stdout()).into_owned();
         said.lines()
             .filter(|line| !line.is_empty())
@@ -85,8 +91,8 @@ impl Traffic {
     }
 
     /// How many requests were answered well.
-    pub fn good(&self) -> usize {
-        self.answers()
+    pub fn successes(&self) -> usize {
+        self.responses()
             .iter()
             .filter(|answer| answer.starts_with(&self.marker))
             .count()
@@ -105,10 +111,10 @@ impl Traffic {
     ///
     /// # Errors
     /// They do not within the time; says how requests ended instead.
-    pub fn new_ones_flow(&self, lab: &Lab, within: Duration) -> Result<()> {
-        let before = self.good();
+    pub fn wait_new_flowing(&self, lab: &Lab, within: Duration) -> Result<()> {
+        let before = self.successes();
         lab.wait_until("new connections to work", within, || {
-            (self.good() >= before + FLOWING).then_some(())
+            (self.successes() >= before + FLOWING).then_some(())
         })
         .with_context(|| format!("the last answers are {:?}", self.last_answers()))
     }
@@ -117,7 +123,7 @@ impl Traffic {
     ///
     /// # Errors
     /// It does not within the time.
-    pub fn established_flows(&self, lab: &Lab, within: Duration) -> Result<()> {
+    pub fn wait_established_flowing(&self, lab: &Lab, within: Duration) -> Result<()> {
         let before = self.echoes();
         lab.wait_until("the established connection to carry bytes", within, || {
             (self.echoes() >= before + FLOWING).then_some(())
@@ -129,20 +135,20 @@ impl Traffic {
     ///
     /// # Errors
     /// One of them does not flow within the time.
-    pub fn flows(&self, lab: &Lab, within: Duration) -> Result<()> {
-        self.new_ones_flow(lab, within)?;
-        self.established_flows(lab, within)
+    pub fn wait_flowing(&self, lab: &Lab, within: Duration) -> Result<()> {
+        self.wait_new_flowing(lab, within)?;
+        self.wait_established_flowing(lab, within)
     }
 
     /// Waits until a request has failed that began after now, which shows that traffic is cut.
     ///
     /// # Errors
     /// Requests go on to succeed.
-    pub fn is_cut(&self, lab: &Lab) -> Result<()> {
-        let before = self.answers().len();
+    pub fn wait_cut(&self, lab: &Lab) -> Result<()> {
+        let before = self.responses().len();
         lab.wait_until("requests to fail", Duration::from_secs(10), || {
             // The one that was under way, and then those that began since.
-            let mut since = self.answers().into_iter().skip(before + 1);
+            let mut since = self.responses().into_iter().skip(before + 1);
             since
                 .any(|answer| answer.starts_with("curl:"))
                 .then_some(())
@@ -150,12 +156,12 @@ impl Traffic {
     }
 
     /// Ends the established connection with a FIN.
-    pub fn end_established(&mut self) {
+    pub fn close_established(&mut self) {
         self.established.signal(nix::sys::signal::Signal::SIGTERM);
     }
 
     fn last_answers(&self) -> Vec<String> {
-        let answers = self.answers();
+        let answers = self.responses();
         answers.iter().rev().take(5).cloned().collect()
     }
 }
@@ -165,7 +171,7 @@ impl Traffic {
 ///
 /// # Errors
 /// A tool fails.
-pub fn netfilter(lab: &Lab, pod: &str) -> Result<String> {
+pub fn network_state(lab: &Lab, pod: &str) -> Result<String> {
     let script = "set -e; nft -s list ruleset; for family in -4 -6; do echo \"# ip $family\"; ip $family rule; \
                   ip $family route show table all | sed 's/ expires [0-9]*sec//' | sort; done";
     lab.exec(pod, &["sh", "-c", script])?
@@ -184,7 +190,7 @@ pub fn shell(lab: &Lab, pod: &str, script: &str) -> Result<String> {
 }
 
 /// The lines of which two states differ, for the reader of a failed test.
-pub fn difference(before: &str, now: &str) -> String {
+pub fn changed_lines(before: &str, now: &str) -> String {
     let only = |sign: &str, these: &str, those: &str| -> Vec<String> {
         let missing = these
             .lines()
@@ -200,13 +206,13 @@ pub fn difference(before: &str, now: &str) -> String {
 ///
 /// # Errors
 /// It is not within the time; the error shows what is different.
-pub fn as_before(lab: &Lab, pod: &str, before: &str, within: Duration) -> Result<()> {
+pub fn wait_restored(lab: &Lab, pod: &str, before: &str, within: Duration) -> Result<()> {
     lab.wait_until(
         &format!("the namespace of {pod} to be as it was"),
         within,
-        || (netfilter(lab, pod).ok()? == before).then_some(()),
+        || (network_state(lab, pod).ok()? == before).then_some(()),
     )
-    .with_context(|| difference(before, &netfilter(lab, pod).unwrap_or_default()))
+    .with_context(|| changed_lines(before, &network_state(lab, pod).unwrap_or_default()))
 }
 
 /// Two nodes and these objects.
@@ -221,11 +227,11 @@ pub fn up(manifests: impl IntoIterator<Item = String>) -> Result<Lab> {
 /// Waits until a request of `from` is answered by `name`, and returns how long that took.
 ///
 /// # Errors
-/// It is not answered so within [`REPAIR`].
-pub fn answered_by(lab: &Lab, from: &str, to: IpAddr, name: &str) -> Result<Duration> {
+/// It is not answered so within [`REPAIR_DEADLINE`].
+pub fn wait_for_response(lab: &Lab, from: &str, to: IpAddr, name: &str) -> Result<Duration> {
     let start = Instant::now();
     let request = || curl(lab, &Location::pod(from), &url(to, PORT), &["-m", "2"]).ok();
-    lab.wait_until(&format!("{name} to answer {from}"), REPAIR, || {
+    lab.wait_until(&format!("{name} to answer {from}"), REPAIR_DEADLINE, || {
         request().filter(|answer| answer.body.ends_with(name))
     })?;
     Ok(start.elapsed())

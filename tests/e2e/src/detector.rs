@@ -15,7 +15,7 @@ pub struct Detector {
 
 /// How often a marker was seen in clear, in each place.
 #[derive(Debug, Clone)]
-pub struct Sightings(Vec<(Location, usize)>);
+pub struct Occurrences(Vec<(Location, usize)>);
 
 impl Detector {
     /// Records the bridge and all nodes from now on.
@@ -38,7 +38,7 @@ impl Detector {
     ///
     /// # Errors
     /// A recording is not complete, so that "not seen" would mean nothing.
-    pub fn look_for(&self, marker: &str) -> Result<Sightings> {
+    pub fn occurrences(&self, marker: &str) -> Result<Occurrences> {
         let look = |(place, capture): &(Location, Capture)| {
             let seen = capture
                 .occurrences(marker)
@@ -49,15 +49,15 @@ impl Detector {
             .iter()
             .map(look)
             .collect::<Result<_>>()
-            .map(Sightings)
+            .map(Occurrences)
     }
 
     /// The marker must not have been seen anywhere.
     ///
     /// # Errors
     /// It was; the error says where.
-    pub fn never_saw(&self, marker: &str) -> Result<()> {
-        let seen = self.look_for(marker)?;
+    pub fn ensure_unseen(&self, marker: &str) -> Result<()> {
+        let seen = self.occurrences(marker)?;
         ensure!(
             seen.total() == 0,
             "in clear on the wire: {marker}: {seen:?}"
@@ -66,7 +66,7 @@ impl Detector {
     }
 }
 
-impl Sightings {
+impl Occurrences {
     /// In all places together.
     pub fn total(&self) -> usize {
         self.0.iter().map(|(_, seen)| seen).sum()

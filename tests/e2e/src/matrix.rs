@@ -1,7 +1,7 @@
 //! The matrix: {meshed, unmeshed} client x {meshed, unmeshed} server x {same node, cross node} x
 //! {IPv4, IPv6} x {pod IP, ClusterIP, headless name}. One cell is one request of curl to nginx.
 
-mod evidence;
+mod checks;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,13 +10,13 @@ use anyhow::{Context, Result};
 use lab::{IpFamily, Lab, Location};
 
 use crate::manifest::{self, Pod, Service};
-use crate::programs::{self, Curled, PORT};
+use crate::programs::{self, CurlResponse, PORT};
 
-pub use evidence::{check_counts, check_wire, judge};
+pub use checks::{check_counts, check_request, check_wire};
 
 /// How the client names the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Via {
+pub enum Destination {
     /// By the pod's address.
     PodIp,
     /// By the ClusterIP of a service of it alone.
@@ -25,7 +25,7 @@ pub enum Via {
     Headless,
 }
 
-impl Via {
+impl Destination {
     const ALL: [Self; 3] = [Self::PodIp, Self::ClusterIp, Self::Headless];
 }
 
@@ -41,7 +41,7 @@ pub struct Cell {
     /// The family of the addresses.
     pub family: IpFamily,
     /// How the client names the server.
-    pub via: Via,
+    pub destination: Destination,
 }
 
 impl fmt::Display for Cell {
@@ -56,7 +56,7 @@ impl fmt::Display for Cell {
         write!(
             f,
             "{client} -> {server}, {nodes}, {:?}, {:?}",
-            self.family, self.via
+            self.family, self.destination
         )
     }
 }
@@ -70,14 +70,14 @@ impl Cell {
             for server_meshed in both {
                 for same_node in both {
                     for family in IpFamily::ALL {
-                        let cell = |via| Self {
+                        let cell = |destination| Self {
                             client_meshed,
                             server_meshed,
                             same_node,
                             family,
-                            via,
+                            destination,
                         };
-                        cells.extend(Via::ALL.map(cell));
+                        cells.extend(Destination::ALL.map(cell));
                     }
                 }
             }
@@ -122,14 +122,16 @@ impl Cell {
 
     fn url(&self, lab: &Lab) -> Result<String> {
         let (namespace, server) = (self.server_namespace(), self.server());
-        Ok(match self.via {
-            Via::PodIp => programs::url(lab.pod_ip(&self.server_pod(), self.family)?, PORT),
-            Via::ClusterIp => {
+        Ok(match self.destination {
+            Destination::PodIp => programs::url(lab.pod_ip(&self.server_pod(), self.family)?, PORT),
+            Destination::ClusterIp => {
                 let ip = lab.service_ip(&format!("{namespace}/{server}"), self.family)?;
                 programs::url(ip, SERVICE_PORT)
             }
             // Without a ClusterIP there is nothing to map the port: it is the target port.
-            Via::Headless => format!("http://{server}-pods.{namespace}.svc.cluster.local:{PORT}/"),
+            Destination::Headless => {
+                format!("http://{server}-pods.{namespace}.svc.cluster.local:{PORT}/")
+            }
         })
     }
 }
@@ -196,7 +198,7 @@ pub struct Request {
     /// The ClusterIP of the server's service.
     pub service_ip: IpAddr,
     /// What curl saw.
-    pub curled: Curled,
+    pub response: CurlResponse,
 }
 
 /// Makes the request of a cell, the `index`th one of the lab.
@@ -214,7 +216,7 @@ pub fn request(lab: &Lab, cell: Cell, index: usize) -> Result<Request> {
     let header = format!("X-Marker: {marker}");
     let client = Location::Pod(cell.client_pod());
     let agent = ["-A", "e2e", "-H", &header, "-H", "Host: e2e", family];
-    let curled = programs::curl(lab, &client, &cell.url(lab)?, &agent).context("no answer")?;
+    let response = programs::curl(lab, &client, &cell.url(lab)?, &agent).context("no answer")?;
     let server = format!("{}/{}", cell.server_namespace(), cell.server());
     Ok(Request {
         cell,
@@ -222,7 +224,7 @@ pub fn request(lab: &Lab, cell: Cell, index: usize) -> Result<Request> {
         client_ip: lab.pod_ip(&cell.client_pod(), cell.family)?,
         server_ip: lab.pod_ip(&cell.server_pod(), cell.family)?,
         service_ip: lab.service_ip(&server, cell.family)?,
-        curled,
+        response,
     })
 }
 

@@ -76,15 +76,15 @@ pub fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
         .sum()
 }
 
-/// Waits until a metric, summed over all series with these labels, is at least `least`; returns it.
+/// Waits until a metric, summed over all series with these labels, is at min `min`; returns it.
 ///
 /// # Errors
 /// It is not after 15 s; the error shows the metric's series.
-pub fn wait(lab: &Lab, node: &str, name: &str, labels: &[(&str, &str)], least: f64) -> Result<f64> {
-    let what = format!("{name}{labels:?} of node {node} to be {least}");
+pub fn wait(lab: &Lab, node: &str, name: &str, labels: &[(&str, &str)], min: f64) -> Result<f64> {
+    let what = format!("{name}{labels:?} of node {node} to be {min}");
     lab.wait_until(&what, DEADLINE, || {
         let value = sum(&scrape(lab, node).ok()?, name, labels);
-        (value >= least).then_some(value)
+        (value >= min).then_some(value)
     })
     .with_context(|| {
         let text = lab.metrics(node).unwrap_or_default();

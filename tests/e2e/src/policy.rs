@@ -2,15 +2,15 @@
 //! guides tell people to write, what a client sees, and what an operator reads of it.
 //!
 //! A policy reaches the daemons as a file in their source folder, word for word as its author wrote
-//! it ([`crate::input::SourceFile`]). [`town`] is the scene, [`attempt`] one connection and its end,
+//! it ([`crate::input::SourceFile`]). [`town`] is the scene, [`connection`] one connection and its end,
 //! [`guides`] the policies, [`evidence`] the access log, metrics and dump that must agree with what
 //! clients saw, [`transfers`] long connections that a change of policy meets half-way, and
-//! [`storm`] edits without a pause.
+//! [`churn`] edits without a pause.
 
-pub mod attempt;
-pub mod evidence;
+pub mod connection;
 pub mod guides;
+pub mod telemetry;
 
-pub mod storm;
-pub mod town;
+pub mod churn;
+pub mod fixture;
 pub mod transfers;

@@ -52,7 +52,7 @@ pub fn greeter(port: u16, greeting: &str) -> Vec<String> {
 
 /// What curl saw.
 #[derive(Debug, Clone)]
-pub struct Curled {
+pub struct CurlResponse {
     /// The answer's body.
     pub body: String,
     /// curl's own port.
@@ -60,7 +60,7 @@ pub struct Curled {
     /// Bytes of the request, head and body.
     pub request_bytes: u64,
     /// Bytes of the answer, head and body.
-    pub answer_bytes: u64,
+    pub response_bytes: u64,
 }
 
 /// A URL of this address.
@@ -72,7 +72,7 @@ pub fn url(ip: IpAddr, port: u16) -> String {
 ///
 /// # Errors
 /// curl did not succeed; the error has its exit code and what it said.
-pub fn curl(lab: &Lab, from: &Location, url: &str, args: &[&str]) -> Result<Curled> {
+pub fn curl(lab: &Lab, from: &Location, url: &str, args: &[&str]) -> Result<CurlResponse> {
     // The numbers follow the body, which no server of the suites ends with a newline.
     let format = "\n%{local_port} %{size_request} %{size_header} %{size_download}";
     let mut command = vec![
@@ -101,11 +101,11 @@ pub fn curl(lab: &Lab, from: &Location, url: &str, args: &[&str]) -> Result<Curl
     };
     let local_port = u16::try_from(port).context("curl's port")?;
     let body = body.to_owned();
-    Ok(Curled {
+    Ok(CurlResponse {
         body,
         local_port,
         request_bytes: request,
-        answer_bytes: head + download,
+        response_bytes: head + download,
     })
 }
 
@@ -114,7 +114,7 @@ pub fn curl(lab: &Lab, from: &Location, url: &str, args: &[&str]) -> Result<Curl
 ///
 /// # Errors
 /// The connection lives on for 10 s.
-pub fn connection_end(lab: &Lab, from: &Location, to: SocketAddr) -> Result<(String, Duration)> {
+pub fn wait_for_close(lab: &Lab, from: &Location, to: SocketAddr) -> Result<(String, Duration)> {
     let start = std::time::Instant::now();
     let script = "exec 3<>\"/dev/tcp/$0/$1\" && cat <&3";
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
@@ -159,10 +159,10 @@ pub fn curl_many(lab: &Lab, from: &Location, url: &str, count: usize) -> Result<
 }
 
 /// The same program, deaf to SIGTERM: it runs until the end of its pod's grace period.
-pub fn stubborn(command: Vec<String>) -> Vec<String> {
+pub fn ignoring_sigterm(command: Vec<String>) -> Vec<String> {
     // A session of its own keeps signals to the container's first process away from it.
     let script = "trap '' TERM; setsid \"$@\" & wait";
-    words(&["bash", "-c", script, "stubborn"])
+    words(&["bash", "-c", script, "ignoring_sigterm"])
         .into_iter()
         .chain(command)
         .collect()
@@ -172,7 +172,7 @@ pub fn stubborn(command: Vec<String>) -> Vec<String> {
 ///
 /// # Errors
 /// It has not been built.
-pub fn ztunnel() -> Result<PathBuf> {
+pub fn ztunnel_binary() -> Result<PathBuf> {
     let running = std::env::current_exe().context("the path of the running test")?;
     let dir = std::env::var_os("AMBIT_BIN_DIR").map(PathBuf::from);
     let dir = dir

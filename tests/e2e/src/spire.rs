@@ -16,7 +16,7 @@ use lab::{IdentitySource, LaunchOptions, Options};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::programs::ztunnel;
+use crate::programs::ztunnel_binary;
 use programs::{Program, run};
 
 /// The trust domain, which is the daemons' default.
@@ -108,7 +108,7 @@ impl SpireServer {
     /// # Errors
     /// The server refuses.
     pub fn authorize_daemon(&self, node: &str) -> Result<()> {
-        let program = fs::canonicalize(ztunnel()?)?;
+        let program = fs::canonicalize(ztunnel_binary()?)?;
         let path = format!("unix:path:{}", program.display());
         self.register(node, DAEMON_ID, &[&path], None).map(drop)
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use lab::{IpFamily, Lab, Location, Options};
 
 use super::{DaemonMonitor, Neighbour, Netns, TestCa, TlsClient, Tunnel, run_in_netns};
-use crate::capture::{ECHO, server};
+use crate::capture::{ECHO_PORT, server};
 use crate::manifest::{self, Pod, namespace};
 use crate::programs::{PORT, url, words};
 
@@ -65,7 +65,7 @@ impl AttackFixture {
             })
         };
         let ca = TestCa::from_folder(&lab.ca_folder())?;
-        let echo = SocketAddr::new(other, ECHO).to_string();
+        let echo = SocketAddr::new(other, ECHO_PORT).to_string();
         let neighbour = Neighbour::start(&lab, "neighbour", &url(other, PORT), &echo)?;
         let (outsider, member) = (netns("outsider", false)?, netns("member", true)?);
         Ok(Self {

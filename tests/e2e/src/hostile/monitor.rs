@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::Lab;
 
-use crate::access_log::{self, Access};
+use crate::access_log::{self, Entry};
 use crate::metrics::{self, Sample};
 
 /// How long a reason may take to appear in log and metric after its cause.
@@ -65,7 +65,7 @@ impl<'a> DaemonMonitor<'a> {
     ///
     /// # Errors
     /// It is not after 15 s; the error lists the reasons in the log.
-    pub fn wait_failure(&self, reason: &str) -> Result<Access> {
+    pub fn wait_failure(&self, reason: &str) -> Result<Entry> {
         self.wait_failure_where(&[reason], |_| true)
     }
 
@@ -73,8 +73,8 @@ impl<'a> DaemonMonitor<'a> {
     ///
     /// # Errors
     /// As [`Self::wait_failure`].
-    pub fn wait_failure_of(&self, reasons: &[&str], peer: IpAddr) -> Result<Access> {
-        let is_peer = |line: &Access, side| {
+    pub fn wait_failure_of(&self, reasons: &[&str], peer: IpAddr) -> Result<Entry> {
+        let is_peer = |line: &Entry, side| {
             let address: Option<SocketAddr> = line.field(side).parse().ok();
             address.is_some_and(|address| address.ip() == peer)
         };
@@ -87,8 +87,8 @@ impl<'a> DaemonMonitor<'a> {
     fn wait_failure_where(
         &self,
         reasons: &[&str],
-        matches: impl Fn(&Access) -> bool,
-    ) -> Result<Access> {
+        matches: impl Fn(&Entry) -> bool,
+    ) -> Result<Entry> {
         let lines = || {
             self.log()
                 .map(|log| access_log::parse(&log))

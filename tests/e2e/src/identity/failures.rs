@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use lab::Lab;
 
 use super::{CertTimeline, ConnectionRecord, identity};
-use crate::access_log::{self, Access};
+use crate::access_log::{self, Entry};
 
 /// The reasons with which a daemon reports that an identity has no valid certificate.
 pub const NO_CERTIFICATE_REASONS: [&str; 2] = ["certificate_expired", "cert_pending"];
@@ -46,7 +46,7 @@ impl LoadPath<'_> {
                 bail!("{self:?}: {record:?} failed although both ends had valid certificates");
             }
             let port = format!(":{}", record.port);
-            let has_port = |line: &Access| line.field("src.addr").ends_with(&port);
+            let has_port = |line: &Entry| line.field("src.addr").ends_with(&port);
             match take_closest(&mut lines, record, has_port) {
                 Some(line) => self.check_reason(lab, record, &line)?,
                 None => remapped.push(record),
@@ -64,7 +64,7 @@ impl LoadPath<'_> {
     }
 
     /// The lines of failed connections of this path in the log of the client's node.
-    fn failure_lines(&self, lab: &Lab) -> Result<Vec<Access>> {
+    fn failure_lines(&self, lab: &Lab) -> Result<Vec<Entry>> {
         let mut lines = access_log::lines(lab, self.node)?;
         lines.retain(|line| {
             line.field("direction") == "outbound"
@@ -85,8 +85,8 @@ impl LoadPath<'_> {
 
     /// Checks that the client's daemon reports a missing certificate, or the server's daemon does for the same
     /// connection.
-    fn check_reason(&self, lab: &Lab, record: &ConnectionRecord, line: &Access) -> Result<()> {
-        let has_reason = |line: &Access| NO_CERTIFICATE_REASONS.contains(&line.field("reason"));
+    fn check_reason(&self, lab: &Lab, record: &ConnectionRecord, line: &Entry) -> Result<()> {
+        let has_reason = |line: &Entry| NO_CERTIFICATE_REASONS.contains(&line.field("reason"));
         if has_reason(line) {
             return Ok(());
         }
@@ -97,7 +97,7 @@ impl LoadPath<'_> {
                 && inbound.field("src.addr").starts_with(address)
                 && has_reason(inbound)
                 && inbound
-                    .since_midnight()
+                    .seconds_since_midnight()
                     .is_some_and(|at| record.seconds_from_end(at).is_some())
         });
         match is_explained {
@@ -109,11 +109,11 @@ impl LoadPath<'_> {
 
 /// Removes and returns the matching line whose time is closest to the end of the connection.
 fn take_closest(
-    lines: &mut Vec<Access>,
+    lines: &mut Vec<Entry>,
     record: &ConnectionRecord,
-    matches: impl Fn(&Access) -> bool,
-) -> Option<Access> {
-    let distance = |line: &Access| record.seconds_from_end(line.since_midnight()?);
+    matches: impl Fn(&Entry) -> bool,
+) -> Option<Entry> {
+    let distance = |line: &Entry| record.seconds_from_end(line.seconds_since_midnight()?);
     let matching = lines.iter().enumerate().filter(|(_, line)| matches(line));
     let near = matching.filter_map(|(index, line)| Some((index, distance(line)?)));
     let (index, _) = near.min_by(|(_, a), (_, b)| a.total_cmp(b))?;

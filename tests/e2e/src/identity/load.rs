@@ -36,8 +36,8 @@ const DAY: f64 = 86_400.0;
 impl ConnectionRecord {
     /// How many seconds lie between its end and a time of day (seconds since midnight UTC). `None` if too many for it to
     /// be the same event.
-    pub fn seconds_from_end(&self, since_midnight: f64) -> Option<f64> {
-        let distance = (self.end - since_midnight).rem_euclid(DAY);
+    pub fn seconds_from_end(&self, seconds_since_midnight: f64) -> Option<f64> {
+        let distance = (self.end - seconds_since_midnight).rem_euclid(DAY);
         Some(distance.min(DAY - distance)).filter(|distance| *distance < MAX_LOG_SKEW)
     }
 

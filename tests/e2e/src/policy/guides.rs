@@ -1,6 +1,6 @@
 //! Policies as guides tell people to write them, and who is let through by each.
 //!
-//! Their text is in the folder `guides`, for the [town](super::town) as it stands there: names and
+//! Their text is in the folder `guides`, for the [town](super::fixture) as it stands there: names and
 //! addresses are those of the guides where the town has them.
 
 use std::collections::BTreeMap;
@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use lab::{IpFamily, Lab};
 
-use super::attempt::{Attempt, Seen};
-use super::evidence::{Denial, Mark, at_once};
-use super::town::{BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE, SERVERS, TCP};
+use super::connection::{Connection, Outcome};
+use super::fixture::{BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE, SERVERS, TCP};
+use super::telemetry::{Baseline, Denial, in_parallel};
 use crate::input::SourceFile;
 use crate::sync::wait_synced;
 
@@ -160,10 +160,10 @@ impl Guide {
     pub fn holds(&self, lab: &Lab) -> Result<()> {
         let file = SourceFile::write(lab, &format!("{}.yaml", self.name), self.yaml)?;
         wait_synced(lab)?;
-        let mark = Mark::now(lab)?;
-        let wrong = at_once(CLIENTS, |client| self.wrong(lab, client))?;
+        let baseline = Baseline::take(lab)?;
+        let wrong = in_parallel(CLIENTS, |client| self.wrong(lab, client))?;
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-        mark.wait_denials(lab, &self.denials())?;
+        baseline.wait_denials(lab, &self.denials())?;
         drop(file);
         Ok(())
     }
@@ -171,14 +171,14 @@ impl Guide {
     /// The connections of a client that did not go as written.
     fn wrong(&self, lab: &Lab, client: &str) -> Result<Vec<String>> {
         let mut wrong = Vec::new();
-        for attempt in attempts(client) {
-            let wanted = match self.denial(client, attempt.port) {
-                None => Seen::Answered,
-                Some(_) => Seen::Reset,
+        for connection in connections(client) {
+            let wanted = match self.denial(client, connection.port) {
+                None => Outcome::Answered,
+                Some(_) => Outcome::Reset,
             };
-            let seen = attempt.make(lab)?;
+            let seen = connection.open(lab)?;
             if seen != wanted {
-                wrong.push(format!("{attempt}: {seen:?}, not {wanted:?}"));
+                wrong.push(format!("{connection}: {seen:?}, not {wanted:?}"));
             }
         }
         Ok(wrong)
@@ -195,12 +195,12 @@ impl Guide {
 
     fn denials(&self) -> BTreeMap<Denial, usize> {
         let mut denials = BTreeMap::new();
-        for attempt in CLIENTS.into_iter().flat_map(attempts) {
-            let Some(policy) = self.denial(attempt.from, attempt.port) else {
+        for connection in CLIENTS.into_iter().flat_map(connections) {
+            let Some(policy) = self.denial(connection.from, connection.port) else {
                 continue;
             };
-            let (from, to) = (attempt.from.to_owned(), attempt.to.to_owned());
-            let denial = (from, to, attempt.port, policy.to_owned());
+            let (from, to) = (connection.from.to_owned(), connection.to.to_owned());
+            let denial = (from, to, connection.port, policy.to_owned());
             *denials.entry(denial).or_insert(0) += 1;
         }
         denials
@@ -208,12 +208,12 @@ impl Guide {
 }
 
 /// Every connection that a client of the town makes.
-pub fn attempts(from: &str) -> impl Iterator<Item = Attempt<'_>> {
+pub fn connections(from: &str) -> impl Iterator<Item = Connection<'_>> {
     let ports = SERVERS
         .iter()
         .flat_map(|(to, _)| BOTH.iter().map(move |port| (*to, *port)));
     ports.flat_map(move |(to, port)| {
-        IpFamily::ALL.map(move |family| Attempt {
+        IpFamily::ALL.map(move |family| Connection {
             from,
             to,
             family,

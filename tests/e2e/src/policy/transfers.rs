@@ -1,13 +1,13 @@
 //! Connections that are open while a policy changes: long transfers of curl, and silent ones.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::route::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{IpFamily, Lab, Location, Process};
 
-use super::town::{GREETING, HTTP, TCP, big};
+use super::fixture::{GREETING, HTTP, TCP, big};
 
 /// All connections of a test are open, and bytes have come over each.
 const BEGUN: Duration = Duration::from_secs(20);
@@ -17,11 +17,11 @@ const DONE: Duration = Duration::from_secs(40);
 
 /// A client that opens connections to [`HTTP`] without a pause, keeps them all, and says nothing.
 #[derive(Debug)]
-pub struct Swarm {
+pub struct ConnectionFlood {
     bash: Process,
 }
 
-impl Swarm {
+impl ConnectionFlood {
     /// One line for each connection that it tried to open. What was reset stays among its files,
     /// so it closes all and begins anew before it runs out of them.
     const SCRIPT: &str = "while :; do for i in $(seq 500); do \
@@ -32,7 +32,7 @@ impl Swarm {
     ///
     /// # Errors
     /// A pod is missing.
-    pub fn start(lab: &Lab, (from, to, family): &Path) -> Result<Self> {
+    pub fn start(lab: &Lab, (from, to, family): &Route) -> Result<Self> {
         let (ip, port) = (lab.pod_ip(to, *family)?.to_string(), HTTP.to_string());
         let bash = lab.spawn(from, &["bash", "-c", Self::SCRIPT, &ip, &port])?;
         Ok(Self { bash })
@@ -49,7 +49,7 @@ impl Swarm {
 ///
 /// # Errors
 /// A pod is missing.
-pub fn established(lab: &Lab, (from, to, family): &Path) -> Result<usize> {
+pub fn established(lab: &Lab, (from, to, family): &Route) -> Result<usize> {
     let port = format!("sport = :{HTTP}");
     let said = lab.exec(to, &["ss", "-Htn", "state", "established", &port])?;
     let client = lab.pod_ip(from, *family)?;
@@ -62,10 +62,10 @@ pub fn established(lab: &Lab, (from, to, family): &Path) -> Result<usize> {
 }
 
 /// From a client to a server, over one family.
-pub type Path = (&'static str, &'static str, IpFamily);
+pub type Route = (&'static str, &'static str, IpFamily);
 
-/// The paths of these clients to these servers, over both families.
-pub fn paths(from: &[&'static str], to: &[&'static str]) -> Vec<Path> {
+/// The routes of these clients to these servers, over both families.
+pub fn routes(from: &[&'static str], to: &[&'static str]) -> Vec<Route> {
     let pairs = from
         .iter()
         .flat_map(|from| to.iter().map(move |to| (*from, *to)));
@@ -74,7 +74,7 @@ pub fn paths(from: &[&'static str], to: &[&'static str]) -> Vec<Path> {
         .collect()
 }
 
-/// Connections on some paths, of which all are to share one fate.
+/// Connections on some routes, of which all are to share one fate.
 #[derive(Debug)]
 pub struct Transfers {
     downloads: Vec<Download>,
@@ -91,31 +91,31 @@ struct Download {
 }
 
 impl Transfers {
-    /// Starts so many transfers on each path, and a silent connection on each too. Returns when all
+    /// Starts so many transfers on each route, and a silent connection on each too. Returns when all
     /// of them are under way.
     ///
     /// # Errors
     /// One of them does not begin.
-    pub fn start(lab: &Lab, paths: &[Path], each: usize) -> Result<Self> {
+    pub fn start(lab: &Lab, routes: &[Route], each: usize) -> Result<Self> {
         let dir = tempfile::tempdir().context("a folder for what arrives")?;
         let mut transfers = Self {
             downloads: Vec::new(),
             silent: Vec::new(),
             dir,
         };
-        for (index, path) in paths.iter().enumerate() {
-            let download = transfers.download(lab, path, index, each)?;
+        for (index, route) in routes.iter().enumerate() {
+            let download = transfers.download(lab, route, index, each)?;
             transfers.downloads.push(download);
-            transfers.silent.push(silent(lab, path)?);
+            transfers.silent.push(silent(lab, route)?);
         }
         transfers.begun(lab)?;
         Ok(transfers)
     }
 
-    fn download(&self, lab: &Lab, path: &Path, index: usize, each: usize) -> Result<Download> {
-        let (from, to, family) = path;
+    fn download(&self, lab: &Lab, route: &Route, index: usize, each: usize) -> Result<Download> {
+        let (from, to, family) = route;
         let to = SocketAddr::new(lab.pod_ip(to, *family)?, HTTP);
-        let file = |number: &str| self.dir.path().join(format!("{index}-{number}"));
+        let file = |number: &str| self.dir.route().join(format!("{index}-{number}"));
         let into = file("#1").display().to_string();
         let url = format!("http://{to}/big?[1-{each}]");
         let told = "%{stderr}ended %{exitcode} %{size_download}\n";
@@ -238,7 +238,7 @@ impl Transfers {
     }
 }
 
-fn silent(lab: &Lab, (from, to, family): &Path) -> Result<Process> {
+fn silent(lab: &Lab, (from, to, family): &Route) -> Result<Process> {
     // socat and nc would pass a reset off as a good end.
     const SCRIPT: &str = "exec 3<>\"/dev/tcp/$0/$1\" 4<&0 || exit 9; cat <&4 >&3 & exec cat <&3";
     let (ip, port) = (lab.pod_ip(to, *family)?.to_string(), TCP.to_string());

@@ -48,8 +48,8 @@ fn an_endpoint_that_is_not_ready_gets_nothing_unless_its_service_publishes_it() 
 #[test]
 fn a_terminating_endpoint_gets_no_new_connection_and_keeps_those_that_it_has() {
     let service = Service::new("in", "web", PORT, PORT);
-    let leaving =
-        greeting_endpoint("in", "leaving", "b").runs(programs::stubborn(greeter(PORT, "leaving")));
+    let leaving = greeting_endpoint("in", "leaving", "b")
+        .runs(programs::ignoring_sigterm(greeter(PORT, "leaving")));
     let leaving = leaving.spec("terminationGracePeriodSeconds", 30);
     let lab = lab_with([
         service.into(),

@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 
 use ambit_e2e::capture::{
-    MARKER, REPAIR, Traffic, answered_by, as_before, netfilter, server, shell, up,
+    MARKER, REPAIR_DEADLINE, Traffic, network_state, server, shell, up, wait_for_response,
+    wait_restored,
 };
 use ambit_e2e::manifest::{Pod, Service, namespace};
 use ambit_e2e::metrics;
@@ -63,7 +64,7 @@ impl Stage {
     /// flow again, established connections too, and nothing in clear meanwhile.
     fn survives(&self, pods: &[&str], breaks: &str) -> Result<()> {
         for traffic in self.repaired(pods, breaks)? {
-            traffic.flows(&self.lab, REPAIR)?;
+            traffic.wait_flowing(&self.lab, REPAIR_DEADLINE)?;
         }
         self.nothing_in_clear()
     }
@@ -71,20 +72,20 @@ impl Stage {
     /// As [`Self::survives`], for what conntrack does not forgive an established connection.
     fn recovers(&self, pods: &[&str], breaks: &str) -> Result<()> {
         for traffic in self.repaired(pods, breaks)? {
-            traffic.new_ones_flow(&self.lab, REPAIR)?;
+            traffic.wait_new_flowing(&self.lab, REPAIR_DEADLINE)?;
         }
         self.nothing_in_clear()
     }
 
     fn repaired(&self, pods: &[&str], breaks: &str) -> Result<[Traffic; 2]> {
         let traffic = self.traffic()?;
-        let state = |pod: &&str| netfilter(&self.lab, pod);
+        let state = |pod: &&str| network_state(&self.lab, pod);
         let before: Vec<_> = pods.iter().map(state).collect::<Result<_>>()?;
         for pod in pods {
             shell(&self.lab, pod, breaks)?;
         }
         for (pod, before) in pods.iter().zip(before) {
-            as_before(&self.lab, pod, &before, REPAIR)?;
+            wait_restored(&self.lab, pod, &before, REPAIR_DEADLINE)?;
         }
         for pod in pods {
             let node = self.lab.status()?.pod(pod)?.node.clone();
@@ -204,7 +205,7 @@ fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> 
         let command = [&["nft"], args].concat();
         stage
             .lab
-            .exec_in(&Location::node(node), &command, REPAIR)?
+            .exec_in(&Location::node(node), &command, REPAIR_DEADLINE)?
             .ok()
     };
     for node in ["a", "b"] {
@@ -214,7 +215,7 @@ fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> 
             nft(node, &[verb, "table", "inet", "ambit-guard"])?;
             stage
                 .lab
-                .wait_until(&format!("the guard of {node}"), REPAIR, || {
+                .wait_until(&format!("the guard of {node}"), REPAIR_DEADLINE, || {
                     (rules(node).ok()? == before).then_some(())
                 })?;
         }
@@ -227,7 +228,7 @@ fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> 
         )?;
     }
     for traffic in &traffic {
-        traffic.flows(&stage.lab, REPAIR)?;
+        traffic.wait_flowing(&stage.lab, REPAIR_DEADLINE)?;
     }
     stage.nothing_in_clear()
 }
@@ -243,10 +244,10 @@ fn a_dead_daemon_means_no_traffic_and_no_plaintext_and_a_new_one_takes_over() ->
     ] {
         let [far, near] = stage.traffic()?;
         lab.kill_daemon(node)?;
-        far.is_cut(lab)?;
+        far.wait_cut(lab)?;
         match node {
-            "a" => near.is_cut(lab)?,
-            _ => near.flows(lab, REPAIR)?,
+            "a" => near.wait_cut(lab)?,
+            _ => near.wait_flowing(lab, REPAIR_DEADLINE)?,
         }
         stage.all_refused(cut)?;
         // What a pod does to its own rules does not open a way while the daemon is dead.
@@ -255,8 +256,8 @@ fn a_dead_daemon_means_no_traffic_and_no_plaintext_and_a_new_one_takes_over() ->
             stage.all_refused(cut)?;
         }
         lab.start_daemon(node)?;
-        far.new_ones_flow(lab, REPAIR)?;
-        near.new_ones_flow(lab, REPAIR)?;
+        far.wait_new_flowing(lab, REPAIR_DEADLINE)?;
+        near.wait_new_flowing(lab, REPAIR_DEADLINE)?;
     }
     stage.nothing_in_clear()
 }
@@ -265,19 +266,19 @@ fn a_dead_daemon_means_no_traffic_and_no_plaintext_and_a_new_one_takes_over() ->
 fn a_daemon_that_is_told_to_stop_exits_well_and_leaves_the_rules_in_place() -> Result<()> {
     let stage = Stage::up()?;
     let (lab, web) = (&stage.lab, stage.lab.pod_ip("web", IpFamily::V4)?);
-    answered_by(lab, "client", web, "web")?;
-    let before = netfilter(lab, "client")?;
+    wait_for_response(lab, "client", web, "web")?;
+    let before = network_state(lab, "client")?;
     lab.stop_daemon("a")?;
     let ProgramState::Exited(how) = lab.status()?.node("a")?.daemon.clone() else {
         anyhow::bail!("the daemon still runs");
     };
     ensure!(how.contains('0'), "it exited with {how}");
     ensure!(
-        netfilter(lab, "client")? == before,
+        network_state(lab, "client")? == before,
         "the rules are not as they were"
     );
     refused(lab, "client", web)?;
     lab.start_daemon("a")?;
-    answered_by(lab, "client", web, "web")?;
+    wait_for_response(lab, "client", web, "web")?;
     stage.nothing_in_clear()
 }

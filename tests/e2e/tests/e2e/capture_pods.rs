@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use ambit_e2e::access_log;
 use ambit_e2e::capture::{
-    MARKER, REPAIR, Traffic, answered_by, as_before, netfilter, server, shell, up,
+    MARKER, REPAIR_DEADLINE, Traffic, network_state, server, shell, up, wait_for_response,
+    wait_restored,
 };
 use ambit_e2e::manifest::{self, Pod, namespace};
 use ambit_e2e::programs::{PORT, curl, url};
@@ -39,14 +40,14 @@ fn a_pod_recreated_with_the_same_address_is_reached_as_who_it_is_now() -> Result
 
     lab.delete_pod_with_grace("old", Duration::ZERO)?;
     lab.apply(String::from(at("new", &ip.to_string())))?;
-    answered_by(&lab, "client", ip, "new")?;
+    wait_for_response(&lab, "client", ip, "new")?;
     ensure!(
         lab.pod_ip("new", IpFamily::V4)? == ip,
         "the new pod has another address"
     );
-    traffic.new_ones_flow(&lab, REPAIR)?;
+    traffic.wait_new_flowing(&lab, REPAIR_DEADLINE)?;
 
-    let answers = traffic.answers();
+    let answers = traffic.responses();
     let first = answers
         .iter()
         .position(|answer| answer.ends_with(" new"))
@@ -67,7 +68,7 @@ fn a_pod_recreated_with_the_same_address_is_reached_as_who_it_is_now() -> Result
             ("reason", "closed"),
         ],
     )?;
-    let mixed = |line: &access_log::Access| {
+    let mixed = |line: &access_log::Entry| {
         line.field("dst.workload") == "new" && line.field("dst.identity") != identity
     };
     ensure!(
@@ -93,12 +94,12 @@ fn a_client_recreated_with_the_same_address_speaks_as_who_it_is_now() -> Result<
         Pod::new("shop", "web").on("b").runs(server("web")).into(),
     ])?;
     let web = lab.pod_ip("web", IpFamily::V4)?;
-    answered_by(&lab, "first", web, "web")?;
+    wait_for_response(&lab, "first", web, "web")?;
     let ip = lab.pod_ip("first", IpFamily::V4)?;
     lab.delete_pod_with_grace("first", Duration::ZERO)?;
     lab.apply(String::from(at("second", Some(ip))))?;
     lab.wait_ready()?;
-    answered_by(&lab, "second", web, "web")?;
+    wait_for_response(&lab, "second", web, "web")?;
     access_log::wait(
         &lab,
         "b",
@@ -129,11 +130,11 @@ fn a_pod_that_opts_out_keeps_its_connections_and_nothing_stays_behind() -> Resul
         out.into(),
         Pod::new("shop", "web").on("b").runs(server("web")).into(),
     ])?;
-    let before = netfilter(&lab, "client")?;
+    let before = network_state(&lab, "client")?;
     lab.label("Pod", "shop/client", &[AMBIENT])?;
-    lab.wait_workload_state("shop/client", Some("enrolled"), REPAIR)?;
+    lab.wait_workload_state("shop/client", Some("enrolled"), REPAIR_DEADLINE)?;
     ensure!(
-        netfilter(&lab, "client")? != before,
+        network_state(&lab, "client")? != before,
         "no rules after the pod has opted in"
     );
 
@@ -146,13 +147,13 @@ fn a_pod_that_opts_out_keeps_its_connections_and_nothing_stays_behind() -> Resul
     );
 
     lab.label("Pod", "shop/client", &[NONE])?;
-    lab.wait_until("new connections to be plain", REPAIR, || {
+    lab.wait_until("new connections to be plain", REPAIR_DEADLINE, || {
         (bridge.occurrences(MARKER).ok()? > 0).then_some(())
     })?;
-    traffic.flows(&lab, REPAIR)?;
-    traffic.end_established();
-    as_before(&lab, "client", &before, REPAIR)?;
-    traffic.new_ones_flow(&lab, REPAIR)
+    traffic.wait_flowing(&lab, REPAIR_DEADLINE)?;
+    traffic.close_established();
+    wait_restored(&lab, "client", &before, REPAIR_DEADLINE)?;
+    traffic.wait_new_flowing(&lab, REPAIR_DEADLINE)
 }
 
 #[test]
@@ -167,12 +168,12 @@ fn a_running_pod_that_opts_in_keeps_its_direct_connections_and_new_ones_are_mutu
     let direct = Traffic::start(&lab, "client", web, "before-the-mesh")?;
     lab.label("Namespace", "shop", &[AMBIENT])?;
     for pod in ["shop/client", "shop/web"] {
-        lab.wait_workload_state(pod, Some("enrolled"), REPAIR)?;
+        lab.wait_workload_state(pod, Some("enrolled"), REPAIR_DEADLINE)?;
     }
     let bridge = lab.capture(Location::Fabric, "tcp")?;
-    direct.flows(&lab, REPAIR)?;
-    Traffic::start(&lab, "client", web, MARKER)?.flows(&lab, REPAIR)?;
-    direct.established_flows(&lab, REPAIR)?;
+    direct.wait_flowing(&lab, REPAIR_DEADLINE)?;
+    Traffic::start(&lab, "client", web, MARKER)?.wait_flowing(&lab, REPAIR_DEADLINE)?;
+    direct.wait_established_flowing(&lab, REPAIR_DEADLINE)?;
     ensure!(
         bridge.occurrences(MARKER)? == 0,
         "a new connection was in clear"
@@ -212,7 +213,7 @@ fn tables_and_rules_of_others_in_a_pod_are_never_touched() -> Result<()> {
          nft add rule ip alien out tcp dport 9 redirect to :10; nft add table inet ambit-not; \
          ip rule add fwmark 0x7/0x7 lookup 107; ip route add blackhole 192.0.2.0/24 table 107",
     )?;
-    let before = netfilter(&lab, "client")?;
+    let before = network_state(&lab, "client")?;
     let alien = || {
         shell(
             &lab,
@@ -222,15 +223,15 @@ fn tables_and_rules_of_others_in_a_pod_are_never_touched() -> Result<()> {
     };
     let aliens = alien()?;
     lab.label("Pod", "shop/client", &[AMBIENT])?;
-    lab.wait_workload_state("shop/client", Some("enrolled"), REPAIR)?;
-    answered_by(&lab, "client", web, "web")?;
+    lab.wait_workload_state("shop/client", Some("enrolled"), REPAIR_DEADLINE)?;
+    wait_for_response(&lab, "client", web, "web")?;
     ensure!(alien()? == aliens, "changed by enrolment");
-    let enrolled = netfilter(&lab, "client")?;
+    let enrolled = network_state(&lab, "client")?;
     shell(&lab, "client", "nft flush table inet ambit")?;
-    as_before(&lab, "client", &enrolled, REPAIR)?;
+    wait_restored(&lab, "client", &enrolled, REPAIR_DEADLINE)?;
     ensure!(alien()? == aliens, "changed by a repair");
     lab.label("Pod", "shop/client", &[NONE])?;
-    as_before(&lab, "client", &before, REPAIR)
+    wait_restored(&lab, "client", &before, REPAIR_DEADLINE)
 }
 
 /// Pods of both nodes in turn, each a server and a client.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::open_connections::OpenConnections;
-use ambit_e2e::programs::{self, PORT, connection_end, greeter};
+use ambit_e2e::programs::{self, PORT, greeter, wait_for_close};
 use lab::{IpFamily, Lab, Location, Options, ProgramState};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -14,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[test]
 fn all_configuration_errors_are_reported_together_with_exit_code_64() {
     // EX_USAGE of sysexits.h.
-    let output = Command::new(programs::ztunnel().unwrap())
+    let output = Command::new(programs::ztunnel_binary().unwrap())
         .env_clear()
         .env("ZTUNNEL_WORKER_THREADS", "many")
         .env("LOG_FORMAT", "xml")
@@ -46,7 +46,7 @@ fn all_configuration_errors_are_reported_together_with_exit_code_64() {
 
 #[test]
 fn an_unknown_flag_is_a_configuration_error_too() {
-    let output = Command::new(programs::ztunnel().unwrap())
+    let output = Command::new(programs::ztunnel_binary().unwrap())
         .arg("--nonsense")
         .output()
         .unwrap();
@@ -156,7 +156,7 @@ fn sigterm_lets_connections_end_and_exits_with_0_as_soon_as_they_have() {
         connection.echo(&lab, "two").unwrap();
         // What is new is refused, neither served nor sent in clear.
         let to = SocketAddr::new(lab.pod_ip("server", IpFamily::V4).unwrap(), PORT);
-        let (end, _) = connection_end(&lab, &Location::pod("client"), to).unwrap();
+        let (end, _) = wait_for_close(&lab, &Location::pod("client"), to).unwrap();
         assert!(end.contains("Connection reset by peer"), "{end:?}");
         connection.close().unwrap();
     });

@@ -144,7 +144,7 @@ fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trac
     let detector = Detector::start(&lab).unwrap();
     for family in IpFamily::ALL {
         let mark = |when: &str| format!("{when}-{family:?}-{}", lab.name());
-        let seen = |when: &str| detector.look_for(&mark(when)).unwrap().total() > 0;
+        let seen = |when: &str| detector.occurrences(&mark(when)).unwrap().total() > 0;
         let mut before = open(&lab, family, &mark("before"));
 
         opt_in(&lab, Some("ambient"));
@@ -191,5 +191,5 @@ fn a_pod_without_ipv6_is_enrolled_with_what_it_has() {
     let detector = Detector::start(&lab).unwrap();
     let marker = format!("four-{}", lab.name());
     let _held = open(&lab, IpFamily::V4, &marker);
-    detector.never_saw(&marker).unwrap();
+    detector.ensure_unseen(&marker).unwrap();
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ambit_e2e::capture::ECHO;
+use ambit_e2e::capture::ECHO_PORT;
 use ambit_e2e::hostile::{
     AttackFixture, ConnectResult, FrameType, NON_READING_PORT, connect, frame, headers,
 };
@@ -212,7 +212,7 @@ fn non_reading_application_stalls_no_other_stream_of_the_tunnel() -> Result<()> 
             ensure!(end.is_none(), "the daemon ended the tunnel: {end:?}");
             let echo = tunnel.next_stream_id();
             let result = tunnel
-                .request(echo, &connect(echo, &authority(ECHO)))
+                .request(echo, &connect(echo, &authority(ECHO_PORT)))
                 .await?;
             ensure!(
                 result == ConnectResult::Status(200),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ambit_e2e::access_log::{self, since_midnight};
+use ambit_e2e::access_log::{self, seconds_since_midnight};
 use ambit_e2e::hostile::TestCa;
 use ambit_e2e::identity::{
     BackgroundLoad, NODES, PATHS, cert_status, finish_without_failures, identity, manifests,
@@ -247,7 +247,7 @@ fn clocks_five_minutes_apart_are_tolerated() -> Result<()> {
 fn has_clock_offset(log: &str, seconds: f64) -> bool {
     const TOLERANCE: f64 = 60.0;
     const DAY: f64 = 86_400.0;
-    let shown = log.lines().rev().find_map(since_midnight);
+    let shown = log.lines().rev().find_map(seconds_since_midnight);
     shown.is_some_and(|shown| {
         let distance = (shown - seconds - unix_now()).rem_euclid(DAY);
         distance.min(DAY - distance) < TOLERANCE

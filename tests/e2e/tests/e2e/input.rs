@@ -53,7 +53,7 @@ impl Fixture {
         let bridge = lab.capture(Location::Fabric, "tcp")?;
         // Requests over new connections, and one established connection.
         let traffic =
-            Traffic::patient(&lab, "client", lab.pod_ip("web", IpFamily::V4)?, MARKER, 10)?;
+            Traffic::start_with_timeout(&lab, "client", lab.pod_ip("web", IpFamily::V4)?, MARKER, 10)?;
         Ok(Self {
             lab,
             bridge,
@@ -63,10 +63,10 @@ impl Fixture {
 
     /// Checks that traffic to pod and service succeeds, encrypted, and that no request has failed.
     fn check_traffic(&self) -> Result<()> {
-        self.traffic.flows(&self.lab, DEADLINE)?;
+        self.traffic.wait_flowing(&self.lab, DEADLINE)?;
         let failed: Vec<_> = self
             .traffic
-            .answers()
+            .responses()
             .into_iter()
             .filter(|answer| !answer.starts_with(MARKER))
             .collect();
@@ -319,13 +319,13 @@ fn enforced_policy_takes_effect_and_is_not_a_problem() -> Result<()> {
     let policy = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, \
                   metadata: {namespace: shop, name: allow-nothing}, spec: {}}";
     let file = SourceFile::write(&fixture.lab, "policy.yaml", policy)?;
-    fixture.traffic.is_cut(&fixture.lab)?;
+    fixture.traffic.wait_cut(&fixture.lab)?;
     for node in ["a", "b"] {
         let problems = problems(&fixture.lab, node)?;
         ensure!(problems.is_empty(), "{problems:#?}");
     }
     drop(file);
-    fixture.traffic.new_ones_flow(&fixture.lab, DEADLINE)
+    fixture.traffic.wait_new_flowing(&fixture.lab, DEADLINE)
 }
 
 #[test]

@@ -49,7 +49,11 @@ fn every_client_reaches_every_server_with_its_own_address_and_identity_and_nothi
     let mut failures = Failures::new();
     let requests = request_all(&lab, &cells, &mut failures);
     for request in &requests {
-        note(&mut failures, &request.cell, matrix::judge(&lab, request));
+        note(
+            &mut failures,
+            &request.cell,
+            matrix::check_request(&lab, request),
+        );
         note(
             &mut failures,
             &request.cell,
@@ -83,7 +87,11 @@ fn the_same_pods_without_a_mesh_reach_each_other_in_clear_and_the_detector_sees_
     let mut failures = Failures::new();
     let requests = request_all(&lab, &cells, &mut failures);
     for request in &requests {
-        note(&mut failures, &request.cell, matrix::judge(&lab, request));
+        note(
+            &mut failures,
+            &request.cell,
+            matrix::check_request(&lab, request),
+        );
         note(
             &mut failures,
             &request.cell,

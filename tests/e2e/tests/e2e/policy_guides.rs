@@ -7,10 +7,10 @@ use ambit_e2e::access_log;
 use ambit_e2e::input::SourceFile;
 use ambit_e2e::manifest::Service;
 use ambit_e2e::metrics;
-use ambit_e2e::policy::attempt::{Attempt, Seen};
-use ambit_e2e::policy::evidence::{self, DENIED, Mark};
+use ambit_e2e::policy::connection::{Connection, Outcome};
+use ambit_e2e::policy::fixture::{self, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
 use ambit_e2e::policy::guides::{AUTHENTICATION, AUTHORIZATION, Guide, NETWORK};
-use ambit_e2e::policy::town::{self, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
+use ambit_e2e::policy::telemetry::{self, Baseline, DENIED};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Result, ensure};
 use lab::{IpFamily, Lab, Options};
@@ -20,10 +20,10 @@ const NOTHING: Guide = Guide {
     name: "nothing",
     yaml: "",
     allows: &[
-        (town::PRODUCTPAGE, &[HTTP, TCP]),
-        (town::FOO, &[HTTP, TCP]),
-        (town::BAR, &[HTTP, TCP]),
-        (town::LEGACY, &[HTTP, TCP]),
+        (fixture::PRODUCTPAGE, &[HTTP, TCP]),
+        (fixture::FOO, &[HTTP, TCP]),
+        (fixture::BAR, &[HTTP, TCP]),
+        (fixture::LEGACY, &[HTTP, TCP]),
     ],
     denied_by: ["", ""],
 };
@@ -47,17 +47,17 @@ fn all_hold(lab: &Lab, guides: &[Guide]) -> Result<()> {
 
 #[test]
 fn authorization_policies_allow_and_deny_as_written() -> Result<()> {
-    all_hold(&town::up()?, AUTHORIZATION)
+    all_hold(&fixture::up()?, AUTHORIZATION)
 }
 
 #[test]
 fn peer_authentication_refuses_plaintext_where_it_is_strict_and_only_there() -> Result<()> {
-    all_hold(&town::up()?, AUTHENTICATION)
+    all_hold(&fixture::up()?, AUTHENTICATION)
 }
 
 #[test]
 fn network_policies_hold_behind_the_tunnel() -> Result<()> {
-    all_hold(&town::up()?, NETWORK)
+    all_hold(&fixture::up()?, NETWORK)
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn network_policies_are_not_looked_at_where_the_flag_says_so() -> Result<()> {
         daemon_args: vec!["--network-policy".to_owned(), "off".to_owned()],
         ..Options::default()
     };
-    let lab = town::up_with([], options)?;
+    let lab = fixture::up_with([], options)?;
     let deny = NETWORK.first().copied().unwrap_or(NOTHING);
     Guide {
         allows: NOTHING.allows,
@@ -79,8 +79,8 @@ fn network_policies_are_not_looked_at_where_the_flag_says_so() -> Result<()> {
 #[test]
 fn a_policys_port_is_the_pods_own() -> Result<()> {
     let service = Service::new("foo", "httpbin", 80, "http");
-    let lab = town::up_with([service.into()], Options::default())?;
-    for (port, wanted) in [(80, Seen::Answered), (HTTP, Seen::Reset)] {
+    let lab = fixture::up_with([service.into()], Options::default())?;
+    for (port, wanted) in [(80, Outcome::Answered), (HTTP, Outcome::Reset)] {
         let policy = format!(
             "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: by-port}}, \
              spec: {{action: DENY, rules: [{{to: [{{operation: {{ports: [\"{port}\"]}}}}]}}]}}}}"
@@ -90,13 +90,13 @@ fn a_policys_port_is_the_pods_own() -> Result<()> {
         for family in IpFamily::ALL {
             let to = SocketAddr::new(lab.service_ip("foo/httpbin", family)?, 80);
             for from in [PRODUCTPAGE, LEGACY] {
-                let attempt = Attempt {
+                let connection = Connection {
                     from,
                     to: "foo/far",
                     family,
                     port: HTTP,
                 };
-                let seen = attempt.make_to(&lab, to)?;
+                let seen = connection.open_to(&lab, to)?;
                 ensure!(seen == wanted, "port {port}: {from} to {to}: {seen:?}");
             }
         }
@@ -107,22 +107,22 @@ fn a_policys_port_is_the_pods_own() -> Result<()> {
 /// What an operator reads on both sides of one denied connection.
 #[test]
 fn a_denial_names_its_policy_wherever_an_operator_looks() -> Result<()> {
-    let lab = town::up()?;
-    let mark = Mark::now(&lab)?;
+    let lab = fixture::up()?;
+    let baseline = Baseline::take(&lab)?;
     let guide = AUTHORIZATION
         .iter()
         .find(|guide| guide.name == "deny-by-port");
     let _file = SourceFile::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
     wait_synced(&lab)?;
     for from in [FOO, LEGACY] {
-        let denied = Attempt {
+        let denied = Connection {
             from,
             to: "foo/far",
             family: IpFamily::V4,
             port: TCP,
         };
-        let seen = denied.make(&lab)?;
-        ensure!(seen == Seen::Reset, "{denied}: {seen:?}");
+        let seen = denied.open(&lab)?;
+        ensure!(seen == Outcome::Reset, "{denied}: {seen:?}");
     }
     let policy = "AuthorizationPolicy foo/tcp-policy";
     let told = [
@@ -152,7 +152,7 @@ fn a_denial_names_its_policy_wherever_an_operator_looks() -> Result<()> {
     )?;
     ensure!(line.field("error").contains("401"), "{}", line.line);
 
-    mark.wait_counted(&lab, evidence::DENIALS, &[("policy", policy)], 2)?;
+    baseline.wait_counter(&lab, telemetry::DENIALS_TOTAL, &[("policy", policy)], 2)?;
     for (principal, security) in [
         ("spiffe://cluster.local/ns/foo/sa/curl", "mutual_tls"),
         ("unknown", "unknown"),
@@ -173,27 +173,27 @@ fn a_denial_names_its_policy_wherever_an_operator_looks() -> Result<()> {
         )?;
     }
     let reason = [("direction", "inbound"), ("reason", DENIED)];
-    mark.wait_counted(&lab, "ambit_connection_failures_total", &reason, 2)
+    baseline.wait_counter(&lab, "ambit_connection_failures_total", &reason, 2)
 }
 
 /// In the dump of each daemon, for `istioctl` and for people.
 #[test]
 fn the_dump_says_what_became_of_each_policy() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let guide = AUTHORIZATION
         .iter()
         .find(|guide| guide.name == "deny-by-port");
     let _file = SourceFile::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
     wait_synced(&lab)?;
     for node in ["a", "b"] {
-        let policy = evidence::policy(&lab, node, "AuthorizationPolicy", "foo", "tcp-policy")?;
+        let policy = telemetry::policy(&lab, node, "AuthorizationPolicy", "foo", "tcp-policy")?;
         println!("{policy:#}");
-        ensure!(evidence::text(&policy, "action") == "Deny", "{policy:#}");
+        ensure!(telemetry::text(&policy, "action") == "Deny", "{policy:#}");
         ensure!(
-            evidence::text(&policy, "scope") == "WorkloadSelector",
+            telemetry::text(&policy, "scope") == "WorkloadSelector",
             "{policy:#}"
         );
-        ensure!(evidence::is_accepted(&policy), "{policy:#}");
+        ensure!(telemetry::is_accepted(&policy), "{policy:#}");
         let selects = policy
             .get("selects")
             .map(ToString::to_string)

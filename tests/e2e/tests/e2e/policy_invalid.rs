@@ -2,10 +2,10 @@
 //! and field, and where there was a good version that one goes on.
 
 use ambit_e2e::input::{ExpectedProblem, SourceFile};
-use ambit_e2e::policy::attempt::Seen;
-use ambit_e2e::policy::evidence::{self, Mark, at_once};
-use ambit_e2e::policy::guides::{NO_ALLOW, attempts};
-use ambit_e2e::policy::town::{self, BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE};
+use ambit_e2e::policy::connection::Outcome;
+use ambit_e2e::policy::fixture::{self, BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE};
+use ambit_e2e::policy::guides::{NO_ALLOW, connections};
+use ambit_e2e::policy::telemetry::{self, Baseline, in_parallel};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
 use lab::Lab;
@@ -176,16 +176,16 @@ impl Mistake {
 
 /// Every connection of the town goes as this says.
 fn lets(lab: &Lab, lets: Lets) -> Result<()> {
-    let wrong = at_once(CLIENTS, |client| {
+    let wrong = in_parallel(CLIENTS, |client| {
         let mut wrong = Vec::new();
-        for attempt in attempts(client) {
-            let wanted = match lets(client, attempt.port) {
-                true => Seen::Answered,
-                false => Seen::Reset,
+        for connection in connections(client) {
+            let wanted = match lets(client, connection.port) {
+                true => Outcome::Answered,
+                false => Outcome::Reset,
             };
-            let seen = attempt.make(lab)?;
+            let seen = connection.open(lab)?;
             if seen != wanted {
-                wrong.push(format!("{attempt}: {seen:?}"));
+                wrong.push(format!("{connection}: {seen:?}"));
             }
         }
         Ok(wrong)
@@ -196,7 +196,7 @@ fn lets(lab: &Lab, lets: Lets) -> Result<()> {
 
 #[test]
 fn each_mistake_denies_and_is_reported_by_object_and_field() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let mut broken = Vec::new();
     for mistake in &MISTAKES {
         let file = SourceFile::write(&lab, "mistake.yaml", mistake.yaml("mistake"))?;
@@ -216,8 +216,8 @@ fn each_mistake_denies_and_is_reported_by_object_and_field() -> Result<()> {
 
 fn is_invalid(lab: &Lab, mistake: &Mistake) -> Result<()> {
     for node in ["a", "b"] {
-        let policy = evidence::policy(lab, node, mistake.kind, mistake.namespace, "mistake")?;
-        ensure!(!evidence::is_accepted(&policy), "{policy:#}");
+        let policy = telemetry::policy(lab, node, mistake.kind, mistake.namespace, "mistake")?;
+        ensure!(!telemetry::is_accepted(&policy), "{policy:#}");
         ensure!(
             policy.to_string().contains(mistake.field),
             "{} is not named: {policy:#}",
@@ -230,7 +230,7 @@ fn is_invalid(lab: &Lab, mistake: &Mistake) -> Result<()> {
 /// Whatever is wrong with the new version, the good one goes on, and the mistake is told.
 #[test]
 fn a_broken_version_leaves_the_good_one_in_force() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     for (kind, spec, good) in [
         (
             AUTHORIZATION,
@@ -273,7 +273,7 @@ fn a_broken_version_leaves_the_good_one_in_force() -> Result<()> {
 /// Nothing is known of a good version then, whether the new one has a mistake or is no YAML at all.
 #[test]
 fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let mistake = MISTAKES.first().context("no mistake")?;
     let broken = mistake.yaml("policy");
     let good = broken.replace("10.244.1.300", "10.244.1.0/24, \"fd00:10:244:1::/64\"");
@@ -319,52 +319,61 @@ fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
 }
 
 fn is_invalid_in(lab: &Lab, node: &str) -> Result<()> {
-    let policy = evidence::policy(lab, node, AUTHORIZATION, "foo", "policy")?;
-    ensure!(!evidence::is_accepted(&policy), "{policy:#}");
+    let policy = telemetry::policy(lab, node, AUTHORIZATION, "foo", "policy")?;
+    ensure!(!telemetry::is_accepted(&policy), "{policy:#}");
     Ok(())
 }
 
 #[test]
 fn a_policy_on_trial_is_counted_and_logged_and_denies_nobody() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let trial = |action: &str, rules: &str| {
         format!(
             "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: trial, \
              annotations: {{istio.io/dry-run: \"true\"}}}}, spec: {{action: {action}, rules: {rules}}}}}"
         )
     };
-    let everybody = CLIENTS.into_iter().flat_map(attempts).count();
+    let everybody = CLIENTS.into_iter().flat_map(connections).count();
     let file = SourceFile::write(&lab, "trial.yaml", trial("DENY", "[{}]"))?;
     wait_synced(&lab)?;
-    let mark = Mark::now(&lab)?;
+    let baseline = Baseline::take(&lab)?;
     lets(&lab, |_, _| true)?;
     let policy = [("policy", "AuthorizationPolicy foo/trial")];
-    mark.wait_counted(&lab, evidence::DRY_RUN, &policy, everybody)?;
-    for (_, node) in town::SERVERS {
+    baseline.wait_counter(&lab, telemetry::DRY_RUN_DENIALS_TOTAL, &policy, everybody)?;
+    for (_, node) in fixture::SERVERS {
         let said = lab.daemon_log(node)?;
         let line = said
             .lines()
             .find(|line| line.contains("foo/trial") && line.contains("dry-run"));
         println!("{}", line.context("nothing in the log")?);
-        let report = evidence::policy(&lab, node, AUTHORIZATION, "foo", "trial")?;
+        let report = telemetry::policy(&lab, node, AUTHORIZATION, "foo", "trial")?;
         ensure!(report.to_string().contains("\"dryRun\":true"), "{report:#}");
     }
 
     // An ALLOW on trial takes nothing from anybody.
     file.replace(trial("ALLOW", "[{from: [{source: {namespaces: [foo]}}]}]"))?;
     wait_synced(&lab)?;
-    let mark = Mark::now(&lab)?;
+    let baseline = Baseline::take(&lab)?;
     lets(&lab, |_, _| true)?;
-    let others = everybody - attempts(FOO).count();
-    mark.wait_counted(&lab, evidence::DRY_RUN, &[("policy", NO_ALLOW)], others)?;
-    ensure!(mark.denials(&lab)?.is_empty(), "{:#?}", mark.denials(&lab)?);
+    let others = everybody - connections(FOO).count();
+    baseline.wait_counter(
+        &lab,
+        telemetry::DRY_RUN_DENIALS_TOTAL,
+        &[("policy", NO_ALLOW)],
+        others,
+    )?;
+    ensure!(
+        baseline.denials(&lab)?.is_empty(),
+        "{:#?}",
+        baseline.denials(&lab)?
+    );
     Ok(())
 }
 
 /// What belongs elsewhere is said to be so, and what this version does not enforce even more so.
 #[test]
 fn what_is_not_enforced_here_is_said() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     for (name, spec) in [
         (
             "waypoint",
@@ -383,10 +392,10 @@ fn what_is_not_enforced_here_is_said() -> Result<()> {
         let _file = SourceFile::write(&lab, "elsewhere.yaml", yaml)?;
         wait_synced(&lab)?;
         for node in ["a", "b"] {
-            let policy = evidence::policy(&lab, node, AUTHORIZATION, "foo", name)?;
+            let policy = telemetry::policy(&lab, node, AUTHORIZATION, "foo", name)?;
             let said = policy.to_string().to_lowercase();
             ensure!(said.contains("not_enforced_here"), "{policy:#}");
-            ensure!(!evidence::is_accepted(&policy), "{policy:#}");
+            ensure!(!telemetry::is_accepted(&policy), "{policy:#}");
         }
         lets(&lab, |_, _| true).context(name)?;
     }

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use ambit_e2e::input::SourceFile;
 use ambit_e2e::manifest;
-use ambit_e2e::policy::evidence::{Denial, Mark};
-use ambit_e2e::policy::town::{self, BAR, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
-use ambit_e2e::policy::transfers::{Path, Swarm, Transfers, established, paths};
+use ambit_e2e::policy::fixture::{self, BAR, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
+use ambit_e2e::policy::telemetry::{Baseline, Denial};
+use ambit_e2e::policy::transfers::{ConnectionFlood, Route, Transfers, established, routes};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
 use lab::{IpFamily, Lab};
@@ -22,30 +22,30 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Connections of a test, by what becomes of them.
 struct Open {
-    denied: Vec<(Path, usize)>,
-    allowed: Vec<(Path, usize)>,
+    denied: Vec<(Route, usize)>,
+    allowed: Vec<(Route, usize)>,
 }
 
-/// So many transfers on each path.
-fn each(paths: Vec<Path>, count: usize) -> Vec<(Path, usize)> {
-    paths.into_iter().map(|path| (path, count)).collect()
+/// So many transfers on each route.
+fn each(routes: Vec<Route>, count: usize) -> Vec<(Route, usize)> {
+    routes.into_iter().map(|route| (route, count)).collect()
 }
 
 impl Open {
     /// Opens all of them, makes the change, and sees that it does what it must to each. `policy` is
     /// what each denial must name.
     fn meets(&self, lab: &Lab, policy: &str, change: impl FnOnce() -> Result<()>) -> Result<()> {
-        let start = |paths: &[(Path, usize)]| -> Result<Vec<Transfers>> {
-            paths
+        let start = |routes: &[(Route, usize)]| -> Result<Vec<Transfers>> {
+            routes
                 .chunk_by(|x, y| x.1 == y.1)
                 .map(|same| {
-                    let paths: Vec<Path> = same.iter().map(|(path, _)| *path).collect();
-                    Transfers::start(lab, &paths, same[0].1)
+                    let routes: Vec<Route> = same.iter().map(|(route, _)| *route).collect();
+                    Transfers::start(lab, &routes, same[0].1)
                 })
                 .collect()
         };
         let (mut denied, allowed) = (start(&self.denied)?, start(&self.allowed)?);
-        let mark = Mark::now(lab)?;
+        let baseline = Baseline::take(lab)?;
         let since = SystemTime::now();
         change()?;
         for transfers in &mut denied {
@@ -56,14 +56,14 @@ impl Open {
             transfers.all_intact(lab)?;
             println!("{count} connections were not disturbed");
         }
-        mark.wait_denials(lab, &self.denials(policy))?;
-        closed_in_time(lab, &mark, since)
+        baseline.wait_denials(lab, &self.denials(policy))?;
+        closed_in_time(lab, &baseline, since)
     }
 
     fn denials(&self, policy: &str) -> BTreeMap<Denial, usize> {
         let mut denials = BTreeMap::new();
         for ((from, to, _), transfers) in &self.denied {
-            // Beside the transfers there is a silent connection on each path.
+            // Beside the transfers there is a silent connection on each route.
             for (port, count) in [(HTTP, *transfers), (TCP, 1)] {
                 let denial = (
                     (*from).to_owned(),
@@ -79,9 +79,9 @@ impl Open {
 }
 
 /// All that a change denies was closed within its time.
-fn closed_in_time(lab: &Lab, mark: &Mark, change: SystemTime) -> Result<()> {
-    let longest = mark
-        .open_after(lab, change)?
+fn closed_in_time(lab: &Lab, baseline: &Baseline, change: SystemTime) -> Result<()> {
+    let longest = baseline
+        .longest_open_after(lab, change)?
         .context("nothing was denied")?;
     println!("the last connection was closed {longest:.3} s after the change");
     ensure!(longest <= CLOSED_WITHIN, "one only after {longest:.3} s");
@@ -99,12 +99,12 @@ fn authorization(name: &str, spec: &str) -> String {
 
 #[test]
 fn a_deny_closes_its_half_of_a_hundred_transfers_and_leaves_the_other_alone() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let open = Open {
-        denied: each(paths(&[PRODUCTPAGE], &SERVERS), 12),
+        denied: each(routes(&[PRODUCTPAGE], &SERVERS), 12),
         allowed: [
-            each(paths(&[FOO], &SERVERS), 7),
-            each(paths(&[LEGACY], &SERVERS), 6),
+            each(routes(&[FOO], &SERVERS), 7),
+            each(routes(&[LEGACY], &SERVERS), 6),
         ]
         .concat(),
     };
@@ -120,13 +120,13 @@ fn a_deny_closes_its_half_of_a_hundred_transfers_and_leaves_the_other_alone() ->
     // And back again.
     drop(file);
     wait_synced(&lab)?;
-    Transfers::start(&lab, &paths(&[PRODUCTPAGE], &SERVERS), 1)?.all_intact(&lab)
+    Transfers::start(&lab, &routes(&[PRODUCTPAGE], &SERVERS), 1)?.all_intact(&lab)
 }
 
 /// The promise does not depend on how much else there is to read.
 #[test]
 fn among_thousands_of_policies_a_deny_is_as_quick() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let many = (0..3000).map(|number| {
         let spec = format!(
             "{{selector: {{matchLabels: {{app: app-{}}}}}, action: DENY, \
@@ -139,8 +139,8 @@ fn among_thousands_of_policies_a_deny_is_as_quick() -> Result<()> {
     let _many = SourceFile::write(&lab, "many.yaml", manifest::all(many))?;
     wait_synced(&lab)?;
     let open = Open {
-        denied: each(paths(&[PRODUCTPAGE], &SERVERS), 3),
-        allowed: each(paths(&[FOO], &SERVERS), 3),
+        denied: each(routes(&[PRODUCTPAGE], &SERVERS), 3),
+        allowed: each(routes(&[FOO], &SERVERS), 3),
     };
     let deny = authorization(
         "no-productpage",
@@ -155,10 +155,10 @@ fn among_thousands_of_policies_a_deny_is_as_quick() -> Result<()> {
 
 #[test]
 fn strict_closes_what_is_open_in_plaintext_and_nothing_else() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let open = Open {
-        denied: each(paths(&[LEGACY], &SERVERS), 4),
-        allowed: each(paths(&[FOO, BAR, PRODUCTPAGE], &SERVERS), 4),
+        denied: each(routes(&[LEGACY], &SERVERS), 4),
+        allowed: each(routes(&[FOO, BAR, PRODUCTPAGE], &SERVERS), 4),
     };
     let strict = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, \
                   metadata: {namespace: istio-system, name: default}, spec: {mtls: {mode: STRICT}}}";
@@ -171,7 +171,7 @@ fn strict_closes_what_is_open_in_plaintext_and_nothing_else() -> Result<()> {
 
 #[test]
 fn a_pods_label_brings_it_a_policy_that_was_there_before() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let quarantine = authorization(
         "quarantine",
         "{selector: {matchLabels: {quarantine: \"yes\"}}, action: DENY, rules: [{}]}",
@@ -181,8 +181,8 @@ fn a_pods_label_brings_it_a_policy_that_was_there_before() -> Result<()> {
     let clients = [PRODUCTPAGE, FOO, BAR, LEGACY];
     for (server, other) in [("foo/far", "foo/near"), ("foo/near", "foo/far")] {
         let open = Open {
-            denied: each(paths(&clients, &[server]), 3),
-            allowed: each(paths(&clients, &[other]), 3),
+            denied: each(routes(&clients, &[server]), 3),
+            allowed: each(routes(&clients, &[other]), 3),
         };
         open.meets(&lab, "AuthorizationPolicy foo/quarantine", || {
             lab.label("Pod", server, &[("quarantine", Some("yes"))])
@@ -195,7 +195,7 @@ fn a_pods_label_brings_it_a_policy_that_was_there_before() -> Result<()> {
 
 #[test]
 fn a_namespaces_label_takes_its_pods_out_of_a_network_policy() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: foo, name: friends}, \
                   spec: {podSelector: {}, ingress: [\
                   {from: [{namespaceSelector: {matchLabels: {purpose: production}}}]}, \
@@ -204,8 +204,8 @@ fn a_namespaces_label_takes_its_pods_out_of_a_network_policy() -> Result<()> {
     let _file = SourceFile::write(&lab, "friends.yaml", policy)?;
     wait_synced(&lab)?;
     let open = Open {
-        denied: each(paths(&[BAR], &SERVERS), 6),
-        allowed: each(paths(&[FOO, LEGACY], &SERVERS), 3),
+        denied: each(routes(&[BAR], &SERVERS), 6),
+        allowed: each(routes(&[FOO, LEGACY], &SERVERS), 3),
     };
     open.meets(
         &lab,
@@ -217,7 +217,7 @@ fn a_namespaces_label_takes_its_pods_out_of_a_network_policy() -> Result<()> {
 /// The policy speaks of the client's labels, and the client's pod is given another.
 #[test]
 fn a_clients_label_takes_it_out_of_a_network_policy() -> Result<()> {
-    let lab = town::up()?;
+    let lab = fixture::up()?;
     let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: foo, name: frontends}, \
                   spec: {podSelector: {matchLabels: {app: httpbin}}, ingress: [\
                   {from: [{podSelector: {matchLabels: {role: frontend}}}]}, \
@@ -225,8 +225,8 @@ fn a_clients_label_takes_it_out_of_a_network_policy() -> Result<()> {
     let _file = SourceFile::write(&lab, "frontends.yaml", policy)?;
     wait_synced(&lab)?;
     let open = Open {
-        denied: each(paths(&[FOO], &SERVERS), 6),
-        allowed: each(paths(&[BAR], &SERVERS), 6),
+        denied: each(routes(&[FOO], &SERVERS), 6),
+        allowed: each(routes(&[BAR], &SERVERS), 6),
     };
     let denial = "NetworkPolicy: no ingress rule matched (foo/frontends)";
     open.meets(&lab, denial, || {
@@ -239,39 +239,39 @@ fn a_clients_label_takes_it_out_of_a_network_policy() -> Result<()> {
 #[test]
 fn what_is_opened_at_the_moment_of_a_change_does_not_slip_through() -> Result<()> {
     const ROUNDS: usize = 6;
-    let lab = town::up()?;
-    let meshed: Path = (PRODUCTPAGE, "foo/far", IpFamily::V4);
-    let plain: Path = (LEGACY, "foo/near", IpFamily::V6);
-    let swarms = [
-        (meshed, Swarm::start(&lab, &meshed)?),
-        (plain, Swarm::start(&lab, &plain)?),
+    let lab = fixture::up()?;
+    let meshed: Route = (PRODUCTPAGE, "foo/far", IpFamily::V4);
+    let plain: Route = (LEGACY, "foo/near", IpFamily::V6);
+    let floods = [
+        (meshed, ConnectionFlood::start(&lab, &meshed)?),
+        (plain, ConnectionFlood::start(&lab, &plain)?),
     ];
     let deny = authorization("nobody", "{action: DENY, rules: [{}]}");
     for round in 0..ROUNDS {
-        for (path, swarm) in &swarms {
-            let before = swarm.tried();
-            lab.wait_until("the swarm to be let in", PATIENCE, || {
-                let many = swarm.tried() > before + 20;
-                (many && established(&lab, path).ok()? > 10).then_some(())
+        for (route, flood) in &floods {
+            let before = flood.tried();
+            lab.wait_until("the flood to be let in", PATIENCE, || {
+                let many = flood.tried() > before + 20;
+                (many && established(&lab, route).ok()? > 10).then_some(())
             })
-            .with_context(|| format!("round {round}, {path:?}"))?;
+            .with_context(|| format!("round {round}, {route:?}"))?;
         }
-        let mark = Mark::now(&lab)?;
+        let baseline = Baseline::take(&lab)?;
         let since = SystemTime::now();
         let file = SourceFile::write(&lab, "nobody.yaml", &deny)?;
-        for (path, swarm) in &swarms {
+        for (route, flood) in &floods {
             lab.wait_until("all connections to be gone", PATIENCE, || {
-                (established(&lab, path).ok()? == 0).then_some(())
+                (established(&lab, route).ok()? == 0).then_some(())
             })
-            .with_context(|| format!("round {round}, {path:?}"))?;
-            let tried = swarm.tried();
-            lab.wait_until("the swarm to go on", PATIENCE, || {
-                (swarm.tried() > tried + 20).then_some(())
+            .with_context(|| format!("round {round}, {route:?}"))?;
+            let tried = flood.tried();
+            lab.wait_until("the flood to go on", PATIENCE, || {
+                (flood.tried() > tried + 20).then_some(())
             })?;
-            let slipped = established(&lab, path)?;
-            ensure!(slipped == 0, "round {round}: {slipped} got in on {path:?}");
+            let slipped = established(&lab, route)?;
+            ensure!(slipped == 0, "round {round}: {slipped} got in on {route:?}");
         }
-        closed_in_time(&lab, &mark, since).with_context(|| format!("round {round}"))?;
+        closed_in_time(&lab, &baseline, since).with_context(|| format!("round {round}"))?;
         drop(file);
         wait_synced(&lab)?;
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use ambit_e2e::access_log;
 use ambit_e2e::input::SourceFile;
 use ambit_e2e::manifest::{self, Pod};
-use ambit_e2e::policy::attempt::{Seen, asked};
-use ambit_e2e::policy::evidence::{DENIED, Mark};
+use ambit_e2e::policy::connection::{Outcome, http_outcome};
+use ambit_e2e::policy::telemetry::{Baseline, DENIED};
 use ambit_e2e::programs::{PORT, nginx};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
@@ -78,16 +78,19 @@ fn probes_succeed_under_every_policy_and_other_ports_are_closed_to_the_node() ->
     for (policy, api, rest) in POLICIES {
         let file = SourceFile::write(&lab, "p.yaml", format!("{{apiVersion: {api}, {rest}}}"))?;
         wait_synced(&lab)?;
-        let mark = Mark::now(&lab)?;
+        let baseline = Baseline::take(&lab)?;
         goes_on(&lab).with_context(|| policy.to_owned())?;
-        refuses(&lab, policy, &mark).with_context(|| policy.to_owned())?;
+        refuses(&lab, policy, &baseline).with_context(|| policy.to_owned())?;
         goes_on(&lab).with_context(|| policy.to_owned())?;
         drop(file);
         wait_synced(&lab)?;
         let to = (lab.pod_ip("web", IpFamily::V4)?, PORT).into();
         let node = lab.node_ip("a", IpFamily::V4)?;
-        let seen = asked(&lab, &Location::node("a"), to, node)?;
-        ensure!(seen == Seen::Answered, "{policy} is still there: {seen:?}");
+        let seen = http_outcome(&lab, &Location::node("a"), to, node)?;
+        ensure!(
+            seen == Outcome::Answered,
+            "{policy} is still there: {seen:?}"
+        );
     }
     Ok(())
 }
@@ -106,25 +109,25 @@ fn goes_on(lab: &Lab) -> Result<()> {
 
 /// The pod's own node reaches the declared probe ports; another node does not, nor does either
 /// reach another port.
-fn refuses(lab: &Lab, policy: &str, mark: &Mark) -> Result<()> {
+fn refuses(lab: &Lab, policy: &str, baseline: &Baseline) -> Result<()> {
     let mut denied = 0;
     for family in IpFamily::ALL {
         let pod = lab.pod_ip("web", family)?;
         for (node, port, wanted) in [
-            ("a", HTTP, Seen::Answered),
-            ("a", TCP, Seen::Answered),
-            ("a", PORT, Seen::Reset),
-            ("b", HTTP, Seen::Reset),
-            ("b", TCP, Seen::Reset),
-            ("b", PORT, Seen::Reset),
+            ("a", HTTP, Outcome::Answered),
+            ("a", TCP, Outcome::Answered),
+            ("a", PORT, Outcome::Reset),
+            ("b", HTTP, Outcome::Reset),
+            ("b", TCP, Outcome::Reset),
+            ("b", PORT, Outcome::Reset),
         ] {
             let client = lab.node_ip(node, family)?;
-            let seen = asked(lab, &Location::node(node), (pod, port).into(), client)?;
+            let seen = http_outcome(lab, &Location::node(node), (pod, port).into(), client)?;
             ensure!(
                 seen == wanted,
                 "node {node} to {port}, {family:?}: {seen:?}"
             );
-            denied += usize::from(wanted == Seen::Reset);
+            denied += usize::from(wanted == Outcome::Reset);
         }
     }
     let told = [
@@ -133,7 +136,7 @@ fn refuses(lab: &Lab, policy: &str, mark: &Mark) -> Result<()> {
         ("policy", policy),
     ];
     access_log::wait(lab, "a", &told)?;
-    mark.wait_counted(
+    baseline.wait_counter(
         lab,
         "ambit_policy_denials_total",
         &[("policy", policy)],

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ambit_e2e::manifest::{Pod, Service, endpoint_slice};
-use ambit_e2e::programs::{PORT, connection_end, curl, curl_many, nginx, url};
+use ambit_e2e::programs::{PORT, curl, curl_many, nginx, url, wait_for_close};
 use ambit_e2e::web_service::{client, count_answers, endpoint, lab_with};
 use ambit_e2e::{access_log, metrics, sync};
 use lab::{IpFamily, Lab, Location, Process};
@@ -155,7 +155,7 @@ fn a_service_that_nobody_serves_resets_at_once_and_says_why() {
         for family in IpFamily::ALL {
             let to = lab.service_ip(service, family).unwrap();
             let to = std::net::SocketAddr::new(to, 80);
-            let (end, took) = connection_end(&lab, &client(), to).unwrap();
+            let (end, took) = wait_for_close(&lab, &client(), to).unwrap();
             assert!(
                 end.contains("Connection reset by peer"),
                 "{service} {to}: {end:?}"

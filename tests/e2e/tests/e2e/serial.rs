@@ -4,5 +4,5 @@
 mod http2_floods;
 mod load;
 mod log;
-mod policy_storm;
+mod policy_churn;
 mod tcp_pressure;

@@ -51,7 +51,7 @@ fn up_without_waiting(agents: [&SpireAgent; 2]) -> Lab {
     Lab::up(manifests(), options).unwrap()
 }
 
-fn request(lab: &Lab) -> anyhow::Result<programs::Curled> {
+fn request(lab: &Lab) -> anyhow::Result<programs::CurlResponse> {
     let server = lab.pod_ip("server", IpFamily::V4)?;
     curl(lab, &Location::pod("client"), &url(server, PORT), &[])
 }

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use ambit_e2e::access_log::{self, Access};
+use ambit_e2e::access_log::{self, Entry};
 use ambit_e2e::manifest::{self, Pod, Service};
 use ambit_e2e::metrics::{self, Sample};
-use ambit_e2e::programs::{Curled, PORT, connection_end, curl, nginx, url};
+use ambit_e2e::programs::{CurlResponse, PORT, curl, nginx, url, wait_for_close};
 use lab::{IpFamily, Lab, Location, Options};
 
 /// A connection from pod `client` on node `a` to service `web`, of a pod on node `b`. Canonical
 /// service and revision come from the labels that Istio looks at.
-fn lab_and_request() -> (Lab, Curled) {
+fn lab_and_request() -> (Lab, CurlResponse) {
     let client = Pod::new("in", "client").on("a").label("version", "v1");
     let web = Pod::new("in", "web-0")
         .on("b")
@@ -70,7 +70,7 @@ const LABELS: &[(&str, &str)] = &[
 #[test]
 fn metrics_have_istios_names_and_labels() {
     let (lab, answer) = lab_and_request();
-    let (request, reply) = (answer.request_bytes, answer.answer_bytes);
+    let (request, reply) = (answer.request_bytes, answer.response_bytes);
     // "Received" is what the opener sent, with both reporters.
     let expected = BTreeMap::from([
         ("istio_tcp_connections_opened_total", 1),
@@ -123,7 +123,7 @@ fn metrics_have_istios_names_and_labels() {
 }
 
 /// The line as it is, but for what differs from run to run.
-fn normalised(line: &Access, replacements: &[(String, &str)]) -> String {
+fn normalised(line: &Entry, replacements: &[(String, &str)]) -> String {
     let (_, rest) = line.line.split_once('\t').unwrap();
     let duration = format!("duration=\"{}\"", line.field("duration"));
     let mut text = rest.replace(&duration, "duration=\"Nms\"");
@@ -155,7 +155,7 @@ fn the_access_log_has_istios_fields_in_istios_order() {
         (SocketAddr::new(web, PORT).to_string(), "WEB:8080"),
         (SocketAddr::new(web, 15008).to_string(), "WEB:15008"),
         (format!("={} ", answer.request_bytes), "=REQUEST "),
-        (format!("={} ", answer.answer_bytes), "=REPLY "),
+        (format!("={} ", answer.response_bytes), "=REPLY "),
     ];
     assert!(
         inbound.field("src.addr").starts_with(&format!("{client}:")),
@@ -201,7 +201,7 @@ fn a_connection_that_fails_is_an_error_with_a_reason_and_a_flag() {
             .pod_ip(&format!("{namespace}/deaf"), IpFamily::V4)
             .unwrap();
         let to = SocketAddr::new(ip, PORT);
-        let (end, _) = connection_end(&lab, &Location::pod("client"), to).unwrap();
+        let (end, _) = wait_for_close(&lab, &Location::pod("client"), to).unwrap();
         assert!(end.contains("Connection reset by peer"), "{end:?}");
         let line = access_log::wait(&lab, "a", &[("dst.namespace", namespace)]).unwrap();
         let (error, reason) = (line.field("error"), line.field("reason"));

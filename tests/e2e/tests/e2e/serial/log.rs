@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ambit_e2e::metrics;
-use ambit_e2e::programs::ztunnel;
+use ambit_e2e::programs::ztunnel_binary;
 use ambit_e2e::tcp::{Path as TcpPath, manifests};
 use ambit_e2e::tcp_load::{EchoServer, Load, LoadReport, MAX_EXCHANGE_MS, THOUSAND_CONCURRENT};
 use anyhow::{Context, Result, ensure};
@@ -42,7 +42,7 @@ impl LogPipe {
             .write(true)
             .custom_flags(nix::libc::O_NONBLOCK);
         let reader = open.open(path("pipe"))?;
-        let shipped = ztunnel()?;
+        let shipped = ztunnel_binary()?;
         let script = format!(
             "#!/bin/sh\nexec '{}' \"$@\" >'{}'\n",
             shipped.display(),

@@ -1,7 +1,7 @@
 //! Policies that are edited without a pause, and clients that must not notice.
 //!
 //! One file holds the policy that denies [`PRODUCTPAGE`] and is there throughout; another the one
-//! that allows [`FOO`] and [`BAR`](super::town::BAR). Both are written again and again: in other
+//! that allows [`FOO`] and [`BAR`](super::fixture::BAR). Both are written again and again: in other
 //! words that mean the same, broken, half. Around them policies of all kinds come and go, none of
 //! which may change what those two say together.
 
@@ -12,8 +12,8 @@ use anyhow::{Result, ensure};
 use fastrand::Rng;
 use lab::{IpFamily, Lab, Location, Process};
 
-use super::attempt::GREETED;
-use super::town::{HTTP, PRODUCTPAGE, SERVERS, TCP};
+use super::connection::GREETED;
+use super::fixture::{HTTP, PRODUCTPAGE, SERVERS, TCP};
 use crate::input::SourceFile;
 
 /// Requests per second of each [`Prober`].
@@ -163,7 +163,7 @@ impl Listener {
 
 /// The files that are edited.
 #[derive(Debug)]
-pub struct Storm {
+pub struct PolicyChurn {
     guard: SourceFile,
     base: SourceFile,
     others: Vec<Option<SourceFile>>,
@@ -172,7 +172,7 @@ pub struct Storm {
     edits: Vec<String>,
 }
 
-impl Storm {
+impl PolicyChurn {
     /// Writes the two policies that stay.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::Lab;
 use serde_json::Value;
 
-use crate::access_log::{self, Access};
+use crate::access_log::{self, Entry};
 use crate::metrics::{self, Sample};
 
 /// A denial is told when it happens, but on a busy machine.
@@ -17,10 +17,10 @@ const TOLD: Duration = Duration::from_secs(15);
 pub const DENIED: &str = "policy_denied";
 
 /// Denials by the policy that denied.
-pub const DENIALS: &str = "ambit_policy_denials_total";
+pub const DENIALS_TOTAL: &str = "ambit_policy_denials_total";
 
 /// What dry-run policies would have denied.
-pub const DRY_RUN: &str = "ambit_policy_dry_run_denials_total";
+pub const DRY_RUN_DENIALS_TOTAL: &str = "ambit_policy_dry_run_denials_total";
 
 /// A denied connection as the server's daemon tells it: `client server port policy`, without what
 /// differs from run to run.
@@ -28,17 +28,17 @@ pub type Denial = (String, String, u16, String);
 
 /// A point in the life of a lab's daemons: what was logged and counted before does not matter.
 #[derive(Debug)]
-pub struct Mark {
+pub struct Baseline {
     lines: BTreeMap<&'static str, usize>,
     counts: BTreeMap<&'static str, Vec<Sample>>,
 }
 
-impl Mark {
+impl Baseline {
     /// Now, on nodes `a` and `b`.
     ///
     /// # Errors
     /// A daemon does not answer.
-    pub fn now(lab: &Lab) -> Result<Self> {
+    pub fn take(lab: &Lab) -> Result<Self> {
         let (mut lines, mut counts) = (BTreeMap::new(), BTreeMap::new());
         for node in ["a", "b"] {
             lines.insert(node, access_log::lines(lab, node)?.len());
@@ -51,7 +51,7 @@ impl Mark {
     ///
     /// # Errors
     /// It has no log.
-    pub fn lines(&self, lab: &Lab, node: &str) -> Result<Vec<Access>> {
+    pub fn lines(&self, lab: &Lab, node: &str) -> Result<Vec<Entry>> {
         let before = self.lines.get(node).copied().unwrap_or_default();
         Ok(access_log::lines(lab, node)?
             .into_iter()
@@ -81,17 +81,19 @@ impl Mark {
     ///
     /// # Errors
     /// There is no log.
-    pub fn open_after(&self, lab: &Lab, change: SystemTime) -> Result<Option<f64>> {
+    pub fn longest_open_after(&self, lab: &Lab, change: SystemTime) -> Result<Option<f64>> {
         let mut longest = None;
         for node in ["a", "b"] {
             let lines = self.lines(lab, node)?;
             let inbound = [("direction", "inbound"), ("reason", DENIED)];
             for line in lines.iter().filter(|line| line.has(&inbound)) {
-                let (Some(after), Some(lasted)) = (line.after(change), line.lasted()) else {
+                let (Some(after), Some(duration_seconds)) =
+                    (line.seconds_after(change), line.duration_seconds())
+                else {
                     bail!("no time or duration: {}", line.line);
                 };
                 // One that was opened after the change has had less time.
-                let open = after.min(lasted);
+                let open = after.min(duration_seconds);
                 longest = Some(open.max(longest.unwrap_or(0.0)));
             }
         }
@@ -116,16 +118,16 @@ impl Mark {
             *counts.entry(policy).or_insert(0) += count;
         }
         for (policy, count) in counts {
-            self.wait_counted(lab, DENIALS, &[("policy", policy)], count)?;
+            self.wait_counter(lab, DENIALS_TOTAL, &[("policy", policy)], count)?;
         }
         Ok(())
     }
 
-    /// Waits until a metric has grown by exactly this much since then, over both daemons.
+    /// Waits until a metric has increase by exactly this much since then, over both daemons.
     ///
     /// # Errors
     /// It has not after 15 s.
-    pub fn wait_counted(
+    pub fn wait_counter(
         &self,
         lab: &Lab,
         name: &str,
@@ -137,29 +139,29 @@ impl Mark {
             &format!("{name}{labels:?} to grow by {count}"),
             TOLD,
             || {
-                last = self.grown(lab, name, labels).ok();
+                last = self.increase(lab, name, labels).ok();
                 (last == Some(count)).then_some(())
             },
         );
-        counted.with_context(|| format!("it has grown by {last:?}"))
+        counted.with_context(|| format!("it has increase by {last:?}"))
     }
 
-    /// By how much a metric has grown since then, over both daemons.
+    /// By how much a metric has increase since then, over both daemons.
     ///
     /// # Errors
     /// A daemon does not answer.
-    pub fn grown(&self, lab: &Lab, name: &str, labels: &[(&str, &str)]) -> Result<usize> {
-        let mut grown = 0.0;
+    pub fn increase(&self, lab: &Lab, name: &str, labels: &[(&str, &str)]) -> Result<usize> {
+        let mut increase = 0.0;
         for (node, before) in &self.counts {
             let now = metrics::scrape(lab, node)?;
-            grown += metrics::sum(&now, name, labels) - metrics::sum(before, name, labels);
+            increase += metrics::sum(&now, name, labels) - metrics::sum(before, name, labels);
         }
         // Counters of connections are whole, small, and do not shrink.
-        format!("{grown:.0}").parse().context("a count")
+        format!("{increase:.0}").parse().context("a count")
     }
 }
 
-fn denial(line: &Access) -> Result<Denial> {
+fn denial(line: &Entry) -> Result<Denial> {
     let pod = |side: &str| {
         let part = |what: &str| line.field(&format!("{side}.{what}")).to_owned();
         format!("{}/{}", part("namespace"), part("workload"))
@@ -220,7 +222,7 @@ pub fn policy(lab: &Lab, node: &str, kind: &str, namespace: &str, name: &str) ->
 ///
 /// # Errors
 /// The first of them.
-pub fn at_once<T: Send, R: Send>(
+pub fn in_parallel<T: Send, R: Send>(
     of: impl IntoIterator<Item = T>,
     ask: impl Fn(T) -> Result<Vec<R>> + Sync,
 ) -> Result<Vec<R>> {

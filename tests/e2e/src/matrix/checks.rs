@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Location};
 
-use super::{CLIENT, Cell, Request, Via, identity};
+use super::{CLIENT, Cell, Destination, Request, identity};
 use crate::access_log;
 use crate::detector::Detector;
 use crate::metrics::{self, Sample};
@@ -13,12 +13,12 @@ use crate::programs::PORT;
 ///
 /// # Errors
 /// The first of them that is not as it must be.
-pub fn judge(lab: &Lab, request: &Request) -> Result<()> {
+pub fn check_request(lab: &Lab, request: &Request) -> Result<()> {
     let expected = format!("{} reply-{}", request.client_ip, request.marker);
     ensure!(
-        request.curled.body == expected,
+        request.response.body == expected,
         "the server was to see {expected:?}, and answered {:?}",
-        request.curled.body
+        request.response.body
     );
     if request.cell.client_meshed {
         outbound_line(lab, request).context("the client's daemon")?;
@@ -36,13 +36,16 @@ fn socket(ip: std::net::IpAddr, port: u16) -> String {
 
 fn outbound_line(lab: &Lab, request: &Request) -> Result<()> {
     let cell = &request.cell;
-    let source = socket(request.client_ip, request.curled.local_port);
+    let source = socket(request.client_ip, request.response.local_port);
     let line = access_log::wait(
         lab,
         "a",
         &[("direction", "outbound"), ("src.addr", &source)],
     )?;
-    let (sent, received) = (request.curled.request_bytes, request.curled.answer_bytes);
+    let (sent, received) = (
+        request.response.request_bytes,
+        request.response.response_bytes,
+    );
     let target = socket(request.server_ip, PORT);
     let mut expected = vec![
         ("src.workload", CLIENT.to_owned()),
@@ -71,7 +74,7 @@ fn outbound_line(lab: &Lab, request: &Request) -> Result<()> {
             ("dst.hbone_addr", none()),
         ]);
     }
-    if cell.via == Via::ClusterIp {
+    if cell.destination == Destination::ClusterIp {
         let host = format!(
             "{}.{}.svc.cluster.local",
             cell.server(),
@@ -85,7 +88,7 @@ fn outbound_line(lab: &Lab, request: &Request) -> Result<()> {
 fn inbound_line(lab: &Lab, request: &Request) -> Result<()> {
     let cell = &request.cell;
     // Streams of one tunnel share its source port; the byte count names the request.
-    let received = request.curled.request_bytes.to_string();
+    let received = request.response.request_bytes.to_string();
     let wanted = [
         ("direction", "inbound"),
         ("src.workload", CLIENT),
@@ -97,7 +100,7 @@ fn inbound_line(lab: &Lab, request: &Request) -> Result<()> {
     let target = socket(request.server_ip, PORT);
     let mut expected = vec![
         ("dst.namespace", cell.server_namespace().to_owned()),
-        ("bytes_sent", request.curled.answer_bytes.to_string()),
+        ("bytes_sent", request.response.response_bytes.to_string()),
         ("error", String::new()),
     ];
     if cell.mutual_tls() {
@@ -114,7 +117,7 @@ fn inbound_line(lab: &Lab, request: &Request) -> Result<()> {
             ("src.identity", String::new()),
             (
                 "src.addr",
-                socket(request.client_ip, request.curled.local_port),
+                socket(request.client_ip, request.response.local_port),
             ),
             ("dst.addr", target),
         ]);
@@ -131,7 +134,7 @@ fn inbound_line(lab: &Lab, request: &Request) -> Result<()> {
     matches(&line, &expected)
 }
 
-fn matches(line: &access_log::Access, expected: &[(&str, String)]) -> Result<()> {
+fn matches(line: &access_log::Entry, expected: &[(&str, String)]) -> Result<()> {
     for (key, value) in expected {
         let found = line.field(key);
         ensure!(
@@ -152,10 +155,10 @@ pub fn check_wire(detector: &Detector, request: &Request) -> Result<()> {
     let cell = &request.cell;
     for marker in [request.marker.clone(), format!("reply-{}", request.marker)] {
         if cell.mutual_tls() {
-            detector.never_saw(&marker)?;
+            detector.ensure_unseen(&marker)?;
             continue;
         }
-        let seen = detector.look_for(&marker)?;
+        let seen = detector.occurrences(&marker)?;
         let mut places = vec![Location::node("a"), Location::node(cell.server_node())];
         if !cell.same_node {
             places.push(Location::Fabric);

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use ambit_e2e::capture::difference;
+use ambit_e2e::capture::changed_lines;
 use ambit_e2e::input::problems;
-use ambit_e2e::policy::attempt::Seen;
-use ambit_e2e::policy::evidence::{DENIED, Mark, policies};
-use ambit_e2e::policy::guides::attempts;
-use ambit_e2e::policy::storm::{Listener, Prober, Storm, denied_addresses, requests_from};
-use ambit_e2e::policy::town::{self, BAR, FOO, PRODUCTPAGE, SERVERS};
-use ambit_e2e::policy::transfers::{Transfers, paths};
+use ambit_e2e::policy::churn::{Listener, PolicyChurn, Prober, denied_addresses, requests_from};
+use ambit_e2e::policy::connection::Outcome;
+use ambit_e2e::policy::fixture::{self, BAR, FOO, PRODUCTPAGE, SERVERS};
+use ambit_e2e::policy::guides::connections;
+use ambit_e2e::policy::telemetry::{Baseline, DENIED, policies};
+use ambit_e2e::policy::transfers::{Transfers, routes};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
 use lab::Lab;
@@ -26,17 +26,17 @@ const RESET: [u8; 3] = [7, 55, 56];
 fn a_storm_of_edits_opens_no_window_and_closes_none() -> Result<()> {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
-    let lab = town::up()?;
-    let mut storm = Storm::begin(&lab, seed)?;
+    let lab = fixture::up()?;
+    let mut churn = PolicyChurn::begin(&lab, seed)?;
     wait_synced(&lab)?;
-    let mark = Mark::now(&lab)?;
+    let baseline = Baseline::take(&lab)?;
     let denied = Prober::of(&lab, PRODUCTPAGE)?;
     let unheard = Listener::of(&lab, PRODUCTPAGE)?;
     let allowed = [Prober::of(&lab, FOO)?, Prober::of(&lab, BAR)?];
     // They stay open all the time.
-    let open = Transfers::start(&lab, &paths(&[FOO, BAR], &["foo/near", "foo/far"]), 2)?;
-    let edits = storm.rage(&lab, PER_SECOND, LASTS)?;
-    let told = || format!("seed {seed}, the last edits: {:#?}", storm.last_edits());
+    let open = Transfers::start(&lab, &routes(&[FOO, BAR], &["foo/near", "foo/far"]), 2)?;
+    let edits = churn.rage(&lab, PER_SECOND, LASTS)?;
+    let told = || format!("seed {seed}, the last edits: {:#?}", churn.last_edits());
 
     let mut refused = 0;
     for prober in denied {
@@ -54,25 +54,25 @@ fn a_storm_of_edits_opens_no_window_and_closes_none() -> Result<()> {
     // A second's worth of each, so that something was tested at all.
     ensure!(edits > 1000 && refused > 1000 && served > 2000);
 
-    verdicts(&lab, &mark).with_context(told)?;
+    verdicts(&lab, &baseline).with_context(told)?;
     let addresses = denied_addresses(&lab)?;
     for (server, _) in SERVERS {
         let through = requests_from(&lab, server, &addresses)?;
         ensure!(
             through.is_empty(),
-            "{server} was asked: {through:?}; {}",
+            "{server} was http_outcome: {through:?}; {}",
             told()
         );
     }
-    storm.settle()?;
+    churn.settle()?;
     wait_synced(&lab)?;
     as_a_fresh_daemon(&lab).with_context(told)
 }
 
 /// Each connection that reached a server's daemon was judged as it must be.
-fn verdicts(lab: &Lab, mark: &Mark) -> Result<()> {
+fn verdicts(lab: &Lab, baseline: &Baseline) -> Result<()> {
     for (_, node) in SERVERS {
-        for line in mark.lines(lab, node)? {
+        for line in baseline.lines(lab, node)? {
             if line.field("direction") != "inbound" {
                 continue;
             }
@@ -105,17 +105,17 @@ fn as_a_fresh_daemon(lab: &Lab) -> Result<()> {
         lab.start_daemon(node)?;
         wait_synced(lab)?;
         let after = state()?;
-        ensure!(before == after, "{}", difference(&before, &after));
+        ensure!(before == after, "{}", changed_lines(&before, &after));
         decides(lab)?;
     }
     Ok(())
 }
 
 fn decides(lab: &Lab) -> Result<()> {
-    for (from, wanted) in [(PRODUCTPAGE, Seen::Reset), (FOO, Seen::Answered)] {
-        for attempt in attempts(from) {
-            let seen = attempt.make(lab)?;
-            ensure!(seen == wanted, "{attempt}: {seen:?}");
+    for (from, wanted) in [(PRODUCTPAGE, Outcome::Reset), (FOO, Outcome::Answered)] {
+        for connection in connections(from) {
+            let seen = connection.open(lab)?;
+            ensure!(seen == wanted, "{connection}: {seen:?}");
         }
     }
     Ok(())
