@@ -37,7 +37,7 @@ pub enum Outcome {
     /// A reset, and soon.
     Reset,
     /// Anything else, a wrong answer or a wait among it.
-    Otherwise(String),
+    Other(String),
 }
 
 impl fmt::Display for Connection<'_> {

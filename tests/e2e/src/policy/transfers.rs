@@ -1,7 +1,7 @@
 //! Connections that are open while a policy changes: long transfers of curl, and silent ones.
 
 use std::net::SocketAddr;
-use std::route::PathBuf;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -115,7 +115,7 @@ impl Transfers {
     fn download(&self, lab: &Lab, route: &Route, index: usize, each: usize) -> Result<Download> {
         let (from, to, family) = route;
         let to = SocketAddr::new(lab.pod_ip(to, *family)?, HTTP);
-        let file = |number: &str| self.dir.route().join(format!("{index}-{number}"));
+        let file = |number: &str| self.dir.path().join(format!("{index}-{number}"));
         let into = file("#1").display().to_string();
         let url = format!("http://{to}/big?[1-{each}]");
         let told = "%{stderr}ended %{exitcode} %{size_download}\n";
