@@ -52,8 +52,13 @@ impl Fixture {
         }
         let bridge = lab.capture(Location::Fabric, "tcp")?;
         // Requests over new connections, and one established connection.
-        let traffic =
-            Traffic::start_with_timeout(&lab, "client", lab.pod_ip("web", IpFamily::V4)?, MARKER, 10)?;
+        let traffic = Traffic::start_with_timeout(
+            &lab,
+            "client",
+            lab.pod_ip("web", IpFamily::V4)?,
+            MARKER,
+            10,
+        )?;
         Ok(Self {
             lab,
             bridge,
