@@ -5,6 +5,6 @@ mod client;
 mod fake;
 mod response;
 
-pub use client::{CaClient, Csr, CsrRequest, sign_token, token_claims, unix_time, with_ca_client};
+pub use client::{CaClient, CsrRequest, csr, sign_token, token_claims, unix_time, with_ca_client};
 pub use fake::{CA_SERVER_NAME, FakeCa};
 pub use response::CaResponse;

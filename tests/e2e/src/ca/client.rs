@@ -17,7 +17,7 @@ use mesh::certs::istio_ca::proto::IstioCertificateRequest;
 use mesh::certs::istio_ca::proto::istio_certificate_service_client::IstioCertificateServiceClient;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
-use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, SanType};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -32,47 +32,18 @@ use tower_service::Service;
 
 use crate::hostile::{Netns, run_in_netns};
 
-/// A thousand requests take a few seconds on a busy machine.
+/// A few requests take less than a second; this leaves room for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A certificate signing request and the key that it is for.
-pub struct Csr {
-    /// The request, PEM.
-    pub pem: String,
-    /// The key.
-    pub key: KeyPair,
-}
-
-impl Csr {
-    /// Creates a request with these names and this common name; with `is_ca`, it also requests a CA certificate.
-    ///
-    /// # Errors
-    /// A name cannot be in a certificate.
-    pub fn new(names: Vec<SanType>, common_name: Option<&str>, is_ca: bool) -> Result<Self> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        if let Some(name) = common_name {
-            params.distinguished_name.push(DnType::CommonName, name);
-        }
-        params.subject_alt_names = names;
-        if is_ca {
-            // basicConstraints (2.5.29.19) with cA TRUE, which no typed field of a request has.
-            let content = vec![0x30, 0x03, 0x01, 0x01, 0xff];
-            let extension = CustomExtension::from_oid_content(&[2, 5, 29, 19], content);
-            params.custom_extensions.push(extension);
-        }
-        let key = KeyPair::generate()?;
-        let pem = params.serialize_request(&key)?.pem()?;
-        Ok(Self { pem, key })
-    }
-
-    /// Creates a request without names, which a daemon may send.
-    ///
-    /// # Errors
-    /// No key can be generated.
-    pub fn plain() -> Result<Self> {
-        Self::new(Vec::new(), None, false)
-    }
+/// Creates a certificate signing request without names, PEM.
+///
+/// # Errors
+/// No key can be generated.
+pub fn csr() -> Result<String> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let csr = params.serialize_request(&KeyPair::generate()?)?;
+    csr.pem().context("PEM")
 }
 
 /// The claims of a token that is valid for an hour.
