@@ -25,6 +25,7 @@
 mod authorize;
 pub mod certs;
 mod compile;
+mod deserialize;
 mod diagnostic;
 mod id;
 mod model;

@@ -6,7 +6,6 @@
 mod kind;
 mod parse;
 mod placeholder;
-mod policy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +14,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub use crate::policy::{Policy, PolicyKind};
 pub use parse::{Parsed, parse};
-pub use policy::{Policy, PolicyKind};
 
 pub use crate::diagnostic::Origin;
 

@@ -127,13 +127,11 @@ fn policies(
 }
 
 fn is_of_policy(diagnostic: &Diagnostic) -> bool {
-    let kinds = [
-        PolicyKind::Authorization,
-        PolicyKind::PeerAuthentication,
-        PolicyKind::Network,
-    ];
     let object = diagnostic.object.as_ref();
-    object.is_some_and(|object| kinds.iter().any(|kind| *object.kind == *kind.as_str()))
+    object.is_some_and(|object| {
+        let mut kinds = PolicyKind::ALL.iter();
+        kinds.any(|kind| *object.kind == *kind.as_str())
+    })
 }
 
 impl ExtractedObjects {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::policy::group;
 use super::{Object, PolicyKind};
+use crate::deserialize::deserialize;
 use crate::diagnostic::Diagnostic;
 
 /// What a document's `apiVersion` and `kind` mean to the mesh.
@@ -33,12 +33,12 @@ pub(super) fn support(api_version: &str, kind: &str, document: &Value) -> Suppor
         return Support::List(None);
     }
     if let Some(item) = item_of_list(kind)
-        && let Some(kind) = PolicyKind::of(api_version, item)
+        && let Some(kind) = policy_kind(api_version, item)
     {
         return Support::List(Some(kind));
     }
-    let policy = PolicyKind::of(api_version, kind);
-    if let Some(kind) = policy.or_else(|| PolicyKind::by_group(api_version, kind, document)) {
+    let policy = policy_kind(api_version, kind);
+    if let Some(kind) = policy.or_else(|| policy_kind_by_group(api_version, kind, document)) {
         return Support::Policy(kind);
     }
     match (api_version, kind) {
@@ -73,19 +73,64 @@ fn restricts_traffic(api_version: &str, kind: &str) -> bool {
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, Box<Diagnostic>> {
-    read(value).map(Arc::new)
+    deserialize(value).map(Arc::new)
 }
 
-/// Deserializes a value; the error names the field that has another type.
-pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Box<Diagnostic>> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        // serde_path_to_error writes "." for the whole value.
-        let field = if path == "." { String::new() } else { path };
-        Box::new(Diagnostic::new(
-            field,
-            "bad_field",
-            error.into_inner().to_string(),
-        ))
+/// The kind by its name, in any letter case, unless the group belongs to another product. An
+/// unknown version or group may be a typing error, so the document still counts as a policy.
+pub(super) fn policy_kind(api_version: &str, kind: &str) -> Option<PolicyKind> {
+    let named = |known: &PolicyKind| known.as_str().eq_ignore_ascii_case(kind);
+    let found = PolicyKind::ALL.into_iter().find(named)?;
+    (!is_of_another_product(&group(api_version))).then_some(found)
+}
+
+/// The kind by its group, for a document whose kind does not exist in its group: in a group of
+/// policies it can only be a misspelt policy.
+fn policy_kind_by_group(api_version: &str, kind: &str, document: &Value) -> Option<PolicyKind> {
+    let spec = document.get("spec");
+    let has = |key| spec.is_some_and(|spec| spec.get(key).is_some());
+    match &*group(api_version) {
+        "security.istio.io" if is_request_authentication(kind) => None,
+        "security.istio.io" if has("mtls") || has("portLevelMtls") => {
+            Some(PolicyKind::PeerAuthentication)
+        }
+        "security.istio.io" => Some(PolicyKind::Authorization),
+        "networking.k8s.io" if has("podSelector") => Some(PolicyKind::Network),
+        _ => None,
+    }
+}
+
+/// Products with a kind of the same name in their own group, or in a subgroup. They enforce it
+/// themselves.
+const OTHER_PRODUCTS: [&str; 6] = [
+    "linkerd.io",
+    "projectcalico.org",
+    "cilium.io",
+    "antrea.io",
+    "antrea.tanzu.vmware.com",
+    "juniper.net",
+];
+
+fn is_of_another_product(group: &str) -> bool {
+    OTHER_PRODUCTS.into_iter().any(|product| {
+        group
+            .strip_suffix(product)
+            .is_some_and(|below| below.is_empty() || below.ends_with('.'))
     })
+}
+
+/// The group of an `apiVersion`, whose version may be missing.
+fn group(api_version: &str) -> String {
+    let group = match api_version.split_once('/') {
+        Some((group, _)) => group,
+        None if api_version.contains('.') => api_version,
+        None => "",
+    };
+    group.trim().to_ascii_lowercase()
+}
+
+/// Applies to requests, not to connections: the one other kind of Istio's group.
+fn is_request_authentication(kind: &str) -> bool {
+    let kind = item_of_list(kind).unwrap_or(kind);
+    kind.eq_ignore_ascii_case("RequestAuthentication")
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::kind::item_of_list;
+use super::kind::{item_of_list, policy_kind};
 use super::{Object, Policy, PolicyKind};
 use crate::diagnostic::Diagnostic;
 use crate::names;
@@ -127,7 +127,7 @@ impl<'a> ScannedPolicy<'a> {
                 .chain(values(tail, "apiVersion").next());
             let version = versions.min_by_key(|(distance, _)| *distance);
             let version = version.map_or("", |(_, version)| version);
-            let of = |kind| PolicyKind::of(version, kind);
+            let of = |kind| policy_kind(version, kind);
             if let Some(kind) = of(kind) {
                 // All text before the only `kind` belongs to the same object.
                 let head = if kinds.len() == 1 { text } else { head };

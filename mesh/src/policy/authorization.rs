@@ -18,7 +18,7 @@ use super::connection::ConnectionAttributes;
 use super::document::{Field, Reader};
 use super::envelope::{self, Scope};
 use super::{Context, Denial};
-use crate::objects::Policy;
+use crate::policy::Policy;
 
 use matching::Rule;
 use rules::{HttpAttributes, RuleReader};

@@ -8,13 +8,13 @@ use spiffe::TrustDomain;
 use super::authorization::{self, Authorization};
 use super::document::{Field, Reader};
 use super::network::{self, NetworkPolicy};
+use super::object::{Policy, PolicyKind};
 use super::peer_authentication::{self, PeerAuthentication};
 use super::report::PolicyScope;
 use super::selector::{self, Selector};
 use super::trust_domains::TrustDomains;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::names::namespace_of;
-use crate::objects::{Policy, PolicyKind};
 use crate::params::Params;
 
 /// The settings that the meaning of a policy depends on.

@@ -17,7 +17,7 @@ use super::document::{Field, Reader};
 use super::envelope::{self, Scope};
 use super::report::PolicyScope;
 use super::{Context, Denial};
-use crate::objects::Policy;
+use crate::policy::Policy;
 
 /// The API versions, which are equivalent.
 const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];

@@ -4,7 +4,7 @@ use super::ingress_rule::{From, IpBlock, Peer, Port, Ports, Rule};
 use super::{Ingress, NetworkPolicy};
 use crate::diagnostic::Diagnostics;
 use crate::names::namespace_of;
-use crate::objects::Policy;
+use crate::policy::Policy;
 use crate::policy::cidr::Cidr;
 use crate::policy::document::{Field, Reader};
 use crate::policy::envelope::envelope;

@@ -138,7 +138,7 @@ fn add_placeholders(placeholders: Vec<(Object, Origin)>, kept: usize, merged: &m
             missing.push((object, origin));
         }
     }
-    for kind in POLICY_KINDS {
+    for kind in PolicyKind::ALL.map(PolicyKind::as_str) {
         let of_kind = |(object, _): &(Object, Origin)| object.kind() == kind;
         let needed = missing.iter().filter(|entry| of_kind(entry)).count();
         let available = kept.iter().filter(|kept| *kept.kind == *kind).count();
@@ -148,12 +148,6 @@ fn add_placeholders(placeholders: Vec<(Object, Origin)>, kept: usize, merged: &m
     }
     merged.objects.extend(missing);
 }
-
-const POLICY_KINDS: [&str; 3] = [
-    PolicyKind::Authorization.as_str(),
-    PolicyKind::PeerAuthentication.as_str(),
-    PolicyKind::Network.as_str(),
-];
 
 fn is_policy(object: &Object) -> bool {
     matches!(object, Object::Policy(_))

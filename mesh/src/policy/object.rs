@@ -1,9 +1,9 @@
-//! Policies as raw documents.
+//! A policy object: the raw document, and the parsed policy as a cache.
 //!
 //! Other kinds are typed, and an object that does not fit its type is left out. A policy that is
 //! left out no longer denies. So only the name of a policy must be readable; the policy compiler
 //! reads the rest and fails closed field by field. If not even the name can be read, a fail-closed
-//! placeholder takes the policy's place (see [`super::placeholder`]).
+//! placeholder takes the policy's place (see `objects/placeholder.rs`).
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -11,8 +11,9 @@ use std::sync::{Arc, OnceLock};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
+use super::envelope::{Context, ParsedPolicy};
+use crate::deserialize::deserialize;
 use crate::diagnostic::Diagnostic;
-use crate::policy::{Context, ParsedPolicy};
 
 /// The kinds of policies that the mesh enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +27,13 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
+    /// All kinds.
+    pub(crate) const ALL: [Self; 3] = [
+        PolicyKind::Authorization,
+        PolicyKind::PeerAuthentication,
+        PolicyKind::Network,
+    ];
+
     /// `kind` as written in manifests.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -34,72 +42,6 @@ impl PolicyKind {
             PolicyKind::Network => "NetworkPolicy",
         }
     }
-
-    /// The kind by its name, in any letter case, unless the group belongs to another product. An
-    /// unknown version or group may be a typing error, so the document still counts as a policy.
-    pub(super) fn of(api_version: &str, kind: &str) -> Option<Self> {
-        let named = |known: &Self| known.as_str().eq_ignore_ascii_case(kind);
-        let found = ALL.into_iter().find(named)?;
-        (!is_of_another_product(&group(api_version))).then_some(found)
-    }
-
-    /// The kind by its group, for a document whose kind does not exist in its group: in a group of
-    /// policies it can only be a misspelt policy.
-    pub(super) fn by_group(api_version: &str, kind: &str, document: &Value) -> Option<Self> {
-        let spec = document.get("spec");
-        let has = |key| spec.is_some_and(|spec| spec.get(key).is_some());
-        match &*group(api_version) {
-            "security.istio.io" if is_request_authentication(kind) => None,
-            "security.istio.io" if has("mtls") || has("portLevelMtls") => {
-                Some(PolicyKind::PeerAuthentication)
-            }
-            "security.istio.io" => Some(PolicyKind::Authorization),
-            "networking.k8s.io" if has("podSelector") => Some(PolicyKind::Network),
-            _ => None,
-        }
-    }
-}
-
-/// All kinds.
-const ALL: [PolicyKind; 3] = [
-    PolicyKind::Authorization,
-    PolicyKind::PeerAuthentication,
-    PolicyKind::Network,
-];
-
-/// Products with a kind of the same name in their own group, or in a subgroup. They enforce it
-/// themselves.
-const OTHER_PRODUCTS: [&str; 6] = [
-    "linkerd.io",
-    "projectcalico.org",
-    "cilium.io",
-    "antrea.io",
-    "antrea.tanzu.vmware.com",
-    "juniper.net",
-];
-
-fn is_of_another_product(group: &str) -> bool {
-    OTHER_PRODUCTS.into_iter().any(|product| {
-        group
-            .strip_suffix(product)
-            .is_some_and(|below| below.is_empty() || below.ends_with('.'))
-    })
-}
-
-/// The group of an `apiVersion`, whose version may be missing.
-pub(super) fn group(api_version: &str) -> String {
-    let group = match api_version.split_once('/') {
-        Some((group, _)) => group,
-        None if api_version.contains('.') => api_version,
-        None => "",
-    };
-    group.trim().to_ascii_lowercase()
-}
-
-/// Applies to requests, not to connections: the one other kind of Istio's group.
-fn is_request_authentication(kind: &str) -> bool {
-    let kind = super::kind::item_of_list(kind).unwrap_or(kind);
-    kind.eq_ignore_ascii_case("RequestAuthentication")
 }
 
 /// A policy as a raw document.
@@ -120,9 +62,9 @@ pub struct Policy {
 
 impl Policy {
     /// A policy whose name and namespace can be read.
-    pub(super) fn new(kind: PolicyKind, document: Map<String, Value>) -> Self {
+    pub(crate) fn new(kind: PolicyKind, document: Map<String, Value>) -> Self {
         let metadata = document.get("metadata").cloned().unwrap_or_default();
-        let (metadata, error) = match super::kind::read::<ObjectMeta>(metadata) {
+        let (metadata, error) = match deserialize::<ObjectMeta>(metadata) {
             Ok(metadata) => (metadata, None),
             Err(error) => (name_of(&document), Some(*error)),
         };
@@ -144,7 +86,7 @@ impl Policy {
     }
 
     /// A placeholder for a policy without a usable name. The rest of the document applies.
-    pub(super) fn unnamed(
+    pub(crate) fn unnamed(
         kind: PolicyKind,
         document: Map<String, Value>,
         name: String,
@@ -161,7 +103,7 @@ impl Policy {
     }
 
     /// A placeholder for a policy whose selector cannot be read: it denies a whole namespace.
-    pub(super) fn deny_all(
+    pub(crate) fn deny_all(
         kind: PolicyKind,
         namespace: &str,
         name: &str,
