@@ -30,7 +30,7 @@ use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 
 use crate::model::Key;
 use crate::model::cluster::Cluster;
@@ -74,6 +74,8 @@ struct Agent {
     pods: BTreeMap<Key, watch::Sender<kubelet::DesiredState>>,
     daemons: BTreeMap<String, supervisor::ProgramHandle>,
     ca: Option<supervisor::ProgramHandle>,
+    /// Creates the folder of the certificate authority, if that is not a process.
+    ca_folder: Option<JoinHandle<Result<()>>>,
     deletions: Vec<events::PendingDeletion>,
     /// Whether the lab stays when the owning connection closes.
     is_kept: bool,
@@ -116,11 +118,13 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
         ambit,
         events: sender,
     });
-    sandbox::create_fabric(&context).await?;
     let mut agent = Agent::new(Rc::clone(&context));
-    match context.options.identity {
-        IdentitySource::Ca => agent.start_ca(&mut events).await?,
-        _ => drop(LocalCa::create(&dir.ca()).context("cannot make the certificate authority")?),
+    if context.options.identity != IdentitySource::Ca {
+        agent.start_ca_folder();
+    }
+    sandbox::create_fabric(&context).await?;
+    if context.options.identity == IdentitySource::Ca {
+        agent.start_ca(&mut events).await?;
     }
     agent.publish().await?;
     let listener = tokio::net::UnixListener::bind(dir.socket()).context("socket")?;
@@ -134,6 +138,8 @@ async fn serve(dir: LabDir, options: Options) -> Result<()> {
     let down_reply = agent.run_until_down(events).await;
     // Programs are killed when their tasks are dropped.
     agent.tasks.shutdown().await;
+    // Nothing may write into the lab's folder while it is removed.
+    let _ = agent.finish_ca_folder().await;
     let removed = registry::remove_all(&dir);
     reap();
     if let Some(reply) = down_reply {
@@ -173,9 +179,29 @@ impl Agent {
             pods: BTreeMap::new(),
             daemons: BTreeMap::new(),
             ca: None,
+            ca_folder: None,
             deletions: Vec::new(),
             is_kept: false,
             tasks: JoinSet::new(),
+        }
+    }
+
+    /// Starts to create the folder of the certificate authority in the background: the first use of
+    /// the cryptographic library in a process takes 0.1 s of CPU time (jitter entropy).
+    fn start_ca_folder(&mut self) {
+        let folder = self.context.dir.ca();
+        self.ca_folder = Some(spawn_blocking(move || {
+            LocalCa::create(&folder)
+                .map(drop)
+                .context("cannot create the certificate authority")
+        }));
+    }
+
+    /// Waits until the folder of the certificate authority is complete.
+    async fn finish_ca_folder(&mut self) -> Result<()> {
+        match self.ca_folder.take() {
+            Some(task) => task.await.context("certificate authority")?,
+            None => Ok(()),
         }
     }
 

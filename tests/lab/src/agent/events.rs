@@ -149,6 +149,7 @@ impl Agent {
         }
         self.cluster = changed;
         sandbox::create_nodes(&self.context, &self.cluster, &created.nodes).await?;
+        self.finish_ca_folder().await?;
         // Hosts files and rules exist before the first process that may use them.
         self.publish().await?;
         for node in created.nodes {
