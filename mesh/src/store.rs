@@ -58,9 +58,9 @@ pub struct Changes {
     /// Policies that are new, gone or different, or select other workloads.
     pub policies: Vec<ObjectRef>,
     /// The refused addresses changed.
-    pub refusals: bool,
+    pub refusals_changed: bool,
     /// The diagnostics changed.
-    pub diagnostics: bool,
+    pub diagnostics_changed: bool,
 }
 
 impl Changes {
@@ -102,8 +102,8 @@ impl Store {
         let _writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.model();
         let (mut model, mut changes) = reconcile::reconcile(&old, model);
-        changes.diagnostics = *old.diagnostics != diagnostics;
-        model.diagnostics = if changes.diagnostics {
+        changes.diagnostics_changed = *old.diagnostics != diagnostics;
+        model.diagnostics = if changes.diagnostics_changed {
             Arc::new(diagnostics)
         } else {
             old.diagnostics.clone()

@@ -39,7 +39,7 @@ pub(super) fn reconcile(old: &Model, mut new: Model) -> (Model, Changes) {
     changes.namespaces = different(&old.namespaces, &new.namespaces);
     changes.policies = policies::reconcile(&old.policies, &mut new.policies);
     // The owners of all other addresses follow from the workloads and services.
-    changes.refusals = old.refused_addresses != new.refused_addresses;
+    changes.refusals_changed = old.refused_addresses != new.refused_addresses;
     (new, changes)
 }
 

@@ -156,7 +156,7 @@ fn unchanged_model_notifies_no_subscriber() {
 fn diagnostics_are_part_of_the_model() {
     let store = Store::new();
     let changes = apply(&store, &[service("web", "10.1.0.1")]);
-    assert!(changes.diagnostics);
+    assert!(changes.diagnostics_changed);
     assert_eq!(
         store.load().diagnostics()[0].code,
         "service_without_endpoints"
@@ -166,9 +166,9 @@ fn diagnostics_are_part_of_the_model() {
 #[test]
 fn added_and_removed_refusals_are_changes() {
     let store = Store::new();
-    let thief = [pod("web", "10.0.0.1"), pod("thief", "10.0.0.1")];
-    assert!(apply(&store, &thief).refusals);
-    assert!(apply(&store, &thief[..1]).refusals);
+    let duplicate = [pod("web", "10.0.0.1"), pod("duplicate", "10.0.0.1")];
+    assert!(apply(&store, &duplicate).refusals_changed);
+    assert!(apply(&store, &duplicate[..1]).refusals_changed);
     assert!(
         store
             .load()

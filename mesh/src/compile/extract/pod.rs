@@ -81,7 +81,7 @@ fn workload(
         diagnostics.fatal(
             "metadata.uid",
             "bad_uid",
-            format!("{kube_uid:?} is no uid of a pod"),
+            format!("{kube_uid:?} is not a valid pod uid"),
         );
     }
     let node = spec.node_name.as_deref().unwrap_or_default();
@@ -89,7 +89,7 @@ fn workload(
         diagnostics.fatal(
             "spec.nodeName",
             "bad_name",
-            format!("{node:?} is no node name"),
+            format!("{node:?} is not a valid node name"),
         );
     }
     let service_account = service_account(spec);
@@ -149,7 +149,7 @@ fn identity(
     diagnostics: &mut Diagnostics,
 ) -> Option<SpiffeId> {
     if !Form::Subdomain.admits(service_account) {
-        let message = format!("{service_account:?} is no service account name");
+        let message = format!("{service_account:?} is not a valid service account name");
         diagnostics.fatal("spec.serviceAccountName", "bad_name", message);
         return None;
     }

@@ -211,7 +211,7 @@ fn distribution(
     match spec.traffic_distribution.as_deref() {
         None | Some("") => annotation,
         Some(text) => values::distribution(text).or_else(|| {
-            let message = format!("{text:?} is no traffic distribution");
+            let message = format!("{text:?} is not a traffic distribution");
             diagnostics.error("spec.trafficDistribution", "bad_value", message);
             annotation
         }),

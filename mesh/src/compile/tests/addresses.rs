@@ -17,7 +17,7 @@ fn host(name: &str, ip: &str) -> Doc {
 fn address_of_two_live_pods_has_no_owner() {
     let docs = [
         pod("web", "10.0.0.1"),
-        pod("thief", "10.0.0.1"),
+        pod("duplicate", "10.0.0.1"),
         pod("db", "10.0.0.2"),
     ];
     let (model, diagnostics) = compiled(&docs);
@@ -29,7 +29,7 @@ fn address_of_two_live_pods_has_no_owner() {
     assert!(model.workload_by_ip(ip("10.0.0.2")).is_some());
     assert_eq!(codes(&diagnostics), ["duplicate_ip@status.podIPs"; 2]);
     assert!(
-        diagnostics[0].message.contains("Pod shop/thief"),
+        diagnostics[0].message.contains("Pod shop/duplicate"),
         "{}",
         diagnostics[0]
     );

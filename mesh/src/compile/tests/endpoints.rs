@@ -214,7 +214,11 @@ fn endpoints_with_an_uncertain_identity_are_left_out() {
 
 #[test]
 fn pod_with_a_duplicate_address_is_no_endpoint() {
-    let (model, _) = compiled(&[web(), pod("web-1", "10.0.0.1"), pod("thief", "10.0.0.1")]);
+    let (model, _) = compiled(&[
+        web(),
+        pod("web-1", "10.0.0.1"),
+        pod("duplicate", "10.0.0.1"),
+    ]);
     assert!(endpoints(&model).is_empty());
 }
 
