@@ -253,7 +253,7 @@ fn note(policy: &Authorization, attached: bool, http: &HttpAttributes, reader: &
     };
     let effect = match policy.action {
         Action::Allow => "the rules that use them are left out, so less is allowed than they say",
-        _ if http.leave_nothing => {
+        _ if http.deny_nothing => {
             "a rule has nothing else to match by, so IT REFUSES NOTHING; bind the policy to a waypoint"
         }
         _ => "the rules hold without them, so more is denied than they say",

@@ -19,7 +19,7 @@ use super::attributes::{self, Attribute, Key};
 pub(super) struct HttpAttributes {
     found: BTreeSet<String>,
     /// A DENY rule has a clause of HTTP attributes only, so it denies nothing.
-    pub(super) leave_nothing: bool,
+    pub(super) deny_nothing: bool,
 }
 
 impl HttpAttributes {
@@ -99,7 +99,7 @@ impl<'r, 'f> RuleReader<'r, 'f> {
         if action == Action::Allow && self.http_count > http_count {
             return None;
         }
-        self.http.leave_nothing |= clauses.iter().any(|clause| clause.0.is_empty());
+        self.http.deny_nothing |= clauses.iter().any(|clause| clause.0.is_empty());
         Some(Rule(clauses))
     }
 

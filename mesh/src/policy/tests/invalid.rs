@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A rule that holds for `shop`, changed in one place, and the error. `true` where what is left of
-/// it as DENY still spares `BANK`.
+/// A rule that matches `shop`, made invalid in one place, and the error. `true` if the valid rest as
+/// DENY still allows `BANK`.
 const RULES: [(&str, &str, bool); 49] = [
     (
         "from: [{source: {namespaces: [shop], future: [x]}}]",
@@ -239,7 +239,7 @@ const RULES: [(&str, &str, bool); 49] = [
 
 #[test]
 fn invalid_allow_rule_never_matches_and_invalid_deny_constraint_is_ignored() {
-    for (rule, error, spares_bank) in RULES {
+    for (rule, error, allows_bank) in RULES {
         let rule = rule
             .strip_prefix('{')
             .and_then(|r| r.strip_suffix('}'))
@@ -256,7 +256,7 @@ fn invalid_allow_rule_never_matches_and_invalid_deny_constraint_is_ignored() {
             );
         }
         assert!(!deny.allows("shop/db", WEB), "DENY {rule}");
-        assert_eq!(deny.allows("shop/db", BANK), spares_bank, "DENY {rule}");
+        assert_eq!(deny.allows("shop/db", BANK), allows_bank, "DENY {rule}");
         for fixture in [&allow, &deny] {
             assert_eq!(
                 fixture.report("shop/p").state,

@@ -264,7 +264,7 @@ fn verdicts(fixture: &Fixture) -> Vec<(String, bool)> {
 
 /// An error at any place of a policy: an additional field, or a value of any kind instead of another.
 /// Some yield another valid policy.
-fn with_mistake(policy: &Value, place: usize, junk: &Value, add: bool) -> Value {
+fn with_error(policy: &Value, place: usize, junk: &Value, add: bool) -> Value {
     let mut policy = policy.clone();
     let mut pointers = Vec::new();
     collect(&policy["spec"], "/spec".to_owned(), &mut pointers);
@@ -345,7 +345,7 @@ proptest! {
         junk in any_junk(),
         add in any::<bool>(),
     ) {
-        let more = with_mistake(&more, place, &junk, add);
+        let more = with_error(&more, place, &junk, add);
         let (_, errors) = read_value(more.clone());
         prop_assume!(!errors.is_empty());
         let (before, _) = Fixture::of(policies.clone(), &cluster());
@@ -363,7 +363,7 @@ proptest! {
         junk in any_junk(),
         add in any::<bool>(),
     ) {
-        let worse = with_mistake(&policy, place, &junk, add);
+        let worse = with_error(&policy, place, &junk, add);
         let (_, errors) = read_value(worse.clone());
         prop_assume!(!errors.is_empty());
         let (before, _) = Fixture::of([others.clone(), vec![policy]].concat(), &cluster());

@@ -351,13 +351,13 @@ fn policy_with_an_invalid_envelope_keeps_its_last_good_version() {
 #[test]
 fn policy_is_removed_although_an_ignored_object_has_its_name() {
     let good = deny("{action: DENY, rules: [{}]}");
-    let namesake =
+    let same_name =
         "---\napiVersion: example.com/v1\nkind: Gate\nmetadata: {name: deny, namespace: shop}\n";
     let mut folder = Folder::new();
     folder.write("pods.yaml", &text(&both()));
-    folder.write("policy.yaml", &(good + namesake));
+    folder.write("policy.yaml", &(good + same_name));
     assert_eq!(folder.open().0, [0u16; 0]);
-    folder.write("policy.yaml", namesake);
+    folder.write("policy.yaml", same_name);
     assert_eq!(folder.open(), (vec![1, 2, 3], None));
 }
 
@@ -544,7 +544,7 @@ fn file_behind_a_dangling_link_is_unreadable_not_deleted() {
 #[test]
 fn removed_policy_is_not_kept_by_an_invalid_object_of_the_same_name() {
     let denies = deny("{action: DENY, rules: [{}]}");
-    let namesake = text(&[service("deny", "10.1.0.1").set("spec.clusterIP", "none at all")]);
+    let same_name = text(&[service("deny", "10.1.0.1").set("spec.clusterIP", "none at all")]);
     let mut folder = Folder::new();
     folder.write("pods.yaml", &text(&both()));
     folder.write(
@@ -552,7 +552,7 @@ fn removed_policy_is_not_kept_by_an_invalid_object_of_the_same_name() {
         &format!("{denies}---\n{}", text(&[service("deny", "10.1.0.1")])),
     );
     assert_eq!(folder.open().0, Vec::<u16>::new());
-    folder.write("policy.yaml", &namesake);
+    folder.write("policy.yaml", &same_name);
     assert_eq!(folder.open(), (vec![1, 2, 3], None));
 }
 
