@@ -1,9 +1,9 @@
-//! Policies that are edited without a pause, and clients that must not notice.
+//! Continuous edits of policies whose meaning stays the same, and the clients that observe them.
 //!
-//! One file holds the policy that denies [`PRODUCTPAGE`] and is there throughout; another the one
-//! that allows [`FOO`] and [`BAR`](super::fixture::BAR). Both are written again and again: in other
-//! words that mean the same, broken, half. Around them policies of all kinds come and go, none of
-//! which may change what those two say together.
+//! The file `guard.yaml` denies [`PRODUCTPAGE`]; the file `base.yaml` allows
+//! [`FOO`](super::fixture::FOO) and [`BAR`](super::fixture::BAR). Both are rewritten continuously: as
+//! an equivalent policy, as an invalid one, or truncated. Other files of policies that do not change
+//! the combined result are added, replaced and removed meanwhile.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,33 +12,30 @@ use anyhow::{Result, ensure};
 use fastrand::Rng;
 use lab::{IpFamily, Lab, Location, Process};
 
-use super::connection::GREETED;
+use super::connection::READ_GREETING;
 use super::fixture::{HTTP, PRODUCTPAGE, SERVERS, TCP};
 use crate::input::SourceFile;
 
 /// Requests per second of each [`Prober`].
 const RATE: &str = "40/s";
 
-/// How many files there are beside the two.
-const OTHERS: usize = 6;
+/// Number of policy files besides the guard and the base.
+const OTHER_FILES: usize = 6;
 
-const GUARD: &str = "guard.yaml";
-const BASE: &str = "base.yaml";
-
-/// One client that asks one server again and again, over a connection of its own each time.
+/// A client that sends HTTP requests to one server, each on a new connection.
 #[derive(Debug)]
 pub struct Prober {
     curl: Process,
-    /// What it is, for the reader of an error.
-    pub name: String,
+    /// Client, server and family, for error texts.
+    name: String,
 }
 
 impl Prober {
-    /// One for each server and family.
+    /// Starts a prober in `from` for each server and family.
     ///
     /// # Errors
-    /// A pod is missing.
-    pub fn of(lab: &Lab, from: &str) -> Result<Vec<Self>> {
+    /// A pod does not exist.
+    pub fn start_all(lab: &Lab, from: &str) -> Result<Vec<Self>> {
         let mut probers = Vec::new();
         for (to, _) in SERVERS {
             for family in IpFamily::ALL {
@@ -51,7 +48,7 @@ impl Prober {
     fn start(lab: &Lab, from: &str, to: &str, family: IpFamily) -> Result<Self> {
         let address = SocketAddr::new(lab.pod_ip(to, family)?, HTTP);
         let url = format!("http://{address}/[1-1000000]");
-        let told = "%{stderr}%{exitcode}\n";
+        let report = "%{stderr}%{exitcode}\n";
         let command = [
             "curl",
             "-s",
@@ -62,7 +59,7 @@ impl Prober {
             "-H",
             "Connection: close",
             "-w",
-            told,
+            report,
             "-o",
             "/dev/null",
             &url,
@@ -73,170 +70,172 @@ impl Prober {
         })
     }
 
-    /// curl's exit codes so far.
-    pub fn ends(&self) -> Vec<u8> {
-        let said = String::from_utf8_lossy(&self.curl.stderr()).into_owned();
-        // The last line may be half of one.
-        let complete = said.rsplit_once('\n').map_or("", |(complete, _)| complete);
-        complete
+    /// Kills the prober. Returns the number of connections, which all ended with one of these exit
+    /// codes of curl.
+    ///
+    /// # Errors
+    /// A connection ended with another exit code.
+    pub fn finish(self, expected: &[u8]) -> Result<usize> {
+        let exit_codes = self.exit_codes();
+        let unexpected: Vec<_> = exit_codes
+            .iter()
+            .enumerate()
+            .filter(|(_, exit_code)| !expected.contains(exit_code))
+            .collect();
+        ensure!(
+            unexpected.is_empty(),
+            "{}: {} of {} connections ended with an exit code that is not in {expected:?}: {:?}...",
+            self.name,
+            unexpected.len(),
+            exit_codes.len(),
+            &unexpected[..unexpected.len().min(10)]
+        );
+        Ok(exit_codes.len())
+    }
+
+    fn exit_codes(&self) -> Vec<u8> {
+        let stderr = String::from_utf8_lossy(&self.curl.stderr()).into_owned();
+        complete_lines(&stderr)
             .lines()
             .map(|code| code.parse().unwrap_or(u8::MAX))
             .collect()
     }
-
-    /// Stops it, and returns how many connections it made, all of which ended in one of these ways.
-    ///
-    /// # Errors
-    /// One ended otherwise.
-    pub fn finish(self, ways: &[u8]) -> Result<usize> {
-        let ends = self.ends();
-        let wrong: Vec<_> = ends
-            .iter()
-            .enumerate()
-            .filter(|(_, end)| !ways.contains(end))
-            .collect();
-        ensure!(
-            wrong.is_empty(),
-            "{}: {} of {} ended otherwise than in {ways:?}: {:?}...",
-            self.name,
-            wrong.len(),
-            ends.len(),
-            &wrong[..wrong.len().min(10)]
-        );
-        Ok(ends.len())
-    }
 }
 
-/// Connections one after the other to a server that speaks first; what it says is collected.
+/// The text without its last line if that line is not complete.
+fn complete_lines(text: &str) -> &str {
+    text.rsplit_once('\n').map_or("", |(complete, _)| complete)
+}
+
+/// A client that connects repeatedly to a server that sends first, and collects what it receives.
 #[derive(Debug)]
-pub struct Listener {
+pub struct GreetingReader {
     bash: Process,
-    /// What it is, for the reader of an error.
-    pub name: String,
+    /// Client, server and family, for error texts.
+    name: String,
 }
 
-impl Listener {
-    /// One for each server and family.
+impl GreetingReader {
+    /// Starts a reader in `from` for each server and family.
     ///
     /// # Errors
-    /// A pod is missing.
-    pub fn of(lab: &Lab, from: &str) -> Result<Vec<Self>> {
-        let mut listeners = Vec::new();
+    /// A pod does not exist.
+    pub fn start_all(lab: &Lab, from: &str) -> Result<Vec<Self>> {
+        let mut readers = Vec::new();
         for (to, _) in SERVERS {
             for family in IpFamily::ALL {
                 let address = SocketAddr::new(lab.pod_ip(to, family)?, TCP);
                 let (ip, port) = (address.ip().to_string(), address.port().to_string());
-                let script = format!("while :; do ( {GREETED} ); sleep 0.1; done");
-                listeners.push(Self {
+                let script = format!("while :; do ( {READ_GREETING} ); sleep 0.1; done");
+                readers.push(Self {
                     bash: lab.spawn(from, &["bash", "-c", &script, &ip, &port])?,
                     name: format!("{from} -> {to} ({family:?})"),
                 });
             }
         }
-        Ok(listeners)
+        Ok(readers)
     }
 
-    /// Stops it, and returns how many connections it made, of which each was reset without a word.
+    /// Kills the reader. Returns the number of connections, which were all reset without a byte.
     ///
     /// # Errors
-    /// The server said something, or a connection ended otherwise.
+    /// Bytes arrived, or a connection ended in another way.
     pub fn finish(self) -> Result<usize> {
-        let heard = self.bash.stdout();
+        let received = self.bash.stdout();
         ensure!(
-            heard.is_empty(),
-            "{} heard {} bytes",
+            received.is_empty(),
+            "{} received {} bytes",
             self.name,
-            heard.len()
+            received.len()
         );
-        let said = String::from_utf8_lossy(&self.bash.stderr()).to_lowercase();
-        // The last line may be half of one.
-        let said = said.rsplit_once('\n').map_or("", |(complete, _)| complete);
-        let otherwise: Vec<_> = said
+        let stderr = String::from_utf8_lossy(&self.bash.stderr()).to_lowercase();
+        let stderr = complete_lines(&stderr);
+        let unexpected: Vec<_> = stderr
             .lines()
             .filter(|line| !line.contains("reset by peer"))
             .take(10)
             .collect();
-        ensure!(otherwise.is_empty(), "{}: {otherwise:?}", self.name);
-        Ok(said.lines().count())
+        ensure!(unexpected.is_empty(), "{}: {unexpected:?}", self.name);
+        Ok(stderr.lines().count())
     }
 }
 
-/// The files that are edited.
+/// The edited policy files.
 #[derive(Debug)]
 pub struct PolicyChurn {
     guard: SourceFile,
     base: SourceFile,
     others: Vec<Option<SourceFile>>,
     random: Rng,
-    /// What was done, for the reader of an error.
+    /// A description of each edit, for error texts.
     edits: Vec<String>,
 }
 
 impl PolicyChurn {
-    /// Writes the two policies that stay.
+    /// Writes the guard and the base.
     ///
     /// # Errors
-    /// The folder cannot be written to.
-    pub fn begin(lab: &Lab, seed: u64) -> Result<Self> {
+    /// The source folder cannot be written to.
+    pub fn start(lab: &Lab, seed: u64) -> Result<Self> {
         Ok(Self {
-            guard: SourceFile::write(lab, GUARD, guard(0))?,
-            base: SourceFile::write(lab, BASE, base(0))?,
-            others: (0..OTHERS).map(|_| None).collect(),
+            guard: SourceFile::write(lab, "guard.yaml", guard(0))?,
+            base: SourceFile::write(lab, "base.yaml", base(0))?,
+            others: (0..OTHER_FILES).map(|_| None).collect(),
             random: Rng::with_seed(seed),
             edits: Vec::new(),
         })
     }
 
-    /// So many edits per second, for so long; returns how many there were.
+    /// Makes `per_second` edits a second for `duration`. Returns the number of edits.
     ///
     /// # Errors
-    /// The folder cannot be written to.
-    pub fn rage(&mut self, lab: &Lab, per_second: u32, lasts: Duration) -> Result<usize> {
-        let (start, pause) = (Instant::now(), Duration::from_secs(1) / per_second);
+    /// The source folder cannot be written to.
+    pub fn run(&mut self, lab: &Lab, per_second: u32, duration: Duration) -> Result<usize> {
+        let (start, interval) = (Instant::now(), Duration::from_secs(1) / per_second);
         let mut due = start;
-        while start.elapsed() < lasts {
+        while start.elapsed() < duration {
             self.edit(lab)?;
-            due += pause;
-            // The pace of the load, not a wait for something.
+            due += interval;
+            // Sets the pace of the edits; it waits for no event.
             std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
         }
         Ok(self.edits.len())
     }
 
-    /// The last edits.
+    /// Descriptions of the last 20 edits.
     pub fn last_edits(&self) -> &[String] {
         &self.edits[self.edits.len().saturating_sub(20)..]
     }
 
     fn edit(&mut self, lab: &Lab) -> Result<()> {
-        let did = match self.random.u8(..100) {
+        let description = match self.random.u8(..100) {
             0..30 => rewrite(&self.guard, guard, &mut self.random)?,
             30..50 => rewrite(&self.base, base, &mut self.random)?,
             50..96 => self.edit_other(lab)?,
             _ => self.edit_labels(lab)?,
         };
-        self.edits.push(did);
+        self.edits.push(description);
         Ok(())
     }
 
-    /// A file of a policy that is not needed is written, written anew, or removed.
+    /// Adds, replaces or removes one of the other files.
     fn edit_other(&mut self, lab: &Lab) -> Result<String> {
-        let index = self.random.usize(..OTHERS);
+        let index = self.random.usize(..OTHER_FILES);
         let file = format!("other-{index}.yaml");
         if self.others[index].is_some() && self.random.u8(..3) == 0 {
             self.others[index] = None;
             return Ok(format!("{file} removed"));
         }
         let text = other(index, self.random.usize(..));
-        let did = format!("{file} {text}");
+        let description = format!("{file} {text}");
         match &self.others[index] {
             Some(other) => other.replace(text)?,
             None => self.others[index] = Some(SourceFile::write(lab, &file, text)?),
         }
-        Ok(did)
+        Ok(description)
     }
 
-    /// A label that some of the policies select by.
+    /// Sets or removes a label that some of the other policies select.
     fn edit_labels(&mut self, lab: &Lab) -> Result<String> {
         let (kind, name) = match self.random.u8(..3) {
             0 => ("Pod", "foo/near"),
@@ -248,16 +247,17 @@ impl PolicyChurn {
         Ok(format!("{kind} {name} flip={value:?}"))
     }
 
-    /// Leaves every file whole, and all that are still there as they are.
+    /// Restores every file to a valid policy. Removed files stay removed.
     ///
     /// # Errors
-    /// The folder cannot be written to.
-    pub fn settle(&self) -> Result<()> {
+    /// The source folder cannot be written to.
+    pub fn restore(&self) -> Result<()> {
         self.guard.replace(guard(0))?;
         self.base.replace(base(0))?;
         for (index, other) in self.others.iter().enumerate() {
             if let Some(file) = other {
-                // None of these is the broken one, of which a fresh daemon has no earlier version.
+                // Versions 5 to 10 are valid. For an invalid one a restarted daemon would have no last
+                // valid version.
                 file.replace(self::other(index, index + 5))?;
             }
         }
@@ -265,14 +265,14 @@ impl PolicyChurn {
     }
 }
 
-/// Writes one of the versions of a policy in one of the ways in which files are written.
+/// Writes a random version of a policy, by rename or in place.
 fn rewrite(file: &SourceFile, version: fn(usize) -> String, random: &mut Rng) -> Result<String> {
     let text = match random.u8(..10) {
         0..7 => version(random.usize(..)),
-        _ => broken(&version(0), random),
+        _ => invalid(&version(0), random),
     };
     match random.u8(..10) {
-        // In one line and in JSON no part of it is a whole.
+        // No prefix of a line of JSON is a complete document.
         0..2 => file.overwrite(version(0))?,
         2 => {
             file.overwrite("")?;
@@ -283,8 +283,8 @@ fn rewrite(file: &SourceFile, version: fn(usize) -> String, random: &mut Rng) ->
     Ok(text)
 }
 
-/// A version that nobody can take for good: a daemon keeps the last good one.
-fn broken(json: &str, random: &mut Rng) -> String {
+/// An invalid version of a policy, for which a daemon keeps the last valid one.
+fn invalid(json: &str, random: &mut Rng) -> String {
     match random.u8(..6) {
         0 => json[..random.usize(1..json.len())].to_owned(),
         1 => json.replace("\"rules\"", "\"rulez\""),
@@ -298,7 +298,7 @@ fn broken(json: &str, random: &mut Rng) -> String {
     }
 }
 
-/// A policy in `foo` in one line of JSON.
+/// A policy in namespace `foo`, as one line of JSON.
 fn policy(kind: &str, name: &str, spec: &str) -> String {
     let api = match kind {
         "NetworkPolicy" => "networking.k8s.io/v1",
@@ -315,11 +315,11 @@ fn authorization(name: &str, action: &str, rules: &str) -> String {
     policy("AuthorizationPolicy", name, &spec)
 }
 
-fn from(source: &str) -> String {
+fn rule_from(source: &str) -> String {
     format!("{{\"from\":[{{\"source\":{{{source}}}}}]}}")
 }
 
-/// Denies [`PRODUCTPAGE`], and neither `foo` nor `bar`, in many words.
+/// Equivalent policies that deny [`PRODUCTPAGE`] and neither `foo` nor `bar`.
 fn guard(version: usize) -> String {
     const RULES: [&str; 8] = [
         r#"{"from":[{"source":{"principals":["cluster.local/ns/default/sa/productpage"]}}]}"#,
@@ -334,7 +334,7 @@ fn guard(version: usize) -> String {
     let rule = RULES[version % RULES.len()];
     match version / RULES.len() % 4 {
         0 => authorization("guard", "DENY", rule),
-        // The same document, written as people do.
+        // The same document in block style.
         1 => format!(
             "# {version}\napiVersion: security.istio.io/v1beta1\nkind: AuthorizationPolicy\nmetadata:\n  \
              name: guard\n  namespace: foo\nspec:\n  selector:\n    matchLabels:\n      app: httpbin\n  \
@@ -343,16 +343,20 @@ fn guard(version: usize) -> String {
         2 => authorization(
             "guard",
             "DENY",
-            &format!("{},{rule}", from(r#""namespaces":["nobody"]"#)),
+            &format!("{},{rule}", rule_from(r#""namespaces":["nobody"]"#)),
         ),
         _ => {
-            let another = authorization("guard-too", "ALLOW", &from(r#""namespaces":["default"]"#));
+            let another = authorization(
+                "guard-too",
+                "ALLOW",
+                &rule_from(r#""namespaces":["default"]"#),
+            );
             format!("{another}\n---\n{}", authorization("guard", "DENY", rule))
         }
     }
 }
 
-/// Allows `foo` and `bar`, in many words.
+/// Equivalent policies that allow `foo` and `bar`.
 fn base(version: usize) -> String {
     const RULES: [&str; 5] = [
         r#"{"from":[{"source":{"principals":["cluster.local/ns/foo/sa/curl","cluster.local/ns/bar/*"]}}]}"#,
@@ -364,25 +368,25 @@ fn base(version: usize) -> String {
     authorization("base", "ALLOW", RULES[version % RULES.len()])
 }
 
-/// A policy that changes nothing of what the two say: it allows what is denied, denies what nobody
-/// asks, or asks for what everybody has.
+/// A policy that changes no outcome: it allows what the guard denies, denies what no client opens,
+/// or requires what every client fulfils.
 fn other(index: usize, version: usize) -> String {
     let name = format!("other-{index}");
     let allow = |rule: &str| authorization(&name, "ALLOW", rule);
     let deny = |rule: &str| authorization(&name, "DENY", rule);
     match version % 16 {
-        0 => allow(&from(
+        0 => allow(&rule_from(
             r#""principals":["cluster.local/ns/default/sa/productpage"]"#,
         )),
         1 => allow("{}"),
         2 => allow(""),
-        3 => allow(&from(r#""ipBlocks":["10.0.0.0/8","fd00::/8"]"#)),
-        4 => allow(&from(r#""ipBlocks":["10.0.0.0/8","fd00:::/8"]"#)),
+        3 => allow(&rule_from(r#""ipBlocks":["10.0.0.0/8","fd00::/8"]"#)),
+        4 => allow(&rule_from(r#""ipBlocks":["10.0.0.0/8","fd00:::/8"]"#)),
         5 => allow(r#"{"to":[{"operation":{"methods":["GET"]}}]}"#),
-        6 => deny(&from(r#""namespaces":["nobody"]"#)),
+        6 => deny(&rule_from(r#""namespaces":["nobody"]"#)),
         7 => deny(r#"{"to":[{"operation":{"ports":["1"]}}]}"#),
-        8 => deny(&from(r#""ipBlocks":["192.0.2.0/24"]"#)),
-        9 => deny(&from(r#""notPrincipals":["*"]"#)),
+        8 => deny(&rule_from(r#""ipBlocks":["192.0.2.0/24"]"#)),
+        9 => deny(&rule_from(r#""notPrincipals":["*"]"#)),
         10 => policy("PeerAuthentication", &name, r#"{"mtls":{"mode":"STRICT"}}"#),
         11 => policy(
             "PeerAuthentication",
@@ -416,24 +420,24 @@ fn other(index: usize, version: usize) -> String {
     }
 }
 
-/// The address that nginx must never log, over each family.
+/// The addresses of the denied client, which nginx must never log.
 ///
 /// # Errors
-/// There is no such pod.
+/// The pod does not exist.
 pub fn denied_addresses(lab: &Lab) -> Result<Vec<String>> {
     let address = |family| Ok(lab.pod_ip(PRODUCTPAGE, family)?.to_string());
     IpFamily::ALL.into_iter().map(address).collect()
 }
 
-/// Lines of a server's own log that are requests from one of these addresses.
+/// The requests from these addresses in a server's own log.
 ///
 /// # Errors
-/// There is no such pod.
+/// The pod does not exist.
 pub fn requests_from(lab: &Lab, server: &str, addresses: &[String]) -> Result<Vec<String>> {
     let log = lab.pod_log(server)?;
-    let from = |line: &&str| {
+    let is_from = |line: &&str| {
         let client = line.split(' ').next().unwrap_or_default();
         addresses.iter().any(|address| address == client)
     };
-    Ok(log.lines().filter(from).map(str::to_owned).collect())
+    Ok(log.lines().filter(is_from).map(str::to_owned).collect())
 }

@@ -1,4 +1,4 @@
-//! The scene: servers on both nodes, and clients of four kinds.
+//! The lab of the policy suites: a server on each node, and four clients that policies tell apart.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use serde_json::{Map, Value, json};
 use crate::manifest::{self, Pod};
 use crate::programs::{greeter, words};
 
-/// The servers' port for HTTP, named `http`. nginx answers with the address that it saw.
+/// The servers' port for HTTP, named `http`. nginx responds with the client address that it sees.
 pub const HTTP: u16 = 8080;
 
-/// The servers' port where the server speaks first, named `tcp-echo`.
+/// The servers' port on which the server sends first, named `tcp-echo`.
 pub const TCP: u16 = 9000;
 
-/// What the server says first on [`TCP`].
+/// The greeting that a server sends on [`TCP`].
 pub const GREETING: &str = "hello";
 
-/// The file `/big` of each server: so many bytes of counting, which nginx sends at this rate, so
-/// that a transfer takes five seconds.
-pub const BIG: usize = 5 * RATE;
-const RATE: usize = 128 * 1024;
+/// Size in bytes of the file `/big` of each server. nginx limits its rate, so that a transfer takes
+/// five seconds.
+pub const BIG_FILE_BYTES: usize = 5 * BIG_FILE_BYTES_PER_SECOND;
+const BIG_FILE_BYTES_PER_SECOND: usize = 128 * 1024;
 
 /// A client of another namespace in the mesh, on node `a`.
 pub const PRODUCTPAGE: &str = "default/productpage";
@@ -42,28 +42,29 @@ pub const CLIENTS: [&str; 4] = [PRODUCTPAGE, FOO, BAR, LEGACY];
 /// The servers with their nodes.
 pub const SERVERS: [(&str, &str); 2] = [("foo/near", "a"), ("foo/far", "b")];
 
-/// A pod is ready when its program runs, and that program has to make a file first.
-const LISTENS: Duration = Duration::from_secs(10);
+/// How long a server may take to listen. A pod is ready when its program runs, and that program
+/// first writes a file.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Brings up the town.
+/// Brings up the lab.
 ///
 /// # Errors
-/// It does not settle.
+/// The lab does not come up.
 pub fn up() -> Result<Lab> {
     up_with([], Options::default())
 }
 
-/// Brings up the town with more objects in it.
+/// Brings up the lab with more objects and other options.
 ///
 /// # Errors
-/// It does not settle.
+/// The lab does not come up.
 pub fn up_with(more: impl IntoIterator<Item = String>, options: Options) -> Result<Lab> {
     let lab = Lab::up(manifest::all(manifests().into_iter().chain(more)), options)?;
     for (server, _) in SERVERS {
-        lab.wait_until(&format!("{server} to listen"), LISTENS, || {
-            let listening = lab.exec(server, &["ss", "-Hltn"]).ok()?.stdout;
-            let on = |port: u16| listening.contains(&format!(":{port} "));
-            (on(HTTP) && on(TCP)).then_some(())
+        lab.wait_until(&format!("{server} to listen"), LISTEN_DEADLINE, || {
+            let sockets = lab.exec(server, &["ss", "-Hltn"]).ok()?.stdout;
+            let is_listening = |port: u16| sockets.contains(&format!(":{port} "));
+            (is_listening(HTTP) && is_listening(TCP)).then_some(())
         })?;
     }
     Ok(lab)
@@ -90,24 +91,24 @@ fn manifests() -> Vec<String> {
         Pod::new("legacy", "curl").on("a").into(),
     ];
     for (server, node) in SERVERS {
-        all.push(httpbin(&server["foo/".len()..], node).into());
+        all.push(server_pod(&server["foo/".len()..], node).into());
     }
     all
 }
 
 /// A server with both ports, in namespace `foo`, with the label `app: httpbin`.
-pub fn httpbin(name: &str, node: &str) -> Pod {
+fn server_pod(name: &str, node: &str) -> Pod {
     Pod::new("foo", name)
         .on(node)
         .label("app", "httpbin")
-        .runs(program())
+        .runs(server_command())
         .port(Some("http"), HTTP)
         .port(Some("tcp-echo"), TCP)
 }
 
-/// nginx on [`HTTP`], and a greeter on [`TCP`] beside it. nginx answers with the address that it
-/// sees, and logs that address with each request.
-fn program() -> Vec<String> {
+/// nginx on [`HTTP`] and a greeter on [`TCP`]. nginx responds with the client address that it sees,
+/// and logs that address with each request.
+fn server_command() -> Vec<String> {
     let config = format!(
         "daemon off; master_process off; pid nginx.pid; error_log /dev/stderr;\n\
          events {{ worker_connections 4096; }}\n\
@@ -117,7 +118,7 @@ fn program() -> Vec<String> {
            server {{\n\
              listen {HTTP} backlog=1024; listen [::]:{HTTP} backlog=1024; default_type text/plain;\n\
              location / {{ return 200 \"$remote_addr\"; }}\n\
-             location /big {{ root www; limit_rate {RATE}; }}\n\
+             location /big {{ root www; limit_rate {BIG_FILE_BYTES_PER_SECOND}; }}\n\
            }}\n\
          }}\n"
     );
@@ -126,7 +127,8 @@ fn program() -> Vec<String> {
         .map(|word| format!("'{word}'"))
         .collect();
     let script = format!(
-        "mkdir www && seq {BIG} | head -c {BIG} >www/big && printf %s \"$0\" >nginx.conf || exit 1\n\
+        "mkdir www && seq {BIG_FILE_BYTES} | head -c {BIG_FILE_BYTES} >www/big && \
+         printf %s \"$0\" >nginx.conf || exit 1\n\
          {} &\n\
          exec nginx -e /dev/stderr -p \"$PWD\" -c nginx.conf",
         greeter.join(" ")
@@ -134,18 +136,19 @@ fn program() -> Vec<String> {
     words(&["sh", "-c", &script, &config])
 }
 
-/// What [`BIG`] holds.
-pub fn big() -> Vec<u8> {
-    let lines = (1..=BIG).flat_map(|number| format!("{number}\n").into_bytes());
-    lines.take(BIG).collect()
+/// The content of the file `/big`: the first [`BIG_FILE_BYTES`] bytes of the numbers from 1, one a
+/// line.
+pub fn big_file() -> Vec<u8> {
+    let lines = (1..=BIG_FILE_BYTES).flat_map(|number| format!("{number}\n").into_bytes());
+    lines.take(BIG_FILE_BYTES).collect()
 }
 
-/// A namespace with labels, and with the one that Kubernetes gives to each.
-pub fn namespace(name: &str, labels: &[(&str, &str)]) -> String {
-    let own = ("kubernetes.io/metadata.name", name);
+/// A namespace with these labels and the name label that Kubernetes sets on every namespace.
+fn namespace(name: &str, labels: &[(&str, &str)]) -> String {
+    let name_label = ("kubernetes.io/metadata.name", name);
     let labels: Map<String, Value> = labels
         .iter()
-        .chain([&own])
+        .chain([&name_label])
         .map(|(key, value)| ((*key).to_owned(), (*value).into()))
         .collect();
     let metadata = json!({"name": name, "labels": labels});

@@ -1,20 +1,20 @@
-//! Policies as guides tell people to write them, and who is let through by each.
+//! Example policies of published guides, and which connections each of them allows.
 //!
-//! Their text is in the folder `guides`, for the [town](super::fixture) as it stands there: names and
-//! addresses are those of the guides where the town has them.
+//! Their text is in the folder `guides`, adapted to the [fixture](super::fixture): names and
+//! addresses are the guides' own where the fixture has them.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
-use lab::{IpFamily, Lab};
+use anyhow::Result;
+use lab::Lab;
 
-use super::connection::{Connection, Outcome};
-use super::fixture::{BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE, SERVERS, TCP};
-use super::telemetry::{Baseline, Denial, in_parallel};
+use super::connection::{check_connections, connections};
+use super::fixture::{BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
+use super::telemetry::{Baseline, Denial};
 use crate::input::SourceFile;
 use crate::sync::wait_synced;
 
-/// The denial of a workload that has ALLOW policies, of which none matched.
+/// The policy of a denial by a workload that has ALLOW policies, none of which matched.
 pub const NO_ALLOW: &str = "AuthorizationPolicy: no ALLOW matched";
 
 const BOTH: &[u16] = &[HTTP, TCP];
@@ -37,19 +37,19 @@ const ALL_TCP: &[(&str, &[u16])] = &[
     (BAR, &[TCP]),
     (LEGACY, &[TCP]),
 ];
-/// Those on node `a`, whose pods have addresses of 10.244.1.0/24.
+/// Clients on node `a`, whose pods have addresses in 10.244.1.0/24.
 const NODE_A: &[(&str, &[u16])] = &[(PRODUCTPAGE, BOTH), (FOO, BOTH), (LEGACY, BOTH)];
 
-/// One guide's advice.
+/// One example policy.
 #[derive(Debug, Clone, Copy)]
 pub struct Guide {
-    /// The name of its file.
+    /// The name of the file, without `.yaml`.
     pub name: &'static str,
-    /// The file.
+    /// The content of the file.
     pub yaml: &'static str,
-    /// Who is let through, to which ports; nobody else is.
+    /// Allowed clients, each with the allowed ports. All other connections are denied.
     pub allows: &'static [(&'static str, &'static [u16])],
-    /// What the denial names on [`HTTP`] and on [`TCP`].
+    /// The policy that a denial names on [`HTTP`] and on [`TCP`].
     pub denied_by: [&'static str; 2],
 }
 
@@ -81,7 +81,7 @@ pub const AUTHORIZATION: &[Guide] = guides! {
         "AuthorizationPolicy foo/foo-isolation", "AuthorizationPolicy foo/foo-isolation";
     "deny-by-port": ALL_HTTP, "", "AuthorizationPolicy foo/tcp-policy";
     "allow-by-port": ALL_TCP, NO_ALLOW, "";
-    // What is not of TCP can never match in an ALLOW, and is not looked at in a DENY.
+    // An attribute of HTTP never matches in an ALLOW, and is ignored in a DENY.
     "allow-by-port-and-method": &[], NO_ALLOW, NO_ALLOW;
     "deny-by-port-and-method": ALL_HTTP, "", "AuthorizationPolicy foo/tcp-policy";
     "ip-blocks": NODE_A, NO_ALLOW, NO_ALLOW;
@@ -151,52 +151,36 @@ pub const NETWORK: &[Guide] = guides! {
 };
 
 impl Guide {
-    /// Applies it and makes every connection of the town, one client beside the other, over both
-    /// families to the servers of both nodes; then takes it away. What clients saw, the access log
-    /// and the metric must agree with what was written.
+    /// Applies the policy, opens every connection of the fixture and removes the policy again.
+    /// Outcomes, access log and metric must agree with [`Self::allows`] and [`Self::denied_by`].
     ///
     /// # Errors
-    /// They do not; the error has every connection that went otherwise.
-    pub fn holds(&self, lab: &Lab) -> Result<()> {
+    /// They do not; the error lists every connection with another outcome.
+    pub fn check(&self, lab: &Lab) -> Result<()> {
         let file = SourceFile::write(lab, &format!("{}.yaml", self.name), self.yaml)?;
         wait_synced(lab)?;
         let baseline = Baseline::take(lab)?;
-        let wrong = in_parallel(CLIENTS, |client| self.wrong(lab, client))?;
-        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        check_connections(lab, &CLIENTS, |client, port| {
+            self.denying_policy(client, port).is_none()
+        })?;
         baseline.wait_denials(lab, &self.denials())?;
         drop(file);
         Ok(())
     }
 
-    /// The connections of a client that did not go as written.
-    fn wrong(&self, lab: &Lab, client: &str) -> Result<Vec<String>> {
-        let mut wrong = Vec::new();
-        for connection in connections(client) {
-            let wanted = match self.denial(client, connection.port) {
-                None => Outcome::Answered,
-                Some(_) => Outcome::Reset,
-            };
-            let seen = connection.open(lab)?;
-            if seen != wanted {
-                wrong.push(format!("{connection}: {seen:?}, not {wanted:?}"));
-            }
-        }
-        Ok(wrong)
-    }
-
-    /// What denies this client, if anything does.
-    fn denial(&self, client: &str, port: u16) -> Option<&'static str> {
-        let allowed = self
+    /// The policy that denies this client's connections to a port; `None` if they are allowed.
+    fn denying_policy(&self, client: &str, port: u16) -> Option<&'static str> {
+        let is_allowed = self
             .allows
             .iter()
-            .any(|(who, ports)| *who == client && ports.contains(&port));
-        (!allowed).then_some(self.denied_by[usize::from(port == TCP)])
+            .any(|(from, ports)| *from == client && ports.contains(&port));
+        (!is_allowed).then_some(self.denied_by[usize::from(port == TCP)])
     }
 
     fn denials(&self) -> BTreeMap<Denial, usize> {
         let mut denials = BTreeMap::new();
         for connection in CLIENTS.into_iter().flat_map(connections) {
-            let Some(policy) = self.denial(connection.from, connection.port) else {
+            let Some(policy) = self.denying_policy(connection.from, connection.port) else {
                 continue;
             };
             let (from, to) = (connection.from.to_owned(), connection.to.to_owned());
@@ -205,19 +189,4 @@ impl Guide {
         }
         denials
     }
-}
-
-/// Every connection that a client of the town makes.
-pub fn connections(from: &str) -> impl Iterator<Item = Connection<'_>> {
-    let ports = SERVERS
-        .iter()
-        .flat_map(|(to, _)| BOTH.iter().map(move |port| (*to, *port)));
-    ports.flat_map(move |(to, port)| {
-        IpFamily::ALL.map(move |family| Connection {
-            from,
-            to,
-            family,
-            port,
-        })
-    })
 }

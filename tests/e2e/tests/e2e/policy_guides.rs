@@ -1,5 +1,5 @@
-//! Policies as guides tell people to write them do what the guides say: over both families, on the
-//! same node and across nodes, where the client asks and where the server speaks first.
+//! Example policies of published guides allow and deny what the guides say: over both families, on
+//! the same node and across nodes, for HTTP and for a server that sends first.
 
 use std::net::SocketAddr;
 
@@ -8,79 +8,80 @@ use ambit_e2e::input::SourceFile;
 use ambit_e2e::manifest::Service;
 use ambit_e2e::metrics;
 use ambit_e2e::policy::connection::{Connection, Outcome};
-use ambit_e2e::policy::fixture::{self, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
+use ambit_e2e::policy::fixture::{self, BAR, FOO, HTTP, LEGACY, PRODUCTPAGE, TCP};
 use ambit_e2e::policy::guides::{AUTHENTICATION, AUTHORIZATION, Guide, NETWORK};
 use ambit_e2e::policy::telemetry::{self, Baseline, DENIED};
 use ambit_e2e::sync::wait_synced;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::{IpFamily, Lab, Options};
 
-/// Without a policy everybody reaches everything, before and after.
-const NOTHING: Guide = Guide {
+/// No policy at all, which allows everything.
+const NO_POLICY: Guide = Guide {
     name: "nothing",
     yaml: "",
     allows: &[
-        (fixture::PRODUCTPAGE, &[HTTP, TCP]),
-        (fixture::FOO, &[HTTP, TCP]),
-        (fixture::BAR, &[HTTP, TCP]),
-        (fixture::LEGACY, &[HTTP, TCP]),
+        (PRODUCTPAGE, &[HTTP, TCP]),
+        (FOO, &[HTTP, TCP]),
+        (BAR, &[HTTP, TCP]),
+        (LEGACY, &[HTTP, TCP]),
     ],
     denied_by: ["", ""],
 };
 
-fn all_hold(lab: &Lab, guides: &[Guide]) -> Result<()> {
-    let mut broken = Vec::new();
-    for guide in [&[NOTHING], guides, &[NOTHING]].concat() {
-        if let Err(error) = guide.holds(lab) {
-            broken.push(format!("{}: {error:#}", guide.name));
+/// Checks each guide, and that everything is allowed before the first and after the last.
+fn check_all(lab: &Lab, guides: &[Guide]) -> Result<()> {
+    let mut failures = Vec::new();
+    for guide in [&[NO_POLICY], guides, &[NO_POLICY]].concat() {
+        if let Err(error) = guide.check(lab) {
+            failures.push(format!("{}: {error:#}", guide.name));
         }
     }
     ensure!(
-        broken.is_empty(),
-        "{} of {} do not:\n{}",
-        broken.len(),
+        failures.is_empty(),
+        "{} of {} guides fail:\n{}",
+        failures.len(),
         guides.len(),
-        broken.join("\n\n")
+        failures.join("\n\n")
     );
     Ok(())
 }
 
 #[test]
 fn authorization_policies_allow_and_deny_as_written() -> Result<()> {
-    all_hold(&fixture::up()?, AUTHORIZATION)
+    check_all(&fixture::up()?, AUTHORIZATION)
 }
 
 #[test]
-fn peer_authentication_refuses_plaintext_where_it_is_strict_and_only_there() -> Result<()> {
-    all_hold(&fixture::up()?, AUTHENTICATION)
+fn peer_authentication_denies_plaintext_only_where_strict() -> Result<()> {
+    check_all(&fixture::up()?, AUTHENTICATION)
 }
 
 #[test]
-fn network_policies_hold_behind_the_tunnel() -> Result<()> {
-    all_hold(&fixture::up()?, NETWORK)
+fn network_policies_apply_to_tunnelled_connections() -> Result<()> {
+    check_all(&fixture::up()?, NETWORK)
 }
 
 #[test]
-fn network_policies_are_not_looked_at_where_the_flag_says_so() -> Result<()> {
+fn network_policies_are_ignored_with_network_policy_off() -> Result<()> {
     let options = Options {
         daemon_args: vec!["--network-policy".to_owned(), "off".to_owned()],
         ..Options::default()
     };
     let lab = fixture::up_with([], options)?;
-    let deny = NETWORK.first().copied().unwrap_or(NOTHING);
+    let deny = NETWORK.first().copied().unwrap_or(NO_POLICY);
     Guide {
-        allows: NOTHING.allows,
+        allows: NO_POLICY.allows,
         ..deny
     }
-    .holds(&lab)
+    .check(&lab)
 }
 
-/// The port of a policy is the pod's own, whatever the service in front of it has.
+/// A policy's port is compared with the pod's port, not with the service's.
 #[test]
-fn a_policys_port_is_the_pods_own() -> Result<()> {
+fn policy_port_matches_the_target_port_of_a_service() -> Result<()> {
     let service = Service::new("foo", "httpbin", 80, "http");
     let lab = fixture::up_with([service.into()], Options::default())?;
-    for (port, wanted) in [(80, Outcome::Answered), (HTTP, Outcome::Reset)] {
+    for (port, expected) in [(80, Outcome::Answered), (HTTP, Outcome::Reset)] {
         let policy = format!(
             "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: by-port}}, \
              spec: {{action: DENY, rules: [{{to: [{{operation: {{ports: [\"{port}\"]}}}}]}}]}}}}"
@@ -96,23 +97,29 @@ fn a_policys_port_is_the_pods_own() -> Result<()> {
                     family,
                     port: HTTP,
                 };
-                let seen = connection.open_to(&lab, to)?;
-                ensure!(seen == wanted, "port {port}: {from} to {to}: {seen:?}");
+                let outcome = connection.open_to(&lab, to)?;
+                ensure!(
+                    outcome == expected,
+                    "DENY of port {port}: {from} to {to}: {outcome:?}"
+                );
             }
         }
     }
     Ok(())
 }
 
-/// What an operator reads on both sides of one denied connection.
+/// The policy of the following test.
+const DENY_BY_PORT: &str = "AuthorizationPolicy foo/tcp-policy";
+
 #[test]
-fn a_denial_names_its_policy_wherever_an_operator_looks() -> Result<()> {
+fn deny_policy_is_named_in_access_log_metrics_and_dump() -> Result<()> {
     let lab = fixture::up()?;
     let baseline = Baseline::take(&lab)?;
     let guide = AUTHORIZATION
         .iter()
-        .find(|guide| guide.name == "deny-by-port");
-    let _file = SourceFile::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
+        .find(|guide| guide.name == "deny-by-port")
+        .context("the guide")?;
+    let _file = SourceFile::write(&lab, "p.yaml", guide.yaml)?;
     wait_synced(&lab)?;
     for from in [FOO, LEGACY] {
         let denied = Connection {
@@ -121,87 +128,87 @@ fn a_denial_names_its_policy_wherever_an_operator_looks() -> Result<()> {
             family: IpFamily::V4,
             port: TCP,
         };
-        let seen = denied.open(&lab)?;
-        ensure!(seen == Outcome::Reset, "{denied}: {seen:?}");
+        let outcome = denied.open(&lab)?;
+        ensure!(outcome == Outcome::Reset, "{denied}: {outcome:?}");
     }
-    let policy = "AuthorizationPolicy foo/tcp-policy";
-    let told = [
-        ("direction", "inbound"),
-        ("reason", DENIED),
-        ("policy", policy),
-    ];
+    check_access_log(&lab).context("access log")?;
+    check_metrics(&lab, &baseline).context("metrics")?;
+    check_dump(&lab).context("dump")
+}
+
+/// Both sides of a denied connection are logged.
+fn check_access_log(lab: &Lab) -> Result<()> {
     for (client, identity) in [
         ("foo", "spiffe://cluster.local/ns/foo/sa/curl"),
         ("legacy", ""),
     ] {
-        let client = [("src.namespace", client), ("src.workload", "curl")];
-        let line = access_log::wait(&lab, "b", &[&told[..], &client].concat())?;
+        let fields = [
+            ("direction", "inbound"),
+            ("reason", DENIED),
+            ("policy", DENY_BY_PORT),
+            ("src.namespace", client),
+            ("src.workload", "curl"),
+        ];
+        let line = access_log::wait(lab, "b", &fields)?;
         ensure!(
             line.field("src.identity") == identity && line.level == "error",
             "{}",
             line.line
         );
-        ensure!(line.field("error").contains(policy), "{}", line.line);
+        ensure!(line.field("error").contains(DENY_BY_PORT), "{}", line.line);
     }
-    // The other side knows that it was refused, and by whom.
-    let refused = [("direction", "outbound"), ("reason", "connect_rejected")];
-    let line = access_log::wait(
-        &lab,
-        "a",
-        &[&refused[..], &[("src.namespace", "foo")]].concat(),
-    )?;
+    let fields = [
+        ("direction", "outbound"),
+        ("reason", "connect_rejected"),
+        ("src.namespace", "foo"),
+    ];
+    let line = access_log::wait(lab, "a", &fields)?;
     ensure!(line.field("error").contains("401"), "{}", line.line);
+    Ok(())
+}
 
-    baseline.wait_counter(&lab, telemetry::DENIALS_TOTAL, &[("policy", policy)], 2)?;
+fn check_metrics(lab: &Lab, baseline: &Baseline) -> Result<()> {
+    let policy = [("policy", DENY_BY_PORT)];
+    baseline.wait_counter(lab, telemetry::DENIALS_TOTAL, &policy, 2)?;
     for (principal, security) in [
         ("spiffe://cluster.local/ns/foo/sa/curl", "mutual_tls"),
         ("unknown", "unknown"),
     ] {
-        let failed = [
+        let labels = [
             ("reporter", "destination"),
             ("response_flags", "DENY"),
             ("source_principal", principal),
             ("connection_security_policy", security),
             ("destination_workload", "far"),
         ];
-        metrics::wait(
-            &lab,
-            "b",
-            "istio_tcp_connections_failed_total",
-            &failed,
-            1.0,
-        )?;
+        let failed = "istio_tcp_connections_failed_total";
+        metrics::wait(lab, "b", failed, &labels, 1.0)?;
     }
     let reason = [("direction", "inbound"), ("reason", DENIED)];
-    baseline.wait_counter(&lab, "ambit_connection_failures_total", &reason, 2)
+    baseline.wait_counter(lab, "ambit_connection_failures_total", &reason, 2)
 }
 
-/// In the dump of each daemon, for `istioctl` and for people.
-#[test]
-fn the_dump_says_what_became_of_each_policy() -> Result<()> {
-    let lab = fixture::up()?;
-    let guide = AUTHORIZATION
-        .iter()
-        .find(|guide| guide.name == "deny-by-port");
-    let _file = SourceFile::write(&lab, "p.yaml", guide.map_or("", |guide| guide.yaml))?;
-    wait_synced(&lab)?;
+/// Every daemon lists the policy with its action, scope, state and selected pods.
+fn check_dump(lab: &Lab) -> Result<()> {
     for node in ["a", "b"] {
-        let policy = telemetry::policy(&lab, node, "AuthorizationPolicy", "foo", "tcp-policy")?;
-        println!("{policy:#}");
+        let policy = telemetry::policy(lab, node, "AuthorizationPolicy", "foo", "tcp-policy")?;
         ensure!(telemetry::text(&policy, "action") == "Deny", "{policy:#}");
         ensure!(
             telemetry::text(&policy, "scope") == "WorkloadSelector",
             "{policy:#}"
         );
         ensure!(telemetry::is_accepted(&policy), "{policy:#}");
-        let selects = policy
+        let selected = policy
             .get("selects")
             .map(ToString::to_string)
             .unwrap_or_default();
         for pod in ["/foo/near/", "/foo/far/"] {
-            ensure!(selects.contains(pod), "{pod} is not in {selects}");
+            ensure!(selected.contains(pod), "{pod} is not in {selected}");
         }
-        ensure!(!selects.contains("/foo/curl/"), "{selects}");
+        ensure!(
+            !selected.contains("/foo/curl/"),
+            "a pod without the label is selected: {selected}"
+        );
     }
     Ok(())
 }

@@ -1,149 +1,157 @@
-//! A policy that is not as it should be never lets anybody in: it denies, it is reported by object
-//! and field, and where there was a good version that one goes on.
+//! Invalid policies fail closed: the daemons deny, report the object and field, and keep enforcing the
+//! last valid version if there is one. Also policies that are reported and not enforced.
 
 use ambit_e2e::input::{ExpectedProblem, SourceFile};
-use ambit_e2e::policy::connection::Outcome;
+use ambit_e2e::policy::connection::{check_connections, connections};
 use ambit_e2e::policy::fixture::{self, BAR, CLIENTS, FOO, HTTP, LEGACY, PRODUCTPAGE};
-use ambit_e2e::policy::guides::{NO_ALLOW, connections};
-use ambit_e2e::policy::telemetry::{self, Baseline, in_parallel};
+use ambit_e2e::policy::guides::NO_ALLOW;
+use ambit_e2e::policy::telemetry::{self, Baseline};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
 use lab::Lab;
 
-/// Who gets through, to which ports.
-type Lets = fn(client: &str, port: u16) -> bool;
+/// The nodes, whose daemons all report each problem.
+const NODES: [&str; 2] = ["a", "b"];
 
-/// A policy with a mistake, and what must become of it.
-struct Mistake {
-    what: &'static str,
+/// Whether a client's connections to a port are allowed.
+type IsAllowed = fn(client: &str, port: u16) -> bool;
+
+/// A policy with one invalid field, and its expected report and effect.
+struct InvalidPolicy {
+    description: &'static str,
     kind: &'static str,
     namespace: &'static str,
     spec: &'static str,
     field: &'static str,
     code: &'static str,
-    lets: Lets,
+    is_allowed: IsAllowed,
 }
 
-const NOBODY: Lets = |_, _| false;
-const MESHED: Lets = |client, _| client != LEGACY;
+/// The file of the policy under test.
+const FILE: &str = "policy.yaml";
+
+const EVERYBODY: IsAllowed = |_, _| true;
+const NOBODY: IsAllowed = |_, _| false;
+const MESHED: IsAllowed = |client, _| client != LEGACY;
 
 const AUTHORIZATION: &str = "AuthorizationPolicy";
 const AUTHENTICATION: &str = "PeerAuthentication";
 const NETWORK: &str = "NetworkPolicy";
 
-const MISTAKES: [Mistake; 12] = [
-    Mistake {
-        what: "an ALLOW of an address that is none",
+const INVALID_POLICIES: [InvalidPolicy; 12] = [
+    InvalidPolicy {
+        description: "ALLOW with an invalid address",
         kind: AUTHORIZATION,
         namespace: "foo",
         spec: "{rules: [{from: [{source: {ipBlocks: [10.244.1.300]}}]}, {from: [{source: {namespaces: [foo]}}]}]}",
         field: "spec.rules[0].from[0].source.ipBlocks[0]",
         code: "bad_value",
-        lets: NOBODY,
+        is_allowed: NOBODY,
     },
-    Mistake {
-        what: "a DENY of a port that is none, to clients of bar",
+    InvalidPolicy {
+        description: "DENY with an invalid port, for clients of bar",
         kind: AUTHORIZATION,
         namespace: "foo",
         spec: "{action: DENY, rules: [{from: [{source: {namespaces: [bar]}}], to: [{operation: {ports: [http]}}]}]}",
         field: "spec.rules[0].to[0].operation.ports[0]",
         code: "bad_value",
-        lets: |client, _| client != BAR,
+        is_allowed: |client, _| client != BAR,
     },
-    Mistake {
-        what: "a DENY of an address that is none, on one port",
+    InvalidPolicy {
+        description: "DENY with an invalid address, for one port",
         kind: AUTHORIZATION,
         namespace: "foo",
         spec: "{action: DENY, rules: [{from: [{source: {notIpBlocks: [everywhere]}}], to: [{operation: {ports: [\"9000\"]}}]}]}",
         field: "spec.rules[0].from[0].source.notIpBlocks[0]",
         code: "bad_value",
-        lets: |_, port| port == HTTP,
+        is_allowed: |_, port| port == HTTP,
     },
-    Mistake {
-        what: "an ALLOW of nobody's name",
+    InvalidPolicy {
+        description: "ALLOW of an empty principal",
         kind: AUTHORIZATION,
         namespace: "foo",
         spec: "{rules: [{from: [{source: {principals: [\"\"]}}]}]}",
         field: "spec.rules[0].from[0].source.principals[0]",
         code: "bad_value",
-        lets: NOBODY,
+        is_allowed: NOBODY,
     },
-    Mistake {
-        what: "a field of the future",
+    InvalidPolicy {
+        description: "unknown field",
         kind: AUTHORIZATION,
         namespace: "foo",
         spec: "{rules: [{from: [{source: {namespaces: [foo], onlyOnSundays: true}}]}]}",
         field: "spec.rules[0].from[0].source.onlyOnSundays",
         code: "unknown_field",
-        lets: NOBODY,
+        is_allowed: NOBODY,
     },
-    Mistake {
-        what: "an action of the future",
+    InvalidPolicy {
+        description: "unknown action",
         kind: AUTHORIZATION,
         namespace: "foo",
         spec: "{action: WELCOME, rules: [{}]}",
         field: "spec.action",
         code: "unknown_action",
-        lets: NOBODY,
+        is_allowed: NOBODY,
     },
-    Mistake {
-        what: "a selector that cannot be read, of a DENY for plaintext",
+    InvalidPolicy {
+        description: "DENY of plaintext with an unreadable selector",
         kind: AUTHORIZATION,
         namespace: "foo",
         spec: "{selector: [app, nothing], action: DENY, rules: [{from: [{source: {notPrincipals: [\"*\"]}}]}]}",
         field: "spec.selector",
         code: "bad_field",
-        lets: MESHED,
+        is_allowed: MESHED,
     },
-    Mistake {
-        what: "a rule that is a word",
+    InvalidPolicy {
+        description: "rules that are not a list",
         kind: AUTHORIZATION,
         namespace: "istio-system",
         spec: "{rules: all}",
         field: "spec.rules",
         code: "bad_field",
-        lets: NOBODY,
+        is_allowed: NOBODY,
     },
-    Mistake {
-        what: "a mode of the future",
+    InvalidPolicy {
+        description: "unknown mode",
         kind: AUTHENTICATION,
         namespace: "foo",
         spec: "{mtls: {mode: RELAXED}}",
         field: "spec.mtls.mode",
         code: "unknown_mode",
-        lets: MESHED,
+        is_allowed: MESHED,
     },
-    Mistake {
-        what: "a mode of the future for one port",
+    InvalidPolicy {
+        description: "unknown mode for one port",
         kind: AUTHENTICATION,
         namespace: "foo",
         spec: "{selector: {matchLabels: {app: httpbin}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9000: {mode: RELAXED}}}",
         field: "spec.portLevelMtls.9000.mode",
         code: "unknown_mode",
-        lets: MESHED,
+        is_allowed: MESHED,
     },
-    Mistake {
-        what: "an ipBlock that is none",
+    InvalidPolicy {
+        description: "invalid ipBlock",
         kind: NETWORK,
         namespace: "foo",
         spec: "{podSelector: {matchLabels: {app: httpbin}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}, {}]}",
         field: "spec.ingress[0].from[0].ipBlock.cidr",
         code: "bad_cidr",
-        lets: NOBODY,
+        is_allowed: NOBODY,
     },
-    Mistake {
-        what: "a podSelector that cannot be read",
+    InvalidPolicy {
+        description: "invalid podSelector",
         kind: NETWORK,
         namespace: "foo",
         spec: "{podSelector: {matchExpressions: [{key: app, operator: Like, values: [http]}]}, ingress: [{}]}",
         field: "spec.podSelector.matchExpressions[0].operator",
         code: "bad_selector",
-        lets: NOBODY,
+        is_allowed: NOBODY,
     },
 ];
 
-impl Mistake {
-    fn yaml(&self, name: &str) -> String {
+impl InvalidPolicy {
+    /// The policy, named `policy`.
+    fn yaml(&self) -> String {
         let api = match self.kind {
             NETWORK => "networking.k8s.io/v1",
             _ => "security.istio.io/v1",
@@ -155,87 +163,73 @@ impl Mistake {
             ..
         } = self;
         format!(
-            "{{apiVersion: {api}, kind: {kind}, metadata: {{namespace: {namespace}, name: {name}}}, spec: {spec}}}"
+            "{{apiVersion: {api}, kind: {kind}, metadata: {{namespace: {namespace}, name: policy}}, spec: {spec}}}"
         )
     }
 
-    fn is_reported(&self, lab: &Lab, name: &str) -> Result<()> {
-        let object = format!("{} {}/{name}", self.kind, self.namespace);
+    /// Waits until every daemon reports the invalid field.
+    fn wait_reported(&self, lab: &Lab) -> Result<()> {
+        let object = format!("{} {}/policy", self.kind, self.namespace);
         let report = ExpectedProblem {
-            file: "mistake.yaml",
+            file: FILE,
             object: &object,
             field: self.field,
             code: self.code,
         };
-        for node in ["a", "b"] {
+        for node in NODES {
             report.wait(lab, node)?;
         }
         Ok(())
     }
 }
 
-/// Every connection of the town goes as this says.
-fn lets(lab: &Lab, lets: Lets) -> Result<()> {
-    let wrong = in_parallel(CLIENTS, |client| {
-        let mut wrong = Vec::new();
-        for connection in connections(client) {
-            let wanted = match lets(client, connection.port) {
-                true => Outcome::Answered,
-                false => Outcome::Reset,
-            };
-            let seen = connection.open(lab)?;
-            if seen != wanted {
-                wrong.push(format!("{connection}: {seen:?}"));
-            }
-        }
-        Ok(wrong)
-    })?;
-    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    Ok(())
+/// Checks every connection of the fixture.
+fn check_allowed(lab: &Lab, is_allowed: IsAllowed) -> Result<()> {
+    check_connections(lab, &CLIENTS, is_allowed)
 }
 
 #[test]
-fn each_mistake_denies_and_is_reported_by_object_and_field() -> Result<()> {
+fn invalid_policy_denies_and_is_reported_by_object_and_field() -> Result<()> {
     let lab = fixture::up()?;
-    let mut broken = Vec::new();
-    for mistake in &MISTAKES {
-        let file = SourceFile::write(&lab, "mistake.yaml", mistake.yaml("mistake"))?;
-        let result = mistake
-            .is_reported(&lab, "mistake")
-            .and_then(|()| is_invalid(&lab, mistake))
-            .and_then(|()| lets(&lab, mistake.lets));
+    let mut failures = Vec::new();
+    for invalid in &INVALID_POLICIES {
+        let file = SourceFile::write(&lab, FILE, invalid.yaml())?;
+        let result = invalid
+            .wait_reported(&lab)
+            .and_then(|()| check_not_accepted(&lab, invalid))
+            .and_then(|()| check_allowed(&lab, invalid.is_allowed));
         if let Err(error) = result {
-            broken.push(format!("{}: {error:#}", mistake.what));
+            failures.push(format!("{}: {error:#}", invalid.description));
         }
         drop(file);
         wait_synced(&lab)?;
     }
-    ensure!(broken.is_empty(), "{}", broken.join("\n\n"));
-    lets(&lab, |_, _| true)
+    ensure!(failures.is_empty(), "{}", failures.join("\n\n"));
+    check_allowed(&lab, EVERYBODY)
 }
 
-fn is_invalid(lab: &Lab, mistake: &Mistake) -> Result<()> {
-    for node in ["a", "b"] {
-        let policy = telemetry::policy(lab, node, mistake.kind, mistake.namespace, "mistake")?;
+/// The dump of every daemon has the policy, not accepted, with the invalid field.
+fn check_not_accepted(lab: &Lab, invalid: &InvalidPolicy) -> Result<()> {
+    for node in NODES {
+        let policy = telemetry::policy(lab, node, invalid.kind, invalid.namespace, "policy")?;
         ensure!(!telemetry::is_accepted(&policy), "{policy:#}");
         ensure!(
-            policy.to_string().contains(mistake.field),
+            policy.to_string().contains(invalid.field),
             "{} is not named: {policy:#}",
-            mistake.field
+            invalid.field
         );
     }
     Ok(())
 }
 
-/// Whatever is wrong with the new version, the good one goes on, and the mistake is told.
 #[test]
-fn a_broken_version_leaves_the_good_one_in_force() -> Result<()> {
+fn invalid_version_keeps_the_last_valid_version_in_force() -> Result<()> {
     let lab = fixture::up()?;
-    for (kind, spec, good) in [
+    for (kind, spec, is_allowed) in [
         (
             AUTHORIZATION,
             "{action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/productpage]}}]}]}",
-            (|client, _| client != PRODUCTPAGE) as Lets,
+            (|client, _| client != PRODUCTPAGE) as IsAllowed,
         ),
         (AUTHENTICATION, "{mtls: {mode: STRICT}}", MESHED),
         (
@@ -245,134 +239,131 @@ fn a_broken_version_leaves_the_good_one_in_force() -> Result<()> {
         ),
     ] {
         let of_kind = || {
-            MISTAKES
+            INVALID_POLICIES
                 .iter()
-                .filter(|mistake| mistake.kind == kind && mistake.namespace == "foo")
+                .filter(|invalid| invalid.kind == kind && invalid.namespace == "foo")
         };
-        let first = of_kind().next().context("no mistake")?;
-        let good_version = Mistake { spec, ..*first };
-        let file = SourceFile::write(&lab, "mistake.yaml", good_version.yaml("policy"))?;
+        let first = of_kind().next().context("no invalid policy of this kind")?;
+        let valid = InvalidPolicy { spec, ..*first };
+        let file = SourceFile::write(&lab, FILE, valid.yaml())?;
         wait_synced(&lab)?;
-        lets(&lab, good).context("the good version")?;
-        for mistake in of_kind() {
-            file.replace(mistake.yaml("policy"))?;
-            mistake.is_reported(&lab, "policy")?;
-            lets(&lab, good).context(mistake.what)?;
+        check_allowed(&lab, is_allowed).context("the valid version")?;
+        for invalid in of_kind() {
+            file.replace(invalid.yaml())?;
+            invalid.wait_reported(&lab)?;
+            check_allowed(&lab, is_allowed).context(invalid.description)?;
         }
         file.replace("kind: [")?;
         wait_synced(&lab)?;
-        lets(&lab, good).context("no YAML at all")?;
-        // The last mistake is mended, and the next version holds.
-        file.replace(good_version.yaml("policy").replace("foo,", "bar,"))?;
+        check_allowed(&lab, is_allowed).context("invalid YAML")?;
+        // The next valid version takes effect: it selects no pod of the fixture's servers.
+        file.replace(valid.yaml().replace("foo,", "bar,"))?;
         wait_synced(&lab)?;
-        lets(&lab, |_, _| true).context("mended")?;
+        check_allowed(&lab, EVERYBODY).context("the next valid version")?;
     }
     Ok(())
 }
 
-/// Nothing is known of a good version then, whether the new one has a mistake or is no YAML at all.
+/// After a restart no daemon has a last valid version, whether the file has an invalid field or is no
+/// YAML at all.
 #[test]
-fn a_daemon_that_starts_with_a_broken_policy_denies() -> Result<()> {
+fn daemon_that_starts_with_an_invalid_policy_denies() -> Result<()> {
     let lab = fixture::up()?;
-    let mistake = MISTAKES.first().context("no mistake")?;
-    let broken = mistake.yaml("policy");
-    let good = broken.replace("10.244.1.300", "10.244.1.0/24, \"fd00:10:244:1::/64\"");
-    let from_node_a: Lets = |client, _| client != BAR;
-    let file = SourceFile::write(&lab, "mistake.yaml", &good)?;
-    for (broken, object, field, code) in [
+    let first = INVALID_POLICIES.first().context("no invalid policy")?;
+    let invalid = first.yaml();
+    let valid = invalid.replace("10.244.1.300", "10.244.1.0/24, \"fd00:10:244:1::/64\"");
+    let from_node_a: IsAllowed = |client, _| client != BAR;
+    let file = SourceFile::write(&lab, FILE, &valid)?;
+    for (invalid, object, field, code) in [
         (
-            broken,
+            invalid,
             "AuthorizationPolicy foo/policy",
-            mistake.field,
-            mistake.code,
+            first.field,
+            first.code,
         ),
-        (format!("{good} ]"), "", "", "yaml_syntax"),
+        (format!("{valid} ]"), "", "", "yaml_syntax"),
     ] {
-        file.replace(&good)?;
+        file.replace(&valid)?;
         wait_synced(&lab)?;
-        lets(&lab, from_node_a).context("the good version")?;
-        file.replace(broken)?;
+        check_allowed(&lab, from_node_a).context("the valid version")?;
+        file.replace(invalid)?;
         let report = ExpectedProblem {
-            file: "mistake.yaml",
+            file: FILE,
             object,
             field,
             code,
         };
-        for node in ["a", "b"] {
+        for node in NODES {
             report.wait(&lab, node)?;
         }
-        lets(&lab, from_node_a).context("before the restart")?;
-        for node in ["a", "b"] {
+        check_allowed(&lab, from_node_a).context("before the restart")?;
+        for node in NODES {
             lab.stop_daemon(node)?;
             lab.start_daemon(node)?;
         }
         wait_synced(&lab)?;
-        lets(&lab, NOBODY).with_context(|| format!("after the restart, {code}"))?;
-        for node in ["a", "b"] {
+        check_allowed(&lab, NOBODY).with_context(|| format!("after the restart, {code}"))?;
+        for node in NODES {
             report.wait(&lab, node)?;
-            is_invalid_in(&lab, node)?;
+            let policy = telemetry::policy(&lab, node, AUTHORIZATION, "foo", "policy")?;
+            ensure!(!telemetry::is_accepted(&policy), "{policy:#}");
         }
     }
     file.remove()?;
     wait_synced(&lab)?;
-    lets(&lab, |_, _| true)
-}
-
-fn is_invalid_in(lab: &Lab, node: &str) -> Result<()> {
-    let policy = telemetry::policy(lab, node, AUTHORIZATION, "foo", "policy")?;
-    ensure!(!telemetry::is_accepted(&policy), "{policy:#}");
-    Ok(())
+    check_allowed(&lab, EVERYBODY)
 }
 
 #[test]
-fn a_policy_on_trial_is_counted_and_logged_and_denies_nobody() -> Result<()> {
+fn dry_run_policy_is_counted_and_logged_and_denies_nothing() -> Result<()> {
     let lab = fixture::up()?;
-    let trial = |action: &str, rules: &str| {
+    let dry_run = |action: &str, rules: &str| {
         format!(
-            "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: trial, \
+            "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: candidate, \
              annotations: {{istio.io/dry-run: \"true\"}}}}, spec: {{action: {action}, rules: {rules}}}}}"
         )
     };
-    let everybody = CLIENTS.into_iter().flat_map(connections).count();
-    let file = SourceFile::write(&lab, "trial.yaml", trial("DENY", "[{}]"))?;
+    let all_connections = CLIENTS.into_iter().flat_map(connections).count();
+    let file = SourceFile::write(&lab, "dry-run.yaml", dry_run("DENY", "[{}]"))?;
     wait_synced(&lab)?;
     let baseline = Baseline::take(&lab)?;
-    lets(&lab, |_, _| true)?;
-    let policy = [("policy", "AuthorizationPolicy foo/trial")];
-    baseline.wait_counter(&lab, telemetry::DRY_RUN_DENIALS_TOTAL, &policy, everybody)?;
-    for (_, node) in fixture::SERVERS {
-        let said = lab.daemon_log(node)?;
-        let line = said
-            .lines()
-            .find(|line| line.contains("foo/trial") && line.contains("dry-run"));
-        println!("{}", line.context("nothing in the log")?);
-        let report = telemetry::policy(&lab, node, AUTHORIZATION, "foo", "trial")?;
-        ensure!(report.to_string().contains("\"dryRun\":true"), "{report:#}");
-    }
-
-    // An ALLOW on trial takes nothing from anybody.
-    file.replace(trial("ALLOW", "[{from: [{source: {namespaces: [foo]}}]}]"))?;
-    wait_synced(&lab)?;
-    let baseline = Baseline::take(&lab)?;
-    lets(&lab, |_, _| true)?;
-    let others = everybody - connections(FOO).count();
+    check_allowed(&lab, EVERYBODY)?;
+    let policy = [("policy", "AuthorizationPolicy foo/candidate")];
     baseline.wait_counter(
         &lab,
         telemetry::DRY_RUN_DENIALS_TOTAL,
-        &[("policy", NO_ALLOW)],
-        others,
+        &policy,
+        all_connections,
     )?;
-    ensure!(
-        baseline.denials(&lab)?.is_empty(),
-        "{:#?}",
-        baseline.denials(&lab)?
-    );
+    for (_, node) in fixture::SERVERS {
+        let log = lab.daemon_log(node)?;
+        let is_logged = log
+            .lines()
+            .any(|line| line.contains("foo/candidate") && line.contains("dry-run"));
+        ensure!(is_logged, "no dry-run denial in the log of {node}");
+        let report = telemetry::policy(&lab, node, AUTHORIZATION, "foo", "candidate")?;
+        ensure!(report.to_string().contains("\"dryRun\":true"), "{report:#}");
+    }
+
+    // A dry-run ALLOW that does not match would deny, and does not.
+    file.replace(dry_run(
+        "ALLOW",
+        "[{from: [{source: {namespaces: [foo]}}]}]",
+    ))?;
+    wait_synced(&lab)?;
+    let baseline = Baseline::take(&lab)?;
+    check_allowed(&lab, EVERYBODY)?;
+    let not_matched = all_connections - connections(FOO).count();
+    let policy = [("policy", NO_ALLOW)];
+    baseline.wait_counter(&lab, telemetry::DRY_RUN_DENIALS_TOTAL, &policy, not_matched)?;
+    let denials = baseline.denials(&lab)?;
+    ensure!(denials.is_empty(), "{denials:#?}");
     Ok(())
 }
 
-/// What belongs elsewhere is said to be so, and what this version does not enforce even more so.
+/// Policies for waypoints and actions that this version does not enforce.
 #[test]
-fn what_is_not_enforced_here_is_said() -> Result<()> {
+fn unenforced_policy_is_reported_and_denies_nothing() -> Result<()> {
     let lab = fixture::up()?;
     for (name, spec) in [
         (
@@ -389,15 +380,15 @@ fn what_is_not_enforced_here_is_said() -> Result<()> {
             "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, \
              metadata: {{namespace: foo, name: {name}}}, spec: {spec}}}"
         );
-        let _file = SourceFile::write(&lab, "elsewhere.yaml", yaml)?;
+        let _file = SourceFile::write(&lab, "unenforced.yaml", yaml)?;
         wait_synced(&lab)?;
-        for node in ["a", "b"] {
+        for node in NODES {
             let policy = telemetry::policy(&lab, node, AUTHORIZATION, "foo", name)?;
-            let said = policy.to_string().to_lowercase();
-            ensure!(said.contains("not_enforced_here"), "{policy:#}");
+            let text = policy.to_string().to_lowercase();
+            ensure!(text.contains("not_enforced_here"), "{policy:#}");
             ensure!(!telemetry::is_accepted(&policy), "{policy:#}");
         }
-        lets(&lab, |_, _| true).context(name)?;
+        check_allowed(&lab, EVERYBODY).context(name)?;
     }
     Ok(())
 }

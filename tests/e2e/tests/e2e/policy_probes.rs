@@ -1,4 +1,4 @@
-//! The kubelet's probes go on under every policy, and no other connection of the node's does.
+//! Every policy admits the kubelet's probes, and denies all other connections from nodes.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use ambit_e2e::access_log;
 use ambit_e2e::input::SourceFile;
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::policy::connection::{Outcome, http_outcome};
-use ambit_e2e::policy::telemetry::{Baseline, DENIED};
+use ambit_e2e::policy::telemetry::{Baseline, DENIALS_TOTAL, DENIED};
 use ambit_e2e::programs::{PORT, nginx};
 use ambit_e2e::sync::wait_synced;
 use anyhow::{Context, Result, ensure};
@@ -19,7 +19,8 @@ const HTTP: u16 = 8081;
 /// The port of the tcpSocket probe.
 const TCP: u16 = 8082;
 
-/// Each of these alone refuses all that has no identity.
+/// Policies that each deny every connection without an identity: the name in a denial, the API version
+/// and the rest of the manifest.
 const POLICIES: [(&str, &str, &str); 3] = [
     (
         "PeerAuthentication istio-system/default",
@@ -41,10 +42,9 @@ const POLICIES: [(&str, &str, &str); 3] = [
 
 /// A pod on node `a` with a probe of each kind, and a port without one.
 fn lab() -> Result<Lab> {
-    let every = |probe: serde_json::Value| {
-        let mut probe = probe;
+    let with_timing = |mut probe: serde_json::Value| {
         probe["periodSeconds"] = 1.into();
-        // Probes that are refused fail at once; a busy machine may be late with an answer.
+        // A denied probe fails at once; the timeout is for a busy machine.
         probe["timeoutSeconds"] = 5.into();
         probe["failureThreshold"] = 3.into();
         probe
@@ -56,8 +56,8 @@ fn lab() -> Result<Lab> {
         .runs(nginx(&[PORT, HTTP, TCP], "$remote_addr"))
         .port(None, PORT)
         .port(Some("health"), HTTP)
-        .container("readinessProbe", every(ready))
-        .container("livenessProbe", every(live));
+        .container("readinessProbe", with_timing(ready))
+        .container("livenessProbe", with_timing(live));
     let all = [
         manifest::two_nodes(),
         manifest::namespace("istio-system", None),
@@ -67,39 +67,38 @@ fn lab() -> Result<Lab> {
     Lab::up(manifest::all(all), Options::default())
 }
 
-/// Requests for this path that nginx has answered.
-fn answered(lab: &Lab, path: &str) -> Result<usize> {
-    Ok(lab.pod_log("web")?.matches(path).count())
-}
-
 #[test]
-fn probes_succeed_under_every_policy_and_other_ports_are_closed_to_the_node() -> Result<()> {
+fn policies_admit_probes_and_deny_other_connections_from_nodes() -> Result<()> {
     let lab = lab()?;
     for (policy, api, rest) in POLICIES {
         let file = SourceFile::write(&lab, "p.yaml", format!("{{apiVersion: {api}, {rest}}}"))?;
         wait_synced(&lab)?;
-        let baseline = Baseline::take(&lab)?;
-        goes_on(&lab).with_context(|| policy.to_owned())?;
-        refuses(&lab, policy, &baseline).with_context(|| policy.to_owned())?;
-        goes_on(&lab).with_context(|| policy.to_owned())?;
+        check_policy(&lab, policy).with_context(|| policy.to_owned())?;
         drop(file);
         wait_synced(&lab)?;
         let to = (lab.pod_ip("web", IpFamily::V4)?, PORT).into();
         let node = lab.node_ip("a", IpFamily::V4)?;
-        let seen = http_outcome(&lab, &Location::node("a"), to, node)?;
+        let outcome = http_outcome(&lab, &Location::node("a"), to, node)?;
         ensure!(
-            seen == Outcome::Answered,
-            "{policy} is still there: {seen:?}"
+            outcome == Outcome::Answered,
+            "{policy} is still enforced: {outcome:?}"
         );
     }
     Ok(())
 }
 
-/// Probes are made and answered from now on, and the pod is as ready as it was.
-fn goes_on(lab: &Lab) -> Result<()> {
-    let before = answered(lab, " /ready ")?;
+fn check_policy(lab: &Lab, policy: &str) -> Result<()> {
+    let baseline = Baseline::take(lab)?;
+    wait_probes(lab)?;
+    check_node_connections(lab, policy, &baseline)?;
+    wait_probes(lab)
+}
+
+/// Waits for two more successful probes. The pod must be ready and must not have restarted.
+fn wait_probes(lab: &Lab) -> Result<()> {
+    let before = probe_count(lab)?;
     lab.wait_until("two more probes", Duration::from_secs(10), || {
-        (answered(lab, " /ready ").ok()? >= before + 2).then_some(())
+        (probe_count(lab).ok()? >= before + 2).then_some(())
     })?;
     let status = lab.status()?;
     let pod = status.pod("web")?;
@@ -107,13 +106,17 @@ fn goes_on(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The pod's own node reaches the declared probe ports; another node does not, nor does either
-/// reach another port.
-fn refuses(lab: &Lab, policy: &str, baseline: &Baseline) -> Result<()> {
+/// The number of readiness probes in nginx' log.
+fn probe_count(lab: &Lab) -> Result<usize> {
+    Ok(lab.pod_log("web")?.matches(" /ready ").count())
+}
+
+/// Only the pod's own node reaches the declared probe ports, and no node reaches another port.
+fn check_node_connections(lab: &Lab, policy: &str, baseline: &Baseline) -> Result<()> {
     let mut denied = 0;
     for family in IpFamily::ALL {
         let pod = lab.pod_ip("web", family)?;
-        for (node, port, wanted) in [
+        for (node, port, expected) in [
             ("a", HTTP, Outcome::Answered),
             ("a", TCP, Outcome::Answered),
             ("a", PORT, Outcome::Reset),
@@ -122,24 +125,19 @@ fn refuses(lab: &Lab, policy: &str, baseline: &Baseline) -> Result<()> {
             ("b", PORT, Outcome::Reset),
         ] {
             let client = lab.node_ip(node, family)?;
-            let seen = http_outcome(lab, &Location::node(node), (pod, port).into(), client)?;
+            let outcome = http_outcome(lab, &Location::node(node), (pod, port).into(), client)?;
             ensure!(
-                seen == wanted,
-                "node {node} to {port}, {family:?}: {seen:?}"
+                outcome == expected,
+                "node {node} to port {port}, {family:?}: {outcome:?}"
             );
-            denied += usize::from(wanted == Outcome::Reset);
+            denied += usize::from(expected == Outcome::Reset);
         }
     }
-    let told = [
+    let fields = [
         ("direction", "inbound"),
         ("reason", DENIED),
         ("policy", policy),
     ];
-    access_log::wait(lab, "a", &told)?;
-    baseline.wait_counter(
-        lab,
-        "ambit_policy_denials_total",
-        &[("policy", policy)],
-        denied,
-    )
+    access_log::wait(lab, "a", &fields)?;
+    baseline.wait_counter(lab, DENIALS_TOTAL, &[("policy", policy)], denied)
 }
