@@ -1,31 +1,30 @@
-//! The daemon's access log, read as an operator reads it.
+//! Reads the daemons' access log.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use lab::Lab;
 
-/// How long after the end of a connection its line may take to appear.
+/// How long the line of a closed connection may take to appear.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// Seconds of a day.
-const DAY: f64 = 86_400.0;
+const SECONDS_PER_DAY: f64 = 86_400.0;
 
-/// One line: a connection that has ended.
+/// One line of the access log: a closed connection.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// `info`, or `error` for a connection that failed.
+    /// `info`, or `error` for a failed connection.
     pub level: String,
-    /// The line's message.
+    /// The message.
     pub message: String,
-    /// Names and values in the order of the line; quotes removed.
+    /// Field names and unquoted values in the order of the line.
     pub fields: Vec<(String, String)>,
-    /// The line itself.
+    /// The whole line.
     pub line: String,
 }
 
 impl Entry {
-    /// The value of a field; empty if the line does not have it.
+    /// The value of a field; empty if the field is absent.
     pub fn field(&self, key: &str) -> &str {
         self.fields
             .iter()
@@ -33,23 +32,24 @@ impl Entry {
             .map_or("", |(_, value)| value)
     }
 
-    /// When it was written, in seconds since midnight UTC.
+    /// The time of the line, in seconds since midnight UTC.
     pub fn seconds_since_midnight(&self) -> Option<f64> {
         seconds_since_midnight(&self.line)
     }
 
-    /// How many seconds after this time it was written; negative if before. Half a day at most.
+    /// The time of the line in seconds after `time`, negative if the line is earlier. The two must be
+    /// less than half a day apart, because only the time of day is compared.
     pub fn seconds_after(&self, time: SystemTime) -> Option<f64> {
         let time = time.duration_since(UNIX_EPOCH).ok()?.as_secs_f64();
-        let apart = (self.seconds_since_midnight()? - time).rem_euclid(DAY);
-        Some(if apart < DAY / 2.0 {
-            apart
+        let difference = (self.seconds_since_midnight()? - time).rem_euclid(SECONDS_PER_DAY);
+        Some(if difference < SECONDS_PER_DAY / 2.0 {
+            difference
         } else {
-            apart - DAY
+            difference - SECONDS_PER_DAY
         })
     }
 
-    /// How many seconds the connection was open.
+    /// How long the connection was open, in seconds.
     pub fn duration_seconds(&self) -> Option<f64> {
         let millis: f64 = self.field("duration").strip_suffix("ms")?.parse().ok()?;
         Some(millis / 1000.0)
@@ -61,7 +61,7 @@ impl Entry {
     }
 }
 
-/// The time at the beginning of a line of any log of ours, in seconds since midnight UTC.
+/// The time at the start of a log line, in seconds since midnight UTC.
 pub fn seconds_since_midnight(line: &str) -> Option<f64> {
     let (date_and_time, _) = line.split_once(char::is_whitespace)?;
     let (_, time) = date_and_time.split_once('T')?;
@@ -73,12 +73,12 @@ pub fn seconds_since_midnight(line: &str) -> Option<f64> {
     Some(hours * 3600.0 + minutes * 60.0 + seconds)
 }
 
-/// The access-log lines of a daemon's log in its plain format; other lines are left out.
+/// The access-log lines of a daemon's log in the plain format. Other lines are skipped.
 pub fn parse(log: &str) -> Vec<Entry> {
-    log.lines().filter_map(access).collect()
+    log.lines().filter_map(parse_line).collect()
 }
 
-fn access(line: &str) -> Option<Entry> {
+fn parse_line(line: &str) -> Option<Entry> {
     let mut columns = line.splitn(5, '\t').skip(1);
     let (level, scope) = (columns.next()?, columns.next()?);
     if scope != "access" {
@@ -89,14 +89,14 @@ fn access(line: &str) -> Option<Entry> {
     Some(Entry {
         level,
         message,
-        fields: pairs(fields),
+        fields: parse_fields(fields),
         line: line.to_owned(),
     })
 }
 
-/// `key=value` and `key="value"`, separated by spaces.
-fn pairs(mut text: &str) -> Vec<(String, String)> {
-    let mut pairs = Vec::new();
+/// Parses `key=value` and `key="value"`, separated by spaces.
+fn parse_fields(mut text: &str) -> Vec<(String, String)> {
+    let mut parsed = Vec::new();
     while let Some((key, rest)) = text.split_once('=') {
         let (value, rest) = match rest.strip_prefix('"') {
             Some(quoted) => unquote(quoted),
@@ -105,13 +105,13 @@ fn pairs(mut text: &str) -> Vec<(String, String)> {
                 (value.to_owned(), rest)
             }
         };
-        pairs.push((key.trim_start().to_owned(), value));
+        parsed.push((key.trim_start().to_owned(), value));
         text = rest;
     }
-    pairs
+    parsed
 }
 
-/// The text up to the closing quote, and what follows it.
+/// The unescaped text up to the closing quote, and the rest after it.
 fn unquote(quoted: &str) -> (String, &str) {
     let mut value = String::new();
     let mut chars = quoted.char_indices();
@@ -125,18 +125,18 @@ fn unquote(quoted: &str) -> (String, &str) {
     (value, "")
 }
 
-/// The lines so far of one node's daemon.
+/// The access-log lines of a node's daemon.
 ///
 /// # Errors
-/// The node has no log.
+/// The daemon has no log.
 pub fn lines(lab: &Lab, node: &str) -> Result<Vec<Entry>> {
     Ok(parse(&lab.daemon_log(node)?))
 }
 
-/// Waits for a line with all of these fields in the log of a node's daemon, and returns it.
+/// Waits for a line with all of these fields in the log of a node's daemon. Returns the line.
 ///
 /// # Errors
-/// There is none after 15 s; the error shows the lines that there are.
+/// There is none after 15 s; the error has the last 20 lines.
 pub fn wait(lab: &Lab, node: &str, fields: &[(&str, &str)]) -> Result<Entry> {
     let what = format!("an access-log line of node {node} with {fields:?}");
     lab.wait_until(&what, DEADLINE, || {
@@ -162,27 +162,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_read_with_bare_and_quoted_values() {
+    fn line_with_bare_and_quoted_values_is_parsed() {
         let line = "2026-01-02T03:04:05.000006Z\tinfo\taccess\tconnection complete\t\
                     src.addr=10.0.0.1:80 error=\"a \\\"b\\\" c\" bytes_sent=7 reason=\"ok\"";
-        let all = parse(&format!("2026Z\tinfo\tstart\thello\n{line}\n"));
-        assert_eq!(all.len(), 1);
-        assert_eq!(all[0].message, "connection complete");
-        assert!(all[0].has(&[
+        let lines = parse(&format!("2026Z\tinfo\tstart\thello\n{line}\n"));
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].message, "connection complete");
+        assert!(lines[0].has(&[
             ("src.addr", "10.0.0.1:80"),
             ("bytes_sent", "7"),
             ("reason", "ok")
         ]));
-        assert_eq!(all[0].field("error"), "a \"b\" c");
-        assert_eq!(all[0].field("dst.addr"), "");
+        assert_eq!(lines[0].field("error"), "a \"b\" c");
+        assert_eq!(lines[0].field("dst.addr"), "");
         assert_eq!(
-            all[0].seconds_since_midnight(),
+            lines[0].seconds_since_midnight(),
             Some(3.0 * 3600.0 + 4.0 * 60.0 + 5.000_006)
         );
     }
 
     #[test]
-    fn a_line_is_dated_across_midnight() {
+    fn seconds_after_works_across_midnight() {
         let line = "2026-01-02T00:00:01Z\tinfo\taccess\tconnection complete\tduration=\"1500ms\"";
         let line = &parse(line)[0];
         // 2026-01-02 began 20,455 days after the epoch.

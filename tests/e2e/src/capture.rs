@@ -1,4 +1,4 @@
-//! Traffic whose bytes can be recognised on the wire, and the state of a pod's network namespace.
+//! Continuous traffic with a marker that packet captures can find, and the network state of a pod.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -9,22 +9,24 @@ use lab::{Lab, Location, Options, Process};
 use crate::manifest;
 use crate::programs::{PORT, curl, nginx, url, words};
 
-/// The port of [`server`] that echoes; [`PORT`] answers HTTP.
+/// The echo port of [`server`]. HTTP is on [`PORT`].
 pub const ECHO_PORT: u16 = 7000;
 
-/// Rules are verified every 2 s; this leaves room for a busy machine and for TCP's retransmissions.
+/// Limit of a repair. Daemons verify rules every 2 s; the rest is room for a busy machine and for TCP
+/// retransmissions.
 pub const REPAIR_DEADLINE: Duration = Duration::from_secs(10);
 
-/// In every request and in every answer.
+/// The text in every request and in every response.
 pub const MARKER: &str = "marker-4d61726b6572";
 
-/// The longest that a request of a client that is cut off may stand in the way of the next one, in seconds.
-const IMPATIENT: u32 = 2;
+/// Timeout of a request, which bounds how long a lost request delays the next one.
+const REQUEST_TIMEOUT_SECONDS: u32 = 2;
 
-/// Answers that prove that traffic flows, and not only that one packet got through.
-const FLOWING: usize = 3;
+/// Number of responses after which traffic is flowing. One alone may be in flight already.
+const FLOWING_RESPONSES: usize = 3;
 
-/// A server for [`Traffic`]: HTTP on [`PORT`] that answers with the client's marker and `name`, and an echo on [`ECHO_PORT`].
+/// The command of a server for [`Traffic`]: HTTP on [`PORT`], whose responses are the client's marker
+/// and `name`, and an echo on [`ECHO_PORT`].
 pub fn server(name: &str) -> Vec<String> {
     let script = format!(
         "socat TCP6-LISTEN:{ECHO_PORT},ipv6only=0,reuseaddr,fork,backlog=128 EXEC:cat & exec \"$@\""
@@ -34,8 +36,8 @@ pub fn server(name: &str) -> Vec<String> {
     command
 }
 
-/// New connections (curl) and an established one (socat), both without end, with a marker in what is sent and in what
-/// comes back.
+/// A client that opens new connections (curl) and uses an established one (socat) continuously, with
+/// a marker in both directions.
 pub struct Traffic {
     marker: String,
     requests: Process,
@@ -43,15 +45,16 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Starts in `pod`, towards a [`server`]'s address. Returns when both kinds flow.
+    /// Starts the client in `pod`, towards the address of a [`server`]. Returns when traffic flows on new
+    /// connections and on the established one.
     ///
     /// # Errors
-    /// One of them does not within 10 s.
+    /// Traffic does not flow within 10 s.
     pub fn start(lab: &Lab, pod: &str, to: IpAddr, marker: &str) -> Result<Self> {
-        Self::start_with_timeout(lab, pod, to, marker, IMPATIENT)
+        Self::start_with_timeout(lab, pod, to, marker, REQUEST_TIMEOUT_SECONDS)
     }
 
-    /// The same with requests that may take so many seconds, for where none may fail.
+    /// As [`Self::start`] with another request timeout, for tests in which no request may fail.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -62,9 +65,9 @@ impl Traffic {
         marker: &str,
         seconds: u32,
     ) -> Result<Self> {
-        let place = Location::pod(pod);
+        let client = Location::pod(pod);
         let url = url(to, PORT);
-        // Each line is one request: the answer, or curl's complaint.
+        // Each line is one request: the response, or curl's error text.
         let curl = format!(
             "while :; do curl -sS -m {seconds} -H 'Connection: close' -H 'X-Marker: {marker}' '{url}' 2>&1; echo; \
              sleep 0.05; done"
@@ -74,31 +77,32 @@ impl Traffic {
             format!("while echo {marker}; do sleep 0.05; done | exec socat -t5 - TCP:{echo}");
         let traffic = Self {
             marker: marker.to_owned(),
-            requests: lab.spawn_in(&place, &["sh", "-c", &curl])?,
-            established: lab.spawn_in(&place, &["sh", "-c", &socat])?,
+            requests: lab.spawn_in(&client, &["sh", "-c", &curl])?,
+            established: lab.spawn_in(&client, &["sh", "-c", &socat])?,
         };
         traffic.wait_flowing(lab, Duration::from_secs(10))?;
         Ok(traffic)
     }
 
-    /// The answers to requests so far, good and bad, oldest first; the last one may be incomplete.
+    /// The responses and error texts of all requests, oldest first. The last one may be incomplete.
     pub fn responses(&self) -> Vec<String> {
-        let said = String::from_utf8_lossy(&self.requests.stdout()).into_owned();
-        said.lines()
+        let stdout = String::from_utf8_lossy(&self.requests.stdout()).into_owned();
+        stdout
+            .lines()
             .filter(|line| !line.is_empty())
             .map(str::to_owned)
             .collect()
     }
 
-    /// How many requests were answered well.
+    /// The number of successful requests.
     pub fn successes(&self) -> usize {
         self.responses()
             .iter()
-            .filter(|answer| answer.starts_with(&self.marker))
+            .filter(|response| response.starts_with(&self.marker))
             .count()
     }
 
-    /// How many lines the established connection has brought back.
+    /// The number of echoed lines on the established connection.
     pub fn echoes(&self) -> usize {
         self.established
             .stdout()
@@ -107,67 +111,67 @@ impl Traffic {
             .count()
     }
 
-    /// Waits until new connections work, from now on.
+    /// Waits until requests on new connections succeed, counted from this call.
     ///
     /// # Errors
-    /// They do not within the time; says how requests ended instead.
+    /// They do not within the time; the error has the last responses.
     pub fn wait_new_flowing(&self, lab: &Lab, within: Duration) -> Result<()> {
         let before = self.successes();
         lab.wait_until("new connections to work", within, || {
-            (self.successes() >= before + FLOWING).then_some(())
+            (self.successes() >= before + FLOWING_RESPONSES).then_some(())
         })
-        .with_context(|| format!("the last answers are {:?}", self.last_answers()))
+        .with_context(|| format!("the last responses are {:?}", self.last_responses()))
     }
 
-    /// Waits until the established connection carries bytes both ways, from now on.
+    /// Waits until the established connection carries bytes in both directions, counted from this call.
     ///
     /// # Errors
     /// It does not within the time.
     pub fn wait_established_flowing(&self, lab: &Lab, within: Duration) -> Result<()> {
         let before = self.echoes();
         lab.wait_until("the established connection to carry bytes", within, || {
-            (self.echoes() >= before + FLOWING).then_some(())
+            (self.echoes() >= before + FLOWING_RESPONSES).then_some(())
         })
         .with_context(|| String::from_utf8_lossy(&self.established.stderr()).into_owned())
     }
 
-    /// Both.
+    /// Waits until traffic flows on new connections and on the established one.
     ///
     /// # Errors
-    /// One of them does not flow within the time.
+    /// It does not within the time.
     pub fn wait_flowing(&self, lab: &Lab, within: Duration) -> Result<()> {
         self.wait_new_flowing(lab, within)?;
         self.wait_established_flowing(lab, within)
     }
 
-    /// Waits until a request has failed that began after now, which shows that traffic is cut.
+    /// Waits until a request fails that was sent after this call.
     ///
     /// # Errors
-    /// Requests go on to succeed.
+    /// All requests of 10 s succeed.
     pub fn wait_cut(&self, lab: &Lab) -> Result<()> {
         let before = self.responses().len();
         lab.wait_until("requests to fail", Duration::from_secs(10), || {
-            // The one that was under way, and then those that began since.
+            // Skips the request that was in flight.
             let mut since = self.responses().into_iter().skip(before + 1);
             since
-                .any(|answer| answer.starts_with("curl:"))
+                .any(|response| response.starts_with("curl:"))
                 .then_some(())
         })
     }
 
-    /// Ends the established connection with a FIN.
+    /// Closes the established connection with a FIN.
     pub fn close_established(&mut self) {
         self.established.signal(nix::sys::signal::Signal::SIGTERM);
     }
 
-    fn last_answers(&self) -> Vec<String> {
-        let answers = self.responses();
-        answers.iter().rev().take(5).cloned().collect()
+    fn last_responses(&self) -> Vec<String> {
+        let responses = self.responses();
+        responses.iter().rev().take(5).cloned().collect()
     }
 }
 
-/// What the kernel of a pod's network namespace has been told about packets: nft ruleset without counters, policy
-/// rules, and all routes, of both families.
+/// The packet configuration of a pod's network namespace: nft ruleset without counters, policy rules
+/// and all routes, of both families.
 ///
 /// # Errors
 /// A tool fails.
@@ -176,63 +180,68 @@ pub fn network_state(lab: &Lab, pod: &str) -> Result<String> {
                   ip $family route show table all | sed 's/ expires [0-9]*sec//' | sort; done";
     lab.exec(pod, &["sh", "-c", script])?
         .ok()
-        .with_context(|| format!("netfilter state of {pod}"))
+        .with_context(|| format!("network state of {pod}"))
 }
 
-/// Runs a shell script in a pod, which must succeed.
+/// Runs a shell script in a pod. Returns its stdout.
 ///
 /// # Errors
-/// It fails.
+/// The script fails.
 pub fn shell(lab: &Lab, pod: &str, script: &str) -> Result<String> {
     lab.exec(pod, &["sh", "-c", script])?
         .ok()
         .with_context(|| format!("{script} in {pod}"))
 }
 
-/// The lines of which two states differ, for the reader of a failed test.
-pub fn changed_lines(before: &str, now: &str) -> String {
-    let only = |sign: &str, these: &str, those: &str| -> Vec<String> {
-        let missing = these
+/// The removed (`-`) and added (`+`) lines between two texts.
+pub fn changed_lines(before: &str, after: &str) -> String {
+    let lines_only_in = |text: &str, other: &str, sign: &str| -> Vec<String> {
+        let lines = text
             .lines()
-            .filter(|line| !those.lines().any(|other| other == *line));
-        missing.map(|line| format!("{sign}{line}")).collect()
+            .filter(|line| !other.lines().any(|other| other == *line));
+        lines.map(|line| format!("{sign}{line}")).collect()
     };
-    [only("-", before, now), only("+", now, before)]
-        .concat()
-        .join("\n")
+    [
+        lines_only_in(before, after, "-"),
+        lines_only_in(after, before, "+"),
+    ]
+    .concat()
+    .join("\n")
 }
 
-/// Waits until the network namespace of a pod is again as it was.
+/// Waits until the network state of a pod equals `before` again.
 ///
 /// # Errors
-/// It is not within the time; the error shows what is different.
+/// It does not within the time; the error has the changed lines.
 pub fn wait_restored(lab: &Lab, pod: &str, before: &str, within: Duration) -> Result<()> {
     lab.wait_until(
-        &format!("the namespace of {pod} to be as it was"),
+        &format!("the network state of {pod} to be restored"),
         within,
         || (network_state(lab, pod).ok()? == before).then_some(()),
     )
     .with_context(|| changed_lines(before, &network_state(lab, pod).unwrap_or_default()))
 }
 
-/// Two nodes and these objects.
+/// Brings up a lab with two nodes and these objects.
 ///
 /// # Errors
-/// The lab does not settle.
+/// The lab does not come up.
 pub fn up(manifests: impl IntoIterator<Item = String>) -> Result<Lab> {
     let all = [manifest::two_nodes()].into_iter().chain(manifests);
     Lab::up(manifest::all(all), Options::default())
 }
 
-/// Waits until a request of `from` is answered by `name`, and returns how long that took.
+/// Waits until `name` responds to a request of `from`. Returns the duration.
 ///
 /// # Errors
-/// It is not answered so within [`REPAIR_DEADLINE`].
+/// It does not within [`REPAIR_DEADLINE`].
 pub fn wait_for_response(lab: &Lab, from: &str, to: IpAddr, name: &str) -> Result<Duration> {
     let start = Instant::now();
     let request = || curl(lab, &Location::pod(from), &url(to, PORT), &["-m", "2"]).ok();
-    lab.wait_until(&format!("{name} to answer {from}"), REPAIR_DEADLINE, || {
-        request().filter(|answer| answer.body.ends_with(name))
-    })?;
+    lab.wait_until(
+        &format!("{name} to respond to {from}"),
+        REPAIR_DEADLINE,
+        || request().filter(|response| response.body.ends_with(name)),
+    )?;
     Ok(start.elapsed())
 }

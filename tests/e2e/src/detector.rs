@@ -1,83 +1,84 @@
-//! The plaintext detector: what of a marker crossed the wire in clear, and where.
+//! Plaintext detector: where, and how often, a marker crossed the wire unencrypted.
 //!
-//! It records the bridge, where cross-node traffic passes, and every node's own side, where the
-//! pods' veths end and same-node traffic passes. A detector that sees nothing proves nothing, so
-//! suites send markers that must be seen, between unmeshed pods, beside those that must not be.
+//! It captures packets on the bridge, which cross-node traffic passes, and in every node's namespace,
+//! where the pods' veth pairs end and which same-node traffic passes. An absent marker means nothing
+//! if the capture is broken. So suites also send markers between unmeshed pods, which the detector
+//! must find.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Capture, Lab, Location};
 
-/// Recordings of a whole lab, running.
+/// Running packet captures of a whole lab.
 #[derive(Debug)]
 pub struct Detector {
     captures: Vec<(Location, Capture)>,
 }
 
-/// How often a marker was seen in clear, in each place.
+/// How often a marker was captured unencrypted, by location.
 #[derive(Debug, Clone)]
 pub struct Occurrences(Vec<(Location, usize)>);
 
 impl Detector {
-    /// Records the bridge and all nodes from now on.
+    /// Starts captures on the bridge and all nodes.
     ///
     /// # Errors
     /// tcpdump does not start.
     pub fn start(lab: &Lab) -> Result<Self> {
         let nodes = lab.status()?.nodes;
-        let places = nodes
+        let locations = nodes
             .iter()
             .map(|node| Location::node(&node.name))
             .chain([Location::Fabric]);
-        let capture = |place: Location| Ok((place.clone(), lab.capture(place, "tcp")?));
+        let capture = |at: Location| Ok((at.clone(), lab.capture(at, "tcp")?));
         Ok(Self {
-            captures: places.map(capture).collect::<Result<_>>()?,
+            captures: locations.map(capture).collect::<Result<_>>()?,
         })
     }
 
-    /// Location the marker was seen up to now.
+    /// The occurrences of a marker so far.
     ///
     /// # Errors
-    /// A recording is not complete, so that "not seen" would mean nothing.
+    /// A capture is incomplete, so that an absent marker would mean nothing.
     pub fn occurrences(&self, marker: &str) -> Result<Occurrences> {
-        let look = |(place, capture): &(Location, Capture)| {
-            let seen = capture
+        let count = |(location, capture): &(Location, Capture)| {
+            let count = capture
                 .occurrences(marker)
-                .with_context(|| format!("the detector at {place}"))?;
-            Ok((place.clone(), seen))
+                .with_context(|| format!("the capture at {location}"))?;
+            Ok((location.clone(), count))
         };
         self.captures
             .iter()
-            .map(look)
+            .map(count)
             .collect::<Result<_>>()
             .map(Occurrences)
     }
 
-    /// The marker must not have been seen anywhere.
+    /// Checks that the marker was not captured anywhere.
     ///
     /// # Errors
-    /// It was; the error says where.
+    /// It was; the error has the locations.
     pub fn ensure_unseen(&self, marker: &str) -> Result<()> {
-        let seen = self.occurrences(marker)?;
+        let occurrences = self.occurrences(marker)?;
         ensure!(
-            seen.total() == 0,
-            "in clear on the wire: {marker}: {seen:?}"
+            occurrences.total() == 0,
+            "{marker} crossed the wire unencrypted: {occurrences:?}"
         );
         Ok(())
     }
 }
 
 impl Occurrences {
-    /// In all places together.
+    /// The number at all locations.
     pub fn total(&self) -> usize {
-        self.0.iter().map(|(_, seen)| seen).sum()
+        self.0.iter().map(|(_, count)| count).sum()
     }
 
-    /// In one place.
-    pub fn at(&self, place: &Location) -> usize {
+    /// The number at one location.
+    pub fn at(&self, location: &Location) -> usize {
         self.0
             .iter()
-            .filter(|(at, _)| at == place)
-            .map(|(_, seen)| seen)
+            .filter(|(at, _)| at == location)
+            .map(|(_, count)| count)
             .sum()
     }
 }

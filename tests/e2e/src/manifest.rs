@@ -1,8 +1,8 @@
-//! Manifests in a few words. What is written out is JSON, which is YAML, one document per object.
+//! Builders for short manifests. They produce JSON, which is also YAML, one document per object.
 
 use serde_json::{Map, Value, json};
 
-/// Several manifests as one.
+/// Joins several manifests to one.
 pub fn all<T: Into<String>>(manifests: impl IntoIterator<Item = T>) -> String {
     manifests
         .into_iter()
@@ -41,13 +41,13 @@ pub fn service_account(namespace: &str, name: &str) -> String {
     json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}).to_string()
 }
 
-/// A Pod with one container, which sleeps unless [`Pod::runs`] says otherwise.
+/// A Pod with one container, which runs `sleep` unless [`Pod::runs`] sets a command.
 #[derive(Debug, Clone)]
 pub struct Pod(Value);
 
 impl Pod {
-    /// A pod of this namespace. It has a label `app` with its own name, and a service account of
-    /// that name too, so that its identity tells it from all others.
+    /// Creates a pod with the label `app` and the service account of its own name, so that its identity
+    /// is unique.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self(json!({
             "apiVersion": "v1",
@@ -61,25 +61,25 @@ impl Pod {
         }))
     }
 
-    /// Location it runs.
+    /// Sets the node.
     #[must_use]
     pub fn on(self, node: &str) -> Self {
         self.set("/spec", "nodeName", node)
     }
 
-    /// What its container runs.
+    /// Sets the command of the container.
     #[must_use]
     pub fn runs(self, command: Vec<String>) -> Self {
         self.set("/spec/containers/0", "command", command)
     }
 
-    /// A label.
+    /// Sets a label.
     #[must_use]
     pub fn label(self, key: &str, value: &str) -> Self {
         self.set("/metadata/labels", key, value)
     }
 
-    /// A container port, which may have a name.
+    /// Adds a container port, which may have a name.
     #[must_use]
     pub fn port(mut self, name: Option<&str>, number: u16) -> Self {
         let mut port = json!({"containerPort": number});
@@ -96,19 +96,19 @@ impl Pod {
         self
     }
 
-    /// A field of the container, such as `readinessProbe`.
+    /// Sets a field of the container, such as `readinessProbe`.
     #[must_use]
     pub fn container(self, field: &str, value: Value) -> Self {
         self.set("/spec/containers/0", field, value)
     }
 
-    /// A field of the object `spec`.
+    /// Sets a field of `spec`.
     #[must_use]
     pub fn spec(self, field: &str, value: impl Into<Value>) -> Self {
         self.set("/spec", field, value)
     }
 
-    /// A field of the object `metadata`.
+    /// Sets a field of `metadata`.
     #[must_use]
     pub fn metadata(self, field: &str, value: impl Into<Value>) -> Self {
         self.set("/metadata", field, value)
@@ -123,7 +123,7 @@ impl Pod {
 }
 
 impl From<Pod> for String {
-    /// The pod and its service account, without which Kubernetes would refuse it.
+    /// The pod and its service account, without which Kubernetes rejects the pod.
     fn from(pod: Pod) -> Self {
         let text = |at: &str| {
             pod.0
@@ -144,8 +144,8 @@ impl From<Pod> for String {
 pub struct Service(Value);
 
 impl Service {
-    /// A service of the pods with the label `app: <name>`, from `port` to `target`, which may be a
-    /// number or the name of a container port.
+    /// Creates a service of the pods with the label `app: <name>`. The target port is a number or the
+    /// name of a container port.
     pub fn new(namespace: &str, name: &str, port: u16, target: impl Into<Value>) -> Self {
         let target: Value = target.into();
         Self(json!({
@@ -160,19 +160,19 @@ impl Service {
         }))
     }
 
-    /// Without a ClusterIP.
+    /// Makes the service headless.
     #[must_use]
     pub fn headless(self) -> Self {
         self.spec("clusterIP", "None")
     }
 
-    /// Of the pods with the label `app` of this value, not of its own name.
+    /// Selects the pods with this value of the label `app`.
     #[must_use]
-    pub fn of(self, app: &str) -> Self {
+    pub fn selecting(self, app: &str) -> Self {
         self.spec("selector", json!({"app": app}))
     }
 
-    /// Without a selector: its endpoints are written by hand.
+    /// Removes the selector, for endpoints that a test applies itself.
     #[must_use]
     pub fn without_selector(mut self) -> Self {
         if let Some(spec) = self.0.pointer_mut("/spec").and_then(Value::as_object_mut) {
@@ -181,7 +181,7 @@ impl Service {
         self
     }
 
-    /// A field of the object `spec`.
+    /// Sets a field of `spec`.
     #[must_use]
     pub fn spec(mut self, field: &str, value: impl Into<Value>) -> Self {
         if let Some(spec) = self.0.pointer_mut("/spec").and_then(Value::as_object_mut) {
@@ -197,7 +197,7 @@ impl From<Service> for String {
     }
 }
 
-/// A hand-written EndpointSlice of a service, with one ready address and one port named `main`.
+/// An EndpointSlice of a service with one ready address and one port named `main`.
 pub fn endpoint_slice(
     namespace: &str,
     service: &str,

@@ -1,5 +1,5 @@
-//! The matrix: {meshed, unmeshed} client x {meshed, unmeshed} server x {same node, cross node} x
-//! {IPv4, IPv6} x {pod IP, ClusterIP, headless name}. One cell is one request of curl to nginx.
+//! The connectivity matrix: {meshed, unmeshed} client x {meshed, unmeshed} server x {same node, cross
+//! node} x {IPv4, IPv6} x {pod IP, ClusterIP, headless name}. A cell is one request of curl to nginx.
 
 mod checks;
 
@@ -14,14 +14,14 @@ use crate::programs::{self, CurlResponse, PORT};
 
 pub use checks::{check_counts, check_request, check_wire};
 
-/// How the client names the server.
+/// How the client addresses the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destination {
-    /// By the pod's address.
+    /// The pod's address.
     PodIp,
-    /// By the ClusterIP of a service of it alone.
+    /// The ClusterIP of a service that selects only this pod.
     ClusterIp,
-    /// By the name of a headless service, which resolves to the pod's address.
+    /// The name of a headless service, which resolves to the pod's address.
     Headless,
 }
 
@@ -36,11 +36,11 @@ pub struct Cell {
     pub client_meshed: bool,
     /// Whether the server is in the mesh.
     pub server_meshed: bool,
-    /// Whether both run on node `a`; else the server runs on node `b`.
+    /// Whether both run on node `a`. Otherwise the server runs on node `b`.
     pub same_node: bool,
     /// The family of the addresses.
     pub family: IpFamily,
-    /// How the client names the server.
+    /// How the client addresses the server.
     pub destination: Destination,
 }
 
@@ -62,7 +62,7 @@ impl fmt::Display for Cell {
 }
 
 impl Cell {
-    /// All 48.
+    /// All 48 cells.
     pub fn all() -> Vec<Self> {
         let both = [true, false];
         let mut cells = Vec::new();
@@ -85,8 +85,8 @@ impl Cell {
         cells
     }
 
-    /// Whether both sides are in the mesh, so that nothing may cross the wire in clear.
-    pub fn mutual_tls(&self) -> bool {
+    /// Whether both sides are in the mesh, so that no plaintext may cross the wire.
+    pub fn is_mutual_tls(&self) -> bool {
         self.client_meshed && self.server_meshed
     }
 
@@ -100,7 +100,7 @@ impl Cell {
         namespace(self.server_meshed)
     }
 
-    /// The server pod's name, which is its services' too.
+    /// The name of the server pod and its ClusterIP service.
     pub fn server(&self) -> &'static str {
         server(self.same_node)
     }
@@ -110,12 +110,12 @@ impl Cell {
         if self.same_node { "a" } else { "b" }
     }
 
-    /// The client pod, as the lab names it.
+    /// The client pod, `namespace/name`.
     pub fn client_pod(&self) -> String {
         format!("{}/{CLIENT}", self.client_namespace())
     }
 
-    /// The server pod, as the lab names it.
+    /// The server pod, `namespace/name`.
     pub fn server_pod(&self) -> String {
         format!("{}/{}", self.server_namespace(), self.server())
     }
@@ -128,7 +128,7 @@ impl Cell {
                 let ip = lab.service_ip(&format!("{namespace}/{server}"), self.family)?;
                 programs::url(ip, SERVICE_PORT)
             }
-            // Without a ClusterIP there is nothing to map the port: it is the target port.
+            // A headless service maps no ports: the client connects to the target port.
             Destination::Headless => {
                 format!("http://{server}-pods.{namespace}.svc.cluster.local:{PORT}/")
             }
@@ -139,7 +139,7 @@ impl Cell {
 /// The client pods' name.
 pub const CLIENT: &str = "client";
 
-/// The services' port, which is not the servers'.
+/// The services' port, which differs from the servers' port.
 pub const SERVICE_PORT: u16 = 80;
 
 /// The namespace of meshed or unmeshed pods.
@@ -151,8 +151,8 @@ fn server(same_node: bool) -> &'static str {
     if same_node { "near" } else { "far" }
 }
 
-/// Two nodes; in the mesh and out of it a client on node `a` and a server on each node, with a
-/// service by ClusterIP and a headless one for each server.
+/// Two nodes. Both inside and outside the mesh a client on node `a` and a server on each node, and a
+/// ClusterIP service and a headless service for each server.
 pub fn manifests() -> String {
     let mut all = vec![manifest::two_nodes()];
     for meshed in [true, false] {
@@ -161,7 +161,7 @@ pub fn manifests() -> String {
         all.push(Pod::new(namespace, CLIENT).on("a").into());
         for same_node in [true, false] {
             let name = server(same_node);
-            // The marker comes back, so that each direction can be looked for on the wire.
+            // The response contains the marker, so that the detector can find each direction.
             let server = programs::nginx(&[PORT], "$remote_addr reply-$http_x_marker");
             let node = if same_node { "a" } else { "b" };
             all.push(
@@ -175,7 +175,7 @@ pub fn manifests() -> String {
             let pods = format!("{name}-pods");
             all.push(
                 Service::new(namespace, &pods, PORT, PORT)
-                    .of(name)
+                    .selecting(name)
                     .headless()
                     .into(),
             );
@@ -184,12 +184,12 @@ pub fn manifests() -> String {
     manifest::all(all)
 }
 
-/// One request that was made, and answered.
+/// A request with its response.
 #[derive(Debug)]
 pub struct Request {
-    /// What it was.
+    /// The cell of the matrix.
     pub cell: Cell,
-    /// The text in it that no other request has.
+    /// A text that is unique to the request.
     pub marker: String,
     /// The client pod's address.
     pub client_ip: IpAddr,
@@ -197,17 +197,17 @@ pub struct Request {
     pub server_ip: IpAddr,
     /// The ClusterIP of the server's service.
     pub service_ip: IpAddr,
-    /// What curl saw.
+    /// The response.
     pub response: CurlResponse,
 }
 
-/// Makes the request of a cell, the `index`th one of the lab.
+/// Sends the request of a cell, the `index`th one of the lab.
 ///
 /// # Errors
-/// curl was not answered.
+/// curl fails.
 pub fn request(lab: &Lab, cell: Cell, index: usize) -> Result<Request> {
-    // As many more bytes as its index: no two requests have the same length, so that a line of the
-    // access log tells by its byte counts which of them it is about.
+    // The marker has `index` more bytes: no two requests have the same length, so that the byte counts
+    // of an access-log line identify the request.
     let marker = format!("marker-{index:02}-{}{}", lab.name(), "x".repeat(index));
     let family = match cell.family {
         IpFamily::V4 => "-4",
@@ -215,8 +215,8 @@ pub fn request(lab: &Lab, cell: Cell, index: usize) -> Result<Request> {
     };
     let header = format!("X-Marker: {marker}");
     let client = Location::Pod(cell.client_pod());
-    let agent = ["-A", "e2e", "-H", &header, "-H", "Host: e2e", family];
-    let response = programs::curl(lab, &client, &cell.url(lab)?, &agent).context("no answer")?;
+    let args = ["-A", "e2e", "-H", &header, "-H", "Host: e2e", family];
+    let response = programs::curl(lab, &client, &cell.url(lab)?, &args).context("no response")?;
     let server = format!("{}/{}", cell.server_namespace(), cell.server());
     Ok(Request {
         cell,
@@ -228,7 +228,7 @@ pub fn request(lab: &Lab, cell: Cell, index: usize) -> Result<Request> {
     })
 }
 
-/// The identity of a pod of the matrix: each has a service account of its own name.
+/// The identity of a pod. Each pod has a service account of its own name.
 pub fn identity(namespace: &str, pod: &str) -> String {
     format!("spiffe://cluster.local/ns/{namespace}/sa/{pod}")
 }

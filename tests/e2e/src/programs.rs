@@ -1,4 +1,4 @@
-//! The real programs that run in pods, and the questions that are put to them.
+//! Commands of the servers that run in pods, and client requests to them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -10,17 +10,17 @@ use lab::{Lab, Location};
 /// The port that servers of the suites listen on.
 pub const PORT: u16 = 8080;
 
-/// No answer in a lab takes longer, unless something is broken.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// Limit of one request. A response in a lab takes milliseconds.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A command line from words.
+/// Owned words of a command line.
 pub fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// nginx, on both families and these ports, answering every request with `answer`, which may use
-/// nginx' variables. Its error log goes to stderr, one line per request to stdout.
-pub fn nginx(ports: &[u16], answer: &str) -> Vec<String> {
+/// The command of nginx on these ports of both families. It responds to every request with `body`,
+/// which may contain nginx variables. The error log goes to stderr, one line per request to stdout.
+pub fn nginx(ports: &[u16], body: &str) -> Vec<String> {
     let listen: String = ports
         .iter()
         .map(|port| format!("listen {port}; listen [::]:{port}; "))
@@ -31,7 +31,7 @@ pub fn nginx(ports: &[u16], answer: &str) -> Vec<String> {
          http {{\n\
            log_format e2e '$remote_addr $server_port $request_uri $http_user_agent';\n\
            access_log /dev/stdout e2e;\n\
-           server {{ {listen}default_type text/plain; location / {{ return 200 \"{answer}\"; }} }}\n\
+           server {{ {listen}default_type text/plain; location / {{ return 200 \"{body}\"; }} }}\n\
          }}\n"
     );
     // The lab gives each pod a working directory of its own, and removes it.
@@ -40,7 +40,7 @@ pub fn nginx(ports: &[u16], answer: &str) -> Vec<String> {
     words(&["sh", "-c", script, &config])
 }
 
-/// A server that says `greeting` as soon as a client is there, and then echoes.
+/// The command of a server that sends `greeting` to each client at once, and then echoes.
 pub fn greeter(port: u16, greeting: &str) -> Vec<String> {
     let listen = format!("TCP6-LISTEN:{port},ipv6only=0,reuseaddr,fork,backlog=128");
     words(&[
@@ -50,30 +50,30 @@ pub fn greeter(port: u16, greeting: &str) -> Vec<String> {
     ])
 }
 
-/// What curl saw.
+/// A response as curl received it.
 #[derive(Debug, Clone)]
 pub struct CurlResponse {
-    /// The answer's body.
+    /// The body.
     pub body: String,
-    /// curl's own port.
+    /// The client port of the connection.
     pub local_port: u16,
-    /// Bytes of the request, head and body.
+    /// Size of the request in bytes, headers included.
     pub request_bytes: u64,
-    /// Bytes of the answer, head and body.
+    /// Size of the response in bytes, headers included.
     pub response_bytes: u64,
 }
 
-/// A URL of this address.
+/// The URL of an address.
 pub fn url(ip: IpAddr, port: u16) -> String {
     format!("http://{}/", SocketAddr::new(ip, port))
 }
 
-/// One GET request, over a connection of its own, from a place.
+/// Sends one GET request on a new connection from a location, with additional arguments of curl.
 ///
 /// # Errors
-/// curl did not succeed; the error has its exit code and what it said.
+/// curl fails; the error has its exit code and output.
 pub fn curl(lab: &Lab, from: &Location, url: &str, args: &[&str]) -> Result<CurlResponse> {
-    // The numbers follow the body, which no server of the suites ends with a newline.
+    // The numbers follow the body; no server of the suites ends its body with a newline.
     let format = "\n%{local_port} %{size_request} %{size_header} %{size_download}";
     let mut command = vec![
         "curl",
@@ -87,11 +87,11 @@ pub fn curl(lab: &Lab, from: &Location, url: &str, args: &[&str]) -> Result<Curl
     ];
     command.extend_from_slice(args);
     command.push(url);
-    let output = lab.exec_in(from, &command, ANSWER_DEADLINE + Duration::from_secs(2))?;
-    let said = output
+    let output = lab.exec_in(from, &command, REQUEST_DEADLINE + Duration::from_secs(2))?;
+    let stdout = output
         .ok()
         .with_context(|| format!("curl {url} from {from}"))?;
-    let (body, numbers) = said.rsplit_once('\n').context("curl's numbers")?;
+    let (body, numbers) = stdout.rsplit_once('\n').context("curl's numbers")?;
     let numbers: Vec<u64> = numbers
         .split(' ')
         .filter_map(|number| number.parse().ok())
@@ -109,24 +109,24 @@ pub fn curl(lab: &Lab, from: &Location, url: &str, args: &[&str]) -> Result<Curl
     })
 }
 
-/// Connects, says nothing, and waits for the end of the connection: what the kernel called that end
-/// (empty for an orderly one), and how long it took.
+/// Connects without sending anything and waits for the server to close. Returns the client's error
+/// text, which is empty after a FIN, and the duration.
 ///
 /// # Errors
-/// The connection lives on for 10 s.
+/// The connection is open after 10 s.
 pub fn wait_for_close(lab: &Lab, from: &Location, to: SocketAddr) -> Result<(String, Duration)> {
     let start = std::time::Instant::now();
     let script = "exec 3<>\"/dev/tcp/$0/$1\" && cat <&3";
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
-    let output = lab.exec_in(from, &["bash", "-c", script, &ip, &port], ANSWER_DEADLINE)?;
+    let output = lab.exec_in(from, &["bash", "-c", script, &ip, &port], REQUEST_DEADLINE)?;
     Ok((output.stderr, start.elapsed()))
 }
 
-/// The answers to `count` requests one after the other, from one run of curl, each over a
-/// connection of its own.
+/// Sends `count` requests from one run of curl, one after the other, each on a new connection.
+/// Returns the response bodies.
 ///
 /// # Errors
-/// One of them failed.
+/// A request fails.
 pub fn curl_many(lab: &Lab, from: &Location, url: &str, count: usize) -> Result<Vec<String>> {
     let url = format!("{url}[1-{count}]");
     let command = [
@@ -141,26 +141,26 @@ pub fn curl_many(lab: &Lab, from: &Location, url: &str, count: usize) -> Result<
         "\n",
         &url,
     ];
-    let output = lab.exec_in(from, &command, ANSWER_DEADLINE * 2)?;
-    let said = output
+    let output = lab.exec_in(from, &command, REQUEST_DEADLINE * 2)?;
+    let stdout = output
         .ok()
         .with_context(|| format!("curl {url} from {from}"))?;
-    let answers: Vec<String> = said
+    let responses: Vec<String> = stdout
         .lines()
         .filter(|line| !line.starts_with("--_curl_--"))
         .map(str::to_owned)
         .collect();
     ensure!(
-        answers.len() == count,
-        "{count} requests, {} answers: {answers:?}",
-        answers.len()
+        responses.len() == count,
+        "{count} requests, {} responses: {responses:?}",
+        responses.len()
     );
-    Ok(answers)
+    Ok(responses)
 }
 
-/// The same program, deaf to SIGTERM: it runs until the end of its pod's grace period.
+/// The command with SIGTERM ignored: it runs until the end of the pod's grace period.
 pub fn ignoring_sigterm(command: Vec<String>) -> Vec<String> {
-    // A session of its own keeps signals to the container's first process away from it.
+    // In its own session the command does not receive signals to the container's first process.
     let script = "trap '' TERM; setsid \"$@\" & wait";
     words(&["bash", "-c", script, "ignoring_sigterm"])
         .into_iter()
@@ -168,10 +168,11 @@ pub fn ignoring_sigterm(command: Vec<String>) -> Vec<String> {
         .collect()
 }
 
-/// The daemon's binary: in `$AMBIT_BIN_DIR`, else in the target folder of the running test.
+/// The path of the daemon's binary, in `$AMBIT_BIN_DIR` or else in the target folder of the running
+/// test.
 ///
 /// # Errors
-/// It has not been built.
+/// The binary has not been built.
 pub fn ztunnel_binary() -> Result<PathBuf> {
     let running = std::env::current_exe().context("the path of the running test")?;
     let dir = std::env::var_os("AMBIT_BIN_DIR").map(PathBuf::from);
@@ -181,7 +182,7 @@ pub fn ztunnel_binary() -> Result<PathBuf> {
     let path = dir.join("ztunnel");
     ensure!(
         path.is_file(),
-        "no {}: cargo build -p ztunnel",
+        "{} does not exist; run cargo build -p ztunnel",
         path.display()
     );
     Ok(path)

@@ -1,4 +1,6 @@
-//! What must be true of each cell, from what curl, the daemons and the wire say.
+//! Checks of a request of the matrix: response, access log, plaintext on the wire, and metrics.
+
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Location};
@@ -9,32 +11,32 @@ use crate::detector::Detector;
 use crate::metrics::{self, Sample};
 use crate::programs::PORT;
 
-/// The answer and its source address, and each daemon's line of the access log.
+/// Checks the response, the source address that the server saw, and each daemon's access-log line.
 ///
 /// # Errors
-/// The first of them that is not as it must be.
+/// The first check that fails.
 pub fn check_request(lab: &Lab, request: &Request) -> Result<()> {
     let expected = format!("{} reply-{}", request.client_ip, request.marker);
     ensure!(
         request.response.body == expected,
-        "the server was to see {expected:?}, and answered {:?}",
+        "expected the response {expected:?}, got {:?}",
         request.response.body
     );
     if request.cell.client_meshed {
-        outbound_line(lab, request).context("the client's daemon")?;
+        check_outbound_line(lab, request).context("the client's daemon")?;
     }
     if request.cell.server_meshed {
-        inbound_line(lab, request).context("the server's daemon")?;
+        check_inbound_line(lab, request).context("the server's daemon")?;
     }
     Ok(())
 }
 
 /// Address and port, with brackets for IPv6.
-fn socket(ip: std::net::IpAddr, port: u16) -> String {
-    std::net::SocketAddr::new(ip, port).to_string()
+fn socket(ip: IpAddr, port: u16) -> String {
+    SocketAddr::new(ip, port).to_string()
 }
 
-fn outbound_line(lab: &Lab, request: &Request) -> Result<()> {
+fn check_outbound_line(lab: &Lab, request: &Request) -> Result<()> {
     let cell = &request.cell;
     let source = socket(request.client_ip, request.response.local_port);
     let line = access_log::wait(
@@ -56,7 +58,7 @@ fn outbound_line(lab: &Lab, request: &Request) -> Result<()> {
         ("bytes_recv", received.to_string()),
         ("error", String::new()),
     ];
-    if cell.mutual_tls() {
+    if cell.is_mutual_tls() {
         expected.extend([
             ("src.identity", identity(cell.client_namespace(), CLIENT)),
             (
@@ -67,11 +69,10 @@ fn outbound_line(lab: &Lab, request: &Request) -> Result<()> {
             ("dst.hbone_addr", target),
         ]);
     } else {
-        let none = String::new;
         expected.extend([
-            ("dst.identity", none()),
+            ("dst.identity", String::new()),
             ("dst.addr", target),
-            ("dst.hbone_addr", none()),
+            ("dst.hbone_addr", String::new()),
         ]);
     }
     if cell.destination == Destination::ClusterIp {
@@ -82,12 +83,12 @@ fn outbound_line(lab: &Lab, request: &Request) -> Result<()> {
         );
         expected.push(("dst.service", host));
     }
-    matches(&line, &expected)
+    check_fields(&line, &expected)
 }
 
-fn inbound_line(lab: &Lab, request: &Request) -> Result<()> {
+fn check_inbound_line(lab: &Lab, request: &Request) -> Result<()> {
     let cell = &request.cell;
-    // Streams of one tunnel share its source port; the byte count names the request.
+    // Streams of one tunnel share its source port, so the byte count identifies the request.
     let received = request.response.request_bytes.to_string();
     let wanted = [
         ("direction", "inbound"),
@@ -103,7 +104,7 @@ fn inbound_line(lab: &Lab, request: &Request) -> Result<()> {
         ("bytes_sent", request.response.response_bytes.to_string()),
         ("error", String::new()),
     ];
-    if cell.mutual_tls() {
+    if cell.is_mutual_tls() {
         expected.extend([
             ("src.identity", identity(cell.client_namespace(), CLIENT)),
             (
@@ -124,17 +125,17 @@ fn inbound_line(lab: &Lab, request: &Request) -> Result<()> {
     }
     let from = line
         .field("src.addr")
-        .parse::<std::net::SocketAddr>()
+        .parse::<SocketAddr>()
         .context("src.addr")?;
     ensure!(
         from.ip() == request.client_ip,
-        "src.addr {from}, not of {}",
+        "src.addr is {from}, expected the address {}",
         request.client_ip
     );
-    matches(&line, &expected)
+    check_fields(&line, &expected)
 }
 
-fn matches(line: &access_log::Entry, expected: &[(&str, String)]) -> Result<()> {
+fn check_fields(line: &access_log::Entry, expected: &[(&str, String)]) -> Result<()> {
     for (key, value) in expected {
         let found = line.field(key);
         ensure!(
@@ -146,60 +147,50 @@ fn matches(line: &access_log::Entry, expected: &[(&str, String)]) -> Result<()> 
     Ok(())
 }
 
-/// What the detector saw: nothing of a request between meshed pods, and all of any other one at
-/// every place where it had to pass in clear.
+/// Checks the detector's captures: no plaintext of a request between meshed pods, and every other
+/// request at each location that it must pass unencrypted.
 ///
 /// # Errors
-/// A marker was seen where it must not be, or not seen where it must be.
+/// A marker was captured where it must not be, or is absent where it must be.
 pub fn check_wire(detector: &Detector, request: &Request) -> Result<()> {
     let cell = &request.cell;
     for marker in [request.marker.clone(), format!("reply-{}", request.marker)] {
-        if cell.mutual_tls() {
+        if cell.is_mutual_tls() {
             detector.ensure_unseen(&marker)?;
             continue;
         }
-        let seen = detector.occurrences(&marker)?;
-        let mut places = vec![Location::node("a"), Location::node(cell.server_node())];
+        let occurrences = detector.occurrences(&marker)?;
+        let mut locations = vec![Location::node("a"), Location::node(cell.server_node())];
         if !cell.same_node {
-            places.push(Location::Fabric);
+            locations.push(Location::Fabric);
         }
-        for place in places {
+        for location in locations {
             ensure!(
-                seen.at(&place) > 0,
-                "the detector is blind at {place}: {marker} was not seen"
+                occurrences.at(&location) > 0,
+                "{marker} was not captured at {location}, where it passed unencrypted"
             );
         }
     }
     Ok(())
 }
 
-/// The metrics of both daemons for the requests of a (client, server) pair, one count for each of
-/// its cells, with the principals and the security policy that it must have.
+/// Checks the metrics of both daemons for all requests of a client and a server: the count, the
+/// principals and the security policy.
 ///
 /// # Errors
-/// A count or a label is not as it must be.
+/// A count or a label differs.
 pub fn check_counts(lab: &Lab, cell: &Cell, requests: u32) -> Result<()> {
     if cell.client_meshed {
-        let counted = counted(lab, "a", "source", cell, requests).context("the client's daemon")?;
-        principals(&counted, cell).context("the client's daemon")?;
+        check_reporter(lab, "a", "source", cell, requests).context("the client's daemon")?;
     }
     if cell.server_meshed {
         let node = cell.server_node();
-        let counted = counted(lab, node, "destination", cell, requests);
-        let counted = counted.context("the server's daemon")?;
-        principals(&counted, cell).context("the server's daemon")?;
+        check_reporter(lab, node, "destination", cell, requests).context("the server's daemon")?;
     }
     Ok(())
 }
 
-/// The series of `istio_tcp_connections_closed_total` of a pair; together they count its requests.
-fn counted(
-    lab: &Lab,
-    node: &str,
-    reporter: &str,
-    cell: &Cell,
-    requests: u32,
-) -> Result<Vec<Sample>> {
+fn check_reporter(lab: &Lab, node: &str, reporter: &str, cell: &Cell, requests: u32) -> Result<()> {
     const CLOSED: &str = "istio_tcp_connections_closed_total";
     const OPENED: &str = "istio_tcp_connections_opened_total";
     let labels = [
@@ -221,16 +212,17 @@ fn counted(
         (opened - requests).abs() < 0.5,
         "{OPENED}: {opened} for {requests} requests"
     );
-    Ok(samples
+    let samples: Vec<Sample> = samples
         .into_iter()
-        .filter(|sample| sample.is(CLOSED, &labels))
-        .collect())
+        .filter(|sample| sample.matches(CLOSED, &labels))
+        .collect();
+    check_principals(&samples, cell)
 }
 
-fn principals(samples: &[Sample], cell: &Cell) -> Result<()> {
+fn check_principals(samples: &[Sample], cell: &Cell) -> Result<()> {
     let source = identity(cell.client_namespace(), CLIENT);
     let destination = identity(cell.server_namespace(), cell.server());
-    let expected: &[(&str, &str)] = if cell.mutual_tls() {
+    let expected: &[(&str, &str)] = if cell.is_mutual_tls() {
         &[
             ("connection_security_policy", "mutual_tls"),
             ("source_principal", &source),
@@ -245,14 +237,14 @@ fn principals(samples: &[Sample], cell: &Cell) -> Result<()> {
     };
     for sample in samples {
         ensure!(
-            sample.is(&sample.name, expected),
+            sample.matches(&sample.name, expected),
             "expected {expected:?}, found {sample:?}"
         );
         if !cell.client_meshed {
-            let proven = sample.labels.get("source_principal").map(String::as_str);
+            let principal = sample.labels.get("source_principal").map(String::as_str);
             ensure!(
-                proven == Some("unknown"),
-                "an identity that nobody proved: {sample:?}"
+                principal == Some("unknown"),
+                "a principal without a certificate: {sample:?}"
             );
         }
     }

@@ -15,7 +15,7 @@ use serde_json::json;
 fn an_endpoint_that_is_not_ready_gets_nothing_unless_its_service_publishes_it() {
     let service = Service::new("in", "web", 80, PORT);
     let early = Service::new("in", "early", 80, PORT)
-        .of("web")
+        .selecting("web")
         .spec("publishNotReadyAddresses", true);
     let lab = lab_with([
         service.into(),

@@ -106,7 +106,7 @@ fn expiry(lab: &Lab, pod: &str) -> Option<f64> {
     let identity = identity(pod);
     let labels = [("identity", identity.as_str())];
     let name = "ambit_certificate_expiry_timestamp_seconds";
-    let found = scrape.iter().find(|sample| sample.is(name, &labels))?;
+    let found = scrape.iter().find(|sample| sample.matches(name, &labels))?;
     Some(found.value)
 }
 

@@ -1,4 +1,4 @@
-//! Any client reaches any server, and only what must be encrypted is.
+//! Every client reaches every server, and exactly the connections between meshed pods are encrypted.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +7,34 @@ use ambit_e2e::matrix::{self, Cell, Request};
 use anyhow::Result;
 use lab::{Lab, Options};
 
-/// Cells that fail, by name, with why.
+/// Error texts of failed cells by cell name.
 type Failures = BTreeMap<String, String>;
 
-fn note(failures: &mut Failures, cell: &Cell, result: Result<()>) {
+fn record(failures: &mut Failures, cell: &Cell, result: Result<()>) {
     if let Err(error) = result {
-        let why = failures.entry(cell.to_string()).or_default();
-        why.push_str(&format!("\n    {error:#}"));
+        let text = failures.entry(cell.to_string()).or_default();
+        text.push_str(&format!("\n    {error:#}"));
     }
 }
 
-fn request_all(lab: &Lab, cells: &[Cell], failures: &mut Failures) -> Vec<Request> {
+/// Sends the request of each cell, and checks responses, access log and wire.
+fn check_cells(
+    lab: &Lab,
+    detector: &Detector,
+    cells: &[Cell],
+    failures: &mut Failures,
+) -> Vec<Request> {
     let mut requests = Vec::new();
     for (index, cell) in cells.iter().enumerate() {
         match matrix::request(lab, *cell, index) {
             Ok(request) => requests.push(request),
-            Err(error) => note(failures, cell, Err(error)),
+            Err(error) => record(failures, cell, Err(error)),
         }
+    }
+    for request in &requests {
+        let cell = &request.cell;
+        record(failures, cell, matrix::check_request(lab, request));
+        record(failures, cell, matrix::check_wire(detector, request));
     }
     requests
 }
@@ -31,7 +42,7 @@ fn request_all(lab: &Lab, cells: &[Cell], failures: &mut Failures) -> Vec<Reques
 fn report(failures: Failures, cells: usize) {
     let text: Vec<String> = failures
         .iter()
-        .map(|(cell, why)| format!("  {cell}:{why}"))
+        .map(|(cell, errors)| format!("  {cell}:{errors}"))
         .collect();
     assert!(
         failures.is_empty(),
@@ -42,62 +53,34 @@ fn report(failures: Failures, cells: usize) {
 }
 
 #[test]
-fn every_client_reaches_every_server_with_its_own_address_and_identity_and_nothing_in_clear() {
+fn meshed_pods_communicate_encrypted_and_all_others_in_plaintext() {
     let lab = Lab::up(matrix::manifests(), Options::default()).unwrap();
     let detector = Detector::start(&lab).unwrap();
     let cells = Cell::all();
     let mut failures = Failures::new();
-    let requests = request_all(&lab, &cells, &mut failures);
-    for request in &requests {
-        note(
-            &mut failures,
-            &request.cell,
-            matrix::check_request(&lab, request),
-        );
-        note(
-            &mut failures,
-            &request.cell,
-            matrix::check_wire(&detector, request),
-        );
-    }
-    // A pair of pods has six cells: two families, three ways to name the server.
-    for six in requests.chunk_by(|x, y| {
+    let requests = check_cells(&lab, &detector, &cells, &mut failures);
+    // A pair of pods has six cells: two families, three destinations.
+    for pair in requests.chunk_by(|x, y| {
         x.cell.client_pod() == y.cell.client_pod() && x.cell.server_pod() == y.cell.server_pod()
     }) {
-        let count = u32::try_from(six.len()).unwrap();
-        note(
-            &mut failures,
-            &six[0].cell,
-            matrix::check_counts(&lab, &six[0].cell, count),
-        );
+        let (cell, count) = (&pair[0].cell, u32::try_from(pair.len()).unwrap());
+        record(&mut failures, cell, matrix::check_counts(&lab, cell, count));
     }
     report(failures, cells.len());
     lab.down().unwrap();
 }
 
+/// Checks lab and detector themselves: without daemons everything works and is seen in plaintext.
 #[test]
-fn the_same_pods_without_a_mesh_reach_each_other_in_clear_and_the_detector_sees_all_of_it() {
+fn detector_finds_all_traffic_of_a_lab_without_daemons() {
     let lab = Lab::up(matrix::manifests(), Options::without_daemons()).unwrap();
     let detector = Detector::start(&lab).unwrap();
-    // To these pods of a lab without daemons "meshed" is only the name of a namespace.
     let cells: Vec<Cell> = Cell::all()
         .into_iter()
         .filter(|cell| !cell.client_meshed && !cell.server_meshed)
         .collect();
     let mut failures = Failures::new();
-    let requests = request_all(&lab, &cells, &mut failures);
-    for request in &requests {
-        note(
-            &mut failures,
-            &request.cell,
-            matrix::check_request(&lab, request),
-        );
-        note(
-            &mut failures,
-            &request.cell,
-            matrix::check_wire(&detector, request),
-        );
-    }
+    check_cells(&lab, &detector, &cells, &mut failures);
     report(failures, cells.len());
     lab.down().unwrap();
 }

@@ -21,13 +21,21 @@ fn a_target_port_may_be_a_number_or_a_name_that_each_pod_gives_a_number_of_its_o
             .runs(other);
         all.push(endpoint(namespace, "web", "b").into());
         all.push(other.port(Some("web"), 9090).into());
-        all.push(Service::new(namespace, "named", 80, "web").of("web").into());
         all.push(
-            Service::new(namespace, "numeric", 81, 9090)
-                .of("other")
+            Service::new(namespace, "named", 80, "web")
+                .selecting("web")
                 .into(),
         );
-        all.push(Service::new(namespace, "same", PORT, PORT).of("web").into());
+        all.push(
+            Service::new(namespace, "numeric", 81, 9090)
+                .selecting("other")
+                .into(),
+        );
+        all.push(
+            Service::new(namespace, "same", PORT, PORT)
+                .selecting("web")
+                .into(),
+        );
     }
     let lab = lab_with(all).unwrap();
     for namespace in ["in", "out"] {
@@ -193,7 +201,7 @@ fn one_family_is_enough_for_a_pod_and_for_a_service() {
     let one = |family: &str| json!({"ipFamilyPolicy": "SingleStack", "ipFamilies": [family]});
     let service = |name: &str, family: &str| {
         let spec = one(family);
-        let service = Service::new("in", name, 80, PORT).of("web");
+        let service = Service::new("in", name, 80, PORT).selecting("web");
         let service = service.spec("ipFamilyPolicy", spec["ipFamilyPolicy"].clone());
         String::from(service.spec("ipFamilies", spec["ipFamilies"].clone()))
     };
