@@ -1,4 +1,4 @@
-//! Which endpoint of a service a connection gets.
+//! Which endpoint of a service a connection is sent to.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,59 +12,59 @@ use lab::{IpFamily, Location};
 use serde_json::json;
 
 #[test]
-fn an_endpoint_that_is_not_ready_gets_nothing_unless_its_service_publishes_it() {
+fn unready_endpoint_is_used_only_by_a_service_that_publishes_it() {
     let service = Service::new("in", "web", 80, PORT);
-    let early = Service::new("in", "early", 80, PORT)
+    let publishing = Service::new("in", "publishing", 80, PORT)
         .selecting("web")
         .spec("publishNotReadyAddresses", true);
     let lab = lab_with([
         service.into(),
-        early.into(),
+        publishing.into(),
         endpoint("in", "ready", "b").into(),
     ])
     .unwrap();
     let probe = json!({"exec": {"command": ["false"]}, "periodSeconds": 1});
-    let starting = endpoint("in", "starting", "b").container("readinessProbe", probe);
-    lab.apply(String::from(starting)).unwrap();
+    let unready = endpoint("in", "unready", "b").container("readinessProbe", probe);
+    lab.apply(String::from(unready)).unwrap();
     lab.wait_status("the pod to run", Duration::from_secs(10), |status| {
         status
-            .pod("in/starting")
+            .pod("in/unready")
             .is_ok_and(|pod| pod.phase == "Running")
     })
     .unwrap();
-    // Once the one service sends connections to it, the daemon knows it: from then on the other
-    // service must not.
+    // Once the publishing service uses the endpoint, the daemon has read it, and the other service must
+    // not use it.
     let to = |service: &str| url(lab.service_ip(service, IpFamily::V4).unwrap(), 80);
     lab.wait_until(
         "the published address to be used",
         Duration::from_secs(10),
-        || (curl(&lab, &client(), &to("early"), &[]).ok()?.body == "starting").then_some(()),
+        || (curl(&lab, &client(), &to("publishing"), &[]).ok()?.body == "unready").then_some(()),
     )
     .unwrap();
-    let answers = curl_many(&lab, &client(), &to("web"), 30).unwrap();
-    assert_eq!(count_answers(&answers), BTreeMap::from([("ready", 30)]));
+    let responses = curl_many(&lab, &client(), &to("web"), 30).unwrap();
+    assert_eq!(count_answers(&responses), BTreeMap::from([("ready", 30)]));
 }
 
 #[test]
-fn a_terminating_endpoint_gets_no_new_connection_and_keeps_those_that_it_has() {
+fn terminating_endpoint_keeps_open_connections_and_gets_new_ones_only_as_the_last() {
     let service = Service::new("in", "web", PORT, PORT);
-    let leaving = greeting_endpoint("in", "leaving", "b")
-        .runs(programs::ignoring_sigterm(greeter(PORT, "leaving")));
-    let leaving = leaving.spec("terminationGracePeriodSeconds", 30);
+    let terminating = greeting_endpoint("in", "terminating", "b")
+        .runs(programs::ignoring_sigterm(greeter(PORT, "terminating")));
+    let terminating = terminating.spec("terminationGracePeriodSeconds", 30);
     let lab = lab_with([
         service.into(),
-        leaving.into(),
-        greeting_endpoint("in", "staying", "b").into(),
+        terminating.into(),
+        greeting_endpoint("in", "running", "b").into(),
     ])
     .unwrap();
     let ip = lab.service_ip("web", IpFamily::V4).unwrap();
-    let mut old = OpenConnections::open(&lab, "in/client", ip, 12).unwrap();
-    assert_eq!(count_answers(&old.greetings).len(), 2, "{old:?}");
+    let mut before = OpenConnections::open(&lab, "in/client", ip, 12).unwrap();
+    assert_eq!(count_answers(&before.greetings).len(), 2, "{before:?}");
     std::thread::scope(|scope| {
-        let deletion = scope.spawn(|| lab.delete("Pod", "in/leaving"));
+        let deletion = scope.spawn(|| lab.delete("Pod", "in/terminating"));
         lab.wait_status("the pod to terminate", Duration::from_secs(5), |status| {
             status
-                .pod("in/leaving")
+                .pod("in/terminating")
                 .is_ok_and(|pod| pod.phase == "Terminating")
         })
         .unwrap();
@@ -72,59 +72,59 @@ fn a_terminating_endpoint_gets_no_new_connection_and_keeps_those_that_it_has() {
         let new = OpenConnections::open(&lab, "in/client", ip, 20).unwrap();
         assert_eq!(
             count_answers(&new.greetings),
-            BTreeMap::from([("staying", 20)])
+            BTreeMap::from([("running", 20)])
         );
-        old.echo(&lab, "still").unwrap();
-        // As kube-proxy: what is going away still serves when nothing else does.
-        lab.delete_pod_with_grace("in/staying", Duration::ZERO)
+        before.echo(&lab, "still open").unwrap();
+        // As in kube-proxy, terminating endpoints are used if there are no others.
+        lab.delete_pod_with_grace("in/running", Duration::ZERO)
             .unwrap();
         sync::wait_synced(&lab).unwrap();
         let last = OpenConnections::open(&lab, "in/client", ip, 3).unwrap();
         assert_eq!(
             count_answers(&last.greetings),
-            BTreeMap::from([("leaving", 3)])
+            BTreeMap::from([("terminating", 3)])
         );
-        lab.delete_pod_with_grace("in/leaving", Duration::ZERO)
+        lab.delete_pod_with_grace("in/terminating", Duration::ZERO)
             .unwrap();
         deletion.join().unwrap().unwrap();
     });
 }
 
 #[test]
-fn client_ip_affinity_survives_a_restart_of_the_daemon() {
+fn client_ip_affinity_survives_a_daemon_restart() {
     let service = Service::new("in", "web", 80, PORT).spec("sessionAffinity", "ClientIP");
     let servers =
         ["w1", "w2", "w3", "w4", "w5"].map(|name| String::from(endpoint("in", name, "b")));
     let other = String::from(Pod::new("in", "other").on("a"));
     let lab = lab_with(servers.into_iter().chain([other, service.into()])).unwrap();
-    let chosen = || -> Vec<String> {
+    let chosen_endpoints = || -> Vec<String> {
         let mut chosen = Vec::new();
         for pod in ["in/client", "in/other"] {
             for family in IpFamily::ALL {
                 let to = url(lab.service_ip("web", family).unwrap(), 80);
-                let answers = curl_many(&lab, &Location::pod(pod), &to, 8).unwrap();
+                let responses = curl_many(&lab, &Location::pod(pod), &to, 8).unwrap();
                 assert_eq!(
-                    count_answers(&answers).len(),
+                    count_answers(&responses).len(),
                     1,
-                    "{pod} {family:?}: {answers:?}"
+                    "{pod} {family:?}: {responses:?}"
                 );
-                chosen.push(answers[0].clone());
+                chosen.push(responses[0].clone());
             }
         }
         chosen
     };
-    let before = chosen();
+    let before = chosen_endpoints();
     lab.stop_daemon("a").unwrap();
     lab.start_daemon("a").unwrap();
     for pod in ["in/client", "in/other"] {
         lab.wait_workload_state(pod, Some("enrolled"), Duration::from_secs(10))
             .unwrap();
     }
-    assert_eq!(chosen(), before);
+    assert_eq!(chosen_endpoints(), before);
 }
 
 #[test]
-fn prefer_close_stays_in_the_zone_while_it_has_an_endpoint() {
+fn prefer_close_uses_the_own_zone_while_it_has_an_endpoint() {
     let service = Service::new("in", "web", 80, PORT).spec("trafficDistribution", "PreferClose");
     let lab = lab_with([
         endpoint("in", "near", "a").into(),
@@ -134,44 +134,44 @@ fn prefer_close_stays_in_the_zone_while_it_has_an_endpoint() {
     .unwrap();
     for family in IpFamily::ALL {
         let to = url(lab.service_ip("web", family).unwrap(), 80);
-        let answers = curl_many(&lab, &client(), &to, 20).unwrap();
-        assert_eq!(count_answers(&answers), BTreeMap::from([("near", 20)]));
+        let responses = curl_many(&lab, &client(), &to, 20).unwrap();
+        assert_eq!(count_answers(&responses), BTreeMap::from([("near", 20)]));
     }
     lab.delete("Pod", "in/near").unwrap();
     sync::wait_synced(&lab).unwrap();
     let to = url(lab.service_ip("web", IpFamily::V4).unwrap(), 80);
-    let answers = curl_many(&lab, &client(), &to, 5).unwrap();
-    assert_eq!(count_answers(&answers), BTreeMap::from([("far", 5)]));
+    let responses = curl_many(&lab, &client(), &to, 5).unwrap();
+    assert_eq!(count_answers(&responses), BTreeMap::from([("far", 5)]));
 }
 
 #[test]
-fn open_connections_spread_evenly_over_equal_endpoints() {
+fn open_connections_are_balanced_over_equal_endpoints() {
     let service = String::from(Service::new("in", "web", PORT, PORT));
     let servers = [("w1", "a"), ("w2", "b"), ("w3", "b")]
         .map(|(name, node)| greeting_endpoint("in", name, node).into());
     let lab = lab_with(servers.into_iter().chain([service])).unwrap();
     let ip = lab.service_ip("web", IpFamily::V4).unwrap();
-    let held = OpenConnections::open(&lab, "in/client", ip, 30).unwrap();
-    // The better of two random ones, by open connections: by chance alone 1 run in 20 would be as
-    // uneven as 5 to 15; with it, 7 is never undercut in practice.
-    let tally = count_answers(&held.greetings);
-    assert_eq!(tally.len(), 3, "{tally:?}");
+    let connections = OpenConnections::open(&lab, "in/client", ip, 30).unwrap();
+    // Power of two choices by open connections: no endpoint gets fewer than 7 of 30 in practice. A
+    // random choice would be as uneven as 5 to 15 in 1 of 20 runs.
+    let counts = count_answers(&connections.greetings);
+    assert_eq!(counts.len(), 3, "{counts:?}");
     assert!(
-        tally.values().all(|count| (7..=13).contains(count)),
-        "{tally:?}"
+        counts.values().all(|count| (7..=13).contains(count)),
+        "{counts:?}"
     );
 }
 
 #[test]
-fn a_client_does_not_notice_an_endpoint_that_refuses() {
+fn refused_connections_are_retried_on_another_endpoint() {
     let mut all = Vec::new();
     for namespace in ["in", "out"] {
-        // Ready, as without a probe every running pod is, but nothing listens.
-        let deaf = Pod::new(namespace, "deaf")
+        // The pod is ready because it has no probe, but no program listens.
+        let refusing = Pod::new(namespace, "refusing")
             .on("b")
             .label("app", "web")
             .port(Some("web"), PORT);
-        all.push(deaf.into());
+        all.push(refusing.into());
         all.push(endpoint(namespace, "good", "b").into());
         all.push(Service::new(namespace, "web", 80, PORT).into());
     }
@@ -182,9 +182,9 @@ fn a_client_does_not_notice_an_endpoint_that_refuses() {
                 lab.service_ip(&format!("{namespace}/web"), family).unwrap(),
                 80,
             );
-            let answers = curl_many(&lab, &client(), &to, 20).unwrap();
+            let responses = curl_many(&lab, &client(), &to, 20).unwrap();
             assert_eq!(
-                count_answers(&answers),
+                count_answers(&responses),
                 BTreeMap::from([("good", 20)]),
                 "{namespace} {family:?}"
             );
@@ -193,7 +193,7 @@ fn a_client_does_not_notice_an_endpoint_that_refuses() {
 }
 
 #[test]
-fn a_client_does_not_notice_a_node_whose_daemon_has_died() {
+fn connections_to_a_node_with_a_killed_daemon_are_retried_on_another() {
     let service = Service::new("in", "web", 80, PORT);
     let servers = [
         endpoint("in", "near", "a").into(),
@@ -201,16 +201,19 @@ fn a_client_does_not_notice_a_node_whose_daemon_has_died() {
     ];
     let lab = lab_with(servers.into_iter().chain([service.into()])).unwrap();
     let to = |family| url(lab.service_ip("web", family).unwrap(), 80);
-    // Warm tunnels to both, which die with the daemon.
-    let answers = curl_many(&lab, &client(), &to(IpFamily::V4), 20).unwrap();
-    assert_eq!(count_answers(&answers).len(), 2);
+    // Opens tunnels to both endpoints. The one to node b breaks with the daemon.
+    let responses = curl_many(&lab, &client(), &to(IpFamily::V4), 20).unwrap();
+    assert_eq!(count_answers(&responses).len(), 2);
     lab.kill_daemon("b").unwrap();
     for family in IpFamily::ALL {
-        let answers = curl_many(&lab, &client(), &to(family), 20).unwrap();
-        assert_eq!(count_answers(&answers), BTreeMap::from([("near", 20)]));
+        let responses = curl_many(&lab, &client(), &to(family), 20).unwrap();
+        assert_eq!(count_answers(&responses), BTreeMap::from([("near", 20)]));
     }
-    let wanted = [("reporter", "source"), ("destination_workload", "far")];
-    let failed = "istio_tcp_connections_failed_total";
-    let seen = metrics::sum(&metrics::scrape(&lab, "a").unwrap(), failed, &wanted);
-    assert!(seen < 0.5, "{seen} connections failed, which were retried");
+    let labels = [("reporter", "source"), ("destination_workload", "far")];
+    let failed_total = "istio_tcp_connections_failed_total";
+    let failed = metrics::sum(&metrics::scrape(&lab, "a").unwrap(), failed_total, &labels);
+    assert!(
+        failed < 0.5,
+        "{failed} retried connections are counted as failed"
+    );
 }

@@ -1,5 +1,5 @@
-//! Capture is level-triggered and fails closed: whatever happens to rules and daemons, it is repaired
-//! within seconds, and not one byte of the payload crosses the wire in clear meanwhile.
+//! Traffic capture is level-triggered and fails closed: changed rules and dead daemons are repaired
+//! within seconds, and no payload crosses the wire unencrypted meanwhile.
 
 use std::net::IpAddr;
 
@@ -13,15 +13,16 @@ use ambit_e2e::programs::{PORT, url};
 use anyhow::{Result, ensure};
 use lab::{Capture, IpFamily, Lab, Location, ProgramState};
 
-/// A meshed client on node a, meshed servers on both nodes, and all that could see plaintext between them.
-struct Stage {
+/// A meshed client on node a, meshed servers on both nodes, and packet captures of all paths between
+/// them.
+struct Fixture {
     lab: Lab,
     bridge: Capture,
     near: Capture,
     client: Capture,
 }
 
-impl Stage {
+impl Fixture {
     fn up() -> Result<Self> {
         let lab = up([
             namespace("shop", Some("ambient")),
@@ -31,9 +32,9 @@ impl Stage {
             Service::new("shop", "near", PORT, PORT).into(),
             Service::new("shop", "web", PORT, PORT).into(),
         ])?;
-        // Between pods of one node nothing crosses the bridge; what arrives at a pod is looked at
-        // there. What leaves a pod that is broken has not arrived anywhere.
-        let arriving = |pod: &str| -> Result<Capture> {
+        // Traffic between pods of one node does not cross the bridge, so it is captured where it arrives.
+        // Packets that leave a pod without rules are dropped later, and must not count.
+        let capture_arriving = |pod: &str| -> Result<Capture> {
             let [v4, v6] = [
                 lab.pod_ip(pod, IpFamily::V4)?,
                 lab.pod_ip(pod, IpFamily::V6)?,
@@ -43,7 +44,7 @@ impl Stage {
                 &format!("tcp and (dst host {v4} or dst host {v6})"),
             )
         };
-        let (near, client) = (arriving("near")?, arriving("client")?);
+        let (near, client) = (capture_arriving("near")?, capture_arriving("client")?);
         let bridge = lab.capture(Location::Fabric, "tcp")?;
         Ok(Self {
             lab,
@@ -53,36 +54,36 @@ impl Stage {
         })
     }
 
-    fn traffic(&self) -> Result<[Traffic; 2]> {
+    fn start_traffic(&self) -> Result<[Traffic; 2]> {
         let to = |pod: &str, family| {
             Traffic::start(&self.lab, "client", self.lab.pod_ip(pod, family)?, MARKER)
         };
         Ok([to("web", IpFamily::V4)?, to("near", IpFamily::V6)?])
     }
 
-    /// Breaks something while traffic runs, and expects the namespaces to be as before, traffic to
-    /// flow again, established connections too, and nothing in clear meanwhile.
-    fn survives(&self, pods: &[&str], breaks: &str) -> Result<()> {
-        for traffic in self.repaired(pods, breaks)? {
+    /// Runs `script` in these pods under traffic. Their network state must be restored, new and
+    /// established connections must flow again, and no plaintext may cross the wire meanwhile.
+    fn check_repair(&self, pods: &[&str], script: &str) -> Result<()> {
+        for traffic in self.wait_repaired(pods, script)? {
             traffic.wait_flowing(&self.lab, REPAIR_DEADLINE)?;
         }
-        self.nothing_in_clear()
+        self.check_no_plaintext()
     }
 
-    /// As [`Self::survives`], for what conntrack does not forgive an established connection.
-    fn recovers(&self, pods: &[&str], breaks: &str) -> Result<()> {
-        for traffic in self.repaired(pods, breaks)? {
+    /// As [`Self::check_repair`], for changes after which conntrack drops established connections.
+    fn check_repair_of_new_connections(&self, pods: &[&str], script: &str) -> Result<()> {
+        for traffic in self.wait_repaired(pods, script)? {
             traffic.wait_new_flowing(&self.lab, REPAIR_DEADLINE)?;
         }
-        self.nothing_in_clear()
+        self.check_no_plaintext()
     }
 
-    fn repaired(&self, pods: &[&str], breaks: &str) -> Result<[Traffic; 2]> {
-        let traffic = self.traffic()?;
+    fn wait_repaired(&self, pods: &[&str], script: &str) -> Result<[Traffic; 2]> {
+        let traffic = self.start_traffic()?;
         let state = |pod: &&str| network_state(&self.lab, pod);
         let before: Vec<_> = pods.iter().map(state).collect::<Result<_>>()?;
         for pod in pods {
-            shell(&self.lab, pod, breaks)?;
+            shell(&self.lab, pod, script)?;
         }
         for (pod, before) in pods.iter().zip(before) {
             wait_restored(&self.lab, pod, &before, REPAIR_DEADLINE)?;
@@ -96,45 +97,44 @@ impl Stage {
                 .find(|line| line.contains("repaired") && line.contains(pod));
             ensure!(
                 line.is_some_and(|line| line.contains("reason=")),
-                "no line says why: {line:?}"
+                "no log line of {pod} has the reason of the repair: {line:?}"
             );
         }
         Ok(traffic)
     }
 
-    /// Requests of the client to these pods are refused, by each of their own addresses and by those of their
-    /// services.
-    fn all_refused(&self, pods: &[&str]) -> Result<()> {
+    /// Requests of the client to these pods and to their services fail, over both families.
+    fn check_all_refused(&self, pods: &[&str]) -> Result<()> {
         for pod in pods {
             for family in IpFamily::ALL {
-                refused(&self.lab, "client", self.lab.pod_ip(pod, family)?)?;
+                check_refused(&self.lab, "client", self.lab.pod_ip(pod, family)?)?;
                 let service = self.lab.service_ip(&format!("shop/{pod}"), family)?;
-                refused(&self.lab, "client", service)?;
+                check_refused(&self.lab, "client", service)?;
             }
         }
         Ok(())
     }
 
-    fn nothing_in_clear(&self) -> Result<()> {
-        for (place, capture) in [
+    fn check_no_plaintext(&self) -> Result<()> {
+        for (location, capture) in [
             ("the bridge", &self.bridge),
             ("near", &self.near),
             ("client", &self.client),
         ] {
-            let seen = capture.occurrences(MARKER)?;
+            let count = capture.occurrences(MARKER)?;
             ensure!(
-                seen == 0,
-                "the marker was seen {seen} times in clear at {place}"
+                count == 0,
+                "the marker was captured {count} times unencrypted at {location}"
             );
         }
         let tls = self.bridge.tls_bytes(15008)?.records;
-        ensure!(tls > 0, "no HBONE at all was seen on the bridge");
+        ensure!(tls > 0, "no HBONE was captured on the bridge");
         Ok(())
     }
 }
 
-/// A request with the marker in it has no answer, and soon.
-fn refused(lab: &Lab, from: &str, to: IpAddr) -> Result<()> {
+/// A request with the marker fails.
+fn check_refused(lab: &Lab, from: &str, to: IpAddr) -> Result<()> {
     let header = format!("X-Marker: {MARKER}");
     let output = lab.exec(
         from,
@@ -142,68 +142,68 @@ fn refused(lab: &Lab, from: &str, to: IpAddr) -> Result<()> {
     )?;
     ensure!(
         !output.success(),
-        "a request of {from} was answered: {}",
+        "a request of {from} succeeded: {}",
         output.stdout
     );
     Ok(())
 }
 
 #[test]
-fn rules_flushed_in_a_client_are_repaired_and_nothing_leaves_in_clear() -> Result<()> {
-    Stage::up()?.survives(&["client"], "nft flush ruleset")
+fn rules_flushed_in_a_client_are_repaired_without_plaintext() -> Result<()> {
+    Fixture::up()?.check_repair(&["client"], "nft flush ruleset")
 }
 
 #[test]
-fn rules_flushed_in_a_server_are_repaired_and_nothing_leaves_in_clear() -> Result<()> {
-    Stage::up()?.survives(&["web", "near"], "nft flush ruleset")
+fn rules_flushed_in_servers_are_repaired_without_plaintext() -> Result<()> {
+    Fixture::up()?.check_repair(&["web", "near"], "nft flush ruleset")
 }
 
 #[test]
-fn rules_flushed_in_every_pod_at_once_are_repaired_and_nothing_leaves_in_clear() -> Result<()> {
-    Stage::up()?.survives(&["client", "near", "web"], "nft flush ruleset")
+fn rules_flushed_in_all_pods_are_repaired_without_plaintext() -> Result<()> {
+    Fixture::up()?.check_repair(&["client", "near", "web"], "nft flush ruleset")
 }
 
 #[test]
-fn rules_flushed_again_and_again_are_repaired_when_that_ends() -> Result<()> {
-    // Long enough to hit every moment of a repair, also that between applying and reading back.
-    let storm = "for i in $(seq 300); do nft flush ruleset; done";
-    Stage::up()?.recovers(&["client", "web"], storm)
+fn rules_flushed_repeatedly_are_repaired() -> Result<()> {
+    // 300 flushes hit every step of a repair, also between applying and reading back.
+    let flushes = "for i in $(seq 300); do nft flush ruleset; done";
+    Fixture::up()?.check_repair_of_new_connections(&["client", "web"], flushes)
 }
 
 #[test]
-fn policy_rules_and_routes_that_somebody_deletes_are_repaired() -> Result<()> {
-    let breaks = "for family in -4 -6; do while ip $family rule del lookup 100 2>/dev/null; do :; done; \
+fn deleted_policy_rules_and_routes_are_repaired() -> Result<()> {
+    let script = "for family in -4 -6; do while ip $family rule del lookup 100 2>/dev/null; do :; done; \
                   ip $family route flush table 100; done";
-    Stage::up()?.survives(&["client", "near", "web"], breaks)
+    Fixture::up()?.check_repair(&["client", "near", "web"], script)
 }
 
 #[test]
-fn chains_that_somebody_empties_are_repaired() -> Result<()> {
+fn flushed_chains_are_repaired() -> Result<()> {
     let flush = "nft list table inet ambit | awk '/^\tchain/ {print $2}' | \
                  while read chain; do nft flush chain inet ambit $chain; done";
-    Stage::up()?.recovers(&["client", "near", "web"], flush)
+    Fixture::up()?.check_repair_of_new_connections(&["client", "near", "web"], flush)
 }
 
 #[test]
-fn one_rule_that_somebody_adds_is_noticed() -> Result<()> {
-    let stage = Stage::up()?;
-    stage.survives(
+fn added_rule_is_removed() -> Result<()> {
+    let fixture = Fixture::up()?;
+    fixture.check_repair(
         &["client"],
         "nft insert rule inet ambit redirect_outbound accept",
     )?;
-    // A connection that changes its conntrack zone is another one to the kernel.
+    // After a change of the conntrack zone the kernel does not find the established connection.
     let accept = "for chain in separate redirect_inbound mark_connection mark_answer; do \
                   nft insert rule inet ambit $chain accept; done";
-    stage.recovers(&["near", "web"], accept)
+    fixture.check_repair_of_new_connections(&["near", "web"], accept)
 }
 
 #[test]
-fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> Result<()> {
-    let stage = Stage::up()?;
-    let traffic = stage.traffic()?;
+fn deleted_node_guard_is_restored_without_disturbing_traffic() -> Result<()> {
+    let fixture = Fixture::up()?;
+    let traffic = fixture.start_traffic()?;
     let nft = |node: &str, args: &[&str]| {
         let command = [&["nft"], args].concat();
-        stage
+        fixture
             .lab
             .exec_in(&Location::node(node), &command, REPAIR_DEADLINE)?
             .ok()
@@ -213,14 +213,14 @@ fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> 
         let before = rules(node)?;
         for verb in ["delete", "flush"] {
             nft(node, &[verb, "table", "inet", "ambit-guard"])?;
-            stage
-                .lab
-                .wait_until(&format!("the guard of {node}"), REPAIR_DEADLINE, || {
-                    (rules(node).ok()? == before).then_some(())
-                })?;
+            fixture.lab.wait_until(
+                &format!("the guard of node {node} to be restored"),
+                REPAIR_DEADLINE,
+                || (rules(node).ok()? == before).then_some(()),
+            )?;
         }
         metrics::wait(
-            &stage.lab,
+            &fixture.lab,
             node,
             "ambit_capture_repairs_total",
             &[("reason", "guard")],
@@ -228,57 +228,57 @@ fn the_guard_of_a_node_is_put_back_and_does_not_stand_in_the_way_of_others() -> 
         )?;
     }
     for traffic in &traffic {
-        traffic.wait_flowing(&stage.lab, REPAIR_DEADLINE)?;
+        traffic.wait_flowing(&fixture.lab, REPAIR_DEADLINE)?;
     }
-    stage.nothing_in_clear()
+    fixture.check_no_plaintext()
 }
 
 #[test]
-fn a_dead_daemon_means_no_traffic_and_no_plaintext_and_a_new_one_takes_over() -> Result<()> {
-    let stage = Stage::up()?;
-    let lab = &stage.lab;
-    // Of node a it is both the client's and the near server's daemon that dies, of node b the far server's.
-    for (node, pods, cut) in [
+fn killed_daemon_stops_traffic_without_plaintext_until_it_restarts() -> Result<()> {
+    let fixture = Fixture::up()?;
+    let lab = &fixture.lab;
+    // The daemon of node a serves the client and the near server, that of node b the far server.
+    for (node, pods, unreachable) in [
         ("a", &["client", "near"][..], &["near", "web"][..]),
         ("b", &["web"], &["web"]),
     ] {
-        let [far, near] = stage.traffic()?;
+        let [far, near] = fixture.start_traffic()?;
         lab.kill_daemon(node)?;
         far.wait_cut(lab)?;
         match node {
             "a" => near.wait_cut(lab)?,
             _ => near.wait_flowing(lab, REPAIR_DEADLINE)?,
         }
-        stage.all_refused(cut)?;
-        // What a pod does to its own rules does not open a way while the daemon is dead.
+        fixture.check_all_refused(unreachable)?;
+        // Flushing a pod's rules does not open a plaintext path without a daemon.
         for pod in pods {
             shell(lab, pod, "nft flush ruleset")?;
-            stage.all_refused(cut)?;
+            fixture.check_all_refused(unreachable)?;
         }
         lab.start_daemon(node)?;
         far.wait_new_flowing(lab, REPAIR_DEADLINE)?;
         near.wait_new_flowing(lab, REPAIR_DEADLINE)?;
     }
-    stage.nothing_in_clear()
+    fixture.check_no_plaintext()
 }
 
 #[test]
-fn a_daemon_that_is_told_to_stop_exits_well_and_leaves_the_rules_in_place() -> Result<()> {
-    let stage = Stage::up()?;
-    let (lab, web) = (&stage.lab, stage.lab.pod_ip("web", IpFamily::V4)?);
+fn stopped_daemon_exits_with_0_and_keeps_rules() -> Result<()> {
+    let fixture = Fixture::up()?;
+    let (lab, web) = (&fixture.lab, fixture.lab.pod_ip("web", IpFamily::V4)?);
     wait_for_response(lab, "client", web, "web")?;
     let before = network_state(lab, "client")?;
     lab.stop_daemon("a")?;
     let ProgramState::Exited(how) = lab.status()?.node("a")?.daemon.clone() else {
-        anyhow::bail!("the daemon still runs");
+        anyhow::bail!("the daemon is still running");
     };
-    ensure!(how.contains('0'), "it exited with {how}");
+    ensure!(how.contains('0'), "unexpected exit: {how}");
     ensure!(
         network_state(lab, "client")? == before,
-        "the rules are not as they were"
+        "the network state has changed"
     );
-    refused(lab, "client", web)?;
+    check_refused(lab, "client", web)?;
     lab.start_daemon("a")?;
     wait_for_response(lab, "client", web, "web")?;
-    stage.nothing_in_clear()
+    fixture.check_no_plaintext()
 }

@@ -1,5 +1,5 @@
-//! Pods that come, go, change sides and come back as somebody else, while traffic runs: what is
-//! established lives on, what is new goes the new way, and nothing stays behind.
+//! Pods that join and leave the mesh, or are replaced, under traffic: established connections continue,
+//! new ones take the new path, and no rules remain.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -19,12 +19,12 @@ const AMBIENT: (&str, Option<&str>) = ("istio.io/dataplane-mode", Some("ambient"
 const NONE: (&str, Option<&str>) = ("istio.io/dataplane-mode", Some("none"));
 
 #[test]
-fn a_pod_recreated_with_the_same_address_is_reached_as_who_it_is_now() -> Result<()> {
+fn server_replaced_at_the_same_address_is_reached_with_its_new_identity() -> Result<()> {
     let lab = up([
         namespace("shop", Some("ambient")),
         Pod::new("shop", "client").on("a").into(),
     ])?;
-    let at = |name: &str, ip: &str| {
+    let server_at = |name: &str, ip: &str| {
         Pod::new("shop", name)
             .on("b")
             .runs(server(name))
@@ -39,7 +39,7 @@ fn a_pod_recreated_with_the_same_address_is_reached_as_who_it_is_now() -> Result
     let traffic = Traffic::start(&lab, "client", ip, MARKER)?;
 
     lab.delete_pod_with_grace("old", Duration::ZERO)?;
-    lab.apply(String::from(at("new", &ip.to_string())))?;
+    lab.apply(String::from(server_at("new", &ip.to_string())))?;
     wait_for_response(&lab, "client", ip, "new")?;
     ensure!(
         lab.pod_ip("new", IpFamily::V4)? == ip,
@@ -47,16 +47,16 @@ fn a_pod_recreated_with_the_same_address_is_reached_as_who_it_is_now() -> Result
     );
     traffic.wait_new_flowing(&lab, REPAIR_DEADLINE)?;
 
-    let answers = traffic.responses();
-    let first = answers
+    let responses = traffic.responses();
+    let first = responses
         .iter()
-        .position(|answer| answer.ends_with(" new"))
-        .context("no answer")?;
+        .position(|response| response.ends_with(" new"))
+        .context("no response of the new pod")?;
     ensure!(
-        !answers[first..]
+        !responses[first..]
             .iter()
-            .any(|answer| answer.ends_with(" old")),
-        "{answers:?}"
+            .any(|response| response.ends_with(" old")),
+        "a response of the old pod after one of the new pod: {responses:?}"
     );
     let identity = "spiffe://cluster.local/ns/shop/sa/new";
     access_log::wait(
@@ -68,20 +68,20 @@ fn a_pod_recreated_with_the_same_address_is_reached_as_who_it_is_now() -> Result
             ("reason", "closed"),
         ],
     )?;
-    let mixed = |line: &access_log::Entry| {
+    let has_other_identity = |line: &access_log::Entry| {
         line.field("dst.workload") == "new" && line.field("dst.identity") != identity
     };
     ensure!(
-        !access_log::lines(&lab, "a")?.iter().any(mixed),
-        "another identity than that of the pod"
+        !access_log::lines(&lab, "a")?.iter().any(has_other_identity),
+        "a connection to the new pod has another identity"
     );
-    ensure!(bridge.occurrences(MARKER)? == 0, "seen in clear");
+    ensure!(bridge.occurrences(MARKER)? == 0, "plaintext on the bridge");
     Ok(())
 }
 
 #[test]
-fn a_client_recreated_with_the_same_address_speaks_as_who_it_is_now() -> Result<()> {
-    let at = |name: &str, ip: Option<IpAddr>| {
+fn client_replaced_at_the_same_address_connects_with_its_new_identity() -> Result<()> {
+    let client_at = |name: &str, ip: Option<IpAddr>| {
         let pod = Pod::new("shop", name).on("a");
         match ip {
             Some(ip) => pod.metadata("annotations", json!({"lab.ambit.dev/ip": ip.to_string()})),
@@ -90,14 +90,14 @@ fn a_client_recreated_with_the_same_address_speaks_as_who_it_is_now() -> Result<
     };
     let lab = up([
         namespace("shop", Some("ambient")),
-        at("first", None).into(),
+        client_at("first", None).into(),
         Pod::new("shop", "web").on("b").runs(server("web")).into(),
     ])?;
     let web = lab.pod_ip("web", IpFamily::V4)?;
     wait_for_response(&lab, "first", web, "web")?;
     let ip = lab.pod_ip("first", IpFamily::V4)?;
     lab.delete_pod_with_grace("first", Duration::ZERO)?;
-    lab.apply(String::from(at("second", Some(ip))))?;
+    lab.apply(String::from(client_at("second", Some(ip))))?;
     lab.wait_ready()?;
     wait_for_response(&lab, "second", web, "web")?;
     access_log::wait(
@@ -112,7 +112,7 @@ fn a_client_recreated_with_the_same_address_speaks_as_who_it_is_now() -> Result<
     let last = lines
         .iter()
         .rfind(|line| line.field("direction") == "inbound")
-        .context("no line")?;
+        .context("no inbound connection in the access log")?;
     ensure!(last.field("src.workload") == "second", "{}", last.line);
     ensure!(
         last.field("src.addr").starts_with(&ip.to_string()),
@@ -123,7 +123,7 @@ fn a_client_recreated_with_the_same_address_speaks_as_who_it_is_now() -> Result<
 }
 
 #[test]
-fn a_pod_that_opts_out_keeps_its_connections_and_nothing_stays_behind() -> Result<()> {
+fn established_connections_survive_opt_out_and_no_rules_remain() -> Result<()> {
     let out = Pod::new("shop", "client").on("a").label(NONE.0, "none");
     let lab = up([
         namespace("shop", Some("ambient")),
@@ -135,7 +135,7 @@ fn a_pod_that_opts_out_keeps_its_connections_and_nothing_stays_behind() -> Resul
     lab.wait_workload_state("shop/client", Some("enrolled"), REPAIR_DEADLINE)?;
     ensure!(
         network_state(&lab, "client")? != before,
-        "no rules after the pod has opted in"
+        "the opt-in added no rules"
     );
 
     let bridge = lab.capture(Location::Fabric, "tcp")?;
@@ -143,11 +143,11 @@ fn a_pod_that_opts_out_keeps_its_connections_and_nothing_stays_behind() -> Resul
     let mut traffic = Traffic::start(&lab, "client", web, MARKER)?;
     ensure!(
         bridge.occurrences(MARKER)? == 0,
-        "seen in clear while it was in the mesh"
+        "plaintext on the bridge while the pod was in the mesh"
     );
 
     lab.label("Pod", "shop/client", &[NONE])?;
-    lab.wait_until("new connections to be plain", REPAIR_DEADLINE, || {
+    lab.wait_until("new connections in plaintext", REPAIR_DEADLINE, || {
         (bridge.occurrences(MARKER).ok()? > 0).then_some(())
     })?;
     traffic.wait_flowing(&lab, REPAIR_DEADLINE)?;
@@ -157,8 +157,7 @@ fn a_pod_that_opts_out_keeps_its_connections_and_nothing_stays_behind() -> Resul
 }
 
 #[test]
-fn a_running_pod_that_opts_in_keeps_its_direct_connections_and_new_ones_are_mutual_tls()
--> Result<()> {
+fn established_connections_survive_opt_in_and_new_ones_use_mutual_tls() -> Result<()> {
     let lab = up([
         namespace("shop", None),
         Pod::new("shop", "client").on("a").into(),
@@ -176,11 +175,11 @@ fn a_running_pod_that_opts_in_keeps_its_direct_connections_and_new_ones_are_mutu
     direct.wait_established_flowing(&lab, REPAIR_DEADLINE)?;
     ensure!(
         bridge.occurrences(MARKER)? == 0,
-        "a new connection was in clear"
+        "a new connection is in plaintext"
     );
     ensure!(
         bridge.occurrences("before-the-mesh")? > 0,
-        "the old connection has moved"
+        "the old connection is no longer direct"
     );
     let identity = "spiffe://cluster.local/ns/shop/sa/client";
     access_log::wait(
@@ -196,7 +195,7 @@ fn a_running_pod_that_opts_in_keeps_its_direct_connections_and_new_ones_are_mutu
 }
 
 #[test]
-fn tables_and_rules_of_others_in_a_pod_are_never_touched() -> Result<()> {
+fn foreign_tables_and_rules_in_a_pod_are_kept() -> Result<()> {
     let lab = up([
         namespace("shop", Some("ambient")),
         Pod::new("shop", "client")
@@ -209,33 +208,39 @@ fn tables_and_rules_of_others_in_a_pod_are_never_touched() -> Result<()> {
     shell(
         &lab,
         "client",
-        "nft add table ip alien; nft add chain ip alien out '{ type nat hook output priority -100; }'; \
-         nft add rule ip alien out tcp dport 9 redirect to :10; nft add table inet ambit-not; \
+        "nft add table ip foreign; nft add chain ip foreign out '{ type nat hook output priority -100; }'; \
+         nft add rule ip foreign out tcp dport 9 redirect to :10; nft add table inet ambit-not; \
          ip rule add fwmark 0x7/0x7 lookup 107; ip route add blackhole 192.0.2.0/24 table 107",
     )?;
     let before = network_state(&lab, "client")?;
-    let alien = || {
+    let foreign_state = || {
         shell(
             &lab,
             "client",
-            "nft -s list table ip alien; nft list table inet ambit-not; ip rule show table 107; ip route show table 107",
+            "nft -s list table ip foreign; nft list table inet ambit-not; ip rule show table 107; ip route show table 107",
         )
     };
-    let aliens = alien()?;
+    let before_enrolment = foreign_state()?;
     lab.label("Pod", "shop/client", &[AMBIENT])?;
     lab.wait_workload_state("shop/client", Some("enrolled"), REPAIR_DEADLINE)?;
     wait_for_response(&lab, "client", web, "web")?;
-    ensure!(alien()? == aliens, "changed by enrolment");
+    ensure!(
+        foreign_state()? == before_enrolment,
+        "enrolment changed a foreign table or rule"
+    );
     let enrolled = network_state(&lab, "client")?;
     shell(&lab, "client", "nft flush table inet ambit")?;
     wait_restored(&lab, "client", &enrolled, REPAIR_DEADLINE)?;
-    ensure!(alien()? == aliens, "changed by a repair");
+    ensure!(
+        foreign_state()? == before_enrolment,
+        "a repair changed a foreign table or rule"
+    );
     lab.label("Pod", "shop/client", &[NONE])?;
     wait_restored(&lab, "client", &before, REPAIR_DEADLINE)
 }
 
-/// Pods of both nodes in turn, each a server and a client.
-fn twenty() -> Vec<Pod> {
+/// 20 pods on alternating nodes, each a server and a client.
+fn twenty_pods() -> Vec<Pod> {
     let pod = |number: usize| {
         let name = format!("p{number:02}");
         Pod::new("shop", &name)
@@ -245,8 +250,8 @@ fn twenty() -> Vec<Pod> {
     (0..20).map(pod).collect()
 }
 
-/// Each asks the next one, which is on the other node.
-fn everyone_asks_the_next(lab: &Lab) -> Result<()> {
+/// Sends a request from each pod to the next one, which is on the other node.
+fn check_requests_in_a_ring(lab: &Lab) -> Result<()> {
     for number in 0..20 {
         let (from, to) = (
             format!("p{number:02}"),
@@ -258,45 +263,45 @@ fn everyone_asks_the_next(lab: &Lab) -> Result<()> {
             &url(lab.pod_ip(&to, IpFamily::V4)?, PORT),
             &["-H", &format!("X-Marker: {MARKER}")],
         );
-        let answer = request.with_context(|| format!("{from} to {to}"))?.body;
+        let response = request.with_context(|| format!("{from} to {to}"))?.body;
         ensure!(
-            answer == format!("{MARKER} {to}"),
-            "{from} asked {to}: {answer}"
+            response == format!("{MARKER} {to}"),
+            "{from} to {to}: {response}"
         );
     }
     Ok(())
 }
 
 #[test]
-fn twenty_pods_at_once_are_captured_and_recaptured_after_the_worst() -> Result<()> {
+fn twenty_pods_are_recaptured_after_a_daemon_kill_with_flushed_and_replaced_pods() -> Result<()> {
     let lab = up([namespace("shop", Some("ambient"))])?;
     let bridge = lab.capture(Location::Fabric, "tcp")?;
-    lab.apply(manifest::all(twenty()))?;
+    lab.apply(manifest::all(twenty_pods()))?;
     lab.wait_ready()?;
-    everyone_asks_the_next(&lab)?;
+    check_requests_in_a_ring(&lab)?;
 
-    // On node a: the daemon dies, three pods lose their rules, three are replaced.
+    // On node a the daemon is killed, three pods lose their rules and three are replaced.
     lab.kill_daemon("a")?;
-    let marked = ["curl", "-m", "1", "-H", &format!("X-Marker: {MARKER}")];
+    let marked_request = ["curl", "-m", "1", "-H", &format!("X-Marker: {MARKER}")];
     for pod in ["p00", "p02", "p04"] {
         shell(&lab, pod, "nft flush ruleset")?;
         let to = url(lab.pod_ip("p01", IpFamily::V4)?, PORT);
-        let output = lab.exec(pod, &[&marked[..], &[&to]].concat())?;
+        let output = lab.exec(pod, &[&marked_request[..], &[&to]].concat())?;
         ensure!(
             !output.success(),
-            "{pod} without rules and daemon was answered: {}",
+            "a request of {pod} succeeded without rules and daemon: {}",
             output.stdout
         );
     }
     for number in [6, 8, 10] {
         lab.delete_pod_with_grace(&format!("p{number:02}"), Duration::ZERO)?;
-        lab.apply(String::from(twenty().swap_remove(number)))?;
+        lab.apply(String::from(twenty_pods().swap_remove(number)))?;
     }
     let start = Instant::now();
     lab.start_daemon("a")?;
     lab.wait_ready()?;
     println!("recaptured after {:?}", start.elapsed());
-    everyone_asks_the_next(&lab)?;
-    ensure!(bridge.occurrences(MARKER)? == 0, "seen in clear");
+    check_requests_in_a_ring(&lab)?;
+    ensure!(bridge.occurrences(MARKER)? == 0, "plaintext on the bridge");
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! An authority that is down when a pod joins, or when its daemon starts again: the pod is captured all the same, so
-//! that nothing leaves it in clear and STRICT holds; what needs a certificate fails and says so, and works as soon as
-//! there is one.
+//! Capture while the certificate authority is down: a pod that joins, and a pod whose daemon starts, is
+//! captured all the same. It sends no plaintext and STRICT holds. Connections that need a certificate
+//! fail with a reason, and succeed once the authority is back.
 
 use std::time::Duration;
 
@@ -18,15 +18,15 @@ const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthenticatio
 
 const AMBIENT: (&str, Option<&str>) = ("istio.io/dataplane-mode", Some("ambient"));
 
-/// To capture a pod that is there, or to hear of a certificate once the authority is back.
-const SOON: Duration = Duration::from_secs(10);
+/// Limit for the capture of a pod, and for its certificate once the authority is back.
+const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The pods that join, on node `a`.
+/// The joining pods, on node `a`.
 const JOINING: [&str; 2] = ["shop/client", "shop/server"];
 
-/// `client` and `server` of node `a` have not joined; `web` on node `b` has.
+/// `client` and `server` on node `a` are not in the mesh yet; `web` on node `b` is.
 fn up() -> Result<Lab> {
-    let plain = |name: &str| {
+    let unmeshed = |name: &str| {
         Pod::new("shop", name)
             .on("a")
             .label("istio.io/dataplane-mode", "none")
@@ -36,13 +36,13 @@ fn up() -> Result<Lab> {
     let manifests = [
         manifest::two_nodes(),
         namespace("shop", Some("ambient")),
-        namespace("wild", None),
-        plain("client"),
-        plain("server"),
+        namespace("outside", None),
+        unmeshed("client"),
+        unmeshed("server"),
         Pod::new("shop", "web").on("b").runs(server("web")).into(),
-        Pod::new("wild", "stranger")
+        Pod::new("outside", "pod")
             .on("b")
-            .runs(server("stranger"))
+            .runs(server("outside-pod"))
             .into(),
         STRICT.to_owned(),
     ];
@@ -53,14 +53,14 @@ fn up() -> Result<Lab> {
     Lab::up(manifest::all(manifests), options)
 }
 
-fn ask(lab: &Lab, from: &str, to: &str, marker: &str) -> Result<String> {
+fn request(lab: &Lab, from: &str, to: &str, marker: &str) -> Result<String> {
     let to = url(lab.pod_ip(to, IpFamily::V4)?, PORT);
     let header = format!("X-Marker: {marker}");
     Ok(curl(lab, &Location::pod(from), &to, &["-H", &header])?.body)
 }
 
-/// What the daemon of node `a` says of a pod: its state and the reason.
-fn state(lab: &Lab, pod: &str) -> Option<(String, String)> {
+/// State and reason of a pod in the dump of node `a`'s daemon.
+fn workload_state(lab: &Lab, pod: &str) -> Option<(String, String)> {
     let (dump, status) = (lab.config_dump("a").ok()?, lab.status().ok()?);
     let uid = status.pod(pod).ok()?.workload_uid("Kubernetes");
     let state = dump.get("workloadState")?.get(uid)?;
@@ -68,40 +68,40 @@ fn state(lab: &Lab, pod: &str) -> Option<(String, String)> {
     Some((text("state").to_owned(), text("reason").to_owned()))
 }
 
-fn captured(lab: &Lab, pod: &str) -> bool {
+fn is_captured(lab: &Lab, pod: &str) -> bool {
     let rules = lab.exec(pod, &["nft", "list", "table", "inet", "ambit"]);
     rules.is_ok_and(|rules| rules.stdout.contains("redirect to :15001"))
 }
 
-/// Both pods are captured and have no certificate: nothing of theirs is in clear on the bridge, what is in clear does
-/// not reach them, and what needs no certificate works.
-fn closed_but_for_what_needs_no_certificate(lab: &Lab, bridge: &Capture) -> Result<()> {
+/// Both pods are captured without a certificate: they send no plaintext to the mesh, receive none, and
+/// reach destinations outside the mesh.
+fn check_without_certificate(lab: &Lab, bridge: &Capture) -> Result<()> {
     for pod in JOINING {
-        lab.wait_until(&format!("{pod} to be captured"), SOON, || {
-            let (state, reason) = state(lab, pod)?;
-            let waits = state == "pending" && reason.starts_with("cert_pending");
-            (waits && captured(lab, pod)).then_some(())
+        lab.wait_until(&format!("{pod} to be captured"), DEADLINE, || {
+            let (state, reason) = workload_state(lab, pod)?;
+            let is_waiting = state == "pending" && reason.starts_with("cert_pending");
+            (is_waiting && is_captured(lab, pod)).then_some(())
         })
-        .with_context(|| format!("it is {:?}", state(lab, pod)))?;
+        .with_context(|| format!("its state is {:?}", workload_state(lab, pod)))?;
     }
     ensure!(
-        ask(lab, "shop/client", "shop/web", MARKER).is_err(),
-        "a connection through the mesh without a certificate"
+        request(lab, "shop/client", "shop/web", MARKER).is_err(),
+        "a request through the mesh succeeded without a certificate"
     );
-    let unproven = [
+    let pending = [
         ("direction", "outbound"),
         ("src.workload", "client"),
         ("dst.workload", "web"),
         ("reason", "cert_pending"),
     ];
-    access_log::wait(lab, "a", &unproven)?;
+    access_log::wait(lab, "a", &pending)?;
     ensure!(
         bridge.occurrences(MARKER)? == 0,
-        "the client has spoken in clear"
+        "the client sent plaintext"
     );
     ensure!(
-        ask(lab, "wild/stranger", "shop/server", "knock").is_err(),
-        "STRICT does not hold"
+        request(lab, "outside/pod", "shop/server", "plaintext").is_err(),
+        "STRICT admitted plaintext"
     );
     let denied = [
         ("direction", "inbound"),
@@ -110,58 +110,53 @@ fn closed_but_for_what_needs_no_certificate(lab: &Lab, bridge: &Capture) -> Resu
         ("policy", "PeerAuthentication shop/default"),
     ];
     access_log::wait(lab, "a", &denied)?;
-    let outside = ask(lab, "shop/client", "wild/stranger", "out")?;
-    ensure!(outside.ends_with("stranger"), "{outside:?}");
+    let outside = request(lab, "shop/client", "outside/pod", "egress")?;
+    ensure!(outside.ends_with("outside-pod"), "{outside:?}");
     Ok(())
 }
 
-fn works_again(lab: &Lab, bridge: &Capture) -> Result<()> {
+fn check_recovery(lab: &Lab, bridge: &Capture) -> Result<()> {
     for pod in JOINING {
-        lab.wait_workload_state(pod, Some("enrolled"), SOON)?;
+        lab.wait_workload_state(pod, Some("enrolled"), DEADLINE)?;
     }
-    let answer = ask(lab, "shop/client", "shop/web", MARKER)?;
-    ensure!(answer.ends_with("web"), "{answer:?}");
-    let answer = ask(lab, "shop/web", "shop/server", MARKER)?;
-    ensure!(answer.ends_with("server"), "{answer:?}");
-    ensure!(
-        bridge.occurrences(MARKER)? == 0,
-        "something was seen in clear"
-    );
+    let response = request(lab, "shop/client", "shop/web", MARKER)?;
+    ensure!(response.ends_with("web"), "{response:?}");
+    let response = request(lab, "shop/web", "shop/server", MARKER)?;
+    ensure!(response.ends_with("server"), "{response:?}");
+    ensure!(bridge.occurrences(MARKER)? == 0, "plaintext on the bridge");
     Ok(())
 }
 
 #[test]
-fn a_pod_that_joins_while_the_authority_is_down_is_closed_at_once_and_works_when_it_is_back()
--> Result<()> {
+fn pod_that_joins_without_ca_fails_closed_until_the_ca_is_back() -> Result<()> {
     let lab = up()?;
-    let open = ask(&lab, "wild/stranger", "shop/server", "knock")?;
+    let open = request(&lab, "outside/pod", "shop/server", "plaintext")?;
     ensure!(open.ends_with("server"), "{open:?}");
     lab.kill_ca()?;
     let bridge = lab.capture(Location::Fabric, "tcp")?;
     for pod in JOINING {
         lab.label("Pod", pod, &[AMBIENT])?;
     }
-    closed_but_for_what_needs_no_certificate(&lab, &bridge)?;
-    let waiting = [("state", "pending")];
-    metrics::wait(&lab, "a", "ambit_enrolment_pods", &waiting, 2.0)?;
+    check_without_certificate(&lab, &bridge)?;
+    let pending = [("state", "pending")];
+    metrics::wait(&lab, "a", "ambit_enrolment_pods", &pending, 2.0)?;
     lab.start_ca()?;
-    works_again(&lab, &bridge)
+    check_recovery(&lab, &bridge)
 }
 
 #[test]
-fn a_daemon_that_starts_while_the_authority_is_down_serves_what_needs_no_certificate() -> Result<()>
-{
+fn daemon_that_starts_without_ca_is_ready_and_serves_egress() -> Result<()> {
     let lab = up()?;
     for pod in JOINING {
         lab.label("Pod", pod, &[AMBIENT])?;
-        lab.wait_workload_state(pod, Some("enrolled"), SOON)?;
+        lab.wait_workload_state(pod, Some("enrolled"), DEADLINE)?;
     }
     lab.kill_ca()?;
     let bridge = lab.capture(Location::Fabric, "tcp")?;
     lab.kill_daemon("a")?;
     lab.start_daemon("a")
-        .context("a daemon without an authority is not ready")?;
-    closed_but_for_what_needs_no_certificate(&lab, &bridge)?;
+        .context("the daemon is not ready without the authority")?;
+    check_without_certificate(&lab, &bridge)?;
     lab.start_ca()?;
-    works_again(&lab, &bridge)
+    check_recovery(&lab, &bridge)
 }

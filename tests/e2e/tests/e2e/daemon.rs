@@ -1,4 +1,4 @@
-//! The daemon as a process: its flags, its readiness, its end.
+//! The daemon as a process: flags, readiness, termination.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -12,7 +12,7 @@ use lab::{IpFamily, Lab, Location, Options, ProgramState};
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[test]
-fn all_configuration_errors_are_reported_together_with_exit_code_64() {
+fn configuration_errors_are_all_reported_with_exit_code_64() {
     // EX_USAGE of sysexits.h.
     let output = Command::new(programs::ztunnel_binary().unwrap())
         .env_clear()
@@ -28,24 +28,27 @@ fn all_configuration_errors_are_reported_together_with_exit_code_64() {
         ])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(64), "{said}");
-    let wrong = [
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(64), "{stderr}");
+    let invalid = [
         "--worker-threads",
         "--log-format",
         "--cert-ttl",
         "--admin-addr",
         "--trust-domain",
-        // These are not given.
+        // These are required and absent.
         "--node-name",
         "--source-folder",
     ];
-    let silent: Vec<&&str> = wrong.iter().filter(|flag| !said.contains(**flag)).collect();
-    assert!(silent.is_empty(), "nothing about {silent:?} in:\n{said}");
+    let unreported: Vec<&&str> = invalid
+        .iter()
+        .filter(|flag| !stderr.contains(**flag))
+        .collect();
+    assert!(unreported.is_empty(), "{unreported:?} not in:\n{stderr}");
 }
 
 #[test]
-fn an_unknown_flag_is_a_configuration_error_too() {
+fn unknown_flag_is_reported_with_exit_code_64() {
     let output = Command::new(programs::ztunnel_binary().unwrap())
         .arg("--nonsense")
         .output()
@@ -54,8 +57,9 @@ fn an_unknown_flag_is_a_configuration_error_too() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("--nonsense"));
 }
 
-/// A client on node `a`, a greeter on node `b`, both in the mesh.
-fn lab_with(deadline: &str) -> Lab {
+/// A client on node `a` and a greeter on node `b`, both in the mesh. The daemons have this termination
+/// deadline.
+fn lab_with_deadline(deadline: &str) -> Lab {
     let server = Pod::new("in", "server")
         .on("b")
         .runs(greeter(PORT, "hi"))
@@ -74,22 +78,22 @@ fn lab_with(deadline: &str) -> Lab {
     .unwrap()
 }
 
-/// One connection from the client to the server, held open.
-fn held(lab: &Lab) -> OpenConnections {
-    let mut held = OpenConnections::open(
+/// Opens a connection from the client to the server.
+fn open_connection(lab: &Lab) -> OpenConnections {
+    let mut connection = OpenConnections::open(
         lab,
         "client",
         lab.pod_ip("server", IpFamily::V4).unwrap(),
         1,
     )
     .unwrap();
-    held.echo(lab, "one").unwrap();
-    held
+    connection.echo(lab, "one").unwrap();
+    connection
 }
 
 #[test]
-fn readiness_is_answered_on_both_families_and_admin_on_loopback_alone() {
-    let lab = lab_with("5s");
+fn readiness_and_metrics_are_served_on_both_families_and_admin_only_on_loopback() {
+    let lab = lab_with_deadline("5s");
     for family in IpFamily::ALL {
         let node = lab.node_ip("a", family).unwrap();
         let ready = lab
@@ -112,7 +116,7 @@ fn readiness_is_answered_on_both_families_and_admin_on_loopback_alone() {
             )
             .is_err()
         );
-        // Nor for the daemon's own pods: their loopback is another.
+        // Pods on the node have another loopback and do not reach it either.
         let from_pod = lab.http_get(
             &Location::pod("client"),
             SocketAddr::new(node, 15000),
@@ -122,13 +126,13 @@ fn readiness_is_answered_on_both_families_and_admin_on_loopback_alone() {
     }
 }
 
-/// Runs `meanwhile` once SIGTERM is on its way to the daemon; returns how the daemon ended, and
-/// after how long.
-fn terminate(lab: &Lab, node: &str, meanwhile: impl FnOnce()) -> (ProgramState, Duration) {
+/// Sends SIGTERM to a node's daemon and runs `while_draining` while it drains. Returns the daemon's
+/// exit and the duration.
+fn terminate(lab: &Lab, node: &str, while_draining: impl FnOnce()) -> (ProgramState, Duration) {
     let start = Instant::now();
     std::thread::scope(|scope| {
         let stop = scope.spawn(|| lab.stop_daemon(node));
-        // Draining has begun once readiness is no longer 200.
+        // The daemon drains once readiness is no longer 200.
         let ip = lab.node_ip(node, IpFamily::V4).unwrap();
         lab.wait_until("the daemon to drain", DEADLINE, || {
             let ready = lab.http_get(
@@ -136,10 +140,10 @@ fn terminate(lab: &Lab, node: &str, meanwhile: impl FnOnce()) -> (ProgramState, 
                 SocketAddr::new(ip, 15021),
                 "/healthz/ready",
             );
-            (!ready.is_ok_and(|answer| answer.status == 200)).then_some(())
+            (!ready.is_ok_and(|response| response.status == 200)).then_some(())
         })
         .unwrap();
-        meanwhile();
+        while_draining();
         stop.join().unwrap().unwrap();
     });
     (
@@ -149,48 +153,48 @@ fn terminate(lab: &Lab, node: &str, meanwhile: impl FnOnce()) -> (ProgramState, 
 }
 
 #[test]
-fn sigterm_lets_connections_end_and_exits_with_0_as_soon_as_they_have() {
-    let lab = lab_with("12s");
-    let mut connection = held(&lab);
-    let (ended, took) = terminate(&lab, "b", || {
+fn sigterm_drains_connections_and_exits_with_0_once_they_are_closed() {
+    let lab = lab_with_deadline("12s");
+    let mut connection = open_connection(&lab);
+    let (exit, duration) = terminate(&lab, "b", || {
         connection.echo(&lab, "two").unwrap();
-        // What is new is refused, neither served nor sent in clear.
+        // A new connection is reset, neither served nor sent in plaintext.
         let to = SocketAddr::new(lab.pod_ip("server", IpFamily::V4).unwrap(), PORT);
-        let (end, _) = wait_for_close(&lab, &Location::pod("client"), to).unwrap();
-        assert!(end.contains("Connection reset by peer"), "{end:?}");
+        let (error, _) = wait_for_close(&lab, &Location::pod("client"), to).unwrap();
+        assert!(error.contains("Connection reset by peer"), "{error:?}");
         connection.close().unwrap();
     });
     assert_eq!(
-        ended,
+        exit,
         ProgramState::Exited("ended: exit status: 0".to_owned())
     );
     assert!(
-        took < Duration::from_secs(10),
-        "{took:?}: waited for the deadline, not for the end"
+        duration < Duration::from_secs(10),
+        "waited for the termination deadline: {duration:?}"
     );
 }
 
 #[test]
-fn sigterm_cuts_what_has_not_ended_at_the_deadline_and_exits_with_0() {
-    let lab = lab_with("1s");
+fn sigterm_closes_open_connections_at_the_deadline_and_exits_with_0() {
+    let lab = lab_with_deadline("1s");
     for node in ["b", "a"] {
-        let _connection = held(&lab);
-        let (ended, took) = terminate(&lab, node, || {});
+        let _connection = open_connection(&lab);
+        let (exit, duration) = terminate(&lab, node, || {});
         assert_eq!(
-            ended,
+            exit,
             ProgramState::Exited("ended: exit status: 0".to_owned()),
             "{node}"
         );
-        assert!(took < Duration::from_secs(5), "{node}: {took:?}");
-        // Ready means that the pods that were there are in the mesh again.
+        assert!(duration < Duration::from_secs(5), "{node}: {duration:?}");
+        // Once ready, the daemon has enrolled the existing pods again.
         lab.start_daemon(node).unwrap();
         let dump = lab.config_dump(node).unwrap();
         let states = dump["workloadState"].as_object().unwrap();
-        let enrolled = |state: &serde_json::Value| state["state"] == "enrolled";
+        let is_enrolled = |state: &serde_json::Value| state["state"] == "enrolled";
         assert!(
-            states.len() == 1 && states.values().all(enrolled),
+            states.len() == 1 && states.values().all(is_enrolled),
             "{states:?}"
         );
     }
-    held(&lab);
+    open_connection(&lab);
 }

@@ -1,4 +1,4 @@
-//! Who is in the mesh: labels, their precedence, and coming and going at run time.
+//! Which pods are in the mesh: labels, their precedence, and changes at run time.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Namespace, pod, and whether the pod is to be in the mesh.
+/// Namespace, pod, and whether the pod must be in the mesh.
 const PRECEDENCE: &[(&str, &str, bool)] = &[
-    ("ambient", "silent", true),
+    ("ambient", "unlabelled", true),
     ("ambient", "none", false),
     ("ambient", "ambient", true),
-    ("unset", "silent", false),
+    ("unset", "unlabelled", false),
     ("unset", "none", false),
     ("unset", "ambient", true),
-    ("none", "silent", false),
+    ("none", "unlabelled", false),
     ("none", "ambient", true),
     // A host-network pod has no network namespace of its own to capture.
     ("ambient", "host", false),
     // A pod with a sidecar is captured already.
     ("ambient", "sidecar", false),
-    // What the cluster itself stands on is never captured, unless asked for.
-    ("kube-system", "silent", false),
+    // Pods of kube-system are captured only with a label of their own.
+    ("kube-system", "unlabelled", false),
 ];
 
 fn precedence_manifests() -> String {
@@ -50,8 +50,8 @@ fn precedence_manifests() -> String {
     manifest::all(all)
 }
 
-/// Whether the pod's own network namespace has the daemon's table.
-fn captured(lab: &Lab, pod: &str) -> bool {
+/// Whether the pod's network namespace has the daemon's nft table.
+fn is_captured(lab: &Lab, pod: &str) -> bool {
     lab.exec(pod, &["nft", "list", "tables"])
         .unwrap()
         .ok()
@@ -60,24 +60,24 @@ fn captured(lab: &Lab, pod: &str) -> bool {
 }
 
 #[test]
-fn labels_of_pod_and_namespace_decide_with_istios_precedence() {
+fn pod_and_namespace_labels_have_istios_precedence() {
     let lab = Lab::up(precedence_manifests(), Options::default()).unwrap();
     let dump = lab.config_dump("a").unwrap();
     let status = lab.status().unwrap();
-    let mut wrong = Vec::new();
+    let mut failures = Vec::new();
     for (namespace, name, meshed) in PRECEDENCE {
         let pod = status.pod(&format!("{namespace}/{name}")).unwrap();
         let state = dump["workloadState"].get(pod.workload_uid("Kubernetes"));
         let enrolled = state.is_some_and(|state| state["state"] == "enrolled");
-        // The host-network pod's namespace is the node's, which has a guard but no capture.
-        let captured = captured(&lab, &format!("{namespace}/{name}")) && *name != "host";
+        // The host-network pod's namespace is the node's, which has the guard table but no capture.
+        let captured = is_captured(&lab, &format!("{namespace}/{name}")) && *name != "host";
         if enrolled != *meshed || captured != *meshed {
-            wrong.push(format!(
-                "{namespace}/{name}: enrolled {enrolled}, captured {captured}, not {meshed}"
+            failures.push(format!(
+                "{namespace}/{name}: enrolled {enrolled}, captured {captured}, expected {meshed}"
             ));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 /// A client on node `a` and a greeter on node `b`, in a namespace that is not in the mesh.
@@ -96,33 +96,33 @@ fn lab() -> Lab {
     Lab::up(manifest::all(all), Options::default()).unwrap()
 }
 
-/// Opts the namespace in, or not.
-fn opt_in(lab: &Lab, mode: Option<&str>) {
+/// Sets or removes the dataplane mode of the namespace.
+fn set_mode(lab: &Lab, mode: Option<&str>) {
     lab.label("Namespace", "shop", &[("istio.io/dataplane-mode", mode)])
         .unwrap();
 }
 
-/// Waits until both pods are in the mesh, or out of it.
-fn wait_enrolled(lab: &Lab, state: Option<&str>) {
+/// Waits until both pods have this enrolment state; `None` is outside the mesh.
+fn wait_state(lab: &Lab, state: Option<&str>) {
     for pod in ["client", "server"] {
         lab.wait_workload_state(pod, state, DEADLINE).unwrap();
     }
 }
 
-/// A connection from the client to the server, on which something was said.
+/// Opens a connection from the client to the server, and echoes a word on it.
 fn open(lab: &Lab, family: IpFamily, word: &str) -> OpenConnections {
-    let mut held =
+    let mut connection =
         OpenConnections::open(lab, "client", lab.pod_ip("server", family).unwrap(), 1).unwrap();
-    held.echo(lab, word).unwrap();
-    held
+    connection.echo(lab, word).unwrap();
+    connection
 }
 
-/// What the daemon has left in the pod's namespace; empty for a pod that it never was in.
-fn traces(lab: &Lab, pod: &str) -> String {
+/// Rules, routes and sockets of the daemon in the pod's namespace.
+fn daemon_state(lab: &Lab, pod: &str) -> String {
     let list = "nft list tables; ip rule; ip -6 rule; ip route show table 100 2>/dev/null; \
                 ip -6 route show table 100 2>/dev/null; ss -Hltn";
-    let all = lab.exec(pod, &["sh", "-c", list]).unwrap().stdout;
-    let ours = |line: &&str| {
+    let state = lab.exec(pod, &["sh", "-c", list]).unwrap().stdout;
+    let is_daemons = |line: &&str| {
         [
             "ambit",
             "0x111",
@@ -133,63 +133,73 @@ fn traces(lab: &Lab, pod: &str) -> String {
             ":15008 ",
         ]
         .iter()
-        .any(|sign| line.contains(sign))
+        .any(|text| line.contains(text))
     };
-    all.lines().filter(ours).collect::<Vec<_>>().join("\n")
+    state
+        .lines()
+        .filter(is_daemons)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
-fn a_running_pod_joins_and_leaves_without_losing_a_connection_and_without_a_trace() {
+fn open_connections_survive_opt_in_and_opt_out_and_no_state_remains() {
     let lab = lab();
     let detector = Detector::start(&lab).unwrap();
     for family in IpFamily::ALL {
-        let mark = |when: &str| format!("{when}-{family:?}-{}", lab.name());
-        let seen = |when: &str| detector.occurrences(&mark(when)).unwrap().total() > 0;
-        let mut before = open(&lab, family, &mark("before"));
+        let marker = |when: &str| format!("{when}-{family:?}-{}", lab.name());
+        let is_plaintext = |when: &str| detector.occurrences(&marker(when)).unwrap().total() > 0;
+        let mut before = open(&lab, family, &marker("before"));
 
-        opt_in(&lab, Some("ambient"));
-        wait_enrolled(&lab, Some("enrolled"));
-        before.echo(&lab, &mark("before-still")).unwrap();
-        let mut inside = open(&lab, family, &mark("inside"));
-        assert!(!seen("inside"), "in clear on the wire");
-        assert!(seen("before-still"), "the detector is blind");
+        set_mode(&lab, Some("ambient"));
+        wait_state(&lab, Some("enrolled"));
+        before.echo(&lab, &marker("before-still")).unwrap();
+        let mut inside = open(&lab, family, &marker("inside"));
+        assert!(!is_plaintext("inside"), "plaintext on the wire");
+        assert!(
+            is_plaintext("before-still"),
+            "the detector did not find the plaintext connection"
+        );
 
-        opt_in(&lab, None);
+        set_mode(&lab, None);
         for pod in ["client", "server"] {
-            lab.wait_until(&format!("no redirect in {pod}"), DEADLINE, || {
+            lab.wait_until(&format!("no redirect rule in {pod}"), DEADLINE, || {
                 let rules = lab.exec(pod, &["nft", "list", "ruleset"]).ok()?.stdout;
                 (!rules.contains("redirect to")).then_some(())
             })
             .unwrap();
         }
-        before.echo(&lab, &mark("before-again")).unwrap();
-        inside.echo(&lab, &mark("inside-still")).unwrap();
-        assert!(!seen("inside-still"), "in clear on the wire");
-        let mut after = open(&lab, family, &mark("after"));
-        assert!(seen("after"), "still captured");
+        before.echo(&lab, &marker("before-again")).unwrap();
+        inside.echo(&lab, &marker("inside-still")).unwrap();
+        assert!(!is_plaintext("inside-still"), "plaintext on the wire");
+        let mut after = open(&lab, family, &marker("after"));
+        assert!(is_plaintext("after"), "new connections are still captured");
 
         drop(inside);
-        wait_enrolled(&lab, None);
+        wait_state(&lab, None);
         for pod in ["client", "server"] {
-            assert_eq!(traces(&lab, pod), "", "in {pod}");
+            assert_eq!(daemon_state(&lab, pod), "", "in {pod}");
         }
-        before.echo(&lab, &mark("before-at-last")).unwrap();
-        after.echo(&lab, &mark("after-at-last")).unwrap();
+        before.echo(&lab, &marker("before-without-rules")).unwrap();
+        after.echo(&lab, &marker("after-without-rules")).unwrap();
     }
 }
 
 #[test]
-fn a_pod_without_ipv6_is_enrolled_with_what_it_has() {
+fn pod_without_ipv6_is_enrolled_for_ipv4() {
     let lab = lab();
     for pod in ["client", "server"] {
-        let off = "for i in all default lo eth0; do \
+        let disable_ipv6 = "for i in all default lo eth0; do \
                    echo 1 >/proc/sys/net/ipv6/conf/$i/disable_ipv6; done";
-        lab.exec(pod, &["sh", "-c", off]).unwrap().ok().unwrap();
+        lab.exec(pod, &["sh", "-c", disable_ipv6])
+            .unwrap()
+            .ok()
+            .unwrap();
     }
-    opt_in(&lab, Some("ambient"));
-    wait_enrolled(&lab, Some("enrolled"));
+    set_mode(&lab, Some("ambient"));
+    wait_state(&lab, Some("enrolled"));
     let detector = Detector::start(&lab).unwrap();
-    let marker = format!("four-{}", lab.name());
-    let _held = open(&lab, IpFamily::V4, &marker);
+    let marker = format!("ipv4-{}", lab.name());
+    let _connection = open(&lab, IpFamily::V4, &marker);
     detector.ensure_unseen(&marker).unwrap();
 }

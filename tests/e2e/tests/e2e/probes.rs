@@ -1,5 +1,6 @@
-//! The kubelet's probes reach the applications of enrolled pods as they do without a mesh.
+//! The kubelet's probes reach the applications of enrolled pods directly, as without a mesh.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ambit_e2e::manifest::{self, Pod};
@@ -39,7 +40,7 @@ fn lab() -> Lab {
 }
 
 #[test]
-fn declared_probes_of_an_enrolled_pod_succeed_and_come_from_the_node() {
+fn declared_probes_of_an_enrolled_pod_bypass_the_daemon() {
     let lab = lab();
     lab.wait_workload_state("web", Some("enrolled"), Duration::from_secs(10))
         .unwrap();
@@ -56,20 +57,16 @@ fn declared_probes_of_an_enrolled_pod_succeed_and_come_from_the_node() {
     let status = lab.status().unwrap();
     let pod = status.pod("web").unwrap();
     assert!(pod.ready && pod.restarts == 0, "{pod:?}");
-    // The daemon had no part in them.
-    let inbound = metrics::sum(
+    let proxied = metrics::sum(
         &metrics::scrape(&lab, "a").unwrap(),
         "istio_tcp_connections_opened_total",
         &[],
     );
-    assert!(
-        inbound < 0.5,
-        "{inbound} connections in the daemon's metrics"
-    );
+    assert!(proxied < 0.5, "{proxied} probes passed through the daemon");
 }
 
 #[test]
-fn the_node_reaches_probe_ports_directly_and_other_ports_through_the_daemon() {
+fn probe_ports_bypass_the_daemon_only_for_the_pods_own_node() {
     let lab = lab();
     let node = Location::node("a");
     for family in IpFamily::ALL {
@@ -78,24 +75,19 @@ fn the_node_reaches_probe_ports_directly_and_other_ports_through_the_daemon() {
             lab.node_ip("a", family).unwrap(),
         );
         for port in [HTTP, TCP] {
-            let answer = curl(&lab, &node, &url(pod_ip, port), &[]).unwrap();
-            assert_eq!(answer.body, node_ip.to_string(), "{family:?} {port}");
+            let response = curl(&lab, &node, &url(pod_ip, port), &[]).unwrap();
+            assert_eq!(response.body, node_ip.to_string(), "{family:?} {port}");
         }
-        // Nothing is told of a probe; the line of this request comes after where theirs would be.
-        let answer = curl(&lab, &node, &url(pod_ip, PORT), &[]).unwrap();
+        // A bypassing connection has no log line. The line of this request comes after where the lines
+        // of the two above would be.
+        let response = curl(&lab, &node, &url(pod_ip, PORT), &[]).unwrap();
         assert_eq!(
-            answer.body,
+            response.body,
             node_ip.to_string(),
-            "{family:?}: not from where it came"
+            "{family:?}: the source address is not the node's"
         );
-        let source = std::net::SocketAddr::new(node_ip, answer.local_port).to_string();
-        let line = access_log::wait(
-            &lab,
-            "a",
-            &[("src.addr", &source), ("direction", "inbound")],
-        )
-        .unwrap();
-        let to = std::net::SocketAddr::new(pod_ip, PORT).to_string();
+        let line = wait_inbound(&lab, SocketAddr::new(node_ip, response.local_port));
+        let to = SocketAddr::new(pod_ip, PORT).to_string();
         assert!(
             line.has(&[("dst.addr", &to), ("src.identity", ""), ("error", "")]),
             "{}",
@@ -112,22 +104,19 @@ fn the_node_reaches_probe_ports_directly_and_other_ports_through_the_daemon() {
         })
         .collect();
     assert_eq!(ports, [PORT.to_string(), PORT.to_string()]);
+
+    // Another node does not run the kubelet of this pod.
+    for family in IpFamily::ALL {
+        let to = url(lab.pod_ip("web", family).unwrap(), HTTP);
+        let response = curl(&lab, &Location::node("b"), &to, &[]).unwrap();
+        let node_ip = lab.node_ip("b", family).unwrap();
+        wait_inbound(&lab, SocketAddr::new(node_ip, response.local_port));
+    }
 }
 
-#[test]
-fn a_probe_port_is_open_to_the_node_alone() {
-    let lab = lab();
-    // Another node's address is not the kubelet's of this pod.
-    for family in IpFamily::ALL {
-        let pod_ip = lab.pod_ip("web", family).unwrap();
-        let answer = curl(&lab, &Location::node("b"), &url(pod_ip, HTTP), &[]).unwrap();
-        let source =
-            std::net::SocketAddr::new(lab.node_ip("b", family).unwrap(), answer.local_port);
-        access_log::wait(
-            &lab,
-            "a",
-            &[("src.addr", &source.to_string()), ("direction", "inbound")],
-        )
-        .unwrap();
-    }
+/// Waits for the access-log line of an inbound connection from this address.
+fn wait_inbound(lab: &Lab, from: SocketAddr) -> access_log::Entry {
+    let from = from.to_string();
+    let fields = [("src.addr", &*from), ("direction", "inbound")];
+    access_log::wait(lab, "a", &fields).unwrap()
 }

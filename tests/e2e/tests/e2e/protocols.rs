@@ -1,4 +1,4 @@
-//! Programs that are no web browsers, through the mesh and not knowing it.
+//! Programs with other protocols than HTTP work unchanged through the mesh.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ fn lab_of(server: Vec<String>, port: u16) -> Lab {
         .on("b")
         .runs(server)
         .port(None, port);
-    // At the start alone: to iperf3 a probe is a client, and it serves one at a time.
+    // Only a startup probe: for iperf3 a probe is a client, and it serves one client at a time.
     let server = server.container(
         "startupProbe",
         serde_json::json!({"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 30}),
@@ -28,8 +28,8 @@ fn lab_of(server: Vec<String>, port: u16) -> Lab {
     Lab::up(manifest::all(all), Options::default()).unwrap()
 }
 
-/// The program's output in the client pod; it must succeed.
-fn client(lab: &Lab, command: &[&str]) -> String {
+/// Runs a program in the client pod, which must succeed. Returns its output.
+fn run_client(lab: &Lab, command: &[&str]) -> String {
     lab.exec_in(
         &Location::pod("in/client"),
         command,
@@ -41,7 +41,7 @@ fn client(lab: &Lab, command: &[&str]) -> String {
 }
 
 #[test]
-fn a_server_that_speaks_first_is_heard_at_once() {
+fn greeting_of_a_server_that_sends_first_arrives_at_once() {
     let lab = lab_of(greeter(2525, "220 ready"), 2525);
     for family in IpFamily::ALL {
         for to in [
@@ -49,14 +49,14 @@ fn a_server_that_speaks_first_is_heard_at_once() {
             lab.pod_ip("server", family).unwrap(),
         ] {
             let start = Instant::now();
-            // The client says nothing, and keeps its side open until it has heard something.
+            // nc sends nothing and keeps its side open.
             let process = lab
                 .spawn("in/client", &["nc", &to.to_string(), "2525"])
                 .unwrap();
             process
                 .wait_stdout("220 ready\n", Duration::from_secs(20))
                 .unwrap();
-            // Proxies that look at the client's first bytes wait for them here, most of them 5 s or 10 s.
+            // A proxy that sniffs the client's first bytes delays the greeting, usually by 5 s or 10 s.
             assert!(
                 start.elapsed() < Duration::from_secs(5),
                 "{to}: {:?}",
@@ -67,7 +67,7 @@ fn a_server_that_speaks_first_is_heard_at_once() {
 }
 
 #[test]
-fn redis_works_with_many_commands_and_large_values() {
+fn redis_commands_pipelines_and_large_values_work() {
     let server = [
         "redis-server",
         "--port",
@@ -84,31 +84,31 @@ fn redis_works_with_many_commands_and_large_values() {
     for family in IpFamily::ALL {
         let ip = lab.service_ip("server", family).unwrap().to_string();
         assert_eq!(
-            client(&lab, &["redis-cli", "-h", &ip, "set", "key", "value"]),
+            run_client(&lab, &["redis-cli", "-h", &ip, "set", "key", "value"]),
             "OK\n"
         );
         assert_eq!(
-            client(&lab, &["redis-cli", "-h", &ip, "get", "key"]),
+            run_client(&lab, &["redis-cli", "-h", &ip, "get", "key"]),
             "value\n"
         );
         let large =
             format!("head -c 3000000 /dev/zero | tr '\\0' x | redis-cli -h {ip} -x set large");
-        assert_eq!(client(&lab, &["sh", "-c", &large]), "OK\n");
+        assert_eq!(run_client(&lab, &["sh", "-c", &large]), "OK\n");
         assert_eq!(
-            client(&lab, &["redis-cli", "-h", &ip, "strlen", "large"]),
+            run_client(&lab, &["redis-cli", "-h", &ip, "strlen", "large"]),
             "3000000\n"
         );
         let fetched = format!("redis-cli -h {ip} get large | tr -d '\\n' | wc -c");
-        assert_eq!(client(&lab, &["sh", "-c", &fetched]).trim(), "3000000");
-        // Thousands of small commands in flight at once.
-        let piped = format!("seq 5000 | sed 's/.*/INCR counter/' | redis-cli -h {ip} --pipe");
+        assert_eq!(run_client(&lab, &["sh", "-c", &fetched]).trim(), "3000000");
+        // 5000 small commands are in flight at once.
+        let pipeline = format!("seq 5000 | sed 's/.*/INCR counter/' | redis-cli -h {ip} --pipe");
         assert!(
-            client(&lab, &["sh", "-c", &piped]).contains("replies: 5000"),
-            "{piped}"
+            run_client(&lab, &["sh", "-c", &pipeline]).contains("replies: 5000"),
+            "{pipeline}"
         );
     }
     assert_eq!(
-        client(
+        run_client(
             &lab,
             &[
                 "redis-cli",
@@ -123,11 +123,11 @@ fn redis_works_with_many_commands_and_large_values() {
 }
 
 #[test]
-fn iperf3_moves_bytes_both_ways_on_several_streams() {
+fn iperf3_transfers_in_both_directions_on_several_streams() {
     let lab = lab_of(words(&["iperf3", "-s"]), 5201);
     for (family, direction) in [(IpFamily::V4, "--bidir"), (IpFamily::V6, "-R")] {
         let ip = lab.service_ip("server", family).unwrap().to_string();
-        let json = client(
+        let json = run_client(
             &lab,
             &[
                 "iperf3", "-c", &ip, "-t", "1", "-P", "4", direction, "--json",
@@ -136,12 +136,12 @@ fn iperf3_moves_bytes_both_ways_on_several_streams() {
         let report: serde_json::Value = serde_json::from_str(&json).unwrap();
         for sum in ["sum_sent", "sum_received"] {
             let bytes = report["end"][sum]["bytes"].as_u64().unwrap_or_default();
-            // The slowest that was measured moves ten times as many in a second.
+            // The slowest measured run moved ten times as many in a second.
             assert!(bytes > 10_000_000, "{direction} {sum}: {bytes}");
         }
     }
-    // What was counted is what moved, and all of it was encrypted.
-    let source = [
+    // The metrics count the bytes as encrypted.
+    let labels = [
         ("reporter", "source"),
         ("source_workload", "client"),
         ("connection_security_policy", "mutual_tls"),
@@ -150,7 +150,7 @@ fn iperf3_moves_bytes_both_ways_on_several_streams() {
         &lab,
         "a",
         "istio_tcp_sent_bytes_total",
-        &source,
+        &labels,
         10_000_000.0,
     )
     .unwrap();
@@ -158,7 +158,7 @@ fn iperf3_moves_bytes_both_ways_on_several_streams() {
         &lab,
         "a",
         "istio_tcp_received_bytes_total",
-        &source,
+        &labels,
         10_000_000.0,
     )
     .unwrap();

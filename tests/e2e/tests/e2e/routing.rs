@@ -1,6 +1,6 @@
-//! Location a connection goes: services, ports, families, and what the mesh does not know.
+//! Where connections are sent: services, ports, families, and destinations outside the mesh.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ambit_e2e::manifest::{Pod, Service, endpoint_slice};
@@ -11,7 +11,7 @@ use lab::{IpFamily, Lab, Location, Process};
 use serde_json::json;
 
 #[test]
-fn a_target_port_may_be_a_number_or_a_name_that_each_pod_gives_a_number_of_its_own() {
+fn named_target_port_is_resolved_per_pod() {
     let mut all = Vec::new();
     for namespace in ["in", "out"] {
         let other = nginx(&[9090], "other");
@@ -26,16 +26,6 @@ fn a_target_port_may_be_a_number_or_a_name_that_each_pod_gives_a_number_of_its_o
                 .selecting("web")
                 .into(),
         );
-        all.push(
-            Service::new(namespace, "numeric", 81, 9090)
-                .selecting("other")
-                .into(),
-        );
-        all.push(
-            Service::new(namespace, "same", PORT, PORT)
-                .selecting("web")
-                .into(),
-        );
     }
     let lab = lab_with(all).unwrap();
     for namespace in ["in", "out"] {
@@ -43,10 +33,10 @@ fn a_target_port_may_be_a_number_or_a_name_that_each_pod_gives_a_number_of_its_o
             let named = lab
                 .service_ip(&format!("{namespace}/named"), family)
                 .unwrap();
-            let answers = curl_many(&lab, &client(), &url(named, 80), 24).unwrap();
-            let tally = count_answers(&answers);
+            let responses = curl_many(&lab, &client(), &url(named, 80), 24).unwrap();
+            let counts = count_answers(&responses);
             assert_eq!(
-                tally.keys().collect::<Vec<_>>(),
+                counts.keys().collect::<Vec<_>>(),
                 [&"other", &"web"],
                 "{namespace} {family:?}"
             );
@@ -55,7 +45,7 @@ fn a_target_port_may_be_a_number_or_a_name_that_each_pod_gives_a_number_of_its_o
 }
 
 #[test]
-fn a_service_without_selector_reaches_the_endpoints_that_are_written_by_hand() {
+fn service_without_selector_uses_applied_endpoint_slices() {
     let service = |name: &str| String::from(Service::new("in", name, 80, PORT).without_selector());
     let lab = lab_with([
         service("pods"),
@@ -71,15 +61,14 @@ fn a_service_without_selector_reaches_the_endpoints_that_are_written_by_hand() {
         lab.apply(endpoint_slice("in", "outside", fabric, PORT))
             .unwrap();
         sync::wait_synced(&lab).unwrap();
-        let ask = |service: &str| {
+        let request = |service: &str| {
             let ip = lab.service_ip(&format!("in/{service}"), family).unwrap();
             curl(&lab, &client(), &url(ip, 80), &[]).unwrap()
         };
-        let answer = ask("pods");
-        assert_eq!(answer.body, "web");
-        // A hand-written address that is a pod's is that pod, with its identity.
-        let source =
-            std::net::SocketAddr::new(lab.pod_ip("client", family).unwrap(), answer.local_port);
+        let response = request("pods");
+        assert_eq!(response.body, "web");
+        // A pod's address in the slice is resolved to the pod and its identity.
+        let source = SocketAddr::new(lab.pod_ip("client", family).unwrap(), response.local_port);
         let source = source.to_string();
         let line = access_log::wait(&lab, "a", &[("src.addr", &source)]).unwrap();
         assert_eq!(
@@ -89,7 +78,7 @@ fn a_service_without_selector_reaches_the_endpoints_that_are_written_by_hand() {
             line.line
         );
         let client_ip = lab.pod_ip("client", family).unwrap();
-        assert_eq!(ask("outside").body, format!("outside {client_ip}"));
+        assert_eq!(request("outside").body, format!("outside {client_ip}"));
     }
     drop(outside);
 }
@@ -102,37 +91,41 @@ fn fabric_ip(family: IpFamily) -> IpAddr {
     }
 }
 
-/// nginx outside the cluster, listening.
-fn nginx_outside(lab: &Lab, answer: &str) -> (Process, tempfile::TempDir) {
+/// Starts nginx outside the cluster, and waits until it responds.
+fn nginx_outside(lab: &Lab, body: &str) -> (Process, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let command = nginx(&[PORT], answer);
-    let mut all = vec!["env", "-C", dir.path().to_str().unwrap()];
-    all.extend(command.iter().map(String::as_str));
-    let process = lab.spawn_in(&Location::Fabric, &all).unwrap();
-    lab.wait_until("nginx outside to answer", Duration::from_secs(5), || {
-        curl(
-            lab,
-            &Location::Fabric,
-            &url(fabric_ip(IpFamily::V6), PORT),
-            &[],
-        )
-        .ok()
-    })
+    let command = nginx(&[PORT], body);
+    let mut args = vec!["env", "-C", dir.path().to_str().unwrap()];
+    args.extend(command.iter().map(String::as_str));
+    let process = lab.spawn_in(&Location::Fabric, &args).unwrap();
+    lab.wait_until(
+        "nginx outside the cluster to respond",
+        Duration::from_secs(5),
+        || {
+            curl(
+                lab,
+                &Location::Fabric,
+                &url(fabric_ip(IpFamily::V6), PORT),
+                &[],
+            )
+            .ok()
+        },
+    )
     .unwrap();
     (process, dir)
 }
 
 #[test]
-fn what_the_mesh_does_not_know_is_reached_as_it_is() {
+fn destination_outside_the_mesh_is_reached_directly() {
     let lab = lab_with([]).unwrap();
     let outside = nginx_outside(&lab, "$remote_addr $http_x_marker");
     for family in IpFamily::ALL {
         let (client_ip, to) = (lab.pod_ip("client", family).unwrap(), fabric_ip(family));
-        let answer = curl(&lab, &client(), &url(to, PORT), &["-H", "X-Marker: m"]).unwrap();
-        assert_eq!(answer.body, format!("{client_ip} m"));
-        let source = std::net::SocketAddr::new(client_ip, answer.local_port).to_string();
+        let response = curl(&lab, &client(), &url(to, PORT), &["-H", "X-Marker: m"]).unwrap();
+        assert_eq!(response.body, format!("{client_ip} m"));
+        let source = SocketAddr::new(client_ip, response.local_port).to_string();
         let line = access_log::wait(&lab, "a", &[("src.addr", &source)]).unwrap();
-        let to = std::net::SocketAddr::new(to, PORT).to_string();
+        let to = SocketAddr::new(to, PORT).to_string();
         assert!(
             line.has(&[
                 ("dst.addr", &to),
@@ -148,37 +141,39 @@ fn what_the_mesh_does_not_know_is_reached_as_it_is() {
 }
 
 #[test]
-fn a_service_that_nobody_serves_resets_at_once_and_says_why() {
-    let ill = json!({"exec": {"command": ["false"]}, "periodSeconds": 1});
-    let ill = endpoint("in", "ill", "b").container("readinessProbe", ill);
+fn service_without_endpoints_resets_at_once_and_logs_the_reason() {
+    let unready = json!({"exec": {"command": ["false"]}, "periodSeconds": 1});
+    let unready = endpoint("in", "unready", "b").container("readinessProbe", unready);
     let empty = Service::new("in", "empty", 80, PORT);
     let lab = lab_with([empty.into(), Service::new("in", "web", 80, PORT).into()]).unwrap();
-    lab.apply(String::from(ill)).unwrap();
+    lab.apply(String::from(unready)).unwrap();
     lab.wait_status("the pod to run", Duration::from_secs(10), |status| {
-        status.pod("in/ill").is_ok_and(|pod| pod.phase == "Running")
+        status
+            .pod("in/unready")
+            .is_ok_and(|pod| pod.phase == "Running")
     })
     .unwrap();
     sync::wait_synced(&lab).unwrap();
     for (service, reason) in [("empty", "no_endpoint"), ("web", "no_healthy_endpoint")] {
         for family in IpFamily::ALL {
             let to = lab.service_ip(service, family).unwrap();
-            let to = std::net::SocketAddr::new(to, 80);
-            let (end, took) = wait_for_close(&lab, &client(), to).unwrap();
+            let to = SocketAddr::new(to, 80);
+            let (error, duration) = wait_for_close(&lab, &client(), to).unwrap();
             assert!(
-                end.contains("Connection reset by peer"),
-                "{service} {to}: {end:?}"
+                error.contains("Connection reset by peer"),
+                "{service} {to}: {error:?}"
             );
-            assert!(took < Duration::from_secs(2), "{took:?}");
+            assert!(duration < Duration::from_secs(2), "{duration:?}");
         }
         let host = format!("{service}.in.svc.cluster.local");
-        let wanted = [("dst.service", host.as_str()), ("reason", reason)];
-        let line = access_log::wait(&lab, "a", &wanted).unwrap();
-        let of = [
+        let fields = [("dst.service", host.as_str()), ("reason", reason)];
+        let line = access_log::wait(&lab, "a", &fields).unwrap();
+        let others = [
             ("src.workload", "client"),
             ("src.namespace", "in"),
             ("bytes_recv", "0"),
         ];
-        assert!(line.level == "error" && line.has(&of), "{}", line.line);
+        assert!(line.level == "error" && line.has(&others), "{}", line.line);
         let failures = [("direction", "outbound"), ("reason", reason)];
         metrics::wait(&lab, "a", "ambit_connection_failures_total", &failures, 2.0).unwrap();
         let failed = [
@@ -197,21 +192,19 @@ fn a_service_that_nobody_serves_resets_at_once_and_says_why() {
 }
 
 #[test]
-fn one_family_is_enough_for_a_pod_and_for_a_service() {
-    let one = |family: &str| json!({"ipFamilyPolicy": "SingleStack", "ipFamilies": [family]});
+fn single_stack_services_are_reached_over_their_family() {
     let service = |name: &str, family: &str| {
-        let spec = one(family);
         let service = Service::new("in", name, 80, PORT).selecting("web");
-        let service = service.spec("ipFamilyPolicy", spec["ipFamilyPolicy"].clone());
-        String::from(service.spec("ipFamilies", spec["ipFamilies"].clone()))
+        let service = service.spec("ipFamilyPolicy", "SingleStack");
+        String::from(service.spec("ipFamilies", json!([family])))
     };
     let lab = lab_with([
-        service("four", "IPv4"),
-        service("six", "IPv6"),
+        service("ipv4", "IPv4"),
+        service("ipv6", "IPv6"),
         endpoint("in", "web", "b").into(),
     ])
     .unwrap();
-    for (name, family) in [("four", IpFamily::V4), ("six", IpFamily::V6)] {
+    for (name, family) in [("ipv4", IpFamily::V4), ("ipv6", IpFamily::V6)] {
         assert_eq!(
             lab.status()
                 .unwrap()

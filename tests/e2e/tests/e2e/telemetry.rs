@@ -1,7 +1,8 @@
-//! What operators read: metric names and labels, and the access log, exactly as Istio's.
+//! Metrics and access log have the names, labels and fields of Istio's.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ambit_e2e::access_log::{self, Entry};
 use ambit_e2e::manifest::{self, Pod, Service};
@@ -9,8 +10,8 @@ use ambit_e2e::metrics::{self, Sample};
 use ambit_e2e::programs::{CurlResponse, PORT, curl, nginx, url, wait_for_close};
 use lab::{IpFamily, Lab, Location, Options};
 
-/// A connection from pod `client` on node `a` to service `web`, of a pod on node `b`. Canonical
-/// service and revision come from the labels that Istio looks at.
+/// Sends a request from pod `client` on node `a` to service `web`, whose pod is on node `b`. Canonical
+/// service and revision come from the labels that Istio reads.
 fn lab_and_request() -> (Lab, CurlResponse) {
     let client = Pod::new("in", "client").on("a").label("version", "v1");
     let web = Pod::new("in", "web-0")
@@ -29,12 +30,12 @@ fn lab_and_request() -> (Lab, CurlResponse) {
     ];
     let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
     let to = url(lab.service_ip("web", IpFamily::V4).unwrap(), 80);
-    let answer = curl(&lab, &Location::pod("client"), &to, &[]).unwrap();
-    assert_eq!(answer.body, "hello");
-    (lab, answer)
+    let response = curl(&lab, &Location::pod("client"), &to, &[]).unwrap();
+    assert_eq!(response.body, "hello");
+    (lab, response)
 }
 
-/// Istio's labels and their values for that connection, but for `reporter`.
+/// Istio's labels for that connection, without `reporter`.
 const LABELS: &[(&str, &str)] = &[
     ("source_workload", "client"),
     ("source_canonical_service", "client"),
@@ -68,18 +69,22 @@ const LABELS: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn metrics_have_istios_names_and_labels() {
-    let (lab, answer) = lab_and_request();
-    let (request, reply) = (answer.request_bytes, answer.response_bytes);
-    // "Received" is what the opener sent, with both reporters.
+fn metrics_and_access_log_have_istios_names_and_labels() {
+    let (lab, response) = lab_and_request();
+    check_metrics(&lab, &response);
+    check_access_log(&lab, &response);
+}
+
+fn check_metrics(lab: &Lab, response: &CurlResponse) {
+    // Both reporters count the bytes that the client sent as received.
     let expected = BTreeMap::from([
         ("istio_tcp_connections_opened_total", 1),
         ("istio_tcp_connections_closed_total", 1),
-        ("istio_tcp_received_bytes_total", request),
-        ("istio_tcp_sent_bytes_total", reply),
+        ("istio_tcp_received_bytes_total", response.request_bytes),
+        ("istio_tcp_sent_bytes_total", response.response_bytes),
     ]);
     for (node, reporter) in [("a", "source"), ("b", "destination")] {
-        metrics::wait(&lab, node, "istio_tcp_connections_closed_total", &[], 1.0).unwrap();
+        metrics::wait(lab, node, "istio_tcp_connections_closed_total", &[], 1.0).unwrap();
         let text = lab.metrics(node).unwrap();
         let samples = metrics::parse(&text);
         let traffic: Vec<&Sample> = samples
@@ -97,7 +102,7 @@ fn metrics_have_istios_names_and_labels() {
             let value = u32::try_from(expected[sample.name.as_str()]).unwrap();
             assert!(
                 (sample.value - f64::from(value)).abs() < 0.5,
-                "{sample:?}, not {value}"
+                "expected {value}, got {sample:?}"
             );
             assert!(
                 text.contains(&format!("# TYPE {} counter\n", sample.name)),
@@ -122,7 +127,7 @@ fn metrics_have_istios_names_and_labels() {
     }
 }
 
-/// The line as it is, but for what differs from run to run.
+/// The line without its time, and with placeholders for values that differ from run to run.
 fn normalised(line: &Entry, replacements: &[(String, &str)]) -> String {
     let (_, rest) = line.line.split_once('\t').unwrap();
     let duration = format!("duration=\"{}\"", line.field("duration"));
@@ -133,29 +138,28 @@ fn normalised(line: &Entry, replacements: &[(String, &str)]) -> String {
     text
 }
 
-#[test]
-fn the_access_log_has_istios_fields_in_istios_order() {
-    let (lab, answer) = lab_and_request();
+/// The lines have Istio's fields in Istio's order.
+fn check_access_log(lab: &Lab, response: &CurlResponse) {
     let (client, web) = (
         lab.pod_ip("client", IpFamily::V4).unwrap(),
         lab.pod_ip("web-0", IpFamily::V4).unwrap(),
     );
-    let outbound = access_log::wait(&lab, "a", &[("direction", "outbound")]).unwrap();
-    let inbound = access_log::wait(&lab, "b", &[("direction", "inbound")]).unwrap();
+    let outbound = access_log::wait(lab, "a", &[("direction", "outbound")]).unwrap();
+    let inbound = access_log::wait(lab, "b", &[("direction", "inbound")]).unwrap();
     let replacements = [
         (
-            SocketAddr::new(client, answer.local_port).to_string(),
+            SocketAddr::new(client, response.local_port).to_string(),
             "CLIENT:PORT",
         ),
-        // What the tunnel comes from, at the server.
+        // At the server this is the source of the tunnel.
         (
             format!("src.addr={}", inbound.field("src.addr")),
             "src.addr=CLIENT:TUNNEL",
         ),
         (SocketAddr::new(web, PORT).to_string(), "WEB:8080"),
         (SocketAddr::new(web, 15008).to_string(), "WEB:15008"),
-        (format!("={} ", answer.request_bytes), "=REQUEST "),
-        (format!("={} ", answer.response_bytes), "=REPLY "),
+        (format!("={} ", response.request_bytes), "=REQUEST "),
+        (format!("={} ", response.response_bytes), "=REPLY "),
     ];
     assert!(
         inbound.field("src.addr").starts_with(&format!("{client}:")),
@@ -178,31 +182,31 @@ fn the_access_log_has_istios_fields_in_istios_order() {
          dst.identity=\"spiffe://cluster.local/ns/in/sa/web-0\" dst.cluster=\"Kubernetes\" direction=\"inbound\" \
          bytes_sent=REPLY bytes_recv=REQUEST duration=\"Nms\" reason=\"closed\""
     );
-    // One line for each connection, no more.
+    // Each daemon logs one line.
     for node in ["a", "b"] {
-        assert_eq!(access_log::lines(&lab, node).unwrap().len(), 1);
+        assert_eq!(access_log::lines(lab, node).unwrap().len(), 1);
     }
 }
 
 #[test]
-fn a_connection_that_fails_is_an_error_with_a_reason_and_a_flag() {
+fn failed_connection_is_logged_as_error_with_reason_and_response_flag() {
     let all = [
         manifest::two_nodes(),
         manifest::namespace("in", Some("ambient")),
         manifest::namespace("out", None),
         Pod::new("in", "client").on("a").into(),
-        // Nothing listens in these.
-        Pod::new("in", "deaf").on("b").into(),
-        Pod::new("out", "deaf").on("b").into(),
+        // No program listens in these.
+        Pod::new("in", "closed").on("b").into(),
+        Pod::new("out", "closed").on("b").into(),
     ];
     let lab = Lab::up(manifest::all(all), Options::default()).unwrap();
     for (namespace, policy) in [("in", "mutual_tls"), ("out", "unknown")] {
         let ip = lab
-            .pod_ip(&format!("{namespace}/deaf"), IpFamily::V4)
+            .pod_ip(&format!("{namespace}/closed"), IpFamily::V4)
             .unwrap();
         let to = SocketAddr::new(ip, PORT);
-        let (end, _) = wait_for_close(&lab, &Location::pod("client"), to).unwrap();
-        assert!(end.contains("Connection reset by peer"), "{end:?}");
+        let (error, _) = wait_for_close(&lab, &Location::pod("client"), to).unwrap();
+        assert!(error.contains("Connection reset by peer"), "{error:?}");
         let line = access_log::wait(&lab, "a", &[("dst.namespace", namespace)]).unwrap();
         let (error, reason) = (line.field("error"), line.field("reason"));
         assert!(
@@ -230,7 +234,7 @@ fn a_connection_that_fails_is_an_error_with_a_reason_and_a_flag() {
 }
 
 #[test]
-fn the_json_log_is_one_object_per_line_with_the_same_fields() {
+fn json_log_has_one_object_per_line_with_the_same_fields() {
     let options = Options {
         daemon_args: vec!["--log-format".to_owned(), "json".to_owned()],
         ..Options::default()
@@ -249,16 +253,12 @@ fn the_json_log_is_one_object_per_line_with_the_same_fields() {
     let to = url(lab.pod_ip("web", IpFamily::V4).unwrap(), PORT);
     curl(&lab, &Location::pod("client"), &to, &[]).unwrap();
     let access = lab
-        .wait_until(
-            "a line of the access log",
-            std::time::Duration::from_secs(5),
-            || {
-                let log = lab.daemon_log("a").ok()?;
-                log.lines()
-                    .find(|line| line.contains("\"scope\":\"access\""))
-                    .map(str::to_owned)
-            },
-        )
+        .wait_until("a line of the access log", Duration::from_secs(5), || {
+            let log = lab.daemon_log("a").ok()?;
+            log.lines()
+                .find(|line| line.contains("\"scope\":\"access\""))
+                .map(str::to_owned)
+        })
         .unwrap();
     for line in lab.daemon_log("a").unwrap().lines() {
         let object: serde_json::Value = serde_json::from_str(line).unwrap();
