@@ -22,7 +22,7 @@ pub const MARKER: &str = "marker-4d61726b6572";
 /// Timeout of a request, which bounds how long a lost request delays the next one.
 const REQUEST_TIMEOUT_SECONDS: u32 = 2;
 
-/// Number of responses after which traffic is flowing. One alone may be in flight already.
+/// Number of responses after which traffic is flowing. A single one could have been in flight.
 const FLOWING_RESPONSES: usize = 3;
 
 /// The command of a server for [`Traffic`]: HTTP on [`PORT`], whose responses are the client's marker

@@ -1,7 +1,7 @@
 //! Plaintext detector: where, and how often, a marker crossed the wire unencrypted.
 //!
 //! It captures packets on the bridge, which cross-node traffic passes, and in every node's namespace,
-//! where the pods' veth pairs end and which same-node traffic passes. An absent marker means nothing
+//! where the pods' veth pairs end and which same-node traffic passes. An absent marker proves nothing
 //! if the capture is broken. So suites also send markers between unmeshed pods, which the detector
 //! must find.
 

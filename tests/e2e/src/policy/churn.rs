@@ -343,7 +343,7 @@ fn guard(version: usize) -> String {
         2 => authorization(
             "guard",
             "DENY",
-            &format!("{},{rule}", rule_from(r#""namespaces":["nobody"]"#)),
+            &format!("{},{rule}", rule_from(r#""namespaces":["no-client"]"#)),
         ),
         _ => {
             let another = authorization(
@@ -383,7 +383,7 @@ fn other(index: usize, version: usize) -> String {
         3 => allow(&rule_from(r#""ipBlocks":["10.0.0.0/8","fd00::/8"]"#)),
         4 => allow(&rule_from(r#""ipBlocks":["10.0.0.0/8","fd00:::/8"]"#)),
         5 => allow(r#"{"to":[{"operation":{"methods":["GET"]}}]}"#),
-        6 => deny(&rule_from(r#""namespaces":["nobody"]"#)),
+        6 => deny(&rule_from(r#""namespaces":["no-client"]"#)),
         7 => deny(r#"{"to":[{"operation":{"ports":["1"]}}]}"#),
         8 => deny(&rule_from(r#""ipBlocks":["192.0.2.0/24"]"#)),
         9 => deny(&rule_from(r#""notPrincipals":["*"]"#)),

@@ -36,10 +36,10 @@ pub struct Connection<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The correct response.
-    Answered,
+    Served,
     /// A reset within 3 s, and no bytes.
     Reset,
-    /// Anything else, for example a wrong response or a timeout.
+    /// Anything else, for example an incorrect response or a timeout.
     Other(String),
 }
 
@@ -94,8 +94,8 @@ pub fn connections(from: &str) -> impl Iterator<Item = Connection<'_>> {
     })
 }
 
-/// Opens every connection of these clients, the clients in parallel. A connection is answered where
-/// `is_allowed` is true for its client and port, and reset elsewhere.
+/// Opens every connection of these clients, the clients in parallel. A connection must be served where
+/// `is_allowed` is true for its client and port, and be reset otherwise.
 ///
 /// # Errors
 /// A connection has another outcome; the error lists all such connections.
@@ -129,7 +129,7 @@ fn client_failures(
     let mut failures = Vec::new();
     for connection in connections(client) {
         let expected = match is_allowed(client, connection.port) {
-            true => Outcome::Answered,
+            true => Outcome::Served,
             false => Outcome::Reset,
         };
         let outcome = connection.open(lab)?;
@@ -168,7 +168,7 @@ fn outcome(output: &Output, expected: &str, elapsed: Duration) -> Outcome {
     let received = output.stdout.trim();
     let is_reset = output.stderr.to_lowercase().contains("reset by peer");
     match (output.success(), received == expected) {
-        (true, true) => Outcome::Answered,
+        (true, true) => Outcome::Served,
         (false, _) if is_reset && received.is_empty() && elapsed < RESET_DEADLINE => Outcome::Reset,
         _ => Outcome::Other(format!(
             "exit code {} after {elapsed:?}, stdout {received:?}, stderr {:?}",

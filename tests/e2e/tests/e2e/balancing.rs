@@ -172,7 +172,7 @@ fn refused_connections_are_retried_on_another_endpoint() {
             .label("app", "web")
             .port(Some("web"), PORT);
         all.push(refusing.into());
-        all.push(endpoint(namespace, "good", "b").into());
+        all.push(endpoint(namespace, "serving", "b").into());
         all.push(Service::new(namespace, "web", 80, PORT).into());
     }
     let lab = lab_with(all).unwrap();
@@ -185,7 +185,7 @@ fn refused_connections_are_retried_on_another_endpoint() {
             let responses = curl_many(&lab, &client(), &to, 20).unwrap();
             assert_eq!(
                 count_answers(&responses),
-                BTreeMap::from([("good", 20)]),
+                BTreeMap::from([("serving", 20)]),
                 "{namespace} {family:?}"
             );
         }

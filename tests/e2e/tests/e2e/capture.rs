@@ -1,4 +1,4 @@
-//! Traffic capture is level-triggered and fails closed: changed rules and dead daemons are repaired
+//! Traffic capture is level-triggered and fails closed: changed rules and killed daemons are repaired
 //! within seconds, and no payload crosses the wire unencrypted meanwhile.
 
 use std::net::IpAddr;

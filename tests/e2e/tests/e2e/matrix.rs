@@ -70,7 +70,7 @@ fn meshed_pods_communicate_encrypted_and_all_others_in_plaintext() {
     lab.down().unwrap();
 }
 
-/// Checks lab and detector themselves: without daemons everything works and is seen in plaintext.
+/// Checks lab and detector themselves: without daemons everything works and is captured in plaintext.
 #[test]
 fn detector_finds_all_traffic_of_a_lab_without_daemons() {
     let lab = Lab::up(matrix::manifests(), Options::without_daemons()).unwrap();

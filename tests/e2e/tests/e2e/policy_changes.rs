@@ -257,7 +257,7 @@ fn connections_opened_during_a_change_are_all_closed() -> Result<()> {
         (meshed, ConnectionFlood::start(&lab, &meshed)?),
         (plain, ConnectionFlood::start(&lab, &plain)?),
     ];
-    let deny = authorization("nobody", "{action: DENY, rules: [{}]}");
+    let deny = authorization("deny-all", "{action: DENY, rules: [{}]}");
     for round in 0..ROUNDS {
         for (route, flood) in &floods {
             let before = flood.attempts();
@@ -269,7 +269,7 @@ fn connections_opened_during_a_change_are_all_closed() -> Result<()> {
         }
         let baseline = Baseline::take(&lab)?;
         let changed_at = SystemTime::now();
-        let file = SourceFile::write(&lab, "nobody.yaml", &deny)?;
+        let file = SourceFile::write(&lab, "deny-all.yaml", &deny)?;
         for (route, flood) in &floods {
             lab.wait_until("all connections to be closed", DEADLINE, || {
                 (established(&lab, route).ok()? == 0).then_some(())

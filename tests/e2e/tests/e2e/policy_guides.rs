@@ -1,4 +1,4 @@
-//! Example policies of published guides allow and deny what the guides say: over both families, on
+//! Example policies of published guides allow and deny what the guides describe: over both families, on
 //! the same node and across nodes, for HTTP and for a server that sends first.
 
 use std::net::SocketAddr;
@@ -81,7 +81,7 @@ fn network_policies_are_ignored_with_network_policy_off() -> Result<()> {
 fn policy_port_matches_the_target_port_of_a_service() -> Result<()> {
     let service = Service::new("foo", "httpbin", 80, "http");
     let lab = fixture::up_with([service.into()], Options::default())?;
-    for (port, expected) in [(80, Outcome::Answered), (HTTP, Outcome::Reset)] {
+    for (port, expected) in [(80, Outcome::Served), (HTTP, Outcome::Reset)] {
         let policy = format!(
             "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{namespace: foo, name: by-port}}, \
              spec: {{action: DENY, rules: [{{to: [{{operation: {{ports: [\"{port}\"]}}}}]}}]}}}}"

@@ -30,8 +30,8 @@ struct InvalidPolicy {
 /// The file of the policy under test.
 const FILE: &str = "policy.yaml";
 
-const EVERYBODY: IsAllowed = |_, _| true;
-const NOBODY: IsAllowed = |_, _| false;
+const ALL_ALLOWED: IsAllowed = |_, _| true;
+const ALL_DENIED: IsAllowed = |_, _| false;
 const MESHED: IsAllowed = |client, _| client != LEGACY;
 
 const AUTHORIZATION: &str = "AuthorizationPolicy";
@@ -46,7 +46,7 @@ const INVALID_POLICIES: [InvalidPolicy; 12] = [
         spec: "{rules: [{from: [{source: {ipBlocks: [10.244.1.300]}}]}, {from: [{source: {namespaces: [foo]}}]}]}",
         field: "spec.rules[0].from[0].source.ipBlocks[0]",
         code: "bad_value",
-        is_allowed: NOBODY,
+        is_allowed: ALL_DENIED,
     },
     InvalidPolicy {
         description: "DENY with an invalid port, for clients of bar",
@@ -73,7 +73,7 @@ const INVALID_POLICIES: [InvalidPolicy; 12] = [
         spec: "{rules: [{from: [{source: {principals: [\"\"]}}]}]}",
         field: "spec.rules[0].from[0].source.principals[0]",
         code: "bad_value",
-        is_allowed: NOBODY,
+        is_allowed: ALL_DENIED,
     },
     InvalidPolicy {
         description: "unknown field",
@@ -82,7 +82,7 @@ const INVALID_POLICIES: [InvalidPolicy; 12] = [
         spec: "{rules: [{from: [{source: {namespaces: [foo], onlyOnSundays: true}}]}]}",
         field: "spec.rules[0].from[0].source.onlyOnSundays",
         code: "unknown_field",
-        is_allowed: NOBODY,
+        is_allowed: ALL_DENIED,
     },
     InvalidPolicy {
         description: "unknown action",
@@ -91,7 +91,7 @@ const INVALID_POLICIES: [InvalidPolicy; 12] = [
         spec: "{action: WELCOME, rules: [{}]}",
         field: "spec.action",
         code: "unknown_action",
-        is_allowed: NOBODY,
+        is_allowed: ALL_DENIED,
     },
     InvalidPolicy {
         description: "DENY of plaintext with an unreadable selector",
@@ -109,7 +109,7 @@ const INVALID_POLICIES: [InvalidPolicy; 12] = [
         spec: "{rules: all}",
         field: "spec.rules",
         code: "bad_field",
-        is_allowed: NOBODY,
+        is_allowed: ALL_DENIED,
     },
     InvalidPolicy {
         description: "unknown mode",
@@ -136,7 +136,7 @@ const INVALID_POLICIES: [InvalidPolicy; 12] = [
         spec: "{podSelector: {matchLabels: {app: httpbin}}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}, {}]}",
         field: "spec.ingress[0].from[0].ipBlock.cidr",
         code: "bad_cidr",
-        is_allowed: NOBODY,
+        is_allowed: ALL_DENIED,
     },
     InvalidPolicy {
         description: "invalid podSelector",
@@ -145,7 +145,7 @@ const INVALID_POLICIES: [InvalidPolicy; 12] = [
         spec: "{podSelector: {matchExpressions: [{key: app, operator: Like, values: [http]}]}, ingress: [{}]}",
         field: "spec.podSelector.matchExpressions[0].operator",
         code: "bad_selector",
-        is_allowed: NOBODY,
+        is_allowed: ALL_DENIED,
     },
 ];
 
@@ -205,7 +205,7 @@ fn invalid_policy_denies_and_is_reported_by_object_and_field() -> Result<()> {
         wait_synced(&lab)?;
     }
     ensure!(failures.is_empty(), "{}", failures.join("\n\n"));
-    check_allowed(&lab, EVERYBODY)
+    check_allowed(&lab, ALL_ALLOWED)
 }
 
 /// The dump of every daemon has the policy, not accepted, with the invalid field.
@@ -259,7 +259,7 @@ fn invalid_version_keeps_the_last_valid_version_in_force() -> Result<()> {
         // The next valid version takes effect: it selects no pod of the fixture's servers.
         file.replace(valid.yaml().replace("foo,", "bar,"))?;
         wait_synced(&lab)?;
-        check_allowed(&lab, EVERYBODY).context("the next valid version")?;
+        check_allowed(&lab, ALL_ALLOWED).context("the next valid version")?;
     }
     Ok(())
 }
@@ -302,7 +302,7 @@ fn daemon_that_starts_with_an_invalid_policy_denies() -> Result<()> {
             lab.start_daemon(node)?;
         }
         wait_synced(&lab)?;
-        check_allowed(&lab, NOBODY).with_context(|| format!("after the restart, {code}"))?;
+        check_allowed(&lab, ALL_DENIED).with_context(|| format!("after the restart, {code}"))?;
         for node in NODES {
             report.wait(&lab, node)?;
             let policy = telemetry::policy(&lab, node, AUTHORIZATION, "foo", "policy")?;
@@ -311,7 +311,7 @@ fn daemon_that_starts_with_an_invalid_policy_denies() -> Result<()> {
     }
     file.remove()?;
     wait_synced(&lab)?;
-    check_allowed(&lab, EVERYBODY)
+    check_allowed(&lab, ALL_ALLOWED)
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn dry_run_policy_is_counted_and_logged_and_denies_nothing() -> Result<()> {
     let file = SourceFile::write(&lab, "dry-run.yaml", dry_run("DENY", "[{}]"))?;
     wait_synced(&lab)?;
     let baseline = Baseline::take(&lab)?;
-    check_allowed(&lab, EVERYBODY)?;
+    check_allowed(&lab, ALL_ALLOWED)?;
     let policy = [("policy", "AuthorizationPolicy foo/candidate")];
     baseline.wait_counter(
         &lab,
@@ -352,7 +352,7 @@ fn dry_run_policy_is_counted_and_logged_and_denies_nothing() -> Result<()> {
     ))?;
     wait_synced(&lab)?;
     let baseline = Baseline::take(&lab)?;
-    check_allowed(&lab, EVERYBODY)?;
+    check_allowed(&lab, ALL_ALLOWED)?;
     let not_matched = all_connections - connections(FOO).count();
     let policy = [("policy", NO_ALLOW)];
     baseline.wait_counter(&lab, telemetry::DRY_RUN_DENIALS_TOTAL, &policy, not_matched)?;
@@ -388,7 +388,7 @@ fn unenforced_policy_is_reported_and_denies_nothing() -> Result<()> {
             ensure!(text.contains("not_enforced_here"), "{policy:#}");
             ensure!(!telemetry::is_accepted(&policy), "{policy:#}");
         }
-        check_allowed(&lab, EVERYBODY).context(name)?;
+        check_allowed(&lab, ALL_ALLOWED).context(name)?;
     }
     Ok(())
 }

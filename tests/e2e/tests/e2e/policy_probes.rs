@@ -80,7 +80,7 @@ fn policies_admit_probes_and_deny_other_connections_from_nodes() -> Result<()> {
         let node = lab.node_ip("a", IpFamily::V4)?;
         let outcome = http_outcome(&lab, &Location::node("a"), to, node)?;
         ensure!(
-            outcome == Outcome::Answered,
+            outcome == Outcome::Served,
             "{policy} is still enforced: {outcome:?}"
         );
     }
@@ -117,8 +117,8 @@ fn check_node_connections(lab: &Lab, policy: &str, baseline: &Baseline) -> Resul
     for family in IpFamily::ALL {
         let pod = lab.pod_ip("web", family)?;
         for (node, port, expected) in [
-            ("a", HTTP, Outcome::Answered),
-            ("a", TCP, Outcome::Answered),
+            ("a", HTTP, Outcome::Served),
+            ("a", TCP, Outcome::Served),
             ("a", PORT, Outcome::Reset),
             ("b", HTTP, Outcome::Reset),
             ("b", TCP, Outcome::Reset),
