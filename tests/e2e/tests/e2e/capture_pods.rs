@@ -157,44 +157,6 @@ fn established_connections_survive_opt_out_and_no_rules_remain() -> Result<()> {
 }
 
 #[test]
-fn established_connections_survive_opt_in_and_new_ones_use_mutual_tls() -> Result<()> {
-    let lab = up([
-        namespace("shop", None),
-        Pod::new("shop", "client").on("a").into(),
-        Pod::new("shop", "web").on("b").runs(server("web")).into(),
-    ])?;
-    let web = lab.pod_ip("web", IpFamily::V4)?;
-    let direct = Traffic::start(&lab, "client", web, "before-the-mesh")?;
-    lab.label("Namespace", "shop", &[AMBIENT])?;
-    for pod in ["shop/client", "shop/web"] {
-        lab.wait_workload_state(pod, Some("enrolled"), REPAIR_DEADLINE)?;
-    }
-    let bridge = lab.capture(Location::Fabric, "tcp")?;
-    direct.wait_flowing(&lab, REPAIR_DEADLINE)?;
-    Traffic::start(&lab, "client", web, MARKER)?.wait_flowing(&lab, REPAIR_DEADLINE)?;
-    direct.wait_established_flowing(&lab, REPAIR_DEADLINE)?;
-    ensure!(
-        bridge.occurrences(MARKER)? == 0,
-        "a new connection is in plaintext"
-    );
-    ensure!(
-        bridge.occurrences("before-the-mesh")? > 0,
-        "the old connection is no longer direct"
-    );
-    let identity = "spiffe://cluster.local/ns/shop/sa/client";
-    access_log::wait(
-        &lab,
-        "b",
-        &[
-            ("src.identity", identity),
-            ("direction", "inbound"),
-            ("reason", "closed"),
-        ],
-    )?;
-    Ok(())
-}
-
-#[test]
 fn foreign_tables_and_rules_in_a_pod_are_kept() -> Result<()> {
     let lab = up([
         namespace("shop", Some("ambient")),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ambit_e2e::access_log;
 use ambit_e2e::detector::Detector;
 use ambit_e2e::manifest::{self, Pod};
 use ambit_e2e::open_connections::OpenConnections;
@@ -176,6 +177,9 @@ fn open_connections_survive_opt_in_and_opt_out_and_no_state_remains() {
         assert!(is_plaintext("after"), "new connections are still captured");
 
         drop(inside);
+        let identity = "spiffe://cluster.local/ns/shop/sa/client";
+        let fields = [("direction", "inbound"), ("src.identity", identity)];
+        access_log::wait(&lab, "b", &fields).unwrap();
         wait_state(&lab, None);
         for pod in ["client", "server"] {
             assert_eq!(daemon_state(&lab, pod), "", "in {pod}");
