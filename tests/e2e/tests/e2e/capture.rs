@@ -32,7 +32,7 @@ impl Fixture {
             Service::new("shop", "near", PORT, PORT).into(),
             Service::new("shop", "web", PORT, PORT).into(),
         ])?;
-        // Traffic between pods of one node does not cross the bridge, so it is captured where it arrives.
+        // Traffic between pods of one node does not cross the bridge, so it is recorded where it arrives.
         // Packets that leave a pod without rules are dropped later, and must not count.
         let capture_arriving = |pod: &str| -> Result<Capture> {
             let [v4, v6] = [
@@ -272,7 +272,7 @@ fn stopped_daemon_exits_with_0_and_keeps_rules() -> Result<()> {
     let ProgramState::Exited(how) = lab.status()?.node("a")?.daemon.clone() else {
         anyhow::bail!("the daemon is still running");
     };
-    ensure!(how.contains('0'), "unexpected exit: {how}");
+    ensure!(how == "ended: exit status: 0", "unexpected exit: {how}");
     ensure!(
         network_state(lab, "client")? == before,
         "the network state has changed"

@@ -108,7 +108,7 @@ fn policy_port_matches_the_target_port_of_a_service() -> Result<()> {
     Ok(())
 }
 
-/// The policy of the following test.
+/// The policy of the guide `deny-by-port`, as denials name it.
 const DENY_BY_PORT: &str = "AuthorizationPolicy foo/tcp-policy";
 
 #[test]

@@ -136,7 +136,7 @@ fn iperf3_transfers_in_both_directions_on_several_streams() {
         let report: serde_json::Value = serde_json::from_str(&json).unwrap();
         for sum in ["sum_sent", "sum_received"] {
             let bytes = report["end"][sum]["bytes"].as_u64().unwrap_or_default();
-            // The slowest measured run moved ten times as many in a second.
+            // The slowest measured run moved ten times as many bytes in a second.
             assert!(bytes > 10_000_000, "{direction} {sum}: {bytes}");
         }
     }
