@@ -27,6 +27,9 @@ use crate::registry::LabDir;
 /// Timeout of [`Lab::exec`]; [`Lab::exec_in`] has its own.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Environment variable that keeps a lab when its test ends, to look into a failure.
+const KEEP_VARIABLE: &str = "AMBIT_LAB_KEEP";
+
 /// Manifests as text, or in a file or folder.
 #[derive(Debug, Clone)]
 pub enum Manifests {
@@ -141,6 +144,10 @@ impl Lab {
     /// # Errors
     /// The agent does not respond.
     pub fn keep(mut self) -> Result<()> {
+        self.disown()
+    }
+
+    fn disown(&mut self) -> Result<()> {
         if self.owner.is_some() {
             self.client.send(&Request::Keep)?;
             self.owner = None;
@@ -320,10 +327,18 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if self.owner.is_some()
-            && let Err(error) = self.take_down()
-        {
-            eprintln!("lab {}: {error:#}", self.dir.name());
+        if self.owner.is_none() {
+            return;
+        }
+        let name = self.dir.name().to_owned();
+        let result = if std::env::var_os(KEEP_VARIABLE).is_some() {
+            eprintln!("lab {name} is kept: lab --name {name} status");
+            self.disown()
+        } else {
+            self.take_down()
+        };
+        if let Err(error) = result {
+            eprintln!("lab {name}: {error:#}");
         }
     }
 }
