@@ -1,6 +1,6 @@
-//! Deserializes values into Kubernetes types, with errors that name the field.
+//! Deserializes values into Kubernetes types, with diagnostics that name the field.
 
-use serde::de::DeserializeOwned;
+use mesh_kubernetes::FromJson;
 use serde_json::Value;
 
 use crate::diagnostic::Diagnostic;
@@ -10,12 +10,7 @@ use crate::diagnostic::Diagnostic;
 /// # Errors
 ///
 /// A field has another type; the diagnostic has its path.
-pub(crate) fn deserialize<T: DeserializeOwned>(value: Value) -> Result<T, Box<Diagnostic>> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        // serde_path_to_error writes "." for the whole value.
-        let field = if path == "." { String::new() } else { path };
-        let message = error.into_inner().to_string();
-        Box::new(Diagnostic::new(field, "bad_field", message))
-    })
+pub(crate) fn deserialize<T: FromJson>(value: Value) -> Result<T, Box<Diagnostic>> {
+    T::from_json(value)
+        .map_err(|error| Box::new(Diagnostic::new(error.field, "bad_field", error.message)))
 }

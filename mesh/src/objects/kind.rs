@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
+use mesh_kubernetes::FromJson;
 use serde_json::Value;
 
 use super::{Object, PolicyKind};
@@ -72,7 +72,7 @@ fn restricts_traffic(api_version: &str, kind: &str) -> bool {
         || kind == "MeshTLSAuthentication"
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<Arc<T>, Box<Diagnostic>> {
+fn typed<T: FromJson>(value: Value) -> Result<Arc<T>, Box<Diagnostic>> {
     deserialize(value).map(Arc::new)
 }
 

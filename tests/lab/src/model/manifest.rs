@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use mesh_kubernetes::FromJson;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Key;
@@ -91,8 +91,8 @@ fn object(value: Value) -> Result<Object> {
     parsed.context(name)
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T> {
-    Ok(serde_json::from_value(value)?)
+fn typed<T: FromJson>(value: Value) -> Result<T> {
+    Ok(T::from_json(value)?)
 }
 
 /// The position of a kind in the order of application: referenced kinds come first.
