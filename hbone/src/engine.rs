@@ -17,6 +17,7 @@
 mod accept;
 mod byte_stream;
 mod dial;
+mod failure;
 mod h2_config;
 mod head;
 mod keepalive;
@@ -24,7 +25,6 @@ mod lifetime;
 mod recv_buffer;
 mod relay;
 mod serve;
-mod status;
 mod stream;
 mod transport;
 mod tunnel;

@@ -29,7 +29,7 @@
 //! | which limits and deadlines apply, and why | `config` |
 //! | when a tunnel takes no more streams, and when it closes | `engine::lifetime` |
 //! | which peer certificates are accepted | `tls::verify` |
-//! | which tunnel a stream uses, and when another is dialled | `pool::peers` |
+//! | which tunnel a stream uses, and when another is dialled | `pool::choose_tunnel` |
 //! | what reaches the other side when one side resets | `engine::relay`, `relay::tcp` |
 //! | which failures are retryable | `reason` |
 #![forbid(unsafe_code)]

@@ -1,6 +1,6 @@
 //! The tunnels of one pod on one thread: how streams are opened, and how tunnels are dialled and closed.
 
-mod peers;
+mod choose_tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -16,8 +16,8 @@ use crate::engine::{Dial, SocketFactory, Stream};
 use crate::error::Error;
 use crate::reason::Reason;
 use crate::tls::ClientTls;
-pub use peers::PoolKey;
-use peers::{DialEntry, Peers, PendingDial, Selection};
+pub use choose_tunnel::PoolKey;
+use choose_tunnel::{DialEntry, Peers, PendingDial, Selection};
 
 /// The tunnels of one pod on one thread, by [`PoolKey`]. Runs in a `LocalSet`; dropping it aborts its tunnels.
 pub struct Pool {

@@ -3,9 +3,9 @@
 //! [`parse`] reads a file of YAML (or JSON) documents. It reports errors document by document, so
 //! that one error affects one object and not the file.
 
+mod deny_placeholder;
 mod kind;
 mod parse;
-mod placeholder;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -19,7 +19,7 @@ use mesh::Params;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::contract::{ADMIN_PORT, READINESS_PORT, STATS_PORT};
+use crate::ports_and_marks::{ADMIN_PORT, READINESS_PORT, STATS_PORT};
 use crate::telemetry::{LogConfig, LogFormat};
 pub use arguments::Arguments;
 use parse::threads;

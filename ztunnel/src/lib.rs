@@ -10,7 +10,7 @@
 //! - The **data side** is one thread per core. It accepts the redirected connections and forwards
 //!   them through `hbone` ([`proxy`]). A connection stays on the thread that accepted it.
 //!
-//! [`daemon`] starts, joins and stops all parts; [`config`] is the command line; [`contract`] holds
+//! [`daemon`] starts, joins and stops all parts; [`config`] is the command line; [`ports_and_marks`] holds
 //! the port, mark and table numbers.
 
 #![forbid(unsafe_code)]
@@ -18,7 +18,6 @@
 pub mod admin;
 pub mod capture;
 pub mod config;
-pub mod contract;
 pub mod daemon;
 pub mod dataplane;
 pub mod enrolment;
@@ -27,6 +26,7 @@ pub mod identity;
 mod netlink;
 pub mod netns;
 mod nftables;
+pub mod ports_and_marks;
 pub mod proxy;
 pub mod readiness;
 pub mod revocation;

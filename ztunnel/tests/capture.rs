@@ -10,7 +10,7 @@ use std::sync::Arc;
 use namespaces::{NODE_V4, NODE_V6, Node, Pod, accept, assert_carries, no_connection_arrives};
 use socket2::SockRef;
 use ztunnel::capture::{Capture, Drift, NetnsWatch, PodListeners, Redirection, Rules, listeners};
-use ztunnel::contract::DAEMON_MARK;
+use ztunnel::ports_and_marks::DAEMON_MARK;
 
 /// Addresses outside the node with a route but no host.
 const UNREACHABLE: [&str; 2] = ["203.0.113.9:80", "[2001:db8::9]:80"];

@@ -5,8 +5,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use super::failure::{ErrorTap, TunnelStatus};
 use super::h2_config::{TLS_BUFFER_BYTES, server_builder};
-use super::status::{ErrorTap, TunnelStatus};
 use super::transport::{ServerIo, Transport};
 use crate::config::ServeConfig;
 use crate::error::Error;

@@ -16,9 +16,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::failure::{ErrorTap, TunnelStatus};
 use super::h2_config::{TLS_BUFFER_BYTES, client_builder};
 use super::lifetime::Driver;
-use super::status::{ErrorTap, TunnelStatus};
 use super::transport::{ClientIo, Transport};
 use super::tunnel::Tunnel;
 use crate::config::PoolConfig;

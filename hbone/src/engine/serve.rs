@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::accept::{AcceptedTunnel, accept};
+use super::failure::TunnelStatus;
 use super::keepalive::{Action, Keepalive, Pinger};
 use super::lifetime::accepted_max_age;
-use super::status::TunnelStatus;
 use super::transport::ServerIo;
 use crate::config::ServeConfig;
 use crate::reason::Reason;

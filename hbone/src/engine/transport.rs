@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::{client, server};
 
-use super::status::{ErrorTap, TunnelStatus};
+use super::failure::{ErrorTap, TunnelStatus};
 use crate::reason::Reason;
 use crate::relay::{Chunk, READ_BUFFER_BYTES};
 

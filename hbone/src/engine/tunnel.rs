@@ -13,7 +13,7 @@ use spiffe::SpiffeId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::status::TunnelStatus;
+use super::failure::TunnelStatus;
 use crate::config::PoolConfig;
 use crate::error::Error;
 use crate::reason::Reason;

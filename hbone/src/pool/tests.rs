@@ -1,4 +1,4 @@
-use super::peers::{Choice, TunnelView, choose};
+use super::choose_tunnel::{Choice, TunnelView, choose};
 use super::*;
 
 const IDLE: TunnelView = TunnelView {

@@ -42,7 +42,15 @@ macro_rules! from_json {
     )+};
 }
 
-from_json!(EndpointSlice, Namespace, Node, ObjectMeta, Pod, Service, ServiceAccount);
+from_json!(
+    EndpointSlice,
+    Namespace,
+    Node,
+    ObjectMeta,
+    Pod,
+    Service,
+    ServiceAccount
+);
 
 fn deserialize<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(value).map_err(|error| {

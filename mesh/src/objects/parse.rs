@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::deny_placeholder::{placeholders, read_policy};
 use super::kind::{Support, support};
-use super::placeholder::{placeholders, read_policy};
 use super::{Object, Origin, PolicyKind};
 use crate::diagnostic::Diagnostic;
 use crate::id::ObjectRef;

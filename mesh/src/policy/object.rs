@@ -3,7 +3,7 @@
 //! Other kinds are typed, and an object that does not fit its type is left out. A policy that is
 //! left out no longer denies. So only the name of a policy must be readable; the policy compiler
 //! reads the rest and fails closed field by field. If not even the name can be read, a fail-closed
-//! placeholder takes the policy's place (see `objects/placeholder.rs`).
+//! placeholder takes the policy's place (see `objects/deny_placeholder.rs`).
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};

@@ -8,9 +8,11 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::contract::{DAEMON_MARK, HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT, POD_PORTS};
 use crate::netlink::{DUMP, Netlink};
 use crate::netns::Netns;
+use crate::ports_and_marks::{
+    DAEMON_MARK, HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT, POD_PORTS,
+};
 
 /// Connections that may wait to be accepted, per listener. A burst of a thousand connections of one
 /// pod must fit: with a full queue each would lose a second to a retransmitted SYN. The kernel

@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
 use super::sysctl::Families;
-use crate::contract::{MARK_MASK, RETURN_MARK, RETURN_RULE_PRIORITY, RETURN_TABLE};
 use crate::netlink::{ACK, DUMP, Netlink};
+use crate::ports_and_marks::{MARK_MASK, RETURN_MARK, RETURN_RULE_PRIORITY, RETURN_TABLE};
 
 /// Interface index of the loopback device, the same in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;

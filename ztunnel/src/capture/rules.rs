@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use std::net::IpAddr;
 
 use super::TABLE;
-use crate::contract::{
+use crate::ports_and_marks::{
     CONNTRACK_ZONE, DAEMON_MARK, HBONE_PORT, INBOUND_PLAIN_PORT, MARK_MASK, OUTBOUND_PORT,
     RETURN_MARK,
 };

@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::plan::DesiredPod;
 use super::pod_netns::{NetnsLease, NetnsLeases, NetnsSource};
 use crate::capture::{self, Capture, Drift, Redirection, Rules};
-use crate::contract::{HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT};
 use crate::dataplane::{self, DataPlane, Draining, Pod, Removal};
 use crate::identity::Identities;
 use crate::netns::{JobFailed, Netns, NetnsId, NetnsThreads};
+use crate::ports_and_marks::{HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT};
 use crate::telemetry::Telemetry;
 
 /// What every step needs. Clones share their state.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use super::TABLE;
-use crate::contract::HBONE_PORT;
+use crate::ports_and_marks::HBONE_PORT;
 
 /// The addresses that the guard matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

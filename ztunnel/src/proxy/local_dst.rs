@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh::{Endpoint, EndpointKey, Model, Service, Workload};
 
 use super::Error;
-use crate::contract::POD_PORTS;
+use crate::ports_and_marks::POD_PORTS;
 
 /// Refuses a destination that is not an address of this pod, or that is a port of the data plane.
 pub(super) fn require_local_dst(pod: &Workload, destination: SocketAddr) -> Result<(), Error> {

@@ -13,8 +13,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::Error;
-use crate::contract::DAEMON_MARK;
 use crate::netns::Netns;
+use crate::ports_and_marks::DAEMON_MARK;
 
 /// How long an application or an unmeshed destination may take to accept: SYNs go out at 0, 1, 3
 /// and 7 s.

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::engine::status::TunnelStatus;
+use crate::engine::failure::TunnelStatus;
 use crate::engine::tunnel::Load;
 use crate::error::Error;
 use crate::reason::Reason;

@@ -10,10 +10,10 @@ use http::Request;
 use tokio::time::sleep;
 
 use crate::connect::{ConnectRequest, HeaderError};
+use crate::engine::failure::TunnelStatus;
 use crate::engine::head;
 use crate::engine::recv_buffer::RecvBuffer;
 use crate::engine::relay::{self, RESET_GRACE, RelayContext};
-use crate::engine::status::TunnelStatus;
 use crate::reason::Reason;
 use crate::relay::{Chunk, Counters, RelayOpts, RelayOutcome, RelaySummary, Side};
 use crate::server::{Accepted, Peer, Rejected, TunnelService};

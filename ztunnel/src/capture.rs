@@ -21,9 +21,9 @@ pub use listeners::{PodListeners, listeners};
 pub use rules::{Redirection, Rules};
 pub use watch::NetnsWatch;
 
-use crate::contract::{RETURN_MARK, RETURN_TABLE};
 use crate::netns::Netns;
 use crate::nftables;
+use crate::ports_and_marks::{RETURN_MARK, RETURN_TABLE};
 use sysctl::Families;
 
 /// Name of the table in a pod's namespace. Only the daemon uses it.
