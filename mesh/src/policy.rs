@@ -35,6 +35,7 @@ mod decision;
 mod document;
 mod dump;
 mod envelope;
+mod evaluate;
 mod network;
 mod object;
 mod pattern;

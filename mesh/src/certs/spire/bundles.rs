@@ -17,7 +17,7 @@ use crate::certs::trust_bundle::TrustBundle;
 
 /// Deadline for the first bundle of a stream. An SVID waits as long for the first bundle.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The stream is reopened this often: one of an agent that hangs cannot be told from one without
+/// The stream is reopened this often, because a stream of a blocked agent looks like one without
 /// changes.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(300);
 

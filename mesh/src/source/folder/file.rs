@@ -12,7 +12,18 @@ use crate::diagnostic::Diagnostic;
 
 use super::RESCAN;
 use super::last_good::Documents;
-use super::scan::FileState;
+
+/// The state of a changed file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum FileState {
+    Deleted,
+    /// New content, by its hash.
+    Content(u64),
+    /// Why it cannot be read.
+    Unreadable(String),
+    /// Readable again, with the content of before.
+    Readable,
+}
 
 /// Larger files are refused. A pod is a few kilobytes; this is thousands of them in one file.
 const MAX_FILE_BYTES: u64 = 64 << 20;

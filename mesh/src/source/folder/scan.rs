@@ -13,7 +13,7 @@ use crate::id::ObjectRef;
 use crate::objects::{Object, Objects, Parsed, parse};
 use crate::params::Params;
 
-use super::file::{File, NEVER_READ};
+use super::file::{File, FileState, NEVER_READ};
 use super::last_good::{Previous, is_good, merge, reuse};
 use super::listing::{Listing, list};
 
@@ -54,18 +54,6 @@ pub(super) struct Files {
 
 /// The files that changed, with their new state.
 type Changes = BTreeMap<Arc<str>, FileState>;
-
-/// The state of a changed file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum FileState {
-    Deleted,
-    /// New content, by its hash.
-    Content(u64),
-    /// Why it cannot be read.
-    Unreadable(String),
-    /// Readable again, with the content of before.
-    Readable,
-}
 
 impl Files {
     pub(super) fn new(dir: PathBuf) -> Self {
