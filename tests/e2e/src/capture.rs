@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::{Lab, Location, Options, Process};
+use tempfile::TempDir;
 
 use crate::manifest;
 use crate::programs::{PORT, curl, nginx, url, words};
@@ -25,6 +26,11 @@ const REQUEST_TIMEOUT_SECONDS: u32 = 2;
 /// Number of responses after which traffic is flowing. A single one could have been in flight.
 const FLOWING_RESPONSES: usize = 3;
 
+const PAUSE_FILE: &str = "pause";
+
+/// Time without an echo after which nothing is in flight: ten times the interval of the sender.
+const QUIET_TIME: Duration = Duration::from_millis(500);
+
 /// The command of a server for [`Traffic`]: HTTP on [`PORT`], whose responses are the client's marker
 /// and `name`, and an echo on [`ECHO_PORT`].
 pub fn server(name: &str) -> Vec<String> {
@@ -42,6 +48,8 @@ pub struct Traffic {
     marker: String,
     requests: Process,
     established: Process,
+    /// The established connection sends nothing while this folder contains [`PAUSE_FILE`].
+    pause: TempDir,
 }
 
 impl Traffic {
@@ -73,15 +81,44 @@ impl Traffic {
              sleep 0.05; done"
         );
         let echo = SocketAddr::new(to, ECHO_PORT);
-        let socat =
-            format!("while echo {marker}; do sleep 0.05; done | exec socat -t5 - TCP:{echo}");
+        let pause = TempDir::new()?;
+        let pause_file = pause.path().join(PAUSE_FILE);
+        let socat = format!(
+            "while [ -e '{}' ] || echo {marker}; do sleep 0.05; done | exec socat -t5 - TCP:{echo}",
+            pause_file.display()
+        );
         let traffic = Self {
             marker: marker.to_owned(),
+            pause,
             requests: lab.spawn_in(&client, &["sh", "-c", &curl])?,
             established: lab.spawn_in(&client, &["sh", "-c", &socat])?,
         };
         traffic.wait_flowing(lab, Duration::from_secs(10))?;
         Ok(traffic)
+    }
+
+    /// Stops sending on the established connection, and returns when nothing is in flight on it.
+    ///
+    /// # Errors
+    /// Echoes still arrive after `within`.
+    pub fn pause_established(&self, lab: &Lab, within: Duration) -> Result<()> {
+        std::fs::write(self.pause.path().join(PAUSE_FILE), "")?;
+        let (mut echoes, mut since) = (self.echoes(), Instant::now());
+        lab.wait_until("the established connection to be idle", within, || {
+            let now = self.echoes();
+            if now != echoes {
+                (echoes, since) = (now, Instant::now());
+            }
+            (since.elapsed() >= QUIET_TIME).then_some(())
+        })
+    }
+
+    /// Sends on the established connection again.
+    ///
+    /// # Errors
+    /// It was not paused.
+    pub fn resume_established(&self) -> Result<()> {
+        Ok(std::fs::remove_file(self.pause.path().join(PAUSE_FILE))?)
     }
 
     /// The responses and error texts of all requests, oldest first. The last one may be incomplete.

@@ -61,8 +61,8 @@ impl Fixture {
         Ok([to("web", IpFamily::V4)?, to("near", IpFamily::V6)?])
     }
 
-    /// Runs `script` in these pods under traffic. Their network state must be restored, new and
-    /// established connections must flow again, and no plaintext may cross the wire meanwhile.
+    /// Runs `script` in these pods under traffic. Their network state must be restored, new connections
+    /// and established ones that were idle must flow again, and no plaintext may cross the wire meanwhile.
     fn check_repair(&self, pods: &[&str], script: &str) -> Result<()> {
         for traffic in self.wait_repaired(pods, script)? {
             traffic.wait_flowing(&self.lab, REPAIR_DEADLINE)?;
@@ -78,8 +78,13 @@ impl Fixture {
         self.check_no_plaintext()
     }
 
+    /// The established connections are idle during the repair: bytes that arrive while a pod has no NAT
+    /// rules are answered by its kernel with a reset, so bytes in flight may end a connection.
     fn wait_repaired(&self, pods: &[&str], script: &str) -> Result<[Traffic; 2]> {
         let traffic = self.start_traffic()?;
+        for traffic in &traffic {
+            traffic.pause_established(&self.lab, REPAIR_DEADLINE)?;
+        }
         let state = |pod: &&str| network_state(&self.lab, pod);
         let before: Vec<_> = pods.iter().map(state).collect::<Result<_>>()?;
         for pod in pods {
@@ -99,6 +104,9 @@ impl Fixture {
                 line.is_some_and(|line| line.contains("reason=")),
                 "no log line of {pod} has the reason of the repair: {line:?}"
             );
+        }
+        for traffic in &traffic {
+            traffic.resume_established()?;
         }
         Ok(traffic)
     }
