@@ -113,7 +113,7 @@ impl Reason {
     }
 
     /// The side at fault, from the view of the client end of a tunnel. At the server end the peer is the downstream,
-    /// and [`Fault::Upstream`] stands for it.
+    /// and [`Fault::Upstream`] represents it.
     pub const fn fault(self) -> Fault {
         match self {
             Self::SocketFailed

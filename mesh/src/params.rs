@@ -14,7 +14,7 @@ pub struct Params {
     pub trust_domain: TrustDomain,
     /// DNS suffix of services.
     pub cluster_domain: Arc<str>,
-    /// Namespaces whose pods are never meshed, whatever their labels say.
+    /// Namespaces whose pods are never meshed, regardless of their labels.
     pub excluded_namespaces: BTreeSet<String>,
     /// The namespace whose policies apply to the whole mesh.
     pub root_namespace: Arc<str>,

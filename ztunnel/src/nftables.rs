@@ -298,7 +298,7 @@ fn read_some(from: &mut impl Read, into: &mut Vec<u8>) -> Result<bool, Error> {
     Ok(read > 0)
 }
 
-/// The first two lines of an error of `nft`, which say what is wrong. The script line that it
+/// The first two lines of an error of `nft`, which describe the mistake. The script line that it
 /// quotes may be long and is cut.
 fn first_lines(message: &str) -> String {
     const MAX_LINE_CHARS: usize = 200;

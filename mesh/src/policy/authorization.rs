@@ -233,7 +233,7 @@ fn dry_run(policy: &Policy, reader: &mut Reader<'_>) -> bool {
     }
 }
 
-/// Adds notes about a policy that denies less, or more, than it says.
+/// Adds notes about a policy that denies less, or more, than it specifies.
 fn note(policy: &Authorization, attached: bool, http: &HttpAttributes, reader: &mut Reader<'_>) {
     if attached {
         let message =

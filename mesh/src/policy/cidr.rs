@@ -14,7 +14,7 @@ impl Cidr {
     ///
     /// # Errors
     ///
-    /// Says what is wrong. Rejects what two parsers may read differently: a prefix length with a
+    /// The error describes the mistake. Rejects what two parsers may read differently: a prefix length with a
     /// sign or a leading zero, and an IPv4-mapped IPv6 address.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let bad = || format!("{text:?} is not an address block such as 10.0.0.0/8 or fd00::/8");

@@ -14,8 +14,8 @@
 //!   pods, nodes and sources outside the cluster.
 //! * A pod always reaches itself.
 //!
-//! An invalid policy admits nothing and selects what it says it selects, or all pods of its namespace
-//! if the selector is invalid too. Egress is not enforced, and the policy's report says so.
+//! An invalid policy admits nothing and selects what its selector names, or all pods of its namespace
+//! if the selector is invalid too. Egress is not enforced, which the policy's report states.
 
 mod ingress_rule;
 mod spec;

@@ -7,7 +7,7 @@
 //! workload.
 //!
 //! DISABLE is PERMISSIVE: connections of the mesh use the tunnel with any mode, and plaintext is
-//! accepted. An invalid policy makes everything it selects STRICT, whatever other policies say.
+//! accepted. An invalid policy makes everything it selects STRICT, regardless of other policies.
 
 use std::sync::Arc;
 

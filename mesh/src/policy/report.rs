@@ -41,10 +41,10 @@ pub struct PolicyReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PolicyState {
-    /// Enforced as written, except for what the messages say.
+    /// Enforced as written, except for what the messages list.
     Accepted,
-    /// Part of it cannot be understood. It denies more than it says, or the last good version is
-    /// enforced; the messages say which.
+    /// Part of it cannot be understood. It denies more than it specifies, or the last good version is
+    /// enforced; the messages name which.
     Invalid,
     /// It is for a waypoint (targetRefs) or not supported here.
     NotEnforcedHere,

@@ -92,7 +92,7 @@ fn report_evicted(pod: &PodContext, peer: SocketAddr, local: SocketAddr) {
 }
 
 /// Counts and logs a tunnel that failed, with or without streams: the lines of its streams do not
-/// say what its peer did to the tunnel. A tunnel that ended in good order has only those lines.
+/// describe what its peer did to the tunnel. A tunnel that ended normally has only those lines.
 fn report_failed_tunnel(
     pod: &PodContext,
     peer: SocketAddr,

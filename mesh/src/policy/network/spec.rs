@@ -18,7 +18,7 @@ pub(crate) fn read(object: &Policy, diagnostics: &mut Diagnostics) -> NetworkPol
     let mut reader = Reader::new(diagnostics);
     let spec = spec(object, &mut reader);
     let types = types(&spec, &mut reader);
-    // An invalid field may be about ingress, whatever `policyTypes` says.
+    // An invalid field may be about ingress, regardless of `policyTypes`.
     let about_ingress = types.ingress || reader.has_error();
     let pods = match spec.get("podSelector") {
         Some(selector) => selector::parse(&selector, &mut reader),

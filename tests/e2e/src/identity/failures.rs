@@ -1,4 +1,4 @@
-//! Checks that a connection failed only while one of its ends had no valid certificate, and that the access log says so.
+//! Checks that a connection failed only while one of its ends had no valid certificate, and that the access log has the reason.
 
 use anyhow::{Result, bail};
 use lab::Lab;
