@@ -98,13 +98,20 @@ where
             biased;
             () = stop.cancelled() => return,
             Some(_) = connections.next() => {}
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    let connection = serve_connection(stream, &handler);
-                    connections.push(AssertUnwindSafe(connection).catch_unwind());
-                }
-                Err(_) => sleep(ACCEPT_BACKOFF).await,
+            stream = accept(&listener), if connections.len() < MAX_CONNECTIONS => {
+                let connection = serve_connection(stream, &handler);
+                connections.push(AssertUnwindSafe(connection).catch_unwind());
             }
+        }
+    }
+}
+
+/// Accepts the next connection. Open connections continue during the pause after a failure.
+async fn accept(listener: &tokio::net::TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(_) => sleep(ACCEPT_BACKOFF).await,
         }
     }
 }

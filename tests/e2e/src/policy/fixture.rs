@@ -1,4 +1,4 @@
-//! The lab of the policy suites: a server on each node, and four clients that policies tell apart.
+//! The lab of the policy suites: a server on each node, and four clients that policies distinguish.
 
 use std::time::Duration;
 

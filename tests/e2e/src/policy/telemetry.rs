@@ -31,7 +31,7 @@ const NODES: [&str; 2] = ["a", "b"];
 /// without the fields that differ from run to run.
 pub type Denial = (String, String, u16, String);
 
-/// Access log and metrics of the daemons at one time, to tell later events from earlier ones.
+/// Access log and metrics of the daemons at one time, to distinguish later events from earlier ones.
 #[derive(Debug)]
 pub struct Baseline {
     lines: BTreeMap<&'static str, usize>,
